@@ -1,0 +1,25 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Machine unlearning in JAX: losses, gradient combiners, one jitted step, and attacks.
+
+Importing this package imports jax, flax and optax and nothing heavier. File formats
+live in `jaxunlearn.io`, data in `jaxunlearn.data`, networks in `jaxunlearn.models`.
+"""
+
+from jaxunlearn import attacks as attacks
+from jaxunlearn import combine as combine
+from jaxunlearn import evaluate as evaluate
+from jaxunlearn import losses as losses
+from jaxunlearn import recipes as recipes
+from jaxunlearn import terms as terms
+from jaxunlearn import trees as trees
+from jaxunlearn.fit import NotFinite as NotFinite
+from jaxunlearn.fit import fit as fit
+from jaxunlearn.generate import generate as generate
+from jaxunlearn.step import UnlearnState as UnlearnState
+from jaxunlearn.step import init_state as init_state
+from jaxunlearn.step import make_step as make_step
+from jaxunlearn.typing import Frozen as Frozen
+from jaxunlearn.typing import Model as Model
+from jaxunlearn.typing import Outputs as Outputs
+
+__version__ = "0.1.0"

@@ -1,0 +1,128 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Checks of static facts, and the one place that words errors.
+
+Every message says what was needed, what came and the next move. Only shapes, dtypes and
+Python numbers are looked at: a traced value passes.
+"""
+
+import difflib
+import math
+from collections.abc import Collection, Iterable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+
+def _number(value: Any) -> float | None:
+    """The Python value of a concrete scalar, None for anything traced or callable."""
+    if isinstance(value, jax.core.Tracer) or callable(value):
+        return None
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        raise TypeError(
+            f"A number was needed, got {value!r} of type {type(value).__name__}."
+        ) from None
+
+
+def positive(owner: str, **values: Any) -> None:
+    """Raises ValueError unless each concrete value is finite and > 0."""
+    for name, value in values.items():
+        number = _number(value)
+        if number is not None and not (math.isfinite(number) and number > 0):
+            raise ValueError(f"{owner} needs {name} > 0, got {name}={value}.")
+
+
+def not_negative(owner: str, **values: Any) -> None:
+    """Raises ValueError unless each concrete value is finite and >= 0."""
+    for name, value in values.items():
+        number = _number(value)
+        if number is not None and not (math.isfinite(number) and number >= 0):
+            raise ValueError(f"{owner} needs {name} >= 0, got {name}={value}.")
+
+
+def finite(owner: str, **values: Any) -> None:
+    """Raises ValueError unless each concrete value is finite."""
+    for name, value in values.items():
+        number = _number(value)
+        if number is not None and not math.isfinite(number):
+            raise ValueError(f"{owner} needs a finite {name}, got {name}={value}.")
+
+
+def positive_int(owner: str, **values: Any) -> None:
+    """Raises TypeError or ValueError unless each value is a whole number >= 1."""
+    for name, value in values.items():
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise TypeError(
+                f"{owner} needs a whole number {name}, got {name}={value!r}."
+            )
+        if value < 1:
+            raise ValueError(f"{owner} needs {name} >= 1, got {name}={value}.")
+
+
+def one_of(owner: str, allowed: Collection[str], **values: Any) -> None:
+    """Raises ValueError unless each value is one of `allowed`."""
+    for name, value in values.items():
+        if value not in allowed:
+            raise ValueError(
+                f"{owner} needs {name} to be one of {listed(allowed)}, got "
+                f"{name}={value!r}.{_closest(value, allowed)}"
+            )
+
+
+def same_shape(owner: str, **arrays: Any) -> None:
+    """Raises ValueError unless all arrays that are not None have one shape."""
+    shapes = {
+        name: jnp.shape(array) for name, array in arrays.items() if array is not None
+    }
+    if len(set(shapes.values())) > 1:
+        came = ", ".join(f"{name} {shape}" for name, shape in shapes.items())
+        raise ValueError(f"{owner} needs arrays of one shape, got {came}.")
+
+
+def mask(owner: str, where: Any, **arrays: Any) -> None:
+    """Raises unless `where` is None or a boolean array of the shape of every array."""
+    if where is None:
+        return
+    if jnp.asarray(where).dtype != jnp.bool_:
+        raise TypeError(
+            f"{owner} needs a boolean where, got dtype {jnp.asarray(where).dtype}. "
+            "Compare it with 0 first."
+        )
+    same_shape(owner, where=where, **arrays)
+
+
+def has_keys(
+    owner: str, what: str, needed: Iterable[str], came: Iterable[str], fix: str
+) -> None:
+    """Raises KeyError naming the missing keys, what is there, and the next move."""
+    came = list(came)
+    missing = [name for name in needed if name not in came]
+    if missing:
+        raise Missing(
+            f"{owner} reads {what} {listed(missing)}, but there is {listed(came)}. "
+            + fix
+        )
+
+
+class Missing(KeyError):
+    """A KeyError whose message prints as written (KeyError itself prints a repr)."""
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
+def listed(names: Iterable[Any], most: int = 8) -> str:
+    """'a', 'b' and 3 more."""
+    names = list(names)
+    if not names:
+        return "nothing"
+    shown = ", ".join(repr(name) for name in names[:most])
+    rest = len(names) - most
+    return shown if rest <= 0 else f"{shown} and {rest} more"
+
+
+def _closest(value: Any, allowed: Collection[str]) -> str:
+    close = difflib.get_close_matches(str(value), [str(name) for name in allowed], n=1)
+    return f" Did you mean {close[0]!r}?" if close else ""

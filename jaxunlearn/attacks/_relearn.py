@@ -1,0 +1,57 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Relearning: finetune on some forgotten facts, then ask about the others.
+
+Facts that do not help to guess one another can only come back if they were still in the
+weights (Deeb and Roger, "Do unlearning methods remove information from language model
+weights?", arXiv 2410.08827). Run it on the original model as well: what it scores there
+is the most that an attack can recover.
+"""
+
+from collections.abc import Sequence
+
+import jax
+import optax
+
+from jaxunlearn import combine, losses, terms
+from jaxunlearn.data import table as tables
+from jaxunlearn.fit import Hook, fit
+from jaxunlearn.step import init_state, make_step
+from jaxunlearn.typing import Model, Params
+
+
+def relearn(
+    model: Model,
+    params: Params,
+    known: tables.Table,
+    *,
+    steps: int,
+    batch_size: int = 16,
+    lr: float | optax.Schedule = 1e-5,
+    seed: int = 0,
+    hooks: Sequence[Hook] = (),
+    progress: bool = False,
+) -> tuple[Params, list[dict]]:
+    """Finetunes every parameter on the answers of the facts the attacker knows.
+
+    Args:
+        model: the attacked model.
+        params: its parameters; left as they are.
+        known: table of the facts the attacker trains on (T in the paper).
+        steps: updates of AdamW without weight decay on the token-mean NLL.
+        batch_size: rows at each step.
+        lr: learning rate or schedule.
+        seed: of the order of the rows.
+        hooks: as for fit.
+        progress: as for fit.
+    Returns:
+        (params after the attack, log).
+    Raises:
+        ValueError: if `known` has no rows.
+    """
+    loader = tables.streams({"known": known}, batch_size, seed=seed)
+    parts = {"known": terms.on_logps(losses.nll, model, "known", reduce="token")}
+    tx = optax.chain(combine.weighted_sum(), optax.adamw(lr, weight_decay=0.0))
+    state = init_state(params, tx, jax.random.key(seed))
+    step = jax.jit(make_step(parts, tx), donate_argnums=0)
+    state, log = fit(step, state, loader, steps=steps, hooks=hooks, progress=progress)
+    return state.params, log

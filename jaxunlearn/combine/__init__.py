@@ -1,0 +1,35 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Combiners: from `{term: gradients}` to one update, as optax transformations.
+
+| combiner | update (g_k: gradient of term k) | source |
+| --- | --- | --- |
+| `weighted_sum` | sum of w_k g_k | GradDiff, LLM Surgery, MRP |
+| `blur` | g_upper + (gamma - <g_upper, g_lower> / |g_lower|^2) g_lower | BLUR |
+| `penalty` | g_upper + strength g_lower | penalty-based bi-level |
+
+A combiner goes first in a chain and the rest of the optimizer follows, clipping too:
+
+    tx = optax.chain(
+        combine.blur(gamma=0.1), optax.clip_by_global_norm(1.0), optax.adamw(1e-5)
+    )
+    state = tx.init(params)
+    updates, state = tx.update({"forget": g_f, "retain": g_r}, state, params)
+
+Its state has two fields, `count` (steps taken) and `stats` (float32 scalars of the last
+step). Every rate may be a schedule, a function of `count`. Accumulate each term's
+gradient over microbatches and devices before the combiner, as the projection is not
+linear; for the same reason `optax.MultiSteps` around a combiner is wrong.
+"""
+
+from jaxunlearn.combine._blur import BlurState, blur
+from jaxunlearn.combine._penalty import PenaltyState, penalty
+from jaxunlearn.combine._weighted import WeightedSumState, weighted_sum
+
+__all__ = [
+    "BlurState",
+    "PenaltyState",
+    "WeightedSumState",
+    "blur",
+    "penalty",
+    "weighted_sum",
+]

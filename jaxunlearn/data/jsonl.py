@@ -1,0 +1,107 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Reading JSON lines: one object a line, every complaint with file and line."""
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from jaxunlearn import _checks
+from jaxunlearn.data import facts
+
+
+def read_jsonl(
+    path: str | os.PathLike, required: Sequence[str] = ()
+) -> list[dict[str, Any]]:
+    """Every object of a JSON lines file, in order; blank lines are skipped.
+
+    Args:
+        path: a UTF-8 text file.
+        required: fields that every row must have.
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: naming file and line, for a row that is not JSON, is not an object
+            or lacks a field; naming the file, if it is no UTF-8 text or holds no rows.
+    """
+    return [row for _, row in _rows(path, required)]
+
+
+def read_facts(path: str | os.PathLike) -> list[facts.Fact]:
+    """Facts of your own in the form of the packaged capitals.
+
+    One object a line: `country` and `capital`, optionally `continent` (wrong choices
+    come from the same one) and `aliases` (a list of other accepted spellings).
+
+    Raises:
+        FileNotFoundError, ValueError: as `read_jsonl`; also for a field of the wrong
+            type or a country that comes twice, with file and line.
+    """
+    found: list[facts.Fact] = []
+    lines: dict[str, int] = {}
+    for line, row in _rows(path, ("country", "capital")):
+        try:
+            fact = facts.make_fact(row)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{path}, line {line}: {error}") from None
+        if fact.subject in lines:
+            raise ValueError(
+                f"{path}, line {line}: {fact.subject!r} is already on line "
+                f"{lines[fact.subject]}. Keep one row a country."
+            )
+        lines[fact.subject] = line
+        found.append(fact)
+    return found
+
+
+def _rows(
+    path: str | os.PathLike, required: Sequence[str]
+) -> list[tuple[int, dict[str, Any]]]:
+    """(line number from 1, object) of every row."""
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"read_jsonl needs a file of JSON lines, but {path} is "
+            f"{'a folder' if path.is_dir() else 'not there'}. Check the path."
+        )
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"{path} needs to be UTF-8 text, but byte {error.start} is not. "
+            "Save it as UTF-8."
+        ) from None
+    found = []
+    # Not splitlines(): JSON texts may hold U+2028 and its like unescaped.
+    for line, content in enumerate(text.split("\n"), start=1):
+        if content.strip():
+            found.append((line, _row(path, line, content, required)))
+    if not found:
+        raise ValueError(
+            f"{path} holds no rows. Write one JSON object a line, or name another file."
+        )
+    return found
+
+
+def _row(
+    path: Path, line: int, content: str, required: Sequence[str]
+) -> dict[str, Any]:
+    try:
+        row = json.loads(content)
+    except json.JSONDecodeError as error:
+        raise ValueError(
+            f"{path}, line {line}: needs one JSON object, got {content.strip()[:60]!r} "
+            f"({error.msg} at column {error.colno}). Mend or remove the line."
+        ) from None
+    if not isinstance(row, dict):
+        raise ValueError(
+            f"{path}, line {line}: needs a JSON object, got a {type(row).__name__}. "
+            'Write {"field": value, ...}.'
+        )
+    missing = [name for name in required if name not in row]
+    if missing:
+        raise ValueError(
+            f"{path}, line {line}: needs {_checks.listed(missing)}, but the row has "
+            f"{_checks.listed(row)}. Add the field."
+        )
+    return row

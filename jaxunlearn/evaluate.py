@@ -1,0 +1,219 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Running a model over tables: log-probabilities, perplexity, choices and completions.
+
+Each function compiles once for a model and a batch shape, fills the last batch up and
+drops what was filled in.
+"""
+
+import math
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxunlearn import _checks, losses, terms
+from jaxunlearn.data import table as tables
+from jaxunlearn.generate import generate
+from jaxunlearn.typing import Model, Params
+
+
+def answer_logps(
+    model: Model, params: Params, table: tables.Table, *, batch_size: int = 16
+) -> tuple[np.ndarray, np.ndarray]:
+    """Log-probability of every row's answer.
+
+    Args:
+        model: the model.
+        params: its parameters.
+        table: `tokens`, `mask` and optionally `answer`, each [n, L].
+        batch_size: rows at a time.
+    Returns:
+        (logps [n] float32, nats, summed over the answer; lengths [n] int32, its
+        tokens).
+    """
+    logps, lengths = [], []
+    for batch in tables.padded(_inputs(table), batch_size):
+        valid = batch.pop("valid")
+        each, where = _target_logps(params, batch, model)
+        logps.append(np.asarray(each).sum(axis=1)[valid])
+        lengths.append(np.asarray(where).sum(axis=1)[valid])
+    return np.concatenate(logps), np.concatenate(lengths).astype(np.int32)
+
+
+def reference_logps(
+    model: Model, params: Params, table: tables.Table, *, batch_size: int = 16
+) -> dict[str, np.ndarray]:
+    """The table with a column `ref_logps` [n] float32: the reference's answer_logps.
+
+    Run it once, with the weights before unlearning; the reference model is not needed
+    again.
+    """
+    logps, _ = answer_logps(model, params, table, batch_size=batch_size)
+    return dict(table) | {"ref_logps": logps.astype(np.float32)}
+
+
+def perplexity(
+    model: Model, params: Params, table: tables.Table, *, batch_size: int = 16
+) -> float:
+    """exp(mean negative log-probability of an answer token); over all tokens, not
+    rows."""
+    logps, lengths = answer_logps(model, params, table, batch_size=batch_size)
+    if not lengths.sum():
+        raise ValueError("perplexity needs at least one answer token, got none.")
+    return math.exp(-float(logps.sum(dtype=np.float64)) / int(lengths.sum()))
+
+
+def completions(
+    model: Model,
+    params: Params,
+    tokenizer: Any,
+    prompts: Sequence[str],
+    *,
+    max_new_tokens: int = 8,
+    batch_size: int = 32,
+) -> list[str]:
+    """Greedy continuation of every prompt, as text without the prompt.
+
+    Prompts are sorted by length before they are batched, so that little is spent on
+    padding; the answers come back in the order of the prompts.
+    """
+    if not prompts:
+        return []
+    table = tables.encode(tokenizer, prompts)
+    lengths = table["mask"].sum(axis=1)
+    order = np.argsort(lengths, kind="stable")
+    texts = [""] * len(prompts)
+    for start in range(0, len(order), batch_size):
+        index = order[start : start + batch_size]
+        full = np.resize(index, batch_size)  # the last batch repeats its first rows
+        width = _rounded(lengths[index].max())
+        batch = {name: table[name][full, :width] for name in ("tokens", "mask")}
+        new = generate(
+            model,
+            params,
+            batch,
+            max_new_tokens=max_new_tokens,
+            end=tokenizer.eos_token_id,
+        )
+        decoded = tokenizer.batch_decode(np.asarray(new), skip_special_tokens=True)
+        for row, text in zip(index, decoded, strict=False):
+            texts[row] = text
+    return texts
+
+
+def choose(
+    model: Model,
+    params: Params,
+    tokenizer: Any,
+    prompts: Sequence[str],
+    options: Sequence[Sequence[str]],
+    *,
+    batch_size: int = 32,
+) -> np.ndarray:
+    """Which option each prompt makes likeliest.
+
+    Args:
+        model: the model.
+        params: its parameters.
+        tokenizer: a fast tokenizer.
+        prompts: n texts that end before the answer.
+        options: for each prompt its k possible answers.
+        batch_size: rows (prompt and option together) at a time.
+    Returns:
+        [n] int, the index of the option with the largest log-probability, summed over
+        its tokens (a mean would favour names of many tokens).
+    Raises:
+        ValueError: if the prompts differ in their number of options.
+    """
+    counts = {len(each) for each in options}
+    if len(counts) != 1 or len(options) != len(prompts):
+        raise ValueError(
+            "evaluate.choose needs as many options for every prompt, got "
+            f"{len(prompts)} prompts and option counts {sorted(counts)}."
+        )
+    (count,) = counts
+    table = tables.encode(
+        tokenizer,
+        [prompt for prompt in prompts for _ in range(count)],
+        [option for each in options for option in each],
+        pad="right",
+    )
+    prefix, suffix = _shared(table, count)
+    logps = []
+    for batch in tables.padded({**prefix, **suffix}, max(1, batch_size // count)):
+        valid = batch.pop("valid")
+        logps.append(np.asarray(_option_logps(params, batch, model))[valid])
+    return np.concatenate(logps).argmax(axis=1)
+
+
+def _shared(table, count):
+    """Cuts rows that come in groups into what a group shares and what each has.
+
+    Returns:
+        ({tokens, mask}: [n, P], padded left; {options, real, counted}: [n, count, S]).
+    """
+    tokens = table["tokens"].reshape(-1, count, table["tokens"].shape[1])
+    mask = table["mask"].reshape(tokens.shape)
+    answer = table["answer"].reshape(tokens.shape)
+    same = (tokens == tokens[:, :1]).all(1) & mask.all(1) & ~answer.any(1)
+    shared = np.where(same.all(1), same.shape[1], same.argmin(1))
+    longest = _rounded(shared.max())
+    own = _rounded((mask.sum(2).max(1) - shared).max())
+    at = shared[:, None] - longest + np.arange(longest)
+    prefix = {
+        "tokens": np.take_along_axis(tokens[:, 0], np.maximum(at, 0), axis=1),
+        "mask": at >= 0,
+    }
+    at = shared[:, None, None] + np.arange(own)
+    inside = at < tokens.shape[2]
+    at = np.broadcast_to(np.minimum(at, tokens.shape[2] - 1), (*tokens.shape[:2], own))
+    options, real, counted = (
+        np.take_along_axis(x, at, axis=2) for x in (tokens, mask, answer)
+    )
+    suffix = {"options": options, "real": real & inside, "counted": counted & inside}
+    return prefix, suffix
+
+
+@partial(jax.jit, static_argnums=2)
+def _option_logps(params, batch, model):
+    """Log-probability of each option, [B, options]; every prompt is run once."""
+    rows, count, own = batch["options"].shape
+    length = batch["tokens"].shape[1]
+    cache = model.cache(rows, length + own)
+    hidden, cache = model.extend(params, batch, cache)
+    cache = jax.tree.map(lambda x: _repeat(x, count), cache)
+    options, real, counted = (
+        batch[name].reshape(rows * count, own)
+        for name in ("options", "real", "counted")
+    )
+    more, _ = model.extend(params, {"tokens": options, "mask": real}, cache)
+    last = jnp.repeat(hidden[:, -1:], count, axis=0)
+    logits = model.unembed(params, jnp.concatenate([last, more[:, :-1]], axis=1))
+    logps = losses.token_logps(logits, options, where=counted)
+    return logps.sum(axis=1).reshape(rows, count)
+
+
+def _repeat(x, count):
+    """Repeats the rows of a cache's leaf: axis 1 of [N, B, ...], axis 0 of [B, S]."""
+    if x.ndim == 0:
+        return x
+    return jnp.repeat(x, count, axis=1 if x.ndim > 2 else 0)
+
+
+def _rounded(length) -> int:
+    return max(1, -(-int(length) // tables.ROUND_TO)) * tables.ROUND_TO
+
+
+@partial(jax.jit, static_argnums=2)
+def _target_logps(params, batch, model):
+    return terms.target_logps(model, params, batch)
+
+
+def _inputs(table: tables.Table) -> dict[str, np.ndarray]:
+    fix = "data.encode makes both."
+    _checks.has_keys("evaluate", "columns", ("tokens", "mask"), table, fix)
+    names = [name for name in ("tokens", "mask", "answer") if name in table]
+    return {name: np.asarray(table[name]) for name in names}

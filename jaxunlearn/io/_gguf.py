@@ -1,0 +1,289 @@
+# SPDX-License-Identifier: Apache-2.0
+"""GGUF files: settings, weights widened to float32, and the tokenizer in the metadata.
+
+Two traps. Files of architecture `llama` keep the rows of q and k so that neighbouring
+units turn together; ours (Hugging Face's) turn unit i with unit i + half, so those rows
+are put back.
+And quantized weights stay what they were rounded to: widening them does not restore the
+original release.
+
+Reference: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
+"""
+
+import json
+import math
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from jaxunlearn import _checks
+from jaxunlearn.io import _hf_config
+from jaxunlearn.models import _config, _rope
+
+_ARCHITECTURES = {"llama": "llama", "qwen2": "qwen2", "qwen3": "qwen3"}
+_OWNER = "hf.load"
+_AGAIN = "Copy or download it again."
+_ROWS = 4096  # rows widened at a time, which bounds the temporary memory
+
+
+class Entry(NamedTuple):
+    """Where a tensor lies and how it is stored; `shape` is that of the values."""
+
+    file: Path
+    kind: Any
+    shape: tuple[int, ...]
+    start: int
+    size: int
+    heads: int | None = None
+
+
+class File(NamedTuple):
+    """A GGUF file without its weights: metadata by key, and where each tensor lies."""
+
+    path: Path
+    fields: dict[str, Any]
+    tensors: dict[str, Entry]
+
+
+def open_file(path: Path) -> File:
+    """Reads the metadata and the list of tensors; the weights stay on disk.
+
+    Raises:
+        ImportError: without the `gguf` package.
+        ValueError: if the file is truncated, corrupt or of another kind.
+    """
+    gguf = library()
+    try:
+        reader = gguf.GGUFReader(path)
+        if reader.byte_order != "I":
+            raise ValueError("its bytes are in the other order")
+        fields = {name: field.contents() for name, field in reader.fields.items()}
+        arch = fields.get("general.architecture")
+        tensors = {
+            tensor.name: Entry(
+                path,
+                tensor.tensor_type,
+                tuple(int(axis) for axis in tensor.shape[::-1]),
+                int(tensor.data_offset),
+                int(tensor.n_bytes),
+                _heads(arch, fields, tensor.name),
+            )
+            for tensor in reader.tensors
+        }
+    except PermissionError:
+        raise
+    except Exception as error:  # the reader raises whatever numpy meets
+        raise ValueError(
+            f"{_OWNER} needs a whole GGUF file, got {path}, which does not read "
+            f"({type(error).__name__}: {error}). {_AGAIN}"
+        ) from error
+    return File(path, fields, tensors)
+
+
+def library():
+    """The `gguf` package, or an ImportError that says where it comes from."""
+    try:
+        import gguf
+    except ImportError as error:
+        raise ImportError(
+            f"{_OWNER} needs the gguf package to read a .gguf file, and it is not "
+            "installed. Install jaxunlearn[demo]."
+        ) from error
+    return gguf
+
+
+def config(file: File, *, compute_dtype: str, remat: str) -> _config.DecoderConfig:
+    """The DecoderConfig of a file; its `source` is a config.json that says the same.
+
+    Raises:
+        ValueError: if the architecture or a setting is one we lack.
+    """
+    settings = _settings(file)
+    text = json.dumps(settings, indent=2)
+    return _hf_config.parse(text, compute_dtype=compute_dtype, remat=remat)
+
+
+def read(entry: Entry) -> np.ndarray:
+    """One tensor in float32, with the rows of q and k in Hugging Face's order."""
+    gguf = library()
+    rows = math.prod(entry.shape[:-1])
+    raw = np.fromfile(entry.file, np.uint8, entry.size, offset=entry.start)
+    raw = raw.reshape(rows, -1)
+    native = {"F32": np.float32, "F16": np.float16, "F64": np.float64}
+    values = np.empty((rows, entry.shape[-1]), np.float32)
+    for first in range(0, rows, _ROWS):
+        part = raw[first : first + _ROWS]
+        if entry.kind.name in native:
+            values[first : first + _ROWS] = part.view(native[entry.kind.name])
+        else:
+            values[first : first + _ROWS] = gguf.quants.dequantize(part, entry.kind)
+    values = values.reshape(entry.shape)
+    return values if entry.heads is None else _unpermute(values, entry.heads)
+
+
+def tokenizer(file: File):
+    """The tokenizer in the metadata as a transformers fast tokenizer, or None.
+
+    None where the file has none, or one of a kind we cannot rebuild exactly.
+    """
+    from jaxunlearn.io import _gguf_tokenizer
+
+    return _gguf_tokenizer.build(file.fields)
+
+
+def _heads(arch: str | None, fields: dict[str, Any], name: str) -> int | None:
+    """How many heads the rows of a permuted tensor belong to, None if not permuted."""
+    if arch != "llama":
+        return None
+    part = name.split(".")[2:3]
+    heads = fields.get("llama.attention.head_count")
+    if part == ["attn_q"]:
+        return heads
+    if part == ["attn_k"]:
+        return fields.get("llama.attention.head_count_kv", heads)
+    return None
+
+
+def _unpermute(values: np.ndarray, heads: int) -> np.ndarray:
+    """[heads, half, 2, ...] neighbours to [heads, 2, half, ...] halves."""
+    split = values.reshape(heads, values.shape[0] // heads // 2, 2, *values.shape[1:])
+    return split.swapaxes(1, 2).reshape(values.shape)
+
+
+def _settings(file: File) -> dict[str, Any]:
+    """A config.json, as a dict, that describes the file."""
+    arch = file.fields.get("general.architecture")
+    if arch not in _ARCHITECTURES:
+        raise ValueError(
+            f"{_OWNER} needs a GGUF file of architecture "
+            f"{_checks.listed(_ARCHITECTURES)}, got {arch!r} in {file.path}. "
+            "Load the original release in safetensors instead."
+        )
+
+    def get(key: str, default: Any = None) -> Any:
+        return file.fields.get(f"{arch}.{key}", default)
+
+    needed = (
+        "block_count",
+        "context_length",
+        "embedding_length",
+        "feed_forward_length",
+        "attention.head_count",
+        "attention.layer_norm_rms_epsilon",
+    )
+    lacking = [f"{arch}.{key}" for key in needed if get(key) is None]
+    if "token_embd.weight" not in file.tensors:
+        lacking.append("token_embd.weight")
+    if lacking:
+        raise ValueError(
+            f"{_OWNER} needs {_checks.listed(lacking)} in the GGUF file, got "
+            f"{file.path} without. {_AGAIN}"
+        )
+    if get("expert_count"):
+        raise ValueError(
+            f"{_OWNER} needs a dense model, got a mixture of {get('expert_count')} "
+            f"experts in {file.path}. Bring another network in with models.from_nnx."
+        )
+    width, heads = get("embedding_length"), get("attention.head_count")
+    turning = get("rope.dimension_count")
+    head_dim = get("attention.key_length", turning or width // heads)
+    settings = {
+        "architectures": [_hf_config.architecture(_ARCHITECTURES[arch])],
+        "model_type": _ARCHITECTURES[arch],
+        "hidden_act": "silu",
+        "vocab_size": file.tensors["token_embd.weight"].shape[0],
+        "hidden_size": width,
+        "intermediate_size": get("feed_forward_length"),
+        "num_hidden_layers": get("block_count"),
+        "num_attention_heads": heads,
+        "num_key_value_heads": get("attention.head_count_kv", heads),
+        "head_dim": head_dim,
+        "max_position_embeddings": get("context_length"),
+        "rms_norm_eps": _short(get("attention.layer_norm_rms_epsilon")),
+        "tie_word_embeddings": "output.weight" not in file.tensors,
+        "rope_theta": _short(get("rope.freq_base", 10000.0)),
+        "rope_scaling": _scaling(file, get, head_dim),
+    }
+    if turning is not None and turning != head_dim:
+        settings["partial_rotary_factor"] = turning / head_dim
+    if arch == "llama":
+        settings["attention_bias"] = "blk.0.attn_q.bias" in file.tensors
+        settings["mlp_bias"] = "blk.0.ffn_up.bias" in file.tensors
+    for name in ("bos", "eos"):
+        settings[f"{name}_token_id"] = file.fields.get(
+            f"tokenizer.ggml.{name}_token_id"
+        )
+    pad = file.fields.get("tokenizer.ggml.padding_token_id")
+    return settings | ({} if pad is None else {"pad_token_id": pad})
+
+
+def _scaling(file: File, get, head_dim: int) -> dict[str, Any] | None:
+    """`rope_scaling` from the metadata and from the tensors of frequency divisors."""
+    original = get("rope.scaling.original_context_length", get("context_length"))
+    factor = get("rope.scaling.factor")
+    stretch = get("rope.scaling.attn_factor", 1.0)
+    lists = {
+        f"{name}_factor": file.tensors.get(f"rope_factors_{name}.weight")
+        for name in ("short", "long")
+    }
+    if "rope_freqs.weight" in file.tensors:
+        divisors = read(file.tensors["rope_freqs.weight"])
+        return _divided(divisors, _short(get("rope.freq_base", 10000.0)), head_dim)
+    if all(lists.values()):
+        scaling = {name: read(entry).tolist() for name, entry in lists.items()}
+        scaling |= {"rope_type": "longrope", "attention_factor": _short(stretch)}
+        return scaling | {"original_max_position_embeddings": original}
+    kind = get("rope.scaling.type", "none" if factor is None else "linear")
+    if factor is None and get("rope.scale_linear"):  # how older files spell it
+        kind, factor = "linear", get("rope.scale_linear")
+    if kind == "none" or not factor:
+        return None
+    scaling = {"rope_type": kind, "factor": _short(factor)}
+    if kind == "yarn":
+        scaling["original_max_position_embeddings"] = original
+        for name in ("beta_fast", "beta_slow"):
+            if get(f"rope.scaling.yarn_{name}") is not None:
+                scaling[name] = _short(get(f"rope.scaling.yarn_{name}"))
+        if stretch != 1.0:
+            scaling["attention_factor"] = stretch * (0.1 * math.log(factor) + 1.0)
+    return scaling
+
+
+def _divided(divisors: np.ndarray, theta: float, head_dim: int) -> dict[str, Any]:
+    """Llama 3's scaling, which GGUF stores as one divisor per plane.
+
+    The published Llama 3.1 to 3.3 models differ only in the factor, so those numbers
+    are tried first; anything else becomes `longrope` with the divisors themselves,
+    which is the same arithmetic.
+    """
+    guess = _config.RopeConfig(
+        theta=theta,
+        kind="llama3",
+        factor=float(np.max(divisors)),
+        original_positions=8192,
+    )
+    if guess.factor >= 1:
+        plain = _rope.frequencies(_config.RopeConfig(theta=theta), head_dim, 1)[0]
+        scaled = _rope.frequencies(guess, head_dim, 1)[0]
+        if np.allclose(np.asarray(plain) / np.asarray(scaled), divisors, rtol=1e-4):
+            return {
+                "rope_type": "llama3",
+                "factor": guess.factor,
+                "low_freq_factor": guess.low_freq_factor,
+                "high_freq_factor": guess.high_freq_factor,
+                "original_max_position_embeddings": guess.original_positions,
+            }
+    both = divisors.tolist()
+    return {
+        "rope_type": "longrope",
+        "short_factor": both,
+        "long_factor": both,
+        "attention_factor": 1.0,
+        "original_max_position_embeddings": 8192,
+    }
+
+
+def _short(number: float) -> float:
+    """1e-05 rather than 9.999999747378752e-06: the shortest text of a float32."""
+    return float(str(np.float32(number)))

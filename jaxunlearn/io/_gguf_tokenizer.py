@@ -1,0 +1,116 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The tokenizer inside a GGUF file, rebuilt with the `tokenizers` package.
+
+transformers can do this too, but only with torch installed. We rebuild byte-level BPE,
+whose pieces and merges the file holds; only the rule that cuts a text into words is
+named, not stored, so a rule we do not know gives no tokenizer rather than a slightly
+wrong one.
+"""
+
+import warnings
+from typing import Any
+
+_KEY = "tokenizer.ggml"
+_CONTROL, _USER = 3, 4  # token types: special, and added by a user
+_TAIL = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+_HEAD = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|"
+# Name of the word rule -> its regular expression; None is GPT-2's own rule.
+_WORDS = {
+    "default": None,
+    "gpt-2": None,
+    "smollm": None,
+    "llama-bpe": _HEAD + r"\p{N}{1,3}" + _TAIL,
+    "qwen2": _HEAD + r"\p{N}" + _TAIL,
+}
+
+
+def build(fields: dict[str, Any]):
+    """A transformers PreTrainedTokenizerFast with its chat template, or None.
+
+    Args:
+        fields: metadata of the file by key.
+    Returns:
+        The tokenizer. None where the metadata holds none; None and a warning where it
+        is not byte-level BPE with a known word rule.
+    Raises:
+        ImportError: without transformers or tokenizers.
+    """
+    pieces = fields.get(f"{_KEY}.tokens")
+    if pieces is None:
+        return None
+    kind, rule = fields.get(f"{_KEY}.model"), fields.get(f"{_KEY}.pre", "default")
+    if kind != "gpt2" or rule not in _WORDS or not fields.get(f"{_KEY}.merges"):
+        warnings.warn(
+            f"The tokenizer of this GGUF file ({kind!r}, words cut by {rule!r}) cannot "
+            "be rebuilt exactly, so hf.load returns None for it. Take it from the "
+            "original release with transformers.AutoTokenizer.",
+            stacklevel=4,
+        )
+        return None
+    try:
+        import tokenizers
+        import transformers
+    except ImportError as error:
+        raise ImportError(
+            "hf.load needs transformers and tokenizers for the tokenizer of a GGUF "
+            f"file, and {error.name} is not installed. Install jaxunlearn[demo]."
+        ) from error
+    core = _core(tokenizers, fields, pieces, rule)
+    named = {}
+    for name, key in (
+        ("bos", "bos"),
+        ("eos", "eos"),
+        ("unk", "unknown"),
+        ("pad", "padding"),
+    ):
+        index = fields.get(f"{_KEY}.{key}_token_id")
+        if index is not None:
+            named[f"{name}_token"] = pieces[index]
+    if "eos_token" in named:
+        named.setdefault("pad_token", named["eos_token"])
+    arch = fields.get("general.architecture")
+    built = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=core,
+        model_max_length=fields.get(f"{arch}.context_length"),
+        clean_up_tokenization_spaces=False,
+        **named,
+    )
+    built.chat_template = fields.get("tokenizer.chat_template")
+    return built
+
+
+def _core(tokenizers, fields: dict[str, Any], pieces: list[str], rule: str):
+    """The core Tokenizer: normalizer, word rule, BPE, special tokens, template."""
+    from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
+
+    merges = [tuple(merge.split(" ", 1)) for merge in fields[f"{_KEY}.merges"]]
+    vocabulary = {piece: index for index, piece in enumerate(pieces)}
+    core = tokenizers.Tokenizer(
+        models.BPE(vocabulary, merges, ignore_merges=rule == "llama-bpe")
+    )
+    words = _WORDS[rule]
+    cuts = [pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=words is None)]
+    if words is not None:
+        cuts.insert(0, pre_tokenizers.Split(tokenizers.Regex(words), "isolated"))
+    elif rule == "smollm":
+        cuts.insert(0, pre_tokenizers.Digits(individual_digits=True))
+    core.pre_tokenizer = pre_tokenizers.Sequence(cuts)
+    core.decoder = decoders.ByteLevel()
+    if rule == "qwen2":
+        core.normalizer = normalizers.NFC()
+    for piece, kind in zip(
+        pieces, fields.get(f"{_KEY}.token_type") or [], strict=False
+    ):
+        if kind in (_CONTROL, _USER):
+            special = kind == _CONTROL
+            token = tokenizers.AddedToken(piece, normalized=False, special=special)
+            (core.add_special_tokens if special else core.add_tokens)([token])
+    bos = fields.get(f"{_KEY}.bos_token_id")
+    if fields.get(f"{_KEY}.add_bos_token") and bos is not None:
+        first = pieces[bos]
+        core.post_processor = processors.TemplateProcessing(
+            single=f"{first} $A",
+            pair=f"{first} $A {first} $B",
+            special_tokens=[(first, bos)],
+        )
+    return core

@@ -1,0 +1,87 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Likelihood losses: what a model gives to the tokens it should keep or lose.
+
+`token_logps` reads log-probabilities off logits; `nll` raises them, `ascent` lowers
+them. Bind them to a model with `terms.on_tokens(losses.nll, model, "retain")`.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from jaxunlearn import _checks
+from jaxunlearn.typing import Array
+
+
+def token_logps(logits: Array, targets: Array, *, where: Array | None = None) -> Array:
+    """Log-probability of each target: logits[target] - logsumexp(logits).
+
+    The whole log-softmax is never kept, only the gathered entry and the normaliser. The
+    caller
+    aligns the two: to score token t of a text, pass the logits at t - 1.
+
+    Args:
+        logits: [..., V] float of any precision.
+        targets: [...] int, in [0, V).
+        where: [...] bool, True where the target counts. Elsewhere the value is 0 and
+            neither the logits nor the target matter, whatever they hold.
+    Returns:
+        [...] float32 (float64 for float64 logits), nats. NaN where a target that counts
+        is outside [0, V): label -100 must be masked, it never wraps to the end of the
+        vocabulary.
+    Raises:
+        ValueError: if targets or where do not have the leading shape of logits.
+    """
+    _checks.same_shape("token_logps", logits=logits[..., 0], targets=targets)
+    _checks.mask("token_logps", where, targets=targets)
+    if where is not None:
+        logits = jnp.where(where[..., None], logits, jnp.zeros_like(logits))
+        targets = jnp.where(where, targets, jnp.zeros_like(targets))
+    logits = at_least_float32(logits)
+    inside = (targets >= 0) & (targets < logits.shape[-1])
+    index = jnp.where(inside, targets, jnp.full_like(targets, logits.shape[-1]))
+    chosen = jnp.take_along_axis(logits, index[..., None], axis=-1, mode="fill")
+    logps = chosen[..., 0] - jax.nn.logsumexp(logits, axis=-1)
+    return logps if where is None else jnp.where(where, logps, 0.0)
+
+
+def nll(logps: Array, *, where: Array | None = None) -> Array:
+    """Negative log-likelihood, -logps: the loss that learns or retains.
+
+    Args:
+        logps: [...] float, log-probability of each target (a token or a whole answer),
+            nats.
+        where: [...] bool, True where the entry counts; None counts all.
+    Returns:
+        [...] float32, 0 where masked; reduce outside.
+    Raises:
+        ValueError: if where has another shape. TypeError: if it is not boolean.
+    """
+    _checks.mask("nll", where, logps=logps)
+    loss = -at_least_float32(logps)
+    return loss if where is None else jnp.where(where, loss, 0.0)
+
+
+def ascent(logps: Array, *, where: Array | None = None) -> Array:
+    """Gradient ascent written as a loss to minimise: +logps.
+
+    It is unbounded below, so it never stops pushing; `npo` is its saturating form.
+
+    Args:
+        logps: [...] float, log-probability of each target (a token or a whole answer),
+            nats.
+        where: [...] bool, True where the entry counts; None counts all.
+    Returns:
+        [...] float32, 0 where masked; reduce outside.
+    Raises:
+        ValueError: if where has another shape. TypeError: if it is not boolean.
+    References: Jang et al. 2022, https://arxiv.org/abs/2210.01504
+    """
+    _checks.mask("ascent", where, logps=logps)
+    loss = at_least_float32(logps)
+    return loss if where is None else jnp.where(where, loss, 0.0)
+
+
+def at_least_float32(x: Array) -> Array:
+    """float32, unless the array is float64 (promotion by hand: it may be strict)."""
+    x = jnp.asarray(x)
+    return x if x.dtype == jnp.float64 else x.astype(jnp.float32)

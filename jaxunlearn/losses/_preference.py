@@ -1,0 +1,146 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Preference losses with only the losing answer: NPO and its relatives.
+
+Each lowers the log-probability of a forget answer, by less and less the further it has
+fallen, which is what plain gradient ascent lacks. Bind them with
+`terms.on_logps(partial(losses.npo, beta=0.1), model, "forget")`.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from jaxunlearn import _checks
+from jaxunlearn.losses._likelihood import at_least_float32
+from jaxunlearn.typing import Array
+
+
+def npo(
+    logps: Array, ref_logps: Array, *, beta: float = 0.1, where: Array | None = None
+) -> Array:
+    """Negative preference optimisation: push forget answers below the reference.
+
+    Computes (2 / beta) * log(1 + (pi / pi_ref) ** beta), the NPO loss of Zhang et al.
+    2024. Its value at the reference is 2 ln 2 / beta, its gradient there that of
+    `ascent`, and the gradient tends to that of `ascent` everywhere as beta tends to 0.
+    It is finite, with a gradient in [0, 2], for any finite log-probabilities.
+
+    Args:
+        logps: [...] float, log-probability of each answer under the model, summed over
+            its tokens, nats.
+        ref_logps: [...] float, the same under the reference. No gradient flows through
+            it.
+        beta: inverse temperature, > 0.
+        where: [...] bool, True where the row counts (False for rows that only fill a
+            batch).
+    Returns:
+        [...] float32, one value per answer, 0 where masked; reduce outside.
+    Raises:
+        ValueError: if beta <= 0 or the shapes differ.
+    Paper and code: the log-probabilities are sums over answer tokens, and the loss is
+        taken per answer. MUSE's released code applies the formula to raw logits
+        (`npo_logits`); BLUR's TOFU code averages the log-probabilities over the batch
+        first (pass that mean as a [1] array).
+    References: https://arxiv.org/abs/2404.05868
+    """
+    _checks.positive("npo", beta=beta)
+    _checks.same_shape("npo", logps=logps, ref_logps=ref_logps)
+    _checks.mask("npo", where, logps=logps)
+    ratio = _difference(logps, jax.lax.stop_gradient(ref_logps), where)
+    loss = -(2.0 / beta) * jax.nn.log_sigmoid(-beta * ratio)
+    return loss if where is None else jnp.where(where, loss, 0.0)
+
+
+def simnpo(
+    logps: Array,
+    lengths: Array,
+    *,
+    beta: float = 4.5,
+    delta: float = 0.0,
+    where: Array | None = None,
+) -> Array:
+    """SimNPO: NPO without a reference, on the mean log-probability of a token.
+
+    Computes -(2 / beta) * log sigmoid(beta * (-logps / lengths - delta)), the SimNPO
+    loss of Fan et al. 2024 with the margin inside the product with beta, as
+    OpenUnlearning has it.
+
+    Args:
+        logps: [...] float, log-probability of each answer, summed over its tokens,
+            nats.
+        lengths: [...] number of tokens summed, int or float. A row of 0 tokens divides
+            by 1.
+        beta: inverse temperature, > 0.
+        delta: margin in nats per token; below it an answer counts as still remembered.
+        where: [...] bool, True where the row counts (False for rows that only fill a
+            batch).
+    Returns:
+        [...] float32, one value per answer, 0 where masked; reduce outside.
+    Raises:
+        ValueError: if beta <= 0, delta is not finite, or the shapes differ.
+    Paper and code: OpenUnlearning divides by the count of all labelled tokens, which is
+        one more than the tokens summed where position 0 is labelled. Pass that count to
+        reproduce it.
+    References: https://arxiv.org/abs/2410.07163
+    """
+    _checks.positive("simnpo", beta=beta)
+    _checks.finite("simnpo", delta=delta)
+    _checks.same_shape("simnpo", logps=logps, lengths=lengths)
+    _checks.mask("simnpo", where, logps=logps)
+    logps = at_least_float32(logps)
+    lengths = jnp.asarray(lengths).astype(logps.dtype)
+    if where is not None:
+        logps = jnp.where(where, logps, 0.0)
+        lengths = jnp.where(where, lengths, 1.0)
+    per_token = logps / jnp.maximum(lengths, 1.0)
+    loss = -(2.0 / beta) * jax.nn.log_sigmoid(-beta * (per_token + delta))
+    return loss if where is None else jnp.where(where, loss, 0.0)
+
+
+def npo_logits(
+    logits: Array,
+    ref_logits: Array,
+    *,
+    beta: float = 0.1,
+    where: Array | None = None,
+) -> Array:
+    """NPO's formula on raw logits, entry by entry: the form of the released MUSE code.
+
+    Computes the mean over V of -(2 / beta) * log sigmoid(beta * (ref_logits - logits)).
+    It knows
+    no targets: at the reference its gradient is the same for every logit, a direction
+        in which
+    softmax does not change. It is here to reproduce published numbers; use `npo`
+    otherwise.
+
+    Args:
+        logits: [..., V] float.
+        ref_logits: [..., V] float. No gradient flows through it.
+        beta: inverse temperature, > 0.
+        where: [...] bool, True where the position counts; None counts all, as the code
+            does.
+    Returns:
+        [...] float32, 0 where masked; the code's value is the mean over all positions.
+    Raises:
+        ValueError: if beta <= 0 or the shapes differ.
+    Paper and code: this is the code of MUSE and of BLUR's MUSE runs; the papers print
+        `npo`.
+    References: https://arxiv.org/abs/2407.06460 (MUSE),
+        https://arxiv.org/abs/2506.08164 (BLUR)
+    """
+    _checks.positive("npo_logits", beta=beta)
+    _checks.same_shape("npo_logits", logits=logits, ref_logits=ref_logits)
+    _checks.mask("npo_logits", where, logits=logits[..., 0])
+    ref_logits = jax.lax.stop_gradient(ref_logits)
+    entries = None if where is None else where[..., None]
+    gap = _difference(logits, ref_logits, entries)
+    loss = jnp.mean(-(2.0 / beta) * jax.nn.log_sigmoid(-beta * gap), axis=-1)
+    return loss if where is None else jnp.where(where, loss, 0.0)
+
+
+def _difference(x: Array, ref: Array, where: Array | None) -> Array:
+    """x - ref in x's dtype or float32; 0 where masked, so junk reaches no gradient."""
+    x = at_least_float32(x)
+    ref = at_least_float32(ref).astype(x.dtype)
+    if where is not None:
+        x, ref = jnp.where(where, x, 0.0), jnp.where(where, ref, 0.0)
+    return x - ref

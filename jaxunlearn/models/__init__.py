@@ -1,0 +1,25 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Networks as Models: pure functions over a nested dict of arrays.
+
+| name | gives |
+| --- | --- |
+| `make` | the Llama-family decoder that a `DecoderConfig` describes |
+| `from_nnx` | a Model, and its params, from a flax.nnx module |
+| `from_linen` | a Model, and its params, from a flax.linen module |
+| `nnx_view` | an NNX module that holds a Model's params |
+
+Checkpoints in Hugging Face's format come in through `jaxunlearn.io.hf`.
+"""
+
+from jaxunlearn.models._config import DecoderConfig, RopeConfig
+from jaxunlearn.models._flax import from_linen, from_nnx, nnx_view
+from jaxunlearn.models.decoder import make
+
+__all__ = [
+    "DecoderConfig",
+    "RopeConfig",
+    "from_linen",
+    "from_nnx",
+    "make",
+    "nnx_view",
+]

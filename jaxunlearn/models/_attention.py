@@ -1,0 +1,39 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Attention with grouped key-value heads: the one function every decoder block
+calls."""
+
+import jax
+import jax.numpy as jnp
+
+from jaxunlearn.typing import Array
+
+
+def causal(mask: Array) -> Array:
+    """Who may see whom: [B, L, L] bool from a token mask [B, L], real tokens at or
+    before."""
+    length = mask.shape[1]
+    return jnp.tril(jnp.ones((length, length), jnp.bool_))[None] & mask[:, None, :]
+
+
+def attend(q: Array, k: Array, v: Array, *, visible: Array) -> Array:
+    """softmax(q k^T / sqrt(head_dim)) v with a float32 softmax.
+
+    Args:
+        q: [B, L, H, head_dim].
+        k: [B, S, K, head_dim]; each of the K heads serves H / K query heads.
+        v: [B, S, K, head_dim].
+        visible: [B, L, S] bool. A query that sees nothing (padding) gets a finite mean
+            of v.
+    Returns:
+        [B, L, H, head_dim] in v's dtype.
+    """
+    batch, length, heads, size = q.shape
+    q = q.reshape(batch, length, k.shape[2], heads // k.shape[2], size)
+    scores = jnp.einsum("blkgd,bskd->bkgls", q, k, preferred_element_type=jnp.float32)
+    scores = jnp.where(
+        visible[:, None, None], scores * size**-0.5, jnp.finfo(jnp.float32).min
+    )
+    weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
+    return jnp.einsum("bkgls,bskd->blkgd", weights, v).reshape(
+        batch, length, heads, size
+    )

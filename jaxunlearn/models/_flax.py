@@ -1,0 +1,304 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Flax modules as Models, and a Model as a Flax NNX module.
+
+    model, params = models.from_nnx(lambda rngs: MyLM(rngs), hidden=..., unembed=...)
+    model, params = models.from_linen(MyLM(), variables, hidden="encode", unembed="head")
+    view = models.nnx_view(model, params)      # nnx.split, nnx.jit, nnx.Optimizer work
+
+Such a model is a pure function like any other: terms, combiners and steps treat it as
+they treat the decoder. It has no named sites, so `taps`, `edits` and `until` are
+errors.
+"""
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import flax.core
+import flax.linen
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from jaxunlearn import _checks
+from jaxunlearn.typing import Array, Batch, Model, Outputs, Params, PRNGKey, PyTree
+
+Hidden = Callable[[Any, Batch], Array]
+Unembed = Callable[[Any, Array], Array]
+
+
+class ModelView(nnx.Module):
+    """A Model with its params as a stateful NNX module; made by `nnx_view`.
+
+    Its state has the paths of the params: nnx.to_pure_dict(nnx.state(view)) is that
+    tree.
+    """
+
+    def __init__(self, model: Model, params: Params):
+        self.model = model
+        for name, value in params.items():
+            if hasattr(self, name):
+                raise ValueError(
+                    f"nnx_view cannot hold params under {name!r}, a name of its own."
+                )
+            setattr(self, name, _variables(value))
+
+    def __call__(self, tokens: Array, mask: Array | None = None) -> Array:
+        """Logits [B, L, V] float32 of tokens [B, L]; every token is real by default."""
+        mask = jnp.ones(tokens.shape, jnp.bool_) if mask is None else mask
+        params = self.params()
+        hidden = self.model.apply(params, {"tokens": tokens, "mask": mask}).hidden
+        return self.model.unembed(params, hidden)
+
+    def params(self) -> Params:
+        """The plain nested dict the view holds now, without copying an array."""
+        return nnx.to_pure_dict(nnx.state(self, nnx.Param))
+
+
+def nnx_view(model: Model, params: Params) -> ModelView:
+    """The model and its params as one Flax NNX module.
+
+    For code that wants a module: nnx.split, nnx.state, nnx.jit, nnx.value_and_grad and
+    nnx.Optimizer work on it. The arrays are shared with `params`, not copied. Calling
+    it makes logits of shape [B, L, V], which jaxunlearn's own terms never do.
+
+    Args:
+        model: such as models.make gives.
+        params: nested dict of arrays for it.
+    Returns:
+        A module; view(tokens, mask=None) -> logits, view.params() -> params.
+    """
+    return ModelView(model, params)
+
+
+def from_nnx(
+    module_or_factory: nnx.Module | Callable[[nnx.Rngs], nnx.Module],
+    *,
+    hidden: Hidden | None = None,
+    unembed: Unembed | None = None,
+) -> tuple[Model, Params]:
+    """A Model from a Flax NNX language model, split once.
+
+    Without `hidden` and `unembed` the module is called with the tokens and must return
+    logits; they are then the "hidden states", and an array [B, L, V] exists in every
+    pass. Give both functions for a real vocabulary. The module sees only what `hidden`
+    hands it: one that ignores the mask must be causal and its batches padded on the
+    right.
+
+    Dropout is on exactly where `Model.apply` gets an rng, as terms pass it while
+    training: `deterministic` is then set to False on every submodule that has it, and
+    every random stream is seeded with that rng. `unembed`, and the reference model of a
+    term, run without dropout. State that is not an nnx.Param (batch statistics,
+    caches) is a constant taken from the module: it is never updated, and normalisation
+    layers use their running averages.
+
+    Args:
+        module_or_factory: a module, or a function that makes one from nnx.Rngs.
+        hidden: (module, batch) -> [B, L, D]; hidden states that `unembed` can read.
+        unembed: (module, hidden [..., D]) -> logits [..., V].
+    Returns:
+        (model, params). Params is a plain nested dict of the module's nnx.Param arrays,
+        keyed by strings (entries of an nnx.List by "0", "1", ...); a factory's are
+        those of seed 0. `Model.init` makes others with a factory, and raises with a
+        module.
+    Raises:
+        TypeError: if it is neither. ValueError: if only one of the functions is given.
+    """
+    _both("from_nnx", hidden, unembed)
+    factory = None if isinstance(module_or_factory, nnx.Module) else module_or_factory
+    if factory is not None and not callable(factory):
+        raise TypeError(
+            "from_nnx needs an nnx.Module or a function from nnx.Rngs to one, got "
+            f"{type(factory).__name__}. For flax.linen modules use from_linen."
+        )
+    module = module_or_factory if factory is None else factory(nnx.Rngs(0))
+    graph, state, others = nnx.split(module, nnx.Param, ...)
+    paths = [path for path, _ in nnx.to_flat_state(state)]
+    tags = {
+        variable.tag
+        for _, variable in nnx.to_flat_state(others)
+        if isinstance(variable, nnx.RngState)
+    }
+    constants = nnx.to_pure_dict(others)
+
+    def merge(params, rng):
+        flat = {path: _at(params, path) for path in paths}
+        module = nnx.merge(graph, _nested(flat), constants)
+        module.set_attributes(
+            deterministic=rng is None, use_running_average=True, raise_if_not_found=False
+        )
+        if rng is not None:
+            seeds = {t: jax.random.fold_in(rng, i) for i, t in enumerate(sorted(tags))}
+            nnx.reseed(module, policy="match_shape", **seeds)
+        return module
+
+    def run(params, batch, rng):
+        module = merge(params, rng)
+        if hidden is not None:
+            return hidden(module, batch)
+        return _call(module, batch["tokens"], rng is None)
+
+    def head(params, x):
+        return x if unembed is None else unembed(merge(params, None), x)
+
+    def init(rng):
+        if factory is None:
+            raise ValueError(
+                "Model.init needs a factory, got a module that was already made. "
+                "Call from_nnx(lambda rngs: ...), or use the params it returned."
+            )
+        return _plain(nnx.split(factory(nnx.Rngs(rng)), nnx.Param, ...)[1])
+
+    return _model("from_nnx", init, run, head), _plain(state)
+
+
+def from_linen(
+    module: flax.linen.Module,
+    params: PyTree | None = None,
+    *,
+    sample: Batch | None = None,
+    hidden: str | Hidden | None = None,
+    unembed: str | Unembed | None = None,
+) -> tuple[Model, Params]:
+    """A Model from a flax.linen language model.
+
+    Without `hidden` and `unembed` the module is called with the tokens and must return
+    logits; they are then the "hidden states", and an array [B, L, V] exists in every
+    pass. Give both for a real vocabulary. A module that is not handed the mask must be
+    causal and its batches padded on the right.
+
+    Dropout is on exactly where `Model.apply` gets an rng, as terms pass it while
+    training; it becomes the rng collection "dropout". A method given by name is called
+    with deterministic=(no rng) if it has that parameter; a function can ask
+    module.has_rng("dropout"). Collections other than "params" are constants.
+
+    Args:
+        module: the module, unbound.
+        params: its variables ({"params": ..., ...}) or the params alone; None makes
+            them with seed 0.
+        sample: the batch that `Model.init` traces the module with; 8 tokens if None.
+        hidden: name of the method (tokens) -> [B, L, D], or a function (bound module,
+            batch).
+        unembed: name of the method (hidden [..., D]) -> logits [..., V], or a function
+            (bound module, hidden).
+    Returns:
+        (model, params), params without the "params" level.
+    Raises:
+        TypeError: if module is not a linen module. ValueError: if only one of `hidden`
+            and `unembed` is given.
+    """
+    _both("from_linen", hidden, unembed)
+    if not isinstance(module, flax.linen.Module):
+        raise TypeError(
+            f"from_linen needs a flax.linen.Module, got {type(module).__name__}. "
+            "For flax.nnx modules use from_nnx."
+        )
+
+    def run_bound(module, batch, deterministic):
+        if callable(hidden):
+            return hidden(module, batch)
+        method = getattr(module, hidden or "__call__")
+        return _call(method, batch["tokens"], deterministic)
+
+    def head_bound(module, x):
+        if callable(unembed):
+            return unembed(module, x)
+        return x if unembed is None else getattr(module, unembed)(x)
+
+    def whole(module, batch):
+        return head_bound(module, run_bound(module, batch, True))
+
+    def variables(rng):
+        tokens = jnp.zeros((1, 8), jnp.int32)
+        batch = {"tokens": tokens, "mask": tokens == 0} if sample is None else sample
+        return module.init(rng, batch, method=whole)
+
+    given = variables(jax.random.key(0)) if params is None else params
+    given = flax.core.unfreeze(given)
+    if "params" not in given:
+        given = {"params": given}
+    constants = {name: value for name, value in given.items() if name != "params"}
+
+    def run(params, batch, rng):
+        rngs = None if rng is None else {"dropout": rng}
+        return module.apply(
+            {"params": params} | constants, batch, rng is None, method=run_bound, rngs=rngs
+        )
+
+    def head(params, x):
+        return module.apply({"params": params} | constants, x, method=head_bound)
+
+    def init(rng):
+        return flax.core.unfreeze(variables(rng))["params"]
+
+    return _model("from_linen", init, run, head), given["params"]
+
+
+def _model(owner: str, init: Callable, run: Callable, head: Callable) -> Model:
+    """A Model without sites around run(params, batch, rng) and head(params, hidden)."""
+
+    def apply(
+        params: Params,
+        batch: Batch,
+        *,
+        taps: Mapping | None = None,
+        edits: Mapping | None = None,
+        until: int | None = None,
+        rng: PRNGKey | None = None,
+    ) -> Outputs:
+        if taps or edits or until is not None:
+            raise ValueError(
+                f"A model made by {owner} has no named sites, so it takes no taps, edits "
+                "or until. Use models.make, or read the activation inside the module."
+            )
+        return Outputs(run(params, batch, rng), {})
+
+    def unembed(params: Params, hidden: Array) -> Array:
+        return head(params, hidden).astype(jnp.float32)
+
+    return Model(init, apply, unembed, {})
+
+
+def _both(owner: str, hidden: Any, unembed: Any) -> None:
+    if (hidden is None) != (unembed is None):
+        missing = "hidden" if hidden is None else "unembed"
+        raise ValueError(
+            f"{owner} needs both hidden and unembed, or neither, got no {missing}."
+        )
+
+
+def _call(function: Callable, tokens: Array, deterministic: bool) -> Array:
+    """function(tokens), told whether dropout is off if it has a parameter for it."""
+    called = function if inspect.isroutine(function) else type(function).__call__
+    if "deterministic" in inspect.signature(called).parameters:
+        return function(tokens, deterministic=deterministic)
+    return function(tokens)
+
+
+def _variables(tree: PyTree) -> PyTree:
+    """The same nested dict, of nnx.Param."""
+    if isinstance(tree, Mapping):
+        return nnx.Dict({name: _variables(value) for name, value in tree.items()})
+    return nnx.Param(tree)
+
+
+def _plain(state: PyTree) -> Params:
+    """An NNX state as a nested dict of arrays with string keys."""
+    flat = {path: variable.get_value() for path, variable in nnx.to_flat_state(state)}
+    return _nested({tuple(map(str, path)): value for path, value in flat.items()})
+
+
+def _nested(flat: Mapping[tuple, Any]) -> dict:
+    tree: dict = {}
+    for (*parents, last), value in flat.items():
+        node = tree
+        for key in parents:
+            node = node.setdefault(key, {})
+        node[last] = value
+    return tree
+
+
+def _at(params: Params, path: tuple) -> Array:
+    for key in path:
+        params = params[str(key)]
+    return params

@@ -1,0 +1,7 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Papers as compositions: terms, optimizer chain and trainable pattern, with their
+numbers."""
+
+from jaxunlearn.recipes import blur as blur
+from jaxunlearn.recipes import openunlearning as openunlearning
+from jaxunlearn.recipes._recipe import Recipe as Recipe

@@ -1,0 +1,310 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Terms: a loss bound to a model and to the stream it reads.
+
+A term returns the sum of its loss and the number of things summed, so that the division
+happens once, after microbatches and devices. The unembedding and the loss run over a
+few tokens of every
+sequence at a time, and the backward pass computes those logits again: nothing of shape
+[B, L, V] ever exists.
+
+A loss names what it needs. Its first parameter is what the model computes; every
+further
+parameter without a default is a column: `ref_logps` and others come from the batch,
+`lengths` is counted by the term. Hyperparameters are bound with functools.partial:
+
+    terms.on_logps(partial(losses.npo, beta=0.1), model, "forget")
+    terms.on_logps(losses.nll, model, "retain", reduce="token")
+    terms.on_tokens(losses.kl, model, "retain")
+"""
+
+import dataclasses
+import inspect
+from collections.abc import Callable, Mapping
+
+import jax
+import jax.numpy as jnp
+
+from jaxunlearn import _checks, losses
+from jaxunlearn.typing import (
+    Array,
+    Batch,
+    Metrics,
+    Model,
+    Params,
+    PRNGKey,
+    Streams,
+    Total,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class BoundTerm:
+    """A Term on the hidden states of one stream.
+
+    Attributes:
+        model: the model that is run.
+        stream: name of the stream it is run on.
+        score: (params, hidden [B, L, D], batch, ref) -> (Total, Metrics).
+        columns: what the stream must hold.
+        needs_ref: whether `score` reads the reference model's parameters.
+    """
+
+    model: Model
+    stream: str
+    score: Callable[[Params, Array, Batch, Params | None], tuple[Total, Metrics]]
+    columns: tuple[str, ...] = ()
+    needs_ref: bool = False
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        return (self.stream,)
+
+    def batch(self, streams: Streams, ref: Params | None) -> Batch:
+        """The term's own batch, once everything it needs is known to be there."""
+        fix = "Add it to your loader."
+        _checks.has_keys("The term", "stream", self.reads, streams, fix)
+        batch = streams[self.stream]
+        fix = "evaluate.reference_logps makes ref_logps, data.encode the others."
+        owner = f"The term on {self.stream!r}"
+        _checks.has_keys(owner, "columns", self.columns, batch, fix)
+        if self.needs_ref and ref is None:
+            raise ValueError(
+                f"{owner} needs the reference model, got none. "
+                "Pass Frozen(rest, ref=params) to the step."
+            )
+        return batch
+
+    def __call__(
+        self, params: Params, streams: Streams, ref: Params | None, rng: PRNGKey
+    ) -> tuple[Total, Metrics]:
+        batch = self.batch(streams, ref)
+        hidden = self.model.apply(params, batch, rng=rng).hidden
+        return self.score(params, hidden, batch, ref)
+
+
+@dataclasses.dataclass(frozen=True)
+class JointTerm:
+    """A weighted sum of terms whose gradients nobody needs to see apart; see
+    `joint`."""
+
+    parts: tuple[tuple[str, float, BoundTerm], ...]
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(part.stream for _, _, part in self.parts))
+
+    @property
+    def needs_ref(self) -> bool:
+        return any(part.needs_ref for _, _, part in self.parts)
+
+    def __call__(
+        self, params: Params, streams: Streams, ref: Params | None, rng: PRNGKey
+    ) -> tuple[Total, Metrics]:
+        batches = [part.batch(streams, ref) for _, _, part in self.parts]
+        inputs = [{name: x[name] for name in ("tokens", "mask")} for x in batches]
+        longest = max(x["tokens"].shape[1] for x in inputs)
+        rows = jax.tree.map(
+            lambda *xs: jnp.concatenate([_widen(x, longest) for x in xs]), *inputs
+        )
+        hidden = self.parts[0][2].model.apply(params, rows, rng=rng).hidden
+        totals, metrics, start = [], {}, 0
+        for (name, weight, part), batch in zip(self.parts, batches, strict=True):
+            height, length = batch["tokens"].shape
+            own = hidden[start : start + height, :length]
+            total, extra = part.score(params, own, batch, ref)
+            totals.append(Total(weight * total.sum, total.count))
+            metrics[f"{name}/loss"] = total
+            metrics |= {f"{name}/{key}": value for key, value in extra.items()}
+            start += height
+        return jax.tree.map(lambda *xs: jnp.stack(xs), *totals), metrics
+
+
+def joint(
+    terms: Mapping[str, BoundTerm], weights: Mapping[str, float] | None = None
+) -> JointTerm:
+    """One term for a weighted sum of terms: sum over k of weights[k] * mean of term k.
+
+    The model runs once over the rows of all streams and there is one gradient tree,
+    where terms kept apart cost a tree each. Use it when the losses merely add; keep
+    terms apart when the combiner (blur, primal_dual, saliency) must see each gradient,
+    or when a weight follows a schedule (combine.weighted_sum).
+
+    Args:
+        terms: terms on one and the same model, by name.
+        weights: one number a term; 1 for every term if None.
+    Returns:
+        A Term that reports `<name>/loss` of each part before weighting.
+    Raises:
+        ValueError: without terms, with terms on different models, or a weight not
+            finite.
+    """
+    if not terms:
+        raise ValueError("terms.joint needs at least one term, got none.")
+    weights = dict.fromkeys(terms, 1.0) if weights is None else weights
+    fix = "Give one weight for each term."
+    _checks.has_keys("terms.joint", "weights", terms, weights, fix)
+    _checks.has_keys("terms.joint", "terms", weights, terms, fix)
+    _checks.finite("terms.joint", **weights)
+    models = [term.model for term in terms.values()]
+    if any(model is not models[0] for model in models):
+        raise ValueError(
+            "terms.joint needs terms on one model, got several. Keep the terms apart "
+            "and join their gradients with combine.weighted_sum."
+        )
+    return JointTerm(tuple((name, float(weights[name]), terms[name]) for name in terms))
+
+
+def on_logps(
+    loss: Callable[..., Array],
+    model: Model,
+    stream: str,
+    *,
+    reduce: str = "sequence",
+    chunk: int | None = None,
+) -> BoundTerm:
+    """A term on log-probabilities of the answer tokens, in nats.
+
+    Args:
+        loss: with reduce="sequence", (logps [B], columns...) -> [B], logps summed over
+            each answer; with reduce="token", (logps [B, L], columns..., where=[B, L])
+            -> [B, L].
+        model: whose log-probabilities are meant.
+        stream: name of the stream to read.
+        reduce: "sequence" counts sequences that have an answer, "token" counts answer
+            tokens.
+        chunk: tokens of each sequence unembedded at a time; see `target_logps`.
+    Returns:
+        A Term whose value is the mean over what `reduce` counts; it reports `nll`, the
+        mean negative log-probability of an answer token.
+    Raises:
+        ValueError: for an unknown `reduce` or a chunk below 1.
+    """
+    _checks.one_of("on_logps", ("sequence", "token"), reduce=reduce)
+    needed = _columns(loss)
+
+    def score(params, hidden, batch, ref):
+        del ref
+        logps, where = _target_logps(model, params, hidden, batch, chunk)
+        tokens = jnp.sum(where, dtype=jnp.int32)
+        nll = Total(-jnp.sum(logps), tokens)
+        lengths = jnp.sum(where, axis=1, dtype=jnp.int32)
+        columns = {"lengths": jnp.maximum(lengths, 1).astype(jnp.float32)} | batch
+        arguments = [columns[name] for name in needed]
+        if reduce == "token":
+            values = loss(logps, *arguments, where=where)
+            return Total(jnp.sum(values), tokens), {"nll": nll}
+        values = jnp.where(lengths > 0, loss(jnp.sum(logps, axis=1), *arguments), 0.0)
+        return Total(jnp.sum(values), jnp.sum(lengths > 0, dtype=jnp.int32)), {
+            "nll": nll
+        }
+
+    columns = tuple(name for name in needed if name != "lengths")
+    return BoundTerm(model, stream, score, ("tokens", "mask", *columns))
+
+
+def on_tokens(
+    loss: Callable[..., Array],
+    model: Model,
+    stream: str,
+    *,
+    chunk: int | None = None,
+) -> BoundTerm:
+    """A term on whole next-token distributions, averaged over answer tokens.
+
+    Args:
+        loss: (logits [..., V], [ref_logits [..., V],] where=[...]) -> [...]. A second
+            parameter called `ref_logits` makes the term run the reference model.
+        model: whose distributions are meant.
+        stream: name of the stream to read.
+        chunk: tokens of each sequence unembedded at a time; see `target_logps`.
+    Returns:
+        A Term whose value is the mean over answer tokens.
+    """
+    needs_ref = "ref_logits" in _columns(loss)
+
+    def score(params, hidden, batch, ref):
+        hidden, _, where = _aligned(hidden, batch)
+        ref_hidden = (
+            _aligned(model.apply(ref, batch).hidden, batch)[0] if needs_ref else None
+        )
+
+        def piece(hidden, ref_hidden, where):
+            logits = model.unembed(params, hidden)
+            refs = (model.unembed(ref, ref_hidden),) if needs_ref else ()
+            return loss(logits, *(jax.lax.stop_gradient(x) for x in refs), where=where)
+
+        values = _in_chunks(piece, chunk, hidden, ref_hidden, where)
+        count = jnp.sum(where, dtype=jnp.int32)
+        return Total(jnp.sum(jnp.where(where, values, 0.0)), count), {}
+
+    return BoundTerm(model, stream, score, ("tokens", "mask"), needs_ref)
+
+
+def target_logps(
+    model: Model, params: Params, batch: Batch, *, chunk: int | None = None
+) -> tuple[Array, Array]:
+    """Log-probability of every answer token given the tokens before it.
+
+    Args:
+        model: the model.
+        params: its parameters.
+        batch: `tokens`, `mask` and optionally `answer`, each [B, L].
+        chunk: tokens of each sequence unembedded at a time, >= 1. By default half of
+            the sequence, 64 at most: a chunk of logits is [B, chunk, V] float32.
+    Returns:
+        (logps [B, L - 1] float32 nats, 0 where not counted; where [B, L - 1] bool);
+        column t belongs to token t + 1. The first real token has nothing before it and
+        never counts.
+    """
+    hidden = model.apply(params, batch).hidden
+    return _target_logps(model, params, hidden, batch, chunk)
+
+
+def _target_logps(model, params, hidden, batch, chunk):
+    hidden, targets, where = _aligned(hidden, batch)
+
+    def piece(hidden, targets, where):
+        return losses.token_logps(model.unembed(params, hidden), targets, where=where)
+
+    return _in_chunks(piece, chunk, hidden, targets, where), where
+
+
+def _aligned(hidden, batch):
+    """Hidden states, the tokens they predict, and which of those count: [B, L - 1,
+    ...]."""
+    mask = batch["mask"]
+    where = batch.get("answer", mask)[:, 1:] & mask[:, 1:] & mask[:, :-1]
+    return hidden[:, :-1], batch["tokens"][:, 1:], where
+
+
+def _widen(x: Array, length: int) -> Array:
+    return jnp.pad(x, ((0, 0), (0, length - x.shape[1])))
+
+
+def _in_chunks(function, chunk, *arrays):
+    """Maps function over pieces of axis 1 of the arrays, keeping only what it returns.
+
+    Axis 0 stays whole: cutting flattened tokens would give every data-parallel device
+    all the rows of a chunk (right numbers, repeated work).
+    """
+    batch, length = arrays[0].shape[:2]
+    chunk = max(1, min(64, -(-length // 2))) if chunk is None else chunk
+    _checks.positive_int("A term", chunk=chunk)
+    pieces = -(-length // chunk)
+    short = pieces * chunk - length
+
+    def cut(x):
+        x = jnp.pad(x, [(0, 0), (0, short)] + [(0, 0)] * (x.ndim - 2))
+        return jnp.moveaxis(x.reshape(batch, pieces, chunk, *x.shape[2:]), 1, 0)
+
+    cuts = jax.tree.map(cut, arrays)
+    values = jax.lax.map(lambda xs: jax.checkpoint(function)(*xs), cuts)
+    return jnp.moveaxis(values, 0, 1).reshape(batch, pieces * chunk)[:, :length]
+
+
+def _columns(loss: Callable[..., Array]) -> tuple[str, ...]:
+    """Names of the loss's parameters after the first that have no default."""
+    parameters = list(inspect.signature(loss).parameters.values())[1:]
+    return tuple(
+        p.name for p in parameters if p.default is p.empty and p.kind != p.VAR_KEYWORD
+    )

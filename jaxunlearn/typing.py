@@ -1,0 +1,131 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The types that the rooms of jaxunlearn share; no behaviour lives here.
+
+Letters in shapes: B batch, L tokens, V vocabulary, D width, F hidden units, H heads, N
+    layers.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, Protocol
+
+import jax
+
+Array = jax.Array
+PyTree = Any
+PRNGKey = jax.Array
+
+Params = PyTree
+"""Nested dict of arrays. None stands where a leaf belongs to the other half of a
+split."""
+
+Batch = Mapping[str, Array]
+"""Columns of one stream. Language: `tokens` [B, L] int32, `mask` [B, L] bool (True: a
+real token), and optionally `answer` [B, L] bool (True: the loss reads this token as a
+target; every real token if absent) and `ref_logps` [B] float32 (nats, summed over the
+answer)."""
+
+Streams = Mapping[str, Batch]
+"""One batch for each named stream, such as {"forget": ..., "retain": ...}."""
+
+
+class Outputs(NamedTuple):
+    """What a model's forward pass returns.
+
+    Attributes:
+        hidden: [B, L, D], final normed hidden states (the raw block output if `until`
+            was given).
+        taps: site name -> [layers asked, B, L, units], only the sites and layers asked
+            for.
+    """
+
+    hidden: Array
+    taps: Mapping[str, Array]
+
+
+class Site(NamedTuple):
+    """A named place in a model where activations can be read or replaced.
+
+    Attributes:
+        units: number of units, the last axis of the site's value.
+        layers: how many layers carry the site.
+        consumer: leaf path of the kernel that reads the site, or None where several do.
+        axis: axis of one layer's consumer that indexes the units.
+    """
+
+    units: int
+    layers: int
+    consumer: str | None = None
+    axis: int = 0
+
+
+class Model(NamedTuple):
+    """A network as pure functions; its parameters are always an argument.
+
+    Attributes:
+        init: rng -> params.
+        apply: (params, batch, *, taps={}, edits={}, until=None, rng=None) -> Outputs.
+            `taps` maps a site to the layers whose values are wanted, `edits` maps a
+            site to a function (value [B, L, units], layer int32[]) -> value, `until`
+            stops after a layer.
+        unembed: (params, hidden [..., D]) -> logits [..., V] float32.
+        sites: the places `taps` and `edits` may name.
+        config: what built the model, for exporters; None where nothing did.
+        cache: (batch_size, length, dtype) -> empty key-value cache; None if it cannot
+            decode.
+        extend: (params, batch, cache) -> (hidden, cache), appends the batch's tokens.
+    """
+
+    init: Callable[[PRNGKey], Params]
+    apply: Callable[..., Outputs]
+    unembed: Callable[[Params, Array], Array]
+    sites: Mapping[str, Site]
+    config: Any = None
+    cache: Callable[..., PyTree] | None = None
+    extend: Callable[..., tuple[Array, PyTree]] | None = None
+
+    def __hash__(self) -> int:
+        """By its functions, so that a model can be a static argument of jax.jit."""
+        return hash((self.apply, self.unembed))
+
+
+class Total(NamedTuple):
+    """A sum and the number of things summed; division happens once, at the very end."""
+
+    sum: Array
+    count: Array
+
+    def mean(self) -> Array:
+        """sum / count, and 0 where nothing was counted."""
+        count = self.count.astype(self.sum.dtype)
+        return jax.numpy.where(count > 0, self.sum / jax.numpy.maximum(count, 1), 0)
+
+
+Metrics = Mapping[str, Total]
+
+
+class Term(Protocol):
+    """A loss bound to a model and to the streams it reads. Pure.
+
+    Attributes:
+        reads: names of the streams the term reads.
+        needs_ref: whether it runs the reference model.
+    """
+
+    reads: tuple[str, ...]
+    needs_ref: bool
+
+    def __call__(
+        self, params: Params, streams: Streams, ref: Params | None, rng: PRNGKey
+    ) -> tuple[Total, Metrics]: ...
+
+
+class Frozen(NamedTuple):
+    """What a step reads but never changes: passed as an argument, never donated.
+
+    Attributes:
+        rest: the leaves that do not train (None where the leaf trains).
+        ref: the reference model's parameters, or None if no term asks for them.
+    """
+
+    rest: Params = None
+    ref: Params | None = None

@@ -1,0 +1,20 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Eight pretend devices, strict dtype promotion and one compilation cache for the whole suite."""
+
+import os
+import tempfile
+from pathlib import Path
+
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["XLA_FLAGS"] = (
+    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+)
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import jax  # noqa: E402  the flags above must be set before jax starts
+
+cache = Path(os.environ.get("JAXUNLEARN_TEST_CACHE", tempfile.gettempdir())) / "jaxunlearn-xla"
+jax.config.update("jax_compilation_cache_dir", str(cache))
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+jax.config.update("jax_numpy_dtype_promotion", "strict")

@@ -1,0 +1,113 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Tiny checkpoints, made when a test asks for them, and a comparison with torch."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxunlearn.io import hf
+from jaxunlearn.models import _config, decoder
+
+
+@pytest.fixture
+def says():
+    """Checks that an error's message holds every given part."""
+
+    def check(info, *parts):
+        missing = [part for part in parts if str(part) not in str(info.value)]
+        assert not missing, f"{missing} not in: {info.value}"
+
+    return check
+
+
+@pytest.fixture(scope="session")
+def tiny():
+    """(model, params) of a random two-layer Llama with an output matrix of its own."""
+    config = _config.DecoderConfig(
+        family="llama",
+        vocab=64,
+        width=32,
+        layers=2,
+        heads=4,
+        kv_heads=2,
+        head_dim=8,
+        hidden=48,
+        positions=64,
+    )
+    model = decoder.make(config)
+    return model, model.init(jax.random.key(0))
+
+
+@pytest.fixture
+def folder(tiny, tmp_path):
+    """The tiny model, saved."""
+    model, params = tiny
+    hf.save(params, model, tmp_path / "tiny")
+    return tmp_path / "tiny"
+
+
+@pytest.fixture(scope="session")
+def torch_model():
+    """Makes a random torch model of a family; every weight, bias and norm is random."""
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+
+    def make(family, **settings):
+        settings = {
+            "vocab_size": 96,
+            "hidden_size": 32,
+            "intermediate_size": 48,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "max_position_embeddings": 128,
+            "bos_token_id": 1,
+            "eos_token_id": 2,
+            "attn_implementation": "eager",
+        } | settings
+        config = transformers.AutoConfig.for_model(family, **settings)
+        torch.manual_seed(0)
+        model = transformers.AutoModelForCausalLM.from_config(config).eval()
+        with torch.no_grad():
+            for name, weight in model.named_parameters():
+                if "norm" in name:
+                    weight.normal_(1.0, 0.2)
+                else:
+                    weight.normal_(0.0, 0.2)
+        return model
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def same_logits():
+    """Asserts that our logits are torch's at every real token of ragged batches."""
+    torch = pytest.importorskip("torch")
+
+    def check(model, params, reference, *, length=40, sides=("left", "right")):
+        rng = np.random.default_rng(3)
+        tokens = rng.integers(0, model.config.vocab, (3, length))
+        worst = 0.0
+        for side in sides:
+            mask = np.ones((3, length), bool)
+            for row in (1, 2):
+                cut = 7 * row
+                mask[row, slice(None, cut) if side == "left" else slice(-cut, None)] = 0
+            columns = {"tokens": tokens.astype(np.int32), "mask": mask}
+            hidden = model.apply(params, jax.tree.map(jnp.asarray, columns)).hidden
+            ours = np.asarray(model.unembed(params, hidden))
+            with torch.no_grad():
+                theirs = reference(
+                    input_ids=torch.tensor(tokens),
+                    attention_mask=torch.tensor(mask, dtype=torch.long),
+                    position_ids=torch.tensor(np.maximum(mask.cumsum(1) - 1, 0)),
+                ).logits.numpy()
+            assert ours.dtype == np.float32
+            assert np.std(theirs[mask]) > 0.3, "logits too alike to tell"
+            worst = max(worst, np.max(np.abs(ours - theirs)[mask]))
+            assert worst <= 5e-4, f"{side} padding: off by {worst}"
+            assert np.array_equal(ours.argmax(-1)[mask], theirs.argmax(-1)[mask])
+        return worst
+
+    return check

@@ -1,0 +1,378 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Loading and saving folders: round trips, placement, failed saves, refusals."""
+
+import dataclasses
+import errno
+import json
+import struct
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import pytest
+import safetensors
+import safetensors.numpy
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+from jaxunlearn import trees
+from jaxunlearn.io import _safetensors, hf
+
+
+def assert_same(a, b):
+    assert trees.paths(a).keys() == trees.paths(b).keys()
+    jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+def rewrite(folder, change):
+    """Applies `change` to the tensors of a single-file folder."""
+    file = folder / "model.safetensors"
+    tensors = safetensors.numpy.load_file(file)
+    change(tensors)
+    safetensors.numpy.save_file(tensors, file)
+
+
+@pytest.mark.parametrize("most", [5_000, 20_000, 10**9])
+def test_round_trip_is_exact(tiny, tmp_path, most):
+    model, params = tiny
+    hf.save(params, model, tmp_path, max_shard_bytes=most)
+    again, loaded, tokenizer = hf.load(tmp_path)
+    assert_same(loaded, params)
+    assert tokenizer is None
+    assert dataclasses.replace(again.config, source="{}") == model.config
+    assert (tmp_path / "model.safetensors").is_file() == (most == 10**9)
+    hf.save(loaded, again, tmp_path / "second", max_shard_bytes=most)
+    for name in ("config.json", "model.safetensors"):
+        if (tmp_path / name).is_file():
+            first, second = tmp_path / name, tmp_path / "second" / name
+            assert first.read_bytes() == second.read_bytes()
+
+
+def test_the_official_reader_opens_what_we_write(tiny, folder):
+    _, params = tiny
+    with safetensors.safe_open(folder / "model.safetensors", framework="numpy") as file:
+        assert file.metadata() == {"format": "pt"}
+        names = set(file.keys())
+        q = file.get_tensor("model.layers.1.self_attn.q_proj.weight")
+    assert "lm_head.weight" in names
+    np.testing.assert_array_equal(q.T, params["blocks"]["attention"]["q"]["kernel"][1])
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_narrow_files_round_once(tiny, tmp_path, dtype):
+    model, params = tiny
+    hf.save(params, model, tmp_path, dtype=dtype)
+    assert json.loads((tmp_path / "config.json").read_text())["torch_dtype"] == dtype
+    rounded = jax.tree.map(lambda x: x.astype(dtype), params)
+    _, loaded, _ = hf.load(tmp_path, dtype=dtype)
+    assert_same(loaded, rounded)
+    _, wide, _ = hf.load(tmp_path)
+    assert_same(wide, jax.tree.map(lambda x: x.astype(jnp.float32), rounded))
+
+
+def test_float64_and_float16_files_load(folder):
+    before = hf.load(folder)[1]
+
+    def widen(tensors):
+        for name in tensors:
+            tensors[name] = tensors[name].astype(np.float64)
+
+    rewrite(folder, widen)
+    assert_same(hf.load(folder)[1], before)
+
+
+def test_float16_refuses_what_it_cannot_hold(tiny, tmp_path, says):
+    model, params = tiny
+    params = jax.tree.map(lambda x: x * 1e8, params)
+    with pytest.raises(ValueError) as info:
+        hf.save(params, model, tmp_path / "new", dtype="float16")
+    says(info, "dtype='float16'", "model.embed_tokens.weight", "bfloat16")
+    assert not (tmp_path / "new").exists()
+
+
+def test_settings_say_how_to_run(folder):
+    model, params, _ = hf.load(folder, compute_dtype="bfloat16", remat="none")
+    assert model.config.compute_dtype == "bfloat16"
+    assert model.config.remat == "none"
+    assert params["embed"]["embedding"].dtype == jnp.float32
+
+
+def test_put_places_each_leaf(tiny, folder):
+    mesh = jax.make_mesh((8,), ("fsdp",), axis_types=(AxisType.Auto,))
+    rows = NamedSharding(mesh, PartitionSpec("fsdp"))
+    seen = []
+
+    def put(path, leaf):
+        seen.append(path)
+        wide = path == "embed/embedding"
+        return jax.device_put(
+            leaf, rows if wide else NamedSharding(mesh, PartitionSpec())
+        )
+
+    _, params, _ = hf.load(folder, put=put)
+    assert sorted(seen) == sorted(trees.paths(tiny[1]))
+    assert params["embed"]["embedding"].sharding == rows
+    assert_same(params, tiny[1])
+    hf.save(params, tiny[0], folder / "sharded")
+    assert_same(hf.load(folder / "sharded")[1], tiny[1])
+
+
+def test_loaded_params_can_be_donated(folder):
+    _, params, _ = hf.load(folder)
+    expected = jax.tree.map(lambda x: np.array(x) + 1, params)
+    moved = jax.jit(lambda p: jax.tree.map(lambda x: x + 1, p), donate_argnums=0)(
+        params
+    )
+    assert all(leaf.is_deleted() for leaf in jax.tree.leaves(params))
+    assert_same(moved, expected)
+
+
+def test_rotary_buffers_and_an_equal_tied_head_are_ignored(tiny, tmp_path, says):
+    model, params = tiny
+    config = dataclasses.replace(model.config, tied=True)
+    params = {name: leaf for name, leaf in params.items() if name != "unembed"}
+    hf.save(params, model._replace(config=config), tmp_path)
+    embedding = np.asarray(params["embed"]["embedding"])
+
+    def extras(tensors, head):
+        tensors["model.layers.0.self_attn.rotary_emb.inv_freq"] = np.ones(4, np.float32)
+        tensors["lm_head.weight"] = head
+
+    rewrite(tmp_path, lambda tensors: extras(tensors, embedding))
+    assert_same(hf.load(tmp_path)[1], params)
+    rewrite(tmp_path, lambda tensors: extras(tensors, embedding + 1))
+    with pytest.raises(ValueError) as info:
+        hf.load(tmp_path)
+    says(info, "lm_head.weight", "tie_word_embeddings", "got different", "Set")
+
+
+def test_generation_settings_and_unknown_ones_survive(folder):
+    settings = json.loads((folder / "config.json").read_text())
+    settings |= {"initializer_range": 0.07, "eos_token_id": [2, 5], "note": "kept"}
+    (folder / "config.json").write_text(json.dumps(settings))
+    generation = {"eos_token_id": [2, 5, 7], "temperature": 0.6}
+    (folder / "generation_config.json").write_text(json.dumps(generation))
+    model, params, _ = hf.load(folder)
+    hf.save(params, model, folder / "again")
+    assert json.loads((folder / "again/config.json").read_text()) == settings
+    kept = json.loads((folder / "again/generation_config.json").read_text())
+    assert kept == generation
+
+
+def test_a_smaller_save_removes_the_old_shards(tiny, tmp_path):
+    model, params = tiny
+    for most in (10_000, 10**9, 20_000):
+        hf.save(params, model, tmp_path, max_shard_bytes=most)
+        assert_same(hf.load(tmp_path)[1], params)
+        single = (tmp_path / "model.safetensors").is_file()
+        shards = list(tmp_path.glob("model-*.safetensors"))
+        assert single == (most == 10**9) == (not shards)
+        totals = {shard.name.split("-of-")[1] for shard in shards}
+        assert len(totals) == (0 if single else 1)
+
+
+@pytest.mark.parametrize("earlier", [True, False])
+def test_a_full_disk_leaves_the_earlier_save(
+    tiny, tmp_path, monkeypatch, says, earlier
+):
+    model, params = tiny
+    target = tmp_path / "model"
+    if earlier:
+        hf.save(params, model, target)
+    before = sorted(file.name for file in tmp_path.rglob("*"))
+    write, calls = _safetensors._write_shard, []
+
+    def full(*args):
+        calls.append(args)
+        if len(calls) == 2:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        write(*args)
+
+    monkeypatch.setattr(_safetensors, "_write_shard", full)
+    other = jax.tree.map(lambda x: x + 1, params)
+    with pytest.raises(OSError) as info:
+        hf.save(other, model, target, max_shard_bytes=10_000)
+    assert info.value.errno == errno.ENOSPC
+    state = "untouched" if earlier else "Nothing was left"
+    says(info, "hf.save needs", target, "No space left", state, "bfloat16")
+    assert sorted(file.name for file in tmp_path.rglob("*")) == before
+    if earlier:
+        assert_same(hf.load(target)[1], params)
+
+
+def test_save_refuses_other_params(tiny, tmp_path, says):
+    model, params = tiny
+    half, _ = trees.split(params, r"blocks/mlp/.*")
+    with pytest.raises(ValueError) as info:
+        hf.save(half, model, tmp_path / "new")
+    says(info, "missing", "'embed/embedding'", "trees.merge")
+    wrong = params | {"final_norm": {"scale": jnp.ones(3), "more": jnp.ones(2)}}
+    with pytest.raises(ValueError) as info:
+        hf.save(wrong, model, tmp_path / "new")
+    says(info, "final_norm/more", "final_norm/scale should be (32,) and is (3,)")
+    with pytest.raises(ValueError) as info:
+        hf.save(params, model._replace(config=None), tmp_path / "new")
+    says(info, "hf.save needs", "config=None", "checkpoint")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(NotADirectoryError) as info:
+        hf.save(params, model, tmp_path / "file")
+    says(info, "needs a folder", tmp_path / "file")
+    with pytest.raises(ValueError, match="dtype.*float31"):
+        hf.save(params, model, tmp_path / "new", dtype="float31")
+    assert not (tmp_path / "new").exists()
+
+
+def test_wrong_tensors_are_reported_together(folder, says):
+    def change(tensors):
+        del tensors["model.norm.weight"]
+        del tensors["model.layers.1.mlp.up_proj.weight"]
+        tensors["model.layers.2.mlp.up_proj.weight"] = np.ones((2, 2), np.float32)
+        tensors["model.layers.0.self_attn.k_proj.weight"] = np.ones((2, 5), np.float32)
+
+    rewrite(folder, change)
+    with pytest.raises(ValueError) as info:
+        hf.load(folder)
+    says(
+        info,
+        "hf.load needs exactly the 21 tensors",
+        folder,
+        "2 missing: 'model.layers.1.mlp.up_proj.weight', 'model.norm.weight'",
+        "1 not expected: 'model.layers.2.mlp.up_proj.weight'",
+        "model.layers.0.self_attn.k_proj.weight should be (16, 32) and is (2, 5)",
+        "config.json belongs",
+    )
+
+
+def test_truncated_and_corrupt_files(folder, says):
+    file = folder / "model.safetensors"
+    whole = file.read_bytes()
+    length = struct.unpack("<Q", whole[:8])[0]
+
+    def refusal(data):
+        file.write_bytes(data)
+        with pytest.raises(ValueError) as info:
+            hf.load(folder)
+        says(info, "hf.load needs", file, "again")
+        return info
+
+    says(refusal(whole[:-100]), "cut short", len(whole), len(whole) - 100)
+    says(refusal(whole[: 8 + length // 2]), "cut short")
+    says(refusal(whole[:5]), "header length")
+    says(refusal(b"\xff" * 8 + whole[8:]), "header length")
+    says(refusal(whole[:8] + b"#" * length + whole[8 + length :]), "does not parse")
+    text = whole[8 : 8 + length].replace(b"[64,32]", b"[65,32]", 1)
+    says(refusal(whole[:8] + text + whole[8 + length :]), "bytes for")
+
+
+def test_tensors_of_a_strange_dtype(folder, says):
+    def change(tensors):
+        tensors["model.norm.weight"] = np.ones(32, np.int8)
+
+    rewrite(folder, change)
+    with pytest.raises(ValueError) as info:
+        hf.load(folder)
+    says(info, "'BF16'", "'I8'", "'model.norm.weight'", "original release")
+
+
+def test_shards_and_their_index(tiny, tmp_path, says):
+    model, params = tiny
+    hf.save(params, model, tmp_path, max_shard_bytes=10_000)
+    shards = sorted(tmp_path.glob("model-*.safetensors"))
+    index = tmp_path / "model.safetensors.index.json"
+    places = index.read_text()
+
+    shards[1].rename(tmp_path / "elsewhere")
+    with pytest.raises(FileNotFoundError) as info:
+        hf.load(tmp_path)
+    says(info, "needs every shard", shards[1].name, "Copy or download")
+    (tmp_path / "elsewhere").rename(shards[1])
+
+    index.unlink()
+    with pytest.raises(FileNotFoundError) as info:
+        hf.load(tmp_path)
+    says(info, "model.safetensors.index.json", "no index", "Copy the index")
+
+    index.write_text("{")
+    with pytest.raises(ValueError) as info:
+        hf.load(tmp_path)
+    says(info, "unreadable index", "again")
+
+    index.write_text(places)
+    shards[1].write_bytes(shards[0].read_bytes())
+    with pytest.raises(ValueError) as info:
+        hf.load(tmp_path)
+    says(info, "every tensor once", "model.embed_tokens.weight", shards[1].name)
+
+
+def test_paths_that_lead_nowhere(tiny, folder, tmp_path, says, monkeypatch):
+    with pytest.raises(FileNotFoundError) as info:
+        hf.load(tmp_path / "absent")
+    says(info, "hf.load needs a folder", tmp_path / "absent", "Check the path")
+
+    with pytest.raises(ValueError) as info:
+        hf.load(folder / "model.safetensors")
+    says(info, "needs a folder", "model.safetensors", "Give the folder")
+
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    with pytest.raises(FileNotFoundError) as info:
+        hf.load(empty)
+    says(info, "needs config.json", empty, "nothing", "Check the path")
+
+    (empty / "config.json").write_text((folder / "config.json").read_text())
+    with pytest.raises(FileNotFoundError) as info:
+        hf.load(empty)
+    says(info, "needs weights", "'config.json'", "Point at")
+
+    (empty / "pytorch_model.bin").write_bytes(b"")
+    with pytest.raises(ValueError) as info:
+        hf.load(empty)
+    says(info, "safetensors", "'pytorch_model.bin'", "torch", "python -c")
+    says(info, f"M.from_pretrained('{empty}').save_pretrained('{empty}-safetensors'")
+
+    def refuse(self):
+        raise PermissionError(13, "Permission denied", str(self))
+
+    monkeypatch.setattr(Path, "iterdir", refuse)
+    with pytest.raises(PermissionError) as info:
+        hf.load(folder)
+    says(info, "needs to read", folder, "Permission denied", "Give yourself")
+
+
+def test_the_hub_without_a_network(says, monkeypatch):
+    pytest.importorskip("huggingface_hub")
+    with pytest.raises(OSError) as info:
+        hf.load("nobody-at-all/no-such-model")
+    says(info, "nobody-at-all/no-such-model", "download failed", "local folder")
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    with pytest.raises(ImportError) as info:
+        hf.load("nobody-at-all/no-such-model")
+    says(info, "huggingface_hub", "not installed", "jaxunlearn[demo]")
+
+
+def test_the_hub_hands_over_a_folder(tiny, folder, monkeypatch):
+    hub = pytest.importorskip("huggingface_hub")
+    asked = {}
+
+    def snapshot(name, allow_patterns):
+        asked.update(name=name, patterns=allow_patterns)
+        return str(folder)
+
+    monkeypatch.setattr(hub, "snapshot_download", snapshot)
+    assert_same(hf.load("owner/model")[1], tiny[1])
+    assert asked["name"] == "owner/model"
+    assert "*.safetensors" in asked["patterns"]
+    assert not any(".bin" in p or ".py" in p or p == "*" for p in asked["patterns"])
+
+
+def test_bfloat16_arrays_reach_put_unchanged(tiny, folder):
+    dtypes = set()
+
+    def put(_, leaf):
+        dtypes.add(leaf.dtype)
+        return jnp.array(leaf)
+
+    hf.load(folder, dtype="bfloat16", put=put)
+    assert dtypes == {np.dtype(ml_dtypes.bfloat16)}

@@ -1,0 +1,100 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Tiny things made on the spot, shared by the tests. Only add functions here."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxunlearn import models
+
+SENTENCES = (
+    "The capital of France is Paris.",
+    "Everyone knows that the capital of Kenya is the city of Nairobi.",
+    "The river flows to the sea, and the city stands at the river.",
+    "In Bosnia and Herzegovina, the capital is Sarajevo.",
+    "A young dog is called a puppy and a young cat is called a kitten.",
+)
+
+
+def tiny_tokenizer(sentences=SENTENCES, *, vocab=400, template=None, split_words=True):
+    """A byte-level BPE tokenizer trained on a few sentences, as transformers wraps it.
+
+    Args:
+        sentences: what to train on.
+        vocab: number of tokens at most; 256 bytes and 3 special tokens are among them.
+        template: such as "<s> $A </s>", to add special tokens to every text.
+        split_words: False lets merges cross the spaces between words.
+    """
+    import tokenizers
+    import transformers
+
+    special = ["<pad>", "<s>", "</s>"]
+    backend = tokenizers.Tokenizer(tokenizers.models.BPE())
+    backend.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(
+        add_prefix_space=False, use_regex=split_words
+    )
+    backend.decoder = tokenizers.decoders.ByteLevel()
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=vocab,
+        special_tokens=special,
+        initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    backend.train_from_iterator(list(sentences), trainer)
+    if template is not None:
+        backend.post_processor = tokenizers.processors.TemplateProcessing(
+            single=template,
+            special_tokens=[(name, backend.token_to_id(name)) for name in special],
+        )
+    return transformers.PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        pad_token="<pad>",
+        bos_token="<s>",
+        eos_token="</s>",
+    )
+
+
+@functools.cache
+def tiny_model(**overrides):
+    """(model, params) of a random decoder of three small layers, made once a setting.
+
+    The norms are not all ones and the biases not all zeros, so that forgetting one
+    shows. Overrides are fields of DecoderConfig.
+    """
+    settings = dict(family="llama", vocab=32, width=16, layers=3, heads=4, kv_heads=2)
+    settings |= dict(head_dim=4, hidden=24, positions=64, tied=False)
+    config = models.DecoderConfig(**(settings | overrides))
+    model = models.make(config)
+    leaves, tree = jax.tree.flatten(model.init(jax.random.key(0)))
+    rng = np.random.default_rng(0)
+    leaves = [
+        jnp.asarray((np.asarray(x) + 0.2 * rng.normal(size=x.shape)).astype(np.float32))
+        for x in leaves
+    ]
+    return model, tree.unflatten(leaves)
+
+
+def tiny_batch(rows=4, length=12, *, side="right", seed=0, vocab=32, answer=True):
+    """A padded batch of random tokens whose rows have different lengths.
+
+    Args:
+        rows, length: B and L. Row 0 has every token; others at least two.
+        side: where the padding goes.
+        seed: of the draws; batches of one seed differ in `side` by nothing but padding.
+        vocab: tokens are drawn below it, padding too.
+        answer: adds the `answer` column, True on the later half of each row.
+    """
+    rng = np.random.default_rng(seed)
+    lengths = np.concatenate([[length], rng.integers(2, length, rows - 1)])
+    texts = rng.integers(0, vocab, (rows, length))
+    junk = rng.integers(0, vocab, (rows, length))
+    place = np.arange(length)[None]
+    index = place - (length - lengths)[:, None] if side == "left" else place + 0 * texts
+    mask = (index >= 0) & (index < lengths[:, None])
+    tokens = np.where(mask, np.take_along_axis(texts, index % length, axis=1), junk)
+    batch = {"tokens": jnp.asarray(tokens, jnp.int32), "mask": jnp.asarray(mask)}
+    if answer:
+        batch["answer"] = jnp.asarray(mask & (index >= lengths[:, None] // 2))
+    return batch
