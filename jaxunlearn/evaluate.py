@@ -80,6 +80,7 @@ def completions(
     Prompts are sorted by length before they are batched, so that little is spent on
     padding; the answers come back in the order of the prompts.
     """
+    _checks.positive_int("completions", batch_size=batch_size)
     if not prompts:
         return []
     table = tables.encode(tokenizer, prompts)
@@ -126,13 +127,19 @@ def choose(
         [n] int, the index of the option with the largest log-probability, summed over
         its tokens (a mean would favour names of many tokens).
     Raises:
-        ValueError: if the prompts differ in their number of options.
+        ValueError: if the prompts differ in their number of options, a text is longer
+            than the model's positions, or the model has no cache.
     """
     counts = {len(each) for each in options}
     if len(counts) != 1 or len(options) != len(prompts):
         raise ValueError(
             "evaluate.choose needs as many options for every prompt, got "
             f"{len(prompts)} prompts and option counts {sorted(counts)}."
+        )
+    if model.extend is None:
+        raise ValueError(
+            "evaluate.choose needs a model with a key-value cache, got one without "
+            "`extend`. Compare answer_logps of a table of prompts and options instead."
         )
     (count,) = counts
     table = tables.encode(
@@ -141,6 +148,9 @@ def choose(
         [option for each in options for option in each],
         pad="right",
     )
+    longest = getattr(model.config, "longest", None)
+    if longest is not None:
+        tables.check_length(table, longest)
     prefix, suffix = _shared(table, count)
     logps = []
     for batch in tables.padded({**prefix, **suffix}, max(1, batch_size // count)):
@@ -157,7 +167,8 @@ def _shared(table, count):
     """
     tokens = table["tokens"].reshape(-1, count, table["tokens"].shape[1])
     mask = table["mask"].reshape(tokens.shape)
-    answer = table["answer"].reshape(tokens.shape)
+    answer = table["answer"].reshape(tokens.shape).copy()
+    answer[:, :, 0] = False  # has nothing before it, as in terms.target_logps
     same = (tokens == tokens[:, :1]).all(1) & mask.all(1) & ~answer.any(1)
     shared = np.where(same.all(1), same.shape[1], same.argmin(1))
     longest = _rounded(shared.max())

@@ -188,7 +188,8 @@ def on_logps(
         tokens = jnp.sum(where, dtype=jnp.int32)
         nll = Total(-jnp.sum(logps), tokens)
         lengths = jnp.sum(where, axis=1, dtype=jnp.int32)
-        columns = {"lengths": jnp.maximum(lengths, 1).astype(jnp.float32)} | batch
+        lengths_or_one = jnp.maximum(lengths, 1).astype(jnp.float32)
+        columns = dict(batch) | {"lengths": lengths_or_one}
         arguments = [columns[name] for name in needed]
         if reduce == "token":
             values = loss(logps, *arguments, where=where)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Eight pretend devices, strict dtype promotion and one compilation cache for the whole suite."""
+"""Eight pretend devices, strict dtype promotion, one compilation cache for the suite."""
 
 import os
 import tempfile
@@ -14,7 +14,8 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import jax  # noqa: E402  the flags above must be set before jax starts
 
-cache = Path(os.environ.get("JAXUNLEARN_TEST_CACHE", tempfile.gettempdir())) / "jaxunlearn-xla"
+kept = os.environ.get("JAXUNLEARN_TEST_CACHE", tempfile.gettempdir())
+cache = Path(kept) / "jaxunlearn-xla"
 jax.config.update("jax_compilation_cache_dir", str(cache))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 jax.config.update("jax_numpy_dtype_promotion", "strict")

@@ -6,6 +6,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.extend import core
 
 from jaxunlearn import models
 
@@ -98,3 +99,15 @@ def tiny_batch(rows=4, length=12, *, side="right", seed=0, vocab=32, answer=True
     if answer:
         batch["answer"] = jnp.asarray(mask & (index >= lengths[:, None] // 2))
     return batch
+
+
+def largest_array(function, *args):
+    """Elements of the largest array that function(*args) makes, inner jaxprs too."""
+
+    def sizes(jaxpr):
+        for equation in jaxpr.eqns:
+            yield from (variable.aval.size for variable in equation.outvars)
+            for inner in core.jaxprs_in_params(equation.params):
+                yield from sizes(inner)
+
+    return max(sizes(jax.make_jaxpr(function)(*args).jaxpr))

@@ -197,7 +197,7 @@ def _settings(config: _config.DecoderConfig) -> dict[str, Any]:
         raise ValueError(
             f"hf.save needs settings that model_type {c.family!r} has in transformers, "
             f"got {_checks.listed(f'{name}={getattr(c, name)!r}' for name in lost)}. "
-            "Choose another family, or save with io.checkpoint."
+            "Choose another family, or save with orbax-checkpoint."
         )
     return settings
 

@@ -121,7 +121,7 @@ def save(
     if not isinstance(model.config, _config.DecoderConfig):
         raise ValueError(
             "hf.save needs a model made by hf.load or models.decoder, got one with "
-            f"config={model.config!r}. Save other networks with io.checkpoint."
+            f"config={model.config!r}. Save other networks with orbax-checkpoint."
         )
     specs = _specs(params, model.config)
     files = _settings_files(model.config, dtype)
@@ -365,7 +365,7 @@ def _tokenizer(folder: Path) -> Any:
     except ImportError as error:
         raise ImportError(
             f"hf.load needs transformers for the tokenizer in {folder}, and it is not "
-            "installed. Install jaxunlearn[demo]."
+            "installed. Install transformers."
         ) from error
     return transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
 
@@ -384,7 +384,7 @@ def _download(name: str | os.PathLike) -> Path:
     except ImportError as error:
         raise ImportError(
             f"hf.load needs huggingface_hub to download {text!r}, and it is not "
-            "installed. Install jaxunlearn[demo], or give a local folder."
+            "installed. Install huggingface_hub, or give a local folder."
         ) from error
     try:
         return Path(huggingface_hub.snapshot_download(text, allow_patterns=_HUB_FILES))

@@ -11,8 +11,8 @@ from typing import Any
 class JsonLines:
     """A hook for fit that appends every entry to a file, one JSON object a line.
 
-    Lines are flushed as they are written, so a run that dies leaves all it logged. Numbers
-    that JSON cannot hold (nan, inf) are written as null.
+    Lines are flushed as they are written, so a run that dies leaves all it logged.
+    Numbers that JSON cannot hold (nan, inf) are written as null.
 
     Args:
         path: the file; missing parent folders are made.

@@ -2,7 +2,7 @@
 """Flax modules as Models, and a Model as a Flax NNX module.
 
     model, params = models.from_nnx(lambda rngs: MyLM(rngs), hidden=..., unembed=...)
-    model, params = models.from_linen(MyLM(), variables, hidden="encode", unembed="head")
+    model, params = models.from_linen(MyLM(), variables, hidden=..., unembed=...)
     view = models.nnx_view(model, params)      # nnx.split, nnx.jit, nnx.Optimizer work
 
 Such a model is a pure function like any other: terms, combiners and steps treat it as
@@ -20,7 +20,6 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxunlearn import _checks
 from jaxunlearn.typing import Array, Batch, Model, Outputs, Params, PRNGKey, PyTree
 
 Hidden = Callable[[Any, Batch], Array]
@@ -106,7 +105,8 @@ def from_nnx(
     """
     _both("from_nnx", hidden, unembed)
     factory = None if isinstance(module_or_factory, nnx.Module) else module_or_factory
-    if factory is not None and not callable(factory):
+    linen = isinstance(factory, flax.linen.Module)
+    if factory is not None and (linen or not callable(factory)):
         raise TypeError(
             "from_nnx needs an nnx.Module or a function from nnx.Rngs to one, got "
             f"{type(factory).__name__}. For flax.linen modules use from_linen."
@@ -125,7 +125,9 @@ def from_nnx(
         flat = {path: _at(params, path) for path in paths}
         module = nnx.merge(graph, _nested(flat), constants)
         module.set_attributes(
-            deterministic=rng is None, use_running_average=True, raise_if_not_found=False
+            deterministic=rng is None,
+            use_running_average=True,
+            raise_if_not_found=False,
         )
         if rng is not None:
             seeds = {t: jax.random.fold_in(rng, i) for i, t in enumerate(sorted(tags))}
@@ -222,7 +224,11 @@ def from_linen(
     def run(params, batch, rng):
         rngs = None if rng is None else {"dropout": rng}
         return module.apply(
-            {"params": params} | constants, batch, rng is None, method=run_bound, rngs=rngs
+            {"params": params} | constants,
+            batch,
+            rng is None,
+            method=run_bound,
+            rngs=rngs,
         )
 
     def head(params, x):
@@ -248,8 +254,8 @@ def _model(owner: str, init: Callable, run: Callable, head: Callable) -> Model:
     ) -> Outputs:
         if taps or edits or until is not None:
             raise ValueError(
-                f"A model made by {owner} has no named sites, so it takes no taps, edits "
-                "or until. Use models.make, or read the activation inside the module."
+                f"A model made by {owner} has no named sites, so it takes no taps, "
+                "edits or until. Use models.make, or read it inside the module."
             )
         return Outputs(run(params, batch, rng), {})
 

@@ -88,10 +88,13 @@ def slow_decoder(config, params, batch):
 
 
 @pytest.mark.parametrize("wrap", [lambda f: f, jax.jit], ids=["eager", "jit"])
-@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("side", ["left", "right", "holes"])
 def test_equals_the_slow_decoder_at_real_tokens(setting, side, wrap):
     model, params = setting
-    batch = tiny.tiny_batch(side=side)
+    batch = tiny.tiny_batch(side="left" if side == "left" else "right")
+    if side == "holes":
+        holes = jnp.arange(12) % 5 == jnp.arange(4)[:, None]
+        batch["mask"] = batch["mask"] & ~holes
     taps = {"mlp": (2, 0), "attention": (1,), "block": (0, 1, 2)}
     out = wrap(partial(model.apply, taps=taps))(params, batch)
     hidden, sites = slow_decoder(model.config, params, batch)
@@ -101,9 +104,7 @@ def test_equals_the_slow_decoder_at_real_tokens(setting, side, wrap):
     for site, layers in taps.items():
         assert out.taps[site].shape == (len(layers), 4, 12, model.sites[site].units)
         for value, layer in zip(out.taps[site], layers, strict=True):
-            assert_allclose(
-                value[real], sites[site][layer][real], rtol=1e-4, atol=1e-4
-            )
+            assert_allclose(value[real], sites[site][layer][real], rtol=1e-4, atol=1e-4)
     logits = model.unembed(params, out.hidden)
     if model.config.tied:
         kernel = np.asarray(params["embed"]["embedding"]).T
@@ -164,9 +165,7 @@ def test_junk_under_the_mask_changes_nothing(side, junk):
     grads, hidden = run(params, dirty)
     expected_grads, expected = run(params, batch)
     assert_array_equal(hidden, expected)
-    jax.tree.map(
-        partial(assert_allclose, rtol=1e-5, atol=1e-5), grads, expected_grads
-    )
+    jax.tree.map(partial(assert_allclose, rtol=1e-5, atol=1e-5), grads, expected_grads)
 
 
 def test_future_tokens_do_not_change_the_past():

@@ -1,0 +1,241 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The loop: numbering, log, hooks, and what happens when data or numbers run out."""
+
+import dataclasses
+import itertools
+import json
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from numpy.testing import assert_array_equal
+
+import jaxunlearn as ju
+from jaxunlearn import combine
+from jaxunlearn.io import log
+from jaxunlearn.typing import Frozen, Total
+
+
+@dataclasses.dataclass(frozen=True)
+class Pull:
+    """mean over rows of (w - y)^2 / 2, and the largest draw of the step's rng."""
+
+    stream: str
+    needs_ref: bool = False
+
+    @property
+    def reads(self):
+        return (self.stream,)
+
+    def __call__(self, params, streams, ref, rng):
+        y = streams[self.stream]
+        count = jnp.int32(y.shape[0])
+        error = 0.5 * jnp.sum((params["w"] - y) ** 2)
+        draw = Total(jax.random.uniform(rng, ()), jnp.int32(1))
+        return Total(error, count), {"draw": draw}
+
+
+def make(names=("forget", "retain")):
+    tx = optax.chain(combine.weighted_sum(), optax.trace(0.9), optax.scale(-0.1))
+    step = jax.jit(
+        ju.make_step({name: Pull(name) for name in names}, tx), donate_argnums=0
+    )
+    params = {"w": jnp.array([1.0, -2.0, 0.5])}
+    return step, ju.init_state(params, tx, jax.random.key(4))
+
+
+def batch(number, bad=()):
+    rng = np.random.default_rng(number)
+    draws = rng.normal(size=(2, 5, 3)).astype(np.float32)
+    streams = {"retain": draws[0], "forget": draws[1]}
+    for name, at, value in bad:
+        if number == at:
+            streams[name][2, 1] = value
+    return streams
+
+
+def loader(first=0, stop=None, bad=()):
+    numbers = itertools.count(first) if stop is None else range(first, stop)
+    return (batch(number, bad) for number in numbers)
+
+
+def run(steps, **kwargs):
+    step, state = make()
+    return ju.fit(step, state, loader(), steps=steps, **kwargs)
+
+
+def identical(actual, expected):
+    def compare(a, b):
+        if jnp.issubdtype(a.dtype, jax.dtypes.prng_key):
+            a, b = jax.random.key_data(a), jax.random.key_data(b)
+        assert a.dtype == b.dtype
+        assert_array_equal(a, b)
+
+    jax.tree.map(compare, actual, expected)
+
+
+def test_the_log_holds_plain_numbers():
+    state, entries = run(3)
+    assert int(state.step) == 3
+    assert [entry["step"] for entry in entries] == [0, 1, 2]
+    names = {"step", "seconds", "finite"}
+    for term in ("forget", "retain"):
+        names |= {f"{term}/{what}" for what in ("loss", "grad_max", "draw")}
+    for entry in entries:
+        assert set(entry) == names
+        assert type(entry["step"]) is int and type(entry["finite"]) is bool
+        floats = [v for k, v in entry.items() if k not in ("step", "finite")]
+        assert {type(value) for value in floats} == {float}
+        assert entry["seconds"] > 0
+        assert json.loads(json.dumps(entry)) == entry
+    first = batch(0)["forget"]
+    loss = 0.5 * ((np.array([1.0, -2.0, 0.5]) - first) ** 2).sum() / len(first)
+    assert entries[0]["forget/loss"] == pytest.approx(loss, rel=1e-5)
+
+
+def test_numbers_go_on_from_the_state():
+    step, state = make()
+    state, first = ju.fit(step, state, loader(), steps=2)
+    state, second = ju.fit(step, state, loader(first=2), steps=5)
+    expected, entries = run(5)
+    assert [entry["step"] for entry in second] == [2, 3, 4]
+    identical(state, expected)
+    for one, other in zip([*first, *second], entries, strict=True):
+        assert one | {"seconds": 0} == other | {"seconds": 0}
+    before = jax.tree.map(jnp.copy, state)
+    state, entries = ju.fit(step, state, loader(), steps=5)  # nothing left to do
+    assert entries == []
+    identical(state, before)
+
+
+def test_no_more_batches_are_drawn_than_are_used():
+    step, state = make()
+    numbers = loader(stop=4)
+    ju.fit(step, state, numbers, steps=3)
+    assert len(list(numbers)) == 1
+
+
+def test_frozen_reaches_the_step():
+    step, state = make()
+    seen = []
+
+    def spy(state, streams, frozen):
+        seen.append(frozen)
+        return step(state, streams, frozen)
+
+    frozen = Frozen(ref={"w": jnp.zeros(3)})
+    ju.fit(spy, state, loader(), frozen, steps=1)
+    ju.fit(spy, make()[1], loader(), steps=1)
+    assert seen[0] is frozen and seen[1] == Frozen()
+
+
+@pytest.mark.parametrize("progress", [False, True])
+def test_hooks_are_called_in_order_and_any_of_them_stops(progress):
+    calls = []
+
+    def hook(name, stop):
+        def call(state, entry):
+            calls.append((name, int(state.step), entry["step"]))
+            return entry["step"] == stop
+
+        return call
+
+    hooks = [hook("a", 1), hook("b", 7), lambda *_: None]
+    state, entries = run(6, hooks=hooks, progress=progress)
+    assert int(state.step) == len(entries) == 2
+    # The hook that stops does not keep the others from seeing the last step.
+    assert calls == [("a", 1, 0), ("b", 1, 0), ("a", 2, 1), ("b", 2, 1)]
+
+
+def test_a_loader_that_ends_too_early_is_an_error():
+    step, state = make()
+    message = "for each of 5 steps, but the loader ended before step 2. Give it more"
+    with pytest.raises(ValueError, match=message) as caught:
+        ju.fit(step, state, loader(stop=2), steps=5)
+    assert caught.value.__suppress_context__  # no StopIteration above the message
+    with pytest.raises(ValueError, match="steps >= 0, got steps=-1"):
+        ju.fit(*make(), loader(), steps=-1)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, 1e30], ids=["nan", "inf", "1e30"])
+@pytest.mark.parametrize("term", ["forget", "retain"])
+def test_a_bad_number_stops_the_run_and_keeps_the_last_good_state(term, value):
+    step, state = make()
+    bad = [(term, 3, value)]
+    with pytest.raises(ju.NotFinite) as caught:
+        ju.fit(step, state, loader(bad=bad), steps=6)
+    error, message = caught.value, str(caught.value)
+    expected, entries = run(3)
+    assert error.step == 3 and error.term == term
+    identical(error.state, expected)
+    assert int(error.state.step) == 3
+    assert len(error.log) == 4 and not error.log[3]["finite"]
+    for one, other in zip(error.log, entries, strict=False):
+        assert one | {"seconds": 0} == other | {"seconds": 0}
+    assert not math.isfinite(error.log[3][f"{term}/loss"])
+    assert message.startswith("Step 3 ") and f"but term {term!r} gave " in message
+    assert f"{term}/loss={error.log[3][f'{term}/loss']}" in message
+    assert "lower the learning rate" in message
+    # The state can go on, over other data.
+    state, entries = ju.fit(step, error.state, loader(first=3), steps=5)
+    identical(state, run(5)[0])
+
+
+def test_a_progress_bar_writes_to_standard_error_alone(capsys):
+    state, _ = run(3, progress=True)
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "3/3" in err and "forget=" in err and "retain=" in err
+    identical(state, run(3)[0])
+    assert capsys.readouterr() == ("", "")
+    step, state = make()
+    with pytest.raises(ju.NotFinite):
+        ju.fit(step, state, loader(bad=[("forget", 1, np.nan)]), steps=3, progress=True)
+    assert capsys.readouterr().err.endswith("\n")  # the bar was closed
+
+
+def test_json_lines_hold_every_metric(tmp_path):
+    path = tmp_path / "new" / "folders" / "metrics.jsonl"
+    _, entries = run(3, hooks=[log.JsonLines(path)])
+    assert [json.loads(line) for line in path.read_text().splitlines()] == entries
+
+
+def test_json_lines_write_null_for_what_json_lacks(tmp_path):
+    hook = log.JsonLines(tmp_path / "a.jsonl")
+    entry = {"step": 1, "a": math.nan, "b": math.inf, "c": -math.inf, "finite": False}
+    assert hook(None, entry) is None
+    (line,) = hook.path.read_text().splitlines()
+
+    def refuse(name):
+        raise AssertionError(f"{name} is no JSON")
+
+    read = json.loads(line, parse_constant=refuse)
+    assert read == {"step": 1, "a": None, "b": None, "c": None, "finite": False}
+
+
+def test_json_lines_begin_anew_or_go_on(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    for append, expected in ((False, 2), (True, 4), (False, 2)):
+        run(2, hooks=[log.JsonLines(path, append=append)])
+        assert len(path.read_text().splitlines()) == expected
+
+
+def test_json_lines_stay_when_the_run_dies(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    seen = []
+
+    def reads(state, entry):
+        seen.append(len(path.read_text().splitlines()))  # flushed at once
+
+    step, state = make()
+    hooks = [log.JsonLines(path), reads]
+    with pytest.raises(ju.NotFinite) as caught:
+        ju.fit(
+            step, state, loader(bad=[("retain", 3, np.nan)]), steps=6, hooks=hooks
+        )
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    assert seen == [1, 2, 3]
+    assert lines == caught.value.log[:3]
