@@ -13,6 +13,7 @@ folder.
 import argparse
 import json
 import platform
+import sys
 import time
 from importlib import metadata
 from pathlib import Path
@@ -27,16 +28,16 @@ from jaxunlearn import attacks, evaluate, recipes, trees
 from jaxunlearn.data import table
 from jaxunlearn.io import hf, log
 
-SIZES = {"forget": 16, "retain": 16, "prose": 4}
+SIZES = {"forget": 12, "retain": 12, "prose": 4}
 RETAIN = {"retain": 1.0, "prose": 1.0}
-STEPS = 32
-LEARNING_RATE = 2e-5
+STEPS = 24
+LEARNING_RATE = 4e-5
 RELEARN_STEPS = 10
 RELEARN_RATE = 2e-5
 
 
 def blur_npo(model, lr):
-    return recipes.blur.npo(model, beta=0.1, gamma=0.1, lr=lr, retain=RETAIN)
+    return recipes.blur.npo(model, beta=0.1, gamma=0.2, lr=lr, retain=RETAIN)
 
 
 def npo(model, lr):
@@ -61,13 +62,7 @@ def main(argv: list[str] | None = None) -> dict:
     output.mkdir(parents=True, exist_ok=True)
     start = time.perf_counter()
 
-    path = hf.smollm2_path() if flags.model is None else flags.model
-    print(f"Loading {path}")
-    model, params, tokenizer = hf.load(path)
-    if tokenizer is None:
-        raise SystemExit(
-            f"{path} has no tokenizer. Add its tokenizer.json to the folder."
-        )
+    model, params, tokenizer = _load(flags.model)
     print("Asking every capital, in every statement ...")
     task = capitals.make(model, params, tokenizer)
     for kind, known in (("forget", task.forget), ("retain", task.retain)):
@@ -181,11 +176,27 @@ def attack(model, original, unlearned, tokenizer, task, seed):
     return {"facts_trained": len(trained), "facts_asked": len(asked), **accuracy}
 
 
+def _load(path):
+    """Model, params and tokenizer; a path that will not load ends the program."""
+    try:
+        path = hf.smollm2_path() if path is None else path
+        print(f"Loading {path}")
+        model, params, tokenizer = hf.load(path)
+        if tokenizer is None:
+            raise ValueError(
+                f"The quickstart needs a model with a tokenizer, got {path} without "
+                "one. Add its tokenizer.json to the folder."
+            )
+    except (OSError, ValueError, ImportError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from error
+    return model, params, tokenizer
+
+
 def _versions() -> dict[str, str]:
-    names = ("jaxunlearn", "jax", "flax", "optax", "transformers")
-    return {"python": platform.python_version()} | {
-        n: metadata.version(n) for n in names
-    }
+    names = ("jax", "flax", "optax", "transformers")
+    own = {"python": platform.python_version(), "jaxunlearn": ju.__version__}
+    return own | {name: metadata.version(name) for name in names}
 
 
 def _flags(argv):

@@ -78,10 +78,10 @@ def make_step(
             them.
     Returns:
         A Step to be jitted with the state donated. Its metrics, all scalars:
-        `<term>/loss`, whatever the term reports, `<term>/grad_max` (largest
-        |gradient|), the combiner's statistics under `combine/`, and `finite`. Where a
-        loss or a gradient is not finite, `finite` is False and the state comes back
-        unchanged.
+        `<term>/loss`, whatever the term reports, `<term>/grad_norm`, the combiner's
+        statistics under `combine/`, and `finite`. Where a loss or the float32 norm of a
+        gradient is not finite (nan, inf, or beyond 1e19), `finite` is False and the
+        state comes back unchanged.
     Raises:
         ValueError: if there is no term, or a stream's rows cannot be cut (when traced).
     """
@@ -101,7 +101,7 @@ def make_step(
                 term, state.params, own, frozen, key, microbatch
             )
             metrics[f"{name}/loss"] = values[name]
-            metrics[f"{name}/grad_max"] = trees.largest(grads[name])
+            metrics[f"{name}/grad_norm"] = trees.norm(grads[name])
             metrics |= {f"{name}/{key}": total.mean() for key, total in extra.items()}
         finite = jnp.stack([jnp.isfinite(value) for value in metrics.values()]).all()
 

@@ -251,7 +251,7 @@ def target_logps(
         params: its parameters.
         batch: `tokens`, `mask` and optionally `answer`, each [B, L].
         chunk: tokens of each sequence unembedded at a time, >= 1. By default half of
-            the sequence, 64 at most: a chunk of logits is [B, chunk, V] float32.
+            the sequence, 32 at most: a chunk of logits is [B, chunk, V] float32.
     Returns:
         (logps [B, L - 1] float32 nats, 0 where not counted; where [B, L - 1] bool);
         column t belongs to token t + 1. The first real token has nothing before it and
@@ -289,7 +289,7 @@ def _in_chunks(function, chunk, *arrays):
     all the rows of a chunk (right numbers, repeated work).
     """
     batch, length = arrays[0].shape[:2]
-    chunk = max(1, min(64, -(-length // 2))) if chunk is None else chunk
+    chunk = max(1, min(32, -(-length // 2))) if chunk is None else chunk
     _checks.positive_int("A term", chunk=chunk)
     pieces = -(-length // chunk)
     short = pieces * chunk - length

@@ -87,14 +87,6 @@ def norm(tree: PyTree) -> Array:
     return jnp.sqrt(vdot(tree, tree))
 
 
-def largest(tree: PyTree) -> Array:
-    """Largest absolute value over all leaves: float32[]; nan if any entry is nan."""
-    peaks = [
-        jnp.max(jnp.abs(leaf)).astype(jnp.float32) for leaf in jax.tree.leaves(tree)
-    ]
-    return jnp.stack(peaks).max() if peaks else jnp.float32(0)
-
-
 def _dot(a: Array, b: Array) -> Array:
     return jnp.sum(a.astype(jnp.float32) * b.astype(jnp.float32))
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Eight pretend devices, strict dtype promotion, one compilation cache for the suite."""
+"""Eight pretend devices, strict promotion and one compilation cache for the suite."""
 
 import os
 import tempfile

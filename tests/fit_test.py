@@ -83,7 +83,7 @@ def test_the_log_holds_plain_numbers():
     assert [entry["step"] for entry in entries] == [0, 1, 2]
     names = {"step", "seconds", "finite"}
     for term in ("forget", "retain"):
-        names |= {f"{term}/{what}" for what in ("loss", "grad_max", "draw")}
+        names |= {f"{term}/{what}" for what in ("loss", "grad_norm", "draw")}
     for entry in entries:
         assert set(entry) == names
         assert type(entry["step"]) is int and type(entry["finite"]) is bool
@@ -233,9 +233,7 @@ def test_json_lines_stay_when_the_run_dies(tmp_path):
     step, state = make()
     hooks = [log.JsonLines(path), reads]
     with pytest.raises(ju.NotFinite) as caught:
-        ju.fit(
-            step, state, loader(bad=[("retain", 3, np.nan)]), steps=6, hooks=hooks
-        )
+        ju.fit(step, state, loader(bad=[("retain", 3, np.nan)]), steps=6, hooks=hooks)
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     assert seen == [1, 2, 3]
     assert lines == caught.value.log[:3]

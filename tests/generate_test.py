@@ -41,7 +41,9 @@ def slow(model, params, batch, count):
 
 def mixed():
     """Two rows padded left, two padded right; lengths differ."""
-    left, right = (tiny.tiny_batch(side=side, answer=False) for side in ("left", "right"))
+    left, right = (
+        tiny.tiny_batch(side=side, answer=False) for side in ("left", "right")
+    )
     pick = jnp.array([True, False, True, False])[:, None]
     return {name: jnp.where(pick, left[name], right[name]) for name in left}
 

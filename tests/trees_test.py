@@ -106,12 +106,3 @@ def test_products_accumulate_in_float32():
     assert_allclose(trees.norm(twos), 2 * np.sqrt(2**12 + 10), rtol=1e-6)
     assert float(trees.vdot({"a": None}, {"a": None})) == 0.0
     assert float(trees.norm({})) == 0.0
-
-
-def test_largest_is_the_peak_and_sees_nan():
-    tree = {"a": jnp.array([1.0, -7.0]), "b": jnp.array([[3.0]], jnp.bfloat16)}
-    assert float(trees.largest(tree)) == 7.0
-    assert trees.largest(tree).dtype == jnp.float32
-    assert np.isnan(trees.largest(tree | {"c": jnp.array(jnp.nan)}))
-    assert np.isinf(trees.largest(tree | {"c": jnp.array(-jnp.inf)}))
-    assert float(trees.largest({})) == 0.0

@@ -288,7 +288,10 @@ def _edit(edits, site, value, index):
 
 
 def _dense(layer: Params, x: Array) -> Array:
-    y = x @ layer["kernel"].astype(x.dtype)
+    # One axis of rows: the gradient of a product summed over two axes makes XLA copy
+    # activations into transposed order on CPU, an eighth of the step at 135M.
+    kernel = layer["kernel"].astype(x.dtype)
+    y = (x.reshape(-1, x.shape[-1]) @ kernel).reshape(*x.shape[:-1], kernel.shape[-1])
     return y + layer["bias"].astype(x.dtype) if "bias" in layer else y
 
 

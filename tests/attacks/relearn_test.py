@@ -91,9 +91,10 @@ def world(promotion):
             "forget": evaluate.reference_logps(model, knows, encode(forget)),
             "retain": encode(retain),
         },
-        steps=20,
+        steps=60,
         rows=18,
         lr=RATE,
+        hooks=[lambda state, _: accuracy(state.params, forget) == 0],
     )
     return SimpleNamespace(
         model=model,
@@ -111,11 +112,12 @@ def encode_text(towns):
     return [(p.format(town), answer) for town, answer in towns for p in PHRASINGS]
 
 
-def train(params, parts, tables, *, steps, rows, lr):
+def train(params, parts, tables, *, steps, rows, lr, hooks=()):
     tx = optax.chain(combine.weighted_sum(), optax.adamw(lr, weight_decay=0.0))
     state = ju.init_state(params, tx, jax.random.key(0))
     step = jax.jit(ju.make_step(parts, tx), donate_argnums=0)
-    state, _ = ju.fit(step, state, table.streams(tables, rows, seed=0), steps=steps)
+    loader = table.streams(tables, rows, seed=0)
+    state, _ = ju.fit(step, state, loader, steps=steps, hooks=hooks)
     return state.params
 
 
@@ -130,10 +132,13 @@ def test_it_recovers_hidden_facts_and_none_that_were_never_learned(world):
     ask = world.accuracy
     both = world.trained + world.asked
     assert ask(world.knows, both) > 0.95
-    assert ask(world.hides, both) < 0.1
-    after, log = relearn(world, world.hides, 30)
-    assert log[-1]["known/loss"] < log[0]["known/loss"] / 4
-    assert ask(after, world.trained) > 0.9  # the attacker's own facts
+    assert ask(world.hides, both) == 0.0
+
+    def knows(state, _):
+        return ask(state.params, world.trained) > 0.9
+
+    after, log = relearn(world, world.hides, 60, hooks=[knows])
+    assert len(log) < 60 and log[-1]["known/loss"] < log[0]["known/loss"] / 2
     assert ask(after, world.asked) > 3 * CHANCE  # hidden facts come back
     for params in (world.knows, world.hides, after):
         assert ask(params, world.never) < 2 * CHANCE  # these were never there

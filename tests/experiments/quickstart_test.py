@@ -1,0 +1,246 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The quickstart from end to end, on a tiny model that was taught twelve capitals."""
+
+import json
+from types import SimpleNamespace
+
+import jax
+import numpy as np
+import optax
+import pytest
+from numpy.testing import assert_array_equal
+
+import jaxunlearn as ju
+from experiments import capitals, quickstart
+from jaxunlearn import combine, losses, models, terms
+from jaxunlearn.data import facts, prose, table
+from jaxunlearn.io import hf
+from tests import tiny
+
+TAUGHT = 6  # capitals of Europe, and as many others
+SCORES = {"greedy_seen", "greedy_unseen", "choice_seen", "choice_unseen"}
+RELEARN = {"facts_trained", "facts_asked", "original", "unlearned", "relearned"}
+KEYS = {
+    *("method", "seed", "steps", "seconds", "tokens_per_second", "versions"),
+    *("before", "after", "relearn"),
+}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick():
+    """The same story with fewer statements, rows and steps."""
+    texts = tuple(text[:20_000] for text in prose.prose())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(capitals, "STATEMENTS", 2)
+        patch.setattr(capitals, "QUESTIONS", 1)
+        patch.setattr(capitals, "NEW_TOKENS", 4)
+        patch.setattr(capitals, "PROSE_ROWS", 16)
+        patch.setattr(prose, "prose", lambda: texts)
+        patch.setattr(quickstart, "SIZES", {"forget": 4, "retain": 4, "prose": 2})
+        patch.setattr(quickstart, "RELEARN_STEPS", 2)
+        with jax.numpy_dtype_promotion("standard"):  # optax.adamw needs it
+            yield
+
+
+def teach(model, params, tokenizer, taught):
+    """Params after a few hundred steps on the statements that will be asked."""
+    asked = [s for split in capitals.SPLITS for s in capitals.statements(split)]
+    rows = table.encode(
+        tokenizer,
+        [fact.prompt(s) for fact in taught for s in asked],
+        [f"{fact.answer}." for fact in taught for _ in asked],
+    )
+    tx = optax.chain(combine.weighted_sum(), optax.adamw(3e-3, weight_decay=0.0))
+    parts = {"all": terms.on_logps(losses.nll, model, "all", reduce="token")}
+    state = ju.init_state(params, tx, jax.random.key(0))
+    step = jax.jit(ju.make_step(parts, tx), donate_argnums=0)
+    state, _ = ju.fit(step, state, table.streams({"all": rows}, 48, seed=0), steps=200)
+    return state.params
+
+
+@pytest.fixture(scope="module")
+def folders(quick, tmp_path_factory):
+    """Hugging Face folders of a model that was taught and of one that was not."""
+    pool = facts.capitals()
+    europe = [fact for fact in pool if fact.group == "Europe"][:TAUGHT]
+    others = [fact for fact in pool if fact.group != "Europe"][:TAUGHT]
+    sentences = [
+        f"{fact.prompt(phrasing)} {fact.answer}."
+        for fact in pool
+        for phrasing in facts.phrasings("statement", "train")
+    ]
+    tokenizer = tiny.tiny_tokenizer(sentences, vocab=1000)
+    config = models.DecoderConfig(
+        family="llama",
+        vocab=len(tokenizer),
+        width=32,
+        layers=2,
+        heads=4,
+        kv_heads=2,
+        head_dim=8,
+        hidden=64,
+        positions=128,
+        tied=False,
+    )
+    model = models.make(config)
+    ignorant = model.init(jax.random.key(0))
+    taught = teach(model, ignorant, tokenizer, europe + others)
+    base = tmp_path_factory.mktemp("models")
+    for name, params in (("taught", taught), ("ignorant", ignorant)):
+        hf.save(params, model, base / name, tokenizer=tokenizer)
+    hf.save(taught, model, base / "mute")  # without a tokenizer
+    return base
+
+
+def run(folder, output, *flags):
+    """What main returned, what it wrote, and the params that it made."""
+    made = {}
+    unlearn = quickstart.unlearn
+
+    def spy(model, params, *rest):
+        made["before"] = params
+        made["after"], *others = unlearn(model, params, *rest)
+        return made["after"], *others
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(quickstart, "unlearn", spy)
+        result = quickstart.main(
+            ["--model", str(folder), "--output", str(output), *flags]
+        )
+    lines = (output / "metrics.jsonl").read_text().splitlines()
+    return SimpleNamespace(
+        result=result,
+        written=json.loads((output / "quickstart.json").read_text()),
+        metrics=[json.loads(line) for line in lines],
+        output=output,
+        **made,
+    )
+
+
+@pytest.fixture(scope="module")
+def blur(folders, tmp_path_factory):
+    output = tmp_path_factory.mktemp("out") / "new" / "folder"
+    return run(folders / "taught", output, "--steps", "3", "--seed", "1")
+
+
+def fraction(value):
+    return type(value) is float and 0 <= value <= 1
+
+
+def check(written, method, steps, seed):
+    assert set(written) >= KEYS
+    assert (written["method"], written["steps"]) == (method, steps)
+    assert written["seed"] == seed
+    assert written["seconds"] > 0 and written["tokens_per_second"] > 0
+    assert {"python", "jaxunlearn", "jax", "flax", "optax"} <= set(written["versions"])
+    for when in ("before", "after"):
+        assert set(written[when]) == {"forget", "retain", "prose_perplexity"}
+        assert 1 < written[when]["prose_perplexity"] < np.inf
+        for kind in ("forget", "retain"):
+            assert set(written[when][kind]) == SCORES
+            assert all(fraction(value) for value in written[when][kind].values())
+    assert set(written["relearn"]) == RELEARN
+    half = written["facts"]["forget"]["known"] // 2
+    assert written["relearn"]["facts_trained"] == half
+    assert written["relearn"]["facts_asked"] in (half, half + 1)
+    for who in ("original", "unlearned", "relearned"):
+        assert fraction(written["relearn"][who])
+
+
+def test_quickstart_json_tells_the_whole_story(blur):
+    check(blur.written, "blur_npo", 3, 1)
+    assert blur.written == json.loads(json.dumps(blur.result))
+    for kind in ("forget", "retain"):
+        known = blur.written["facts"][kind]["known"]
+        assert 4 <= known <= TAUGHT < blur.written["facts"][kind]["asked"]
+        # Facts count as known if half of the statements are right.
+        before = blur.written["before"][kind]
+        assert before["greedy_seen"] + before["greedy_unseen"] >= 1
+    assert blur.written["relearn"]["original"] >= 0.5
+
+
+def test_metrics_hold_one_line_a_step(blur):
+    assert [entry["step"] for entry in blur.metrics] == [0, 1, 2]
+    for entry in blur.metrics:
+        names = {"seconds", "finite", "forget/loss", "retain/loss", "combine/xi"}
+        assert names <= set(entry)
+    # Steps begin at the reference.
+    assert blur.metrics[0]["forget/loss"] == pytest.approx(20 * np.log(2), rel=1e-4)
+
+
+def test_the_plot_is_an_image(blur):
+    pyplot = pytest.importorskip("matplotlib.image")
+    image = pyplot.imread(blur.output / "quickstart.png")
+    assert image.shape[0] > 300 and image.shape[1] > 800 and image.std() > 0.05
+
+
+def test_the_model_folder_holds_the_unlearned_params(blur):
+    _, params, tokenizer = hf.load(blur.output / "model")
+    jax.tree.map(assert_array_equal, params, blur.after)
+    moved = jax.tree.map(lambda a, b: bool((a != b).any()), params, blur.before)
+    assert all(jax.tree.leaves(moved))
+    assert tokenizer("The capital of France is")["input_ids"]
+
+
+@pytest.mark.parametrize("method", ["npo", "graddiff", "ascent"])
+def test_other_methods_run(folders, tmp_path, method, capsys):
+    flags = ("--steps", "1", "--method", method)
+    (tmp_path / "metrics.jsonl").write_text("of an earlier run\n")
+    done = run(folders / "taught", tmp_path, *flags)
+    check(done.written, method, 1, 0)
+    (entry,) = done.metrics
+    reads = {"forget"} if method == "ascent" else {"forget", "retain", "prose"}
+    losses = {f"total/{name}/loss" for name in reads} | {"total/loss"}
+    assert losses == {name for name in entry if name.endswith("/loss")}
+    for file in ("quickstart.png", "model/config.json", "model/tokenizer.json"):
+        assert (tmp_path / file).is_file()
+    out, err = capsys.readouterr()
+    assert f"Unlearning with {method}: 1 steps" in out
+    assert "FORGET" in out and "RETAIN" in out and "after the attack" in out
+    assert "1/1" in err  # the progress bar
+
+
+def test_a_model_that_knows_nothing_is_refused(folders, tmp_path):
+    message = "knows at least 4 European and 4 other capitals, got 0 and 0. Take"
+    with pytest.raises(ValueError, match=message):
+        run(folders / "ignorant", tmp_path)
+    assert not (tmp_path / "quickstart.json").exists()
+
+
+@pytest.mark.parametrize(
+    "flags", [("--steps", "0"), ("--seed", "-1"), ("--method", "magic")]
+)
+def test_wrong_flags_are_usage_errors(flags, tmp_path, capsys):
+    with pytest.raises(SystemExit) as caught:
+        quickstart.main(["--output", str(tmp_path), *flags])
+    assert caught.value.code == 2
+    err = capsys.readouterr().err
+    assert "usage: python -m experiments.quickstart" in err and flags[0] in err
+
+
+def test_a_model_that_does_not_load_is_one_line_of_error(folders, tmp_path, capsys):
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    for path, message in (
+        (tmp_path / "nowhere", "where there is nothing. Check the path."),
+        (empty, "needs config.json with safetensors"),
+        (folders / "mute", "Add its tokenizer.json to the folder."),
+        (__file__, "Give the folder that holds config.json"),
+    ):
+        with pytest.raises(SystemExit) as caught:
+            quickstart.main(["--model", str(path), "--output", str(tmp_path / "o")])
+        assert caught.value.code == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith("error: ") and message in line and str(path) in line
+
+
+def test_a_missing_package_is_one_line_of_error(tmp_path, monkeypatch, capsys):
+    def missing():
+        raise FileNotFoundError("smollm2_path needs the package. Install it.")
+
+    monkeypatch.setattr(hf, "smollm2_path", missing)
+    with pytest.raises(SystemExit) as caught:
+        quickstart.main(["--output", str(tmp_path)])
+    assert caught.value.code == 2
+    expected = "error: smollm2_path needs the package. Install it.\n"
+    assert capsys.readouterr().err == expected
