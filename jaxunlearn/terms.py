@@ -265,8 +265,8 @@ def _target_logps(model, params, hidden, batch, chunk):
     hidden, targets, where = _aligned(hidden, batch)
 
     def piece(hidden, targets, where):
-        # Masking the states costs nothing beside masking their logits, and keeps junk out
-        # of the value and the gradient just as well.
+        # Masking the states costs nothing beside masking their logits, and keeps junk
+        # out of the value and the gradient just as well.
         hidden = jnp.where(where[..., None], hidden, jnp.zeros_like(hidden))
         targets = jnp.where(where, targets, jnp.zeros_like(targets))
         logps = losses.token_logps(model.unembed(params, hidden), targets)

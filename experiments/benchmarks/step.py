@@ -156,8 +156,8 @@ def _child(variant: str, folder: str, flags) -> dict:
     command += ["--variant", variant, "--folder", folder]
     command += ["--steps", str(flags.steps), "--remat", flags.remat]
     environment = os.environ | {"JAX_PLATFORMS": "cpu", "HF_HUB_OFFLINE": "1"}
-    # One heap for all threads, in every variant: what a compiler or a loader frees is used
-    # again instead of staying resident, and the peak is that of the step.
+    # One heap for all threads, in every variant: what a compiler or a loader frees is
+    # used again instead of staying resident, and the peak is that of the step.
     environment["MALLOC_ARENA_MAX"] = "1"
     done = subprocess.run(
         command, env=environment, stdout=subprocess.PIPE, text=True, check=False
