@@ -71,7 +71,10 @@ def main(argv: list[str] | None = None) -> dict:
     samples = show.samples(model, params, tokenizer, task)
 
     print(f"Unlearning with {flags.method}: {flags.steps} steps")
-    unlearned, history, speed = unlearn(model, params, task, flags, output)
+    try:
+        unlearned, history, speed = unlearn(model, params, task, flags, output)
+    except ju.NotFinite as error:
+        raise SystemExit(f"error: {error}") from error
     after = capitals.score(model, unlearned, tokenizer, task)
     print(show.table(task, before, after))
     samples = [
@@ -106,16 +109,17 @@ def main(argv: list[str] | None = None) -> dict:
             for prompt, first, second in samples
         ],
     }
-    (output / "quickstart.json").write_text(json.dumps(result, indent=2) + "\n")
+    text = json.dumps(log.plain(result), indent=2)
+    (output / "quickstart.json").write_text(text + "\n")
     show.plot(result, history, output / "quickstart.png")
     print(f"{result['seconds']:.0f} s in all. Results, plot and model are in {output}/")
     return result
 
 
 def unlearn(model, params, task, flags, output):
-    """Params after unlearning, the log, and how fast the steps were."""
+    """Params after unlearning, the log, and the speed of a step, padding counted."""
     lr = optax.warmup_cosine_decay_schedule(
-        0.0,
+        LEARNING_RATE / 4,
         LEARNING_RATE,
         max(1, flags.steps // 8),
         max(2, flags.steps),
@@ -173,7 +177,12 @@ def attack(model, original, unlearned, tokenizer, task, seed):
             ("relearned", after),
         )
     }
-    return {"facts_trained": len(trained), "facts_asked": len(asked), **accuracy}
+    return {
+        "facts_trained": len(trained),
+        "facts_asked": len(asked),
+        **accuracy,
+        "trained_half": capitals.completion(model, after, tokenizer, trained, "unseen"),
+    }
 
 
 def _load(path):

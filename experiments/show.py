@@ -57,7 +57,8 @@ def attack(result: dict) -> str:
         f"  finetuned on {result['facts_trained']} forgotten capitals, asked the other "
         f"{result['facts_asked']}:\n"
         f"  original {result['original']:.2f}, unlearned {result['unlearned']:.2f}, "
-        f"after the attack {result['relearned']:.2f}"
+        f"after the attack {result['relearned']:.2f} "
+        f"(the trained half: {result['trained_half']:.2f})"
     )
 
 

@@ -63,7 +63,8 @@ def perplexity(
     logps, lengths = answer_logps(model, params, table, batch_size=batch_size)
     if not lengths.sum():
         raise ValueError("perplexity needs at least one answer token, got none.")
-    return math.exp(-float(logps.sum(dtype=np.float64)) / int(lengths.sum()))
+    nll = -float(logps.sum(dtype=np.float64)) / int(lengths.sum())
+    return math.exp(nll) if nll < 700 else math.inf
 
 
 def completions(
@@ -86,11 +87,12 @@ def completions(
     table = tables.encode(tokenizer, prompts)
     lengths = table["mask"].sum(axis=1)
     order = np.argsort(lengths, kind="stable")
+    room = getattr(model.config, "longest", table["tokens"].shape[1]) - max_new_tokens
     texts = [""] * len(prompts)
     for start in range(0, len(order), batch_size):
         index = order[start : start + batch_size]
         full = np.resize(index, batch_size)  # the last batch repeats its first rows
-        width = _rounded(lengths[index].max())
+        width = max(lengths[index].max(), min(_rounded(lengths[index].max()), room))
         batch = {name: table[name][full, :width] for name in ("tokens", "mask")}
         new = generate(
             model,

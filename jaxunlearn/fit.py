@@ -14,9 +14,9 @@ from jaxunlearn.typing import Frozen, Streams
 
 Entry = Mapping[str, float | int]
 Hook = Callable[[UnlearnState, Entry], bool | None]
-"""Called after every step with the new state and that step's log entry; True stops the
-run. The state's buffers are donated to the next step: a hook that keeps one must copy
-it."""
+"""Called after every step, the failed one included, with the state and the log entry;
+True stops the run. The state's buffers are donated to the next step: a hook that keeps
+one must copy it."""
 
 
 class NotFinite(FloatingPointError):
@@ -81,11 +81,12 @@ def fit(
             }
             entry = {"step": number, "seconds": time.perf_counter() - start, **metrics}
             log.append(entry)
+            stop = any([hook(state, entry) for hook in hooks])
             if not entry.get("finite", True):
                 _refuse(state, log, entry)
             if bar:
                 bar.update(entry)
-            if any([hook(state, entry) for hook in hooks]):
+            if stop:
                 break
     finally:
         if bar:

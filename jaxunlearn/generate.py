@@ -70,7 +70,7 @@ def generate(
 def _generate(params, batch, end, rng, model, count, temperature):
     rows, length = batch["tokens"].shape
     mask = batch["mask"]
-    hidden, cache = model.extend(params, batch, model.cache(rows, length + count))
+    hidden, cache = model.extend(params, batch, model.cache(rows, length + count - 1))
     last = jnp.max(jnp.where(mask, jnp.arange(length), 0), axis=1)
     hidden = jnp.take_along_axis(hidden, last[:, None, None], axis=1)[:, 0]
 
@@ -86,15 +86,14 @@ def _generate(params, batch, end, rng, model, count, temperature):
         return (index < count) & ~jnp.all(done)
 
     def add(state):
-        index, hidden, cache, done, out = state
-        token = jnp.where(done, end, choose(hidden, index))
-        out = out.at[:, index].set(token)
-        done = done | (token == end)
+        index, token, cache, done, out = state
         new = {"tokens": token[:, None], "mask": jnp.ones((rows, 1), jnp.bool_)}
         hidden, cache = model.extend(params, new, cache)
-        return index + 1, hidden[:, 0], cache, done, out
+        token = jnp.where(done, end, choose(hidden[:, 0], index))
+        done = done | (token == end)
+        return index + 1, token, cache, done, out.at[:, index].set(token)
 
-    done = jnp.zeros(rows, jnp.bool_)
-    out = jnp.full((rows, count), end, jnp.int32)
-    state = (jnp.int32(0), hidden, cache, done, out)
+    token = choose(hidden, 0)
+    out = jnp.full((rows, count), end, jnp.int32).at[:, 0].set(token)
+    state = (jnp.int32(1), token, cache, token == end, out)
     return jax.lax.while_loop(going, add, state)[-1]

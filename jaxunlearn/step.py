@@ -81,7 +81,8 @@ def make_step(
         `<term>/loss`, whatever the term reports, `<term>/grad_norm`, the combiner's
         statistics under `combine/`, and `finite`. Where a loss or the float32 norm of a
         gradient is not finite (nan, inf, or beyond 1e19), `finite` is False and the
-        state comes back unchanged.
+        state comes back unchanged; it is False too where the combiner says that its
+        own numbers (a schedule's value, say) were not, and its update was zero.
     Raises:
         ValueError: if there is no term, or a stream's rows cannot be cut (when traced).
     """
@@ -116,8 +117,12 @@ def make_step(
 
         # A conditional keeps donated buffers in place; selecting leaf by leaf copies.
         new = jax.lax.cond(finite, update, lambda state: state, state)
-        metrics |= _combiner_stats(new.opt_state)
-        return new, metrics | {"finite": finite}
+        stats = _combiner_stats(new.opt_state)
+        verdicts = [
+            value > 0 for key, value in stats.items() if key.endswith("/finite")
+        ]
+        finite = jnp.stack([finite, *verdicts]).all()
+        return new, metrics | stats | {"finite": finite}
 
     return step
 

@@ -3,14 +3,13 @@
 
 A term returns the sum of its loss and the number of things summed, so that the division
 happens once, after microbatches and devices. The unembedding and the loss run over a
-few tokens of every
-sequence at a time, and the backward pass computes those logits again: nothing of shape
-[B, L, V] ever exists.
+few tokens of every sequence at a time, and the backward pass computes those logits
+again: nothing of shape [B, L, V] ever exists.
 
-A loss names what it needs. Its first parameter is what the model computes; every
-further
-parameter without a default is a column: `ref_logps` and others come from the batch,
-`lengths` is counted by the term. Hyperparameters are bound with functools.partial:
+A loss names what it needs. Its first parameter is what the model computes. For
+`on_logps` every further positional parameter without a default is a column: `ref_logps`
+and others come from the batch, `lengths` is counted by the term. For `on_tokens` it may
+be `ref_logits`. Hyperparameters are bound with functools.partial:
 
     terms.on_logps(partial(losses.npo, beta=0.1), model, "forget")
     terms.on_logps(losses.nll, model, "retain", reduce="token")
@@ -101,7 +100,12 @@ class JointTerm:
         self, params: Params, streams: Streams, ref: Params | None, rng: PRNGKey
     ) -> tuple[Total, Metrics]:
         batches = [part.batch(streams, ref) for _, _, part in self.parts]
-        inputs = [{name: x[name] for name in ("tokens", "mask")} for x in batches]
+        shared = [
+            name
+            for name, column in batches[0].items()
+            if column.ndim == 2 and all(name in other for other in batches)
+        ]
+        inputs = [{name: x[name] for name in shared} for x in batches]
         longest = max(x["tokens"].shape[1] for x in inputs)
         rows = jax.tree.map(
             lambda *xs: jnp.concatenate([_widen(x, longest) for x in xs]), *inputs
@@ -177,7 +181,7 @@ def on_logps(
         A Term whose value is the mean over what `reduce` counts; it reports `nll`, the
         mean negative log-probability of an answer token.
     Raises:
-        ValueError: for an unknown `reduce` or a chunk below 1.
+        ValueError: for an unknown `reduce`, and when it runs for a chunk below 1.
     """
     _checks.one_of("on_logps", ("sequence", "token"), reduce=reduce)
     needed = _columns(loss)
@@ -290,8 +294,8 @@ def _widen(x: Array, length: int) -> Array:
 def _in_chunks(function, chunk, *arrays):
     """Maps function over pieces of axis 1 of the arrays, keeping only what it returns.
 
-    Axis 0 stays whole: cutting flattened tokens would give every data-parallel device
-    all the rows of a chunk (right numbers, repeated work).
+    Axis 0 stays whole, so that it can stay cut over data-parallel devices; cutting
+    flattened tokens would hand every device all the rows of a chunk.
     """
     batch, length = arrays[0].shape[:2]
     chunk = max(1, min(32, -(-length // 2))) if chunk is None else chunk
@@ -311,6 +315,5 @@ def _in_chunks(function, chunk, *arrays):
 def _columns(loss: Callable[..., Array]) -> tuple[str, ...]:
     """Names of the loss's parameters after the first that have no default."""
     parameters = list(inspect.signature(loss).parameters.values())[1:]
-    return tuple(
-        p.name for p in parameters if p.default is p.empty and p.kind != p.VAR_KEYWORD
-    )
+    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    return tuple(p.name for p in parameters if p.default is p.empty and p.kind in kinds)

@@ -70,7 +70,7 @@ class Model(NamedTuple):
         unembed: (params, hidden [..., D]) -> logits [..., V] float32.
         sites: the places `taps` and `edits` may name.
         config: what built the model, for exporters; None where nothing did.
-        cache: (batch_size, length, dtype) -> empty key-value cache; None if it cannot
+        cache: (batch_size, length) -> empty key-value cache; None if it cannot
             decode.
         extend: (params, batch, cache) -> (hidden, cache), appends the batch's tokens.
     """

@@ -235,5 +235,6 @@ def test_json_lines_stay_when_the_run_dies(tmp_path):
     with pytest.raises(ju.NotFinite) as caught:
         ju.fit(step, state, loader(bad=[("retain", 3, np.nan)]), steps=6, hooks=hooks)
     lines = [json.loads(line) for line in path.read_text().splitlines()]
-    assert seen == [1, 2, 3]
-    assert lines == caught.value.log[:3]
+    assert seen == [1, 2, 3, 4]
+    assert lines[:3] == caught.value.log[:3]
+    assert lines[3]["step"] == 3 and lines[3]["finite"] is False

@@ -21,6 +21,7 @@ import time
 from pathlib import Path
 
 ROWS, LENGTH, WARM_UP = 4, 128, 1
+PARTS = ("forget/loss", "retain/loss")  # of the variants whose terms stand apart
 VARIANTS = ("weighted_sum", "weighted_sum_apart", "blur", "torch")
 
 
@@ -120,7 +121,9 @@ def _jax(flags) -> dict:
         "compile_seconds": compile_seconds,
         "peak_gb": peak_gb(),
         "temporaries_gb": memory.temp_size_in_bytes / 1e9,
-        "losses": {k: float(v) for k, v in metrics.items() if k.endswith("nll")},
+        "loss": sum(
+            float(v) for k, v in metrics.items() if k in ("total/loss", *PARTS)
+        ),
     }
 
 
@@ -177,6 +180,7 @@ def _summary(runs: dict) -> dict:
             "seconds_all": [round(s, 3) for s in seconds],
             "tokens_per_second": 2 * ROWS * LENGTH / middle,
             "peak_gb": max(run["peak_gb"] for run in runs[name]),
+            "last_loss": runs[name][0]["loss"],
         }
         compiles = [r["compile_seconds"] for r in runs[name] if "compile_seconds" in r]
         if compiles:
@@ -188,6 +192,10 @@ def _summary(runs: dict) -> dict:
         k: statistics.median(r[k] for r in rates) for k in rates[0]
     }
     plain, apart, blur, torch = (result[name] for name in VARIANTS)
+    # The same number of the same steps: the same loss, or the comparison means nothing.
+    if abs(plain["last_loss"] / torch["last_loss"] - 1) > 1e-3:
+        ends = plain["last_loss"], torch["last_loss"]
+        raise SystemExit(f"Not the same steps: weighted_sum and torch end at {ends}.")
     result["ratios"] = {
         "blur_seconds_over_weighted_sum": blur["seconds"] / plain["seconds"],
         "blur_seconds_over_weighted_sum_apart": blur["seconds"] / apart["seconds"],

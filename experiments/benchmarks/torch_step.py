@@ -49,5 +49,5 @@ def measure(folder: Path, steps: int) -> dict:
     return {
         "seconds": seconds[1:],
         "peak_gb": peak_gb(),
-        "losses": {"total": float(loss)},
+        "loss": float(loss),
     }

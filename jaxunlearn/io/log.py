@@ -28,9 +28,14 @@ class JsonLines:
     def __call__(self, state: Any, entry: Mapping[str, Any]) -> None:
         del state
         with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({k: _plain(v) for k, v in entry.items()}) + "\n")
+            file.write(json.dumps(plain(entry)) + "\n")
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """The value with every number that JSON cannot hold (nan, inf) as None."""
+    if isinstance(value, Mapping):
+        return {key: plain(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(each) for each in value]
     bad = isinstance(value, float) and not math.isfinite(value)
     return None if bad else value

@@ -2,7 +2,7 @@
 """Likelihood losses: what a model gives to the tokens it should keep or lose.
 
 `token_logps` reads log-probabilities off logits; `nll` raises them, `ascent` lowers
-them. Bind them to a model with `terms.on_tokens(losses.nll, model, "retain")`.
+them. Bind them: `terms.on_logps(losses.nll, model, "retain", reduce="token")`.
 """
 
 import jax

@@ -122,5 +122,8 @@ class DecoderConfig:
     @property
     def longest(self) -> int:
         """Longest sequence in tokens, stretched positions included."""
+        if self.rope.kind == "yarn":
+            first = self.rope.original_positions or self.positions
+            return max(self.positions, int(first * self.rope.factor))
         stretch = self.rope.factor if self.rope.kind in ("linear", "dynamic") else 1.0
         return int(self.positions * max(stretch, 1.0))

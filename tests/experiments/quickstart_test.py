@@ -19,7 +19,14 @@ from tests import tiny
 
 TAUGHT = 6  # capitals of Europe, and as many others
 SCORES = {"greedy_seen", "greedy_unseen", "choice_seen", "choice_unseen"}
-RELEARN = {"facts_trained", "facts_asked", "original", "unlearned", "relearned"}
+RELEARN = {
+    "facts_trained",
+    "facts_asked",
+    "original",
+    "unlearned",
+    "relearned",
+    "trained_half",
+}
 KEYS = {
     *("method", "seed", "steps", "seconds", "tokens_per_second", "versions"),
     *("before", "after", "relearn"),
@@ -143,7 +150,7 @@ def check(written, method, steps, seed):
     half = written["facts"]["forget"]["known"] // 2
     assert written["relearn"]["facts_trained"] == half
     assert written["relearn"]["facts_asked"] in (half, half + 1)
-    for who in ("original", "unlearned", "relearned"):
+    for who in ("original", "unlearned", "relearned", "trained_half"):
         assert fraction(written["relearn"][who])
 
 

@@ -72,6 +72,19 @@ def test_it_knows_the_capital_of_france(loaded):
     assert tokenizer.decode([top]) == " Paris"
 
 
+def test_logits_equal_torch_reading_the_same_file(loaded, same_logits):
+    torch = pytest.importorskip("torch")
+    pytest.importorskip("accelerate")  # transformers reads GGUF with it
+    import transformers
+
+    model, params, _ = loaded
+    path = hf.smollm2_path()
+    reference = transformers.AutoModelForCausalLM.from_pretrained(
+        path.parent, gguf_file=path.name, dtype=torch.float32
+    )
+    same_logits(model, params, reference, length=32, sides=["left", "right"])
+
+
 def test_logits_equal_torch_and_a_reload_is_exact(loaded, saved, same_logits):
     torch = pytest.importorskip("torch")
     import transformers
