@@ -97,11 +97,12 @@ def plot(result: dict, history: list[dict], path: Path) -> None:
     )
 
     for key in history[0]:
-        if key.endswith("/nll") or key.endswith("retain/loss") or key == "forget/loss":
+        if key.endswith("/nll") or key == "forget/loss":
             right.plot(
                 [e["step"] for e in history], [e[key] for e in history], label=key
             )
     right.set_xlabel("step")
+    right.set_ylabel("nats")
     right.set_yscale("log")
     right.legend(fontsize=8, frameon=False)
     relearn = result["relearn"]

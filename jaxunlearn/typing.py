@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The types that the rooms of jaxunlearn share; no behaviour lives here.
 
-Letters in shapes: B batch, L tokens, V vocabulary, D width, F hidden units, H heads, N
-    layers.
+Letters in shapes: B batch, L tokens, V vocabulary, D width, F hidden units, H heads,
+N layers.
 """
 
 from collections.abc import Callable, Mapping

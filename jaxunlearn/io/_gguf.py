@@ -3,9 +3,8 @@
 
 Two traps. Files of architecture `llama` keep the rows of q and k so that neighbouring
 units turn together; ours (Hugging Face's) turn unit i with unit i + half, so those rows
-are put back.
-And quantized weights stay what they were rounded to: widening them does not restore the
-original release.
+are put back. And quantized weights stay what they were rounded to: widening them does
+not restore the original release.
 
 Reference: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 """

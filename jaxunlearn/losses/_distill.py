@@ -22,9 +22,8 @@ def kl(
 
     With p the model and q the reference, "forward" computes KL(q || p) = sum_v q (log q
     - log p) and "reverse" computes KL(p || q) = sum_v p (log p - log q). Both are 0
-      with zero gradient at
-    the reference. A vocabulary entry of probability 0 under the weighing distribution
-    adds 0, also where its logit is -inf.
+    with zero gradient at the reference. A vocabulary entry of probability 0 under the
+    weighing distribution adds 0, also where its logit is -inf.
 
     Args:
         logits: [..., V] float, the model.

@@ -16,8 +16,7 @@ def token_logps(logits: Array, targets: Array, *, where: Array | None = None) ->
     """Log-probability of each target: logits[target] - logsumexp(logits).
 
     The whole log-softmax is never kept, only the gathered entry and the normaliser. The
-    caller
-    aligns the two: to score token t of a text, pass the logits at t - 1.
+    caller aligns the two: to score token t of a text, pass the logits at t - 1.
 
     Args:
         logits: [..., V] float of any precision.

@@ -106,11 +106,9 @@ def npo_logits(
     """NPO's formula on raw logits, entry by entry: the form of the released MUSE code.
 
     Computes the mean over V of -(2 / beta) * log sigmoid(beta * (ref_logits - logits)).
-    It knows
-    no targets: at the reference its gradient is the same for every logit, a direction
-        in which
-    softmax does not change. It is here to reproduce published numbers; use `npo`
-    otherwise.
+    It knows no targets: at the reference its gradient is the same for every logit, a
+    direction in which softmax does not change. It is here to reproduce published
+    numbers; use `npo` otherwise.
 
     Args:
         logits: [..., V] float.

@@ -2,10 +2,9 @@
 """One decoder for the Llama family: plain functions over a nested dict of arrays.
 
 Layers are stacked, [N, ...], and scanned, so compile time does not grow with depth. The
-forward
-pass ends at the hidden states: `Model.unembed` is applied by the terms, a few tokens at
-a time. Kernels are [in, out] and float32; each block casts its own to the compute dtype
-when it runs.
+forward pass ends at the hidden states: `Model.unembed` is applied by the terms, a few
+tokens at a time. Kernels are [in, out] and float32; each block casts its own to the
+compute dtype when it runs.
 """
 
 from collections.abc import Callable, Mapping, Sequence
