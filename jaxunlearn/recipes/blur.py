@@ -33,9 +33,9 @@ def npo(
 ) -> Recipe:
     """BLUR with NPO below and NLL above.
 
-    gamma decides more than anything else: with 1.0, the authors' number, forget and
-    retain gradients that conflict cost the retained facts too on small models; 0.1 kept
-    them.
+    gamma decides more than anything else: 1.0 is the authors' number, and where forget
+    and retain gradients conflict it can cost the retained facts too. The quickstart
+    takes 0.2.
 
     Args:
         model: the model to unlearn.
