@@ -46,6 +46,10 @@ class BoundTerm:
         score: (params, hidden [B, L, D], batch, ref) -> (Total, Metrics).
         columns: what the stream must hold.
         needs_ref: whether `score` reads the reference model's parameters.
+        of_logps: where log-probabilities of the answer are all that the term wants of
+            the hidden states, the rest of `score`: (logps [B, L - 1], where [B, L - 1],
+            batch) -> (Total, Metrics).
+        chunk: tokens of each sequence unembedded at a time; None is the default.
     """
 
     model: Model
@@ -53,6 +57,8 @@ class BoundTerm:
     score: Callable[[Params, Array, Batch, Params | None], tuple[Total, Metrics]]
     columns: tuple[str, ...] = ()
     needs_ref: bool = False
+    of_logps: Callable[[Array, Array, Batch], tuple[Total, Metrics]] | None = None
+    chunk: int | None = None
 
     @property
     def reads(self) -> tuple[str, ...]:
@@ -99,27 +105,35 @@ class JointTerm:
     def __call__(
         self, params: Params, streams: Streams, ref: Params | None, rng: PRNGKey
     ) -> tuple[Total, Metrics]:
-        batches = [part.batch(streams, ref) for _, _, part in self.parts]
-        shared = [
-            name
-            for name, column in batches[0].items()
-            if column.ndim == 2 and all(name in other for other in batches)
-        ]
-        inputs = [{name: x[name] for name in shared} for x in batches]
-        longest = max(x["tokens"].shape[1] for x in inputs)
-        rows = jax.tree.map(
-            lambda *xs: jnp.concatenate([_widen(x, longest) for x in xs]), *inputs
-        )
-        hidden = self.parts[0][2].model.apply(params, rows, rng=rng).hidden
-        totals, metrics, start = [], {}, 0
-        for (name, weight, part), batch in zip(self.parts, batches, strict=True):
+        parts = [part for _, _, part in self.parts]
+        batches = [part.batch(streams, ref) for part in parts]
+        rows = _rows(batches)
+        model = parts[0].model
+        hidden = model.apply(params, rows, rng=rng).hidden
+        cuts, start = [], 0
+        for batch in batches:
             height, length = batch["tokens"].shape
-            own = hidden[start : start + height, :length]
-            total, extra = part.score(params, own, batch, ref)
+            cuts.append((slice(start, start + height), length))
+            start += height
+        chunks = {part.chunk for part in parts}
+        if all(part.of_logps for part in parts) and len(chunks) == 1:
+            # One pass of the unembedding serves all: its kernel is read, and its
+            # gradient added up, once a chunk and not once a chunk and part.
+            logps, where = _target_logps(model, params, hidden, rows, chunks.pop())
+            scores = [
+                part.of_logps(logps[i, : n - 1], where[i, : n - 1], batch)
+                for part, batch, (i, n) in zip(parts, batches, cuts, strict=True)
+            ]
+        else:
+            scores = [
+                part.score(params, hidden[i, :n], batch, ref)
+                for part, batch, (i, n) in zip(parts, batches, cuts, strict=True)
+            ]
+        totals, metrics = [], {}
+        for (name, weight, _), (total, extra) in zip(self.parts, scores, strict=True):
             totals.append(Total(weight * total.sum, total.count))
             metrics[f"{name}/loss"] = total
             metrics |= {f"{name}/{key}": value for key, value in extra.items()}
-            start += height
         return jax.tree.map(lambda *xs: jnp.stack(xs), *totals), metrics
 
 
@@ -186,9 +200,7 @@ def on_logps(
     _checks.one_of("on_logps", ("sequence", "token"), reduce=reduce)
     needed = _columns(loss)
 
-    def score(params, hidden, batch, ref):
-        del ref
-        logps, where = _target_logps(model, params, hidden, batch, chunk)
+    def of_logps(logps, where, batch):
         tokens = jnp.sum(where, dtype=jnp.int32)
         nll = Total(-jnp.sum(logps), tokens)
         lengths = jnp.sum(where, axis=1, dtype=jnp.int32)
@@ -203,8 +215,13 @@ def on_logps(
             "nll": nll
         }
 
-    columns = tuple(name for name in needed if name != "lengths")
-    return BoundTerm(model, stream, score, ("tokens", "mask", *columns))
+    def score(params, hidden, batch, ref):
+        del ref
+        logps, where = _target_logps(model, params, hidden, batch, chunk)
+        return of_logps(logps, where, batch)
+
+    columns = ("tokens", "mask", *(name for name in needed if name != "lengths"))
+    return BoundTerm(model, stream, score, columns, of_logps=of_logps, chunk=chunk)
 
 
 def on_tokens(
@@ -287,8 +304,25 @@ def _aligned(hidden, batch):
     return hidden[:, :-1], batch["tokens"][:, 1:], where
 
 
-def _widen(x: Array, length: int) -> Array:
-    return jnp.pad(x, ((0, 0), (0, length - x.shape[1])))
+def _rows(batches: list[Batch]) -> Batch:
+    """The rows of all batches as one: the [B, L] columns that all have, widened to the
+    longest, and `answer` if any has it."""
+    if any("answer" in batch for batch in batches):
+        batches = [{"answer": batch["mask"], **batch} for batch in batches]
+    shared = [
+        name
+        for name, column in batches[0].items()
+        if column.ndim == 2 and all(name in other for other in batches)
+    ]
+    longest = max(batch["tokens"].shape[1] for batch in batches)
+
+    def widen(x):
+        return jnp.pad(x, ((0, 0), (0, longest - x.shape[1])))
+
+    return {
+        name: jnp.concatenate([widen(batch[name]) for batch in batches])
+        for name in shared
+    }
 
 
 def _in_chunks(function, chunk, *arrays):

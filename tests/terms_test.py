@@ -320,13 +320,24 @@ def parts_and_streams():
     return parts, streams
 
 
-@pytest.mark.parametrize("weights", [None, {"forget": -0.5, "retain": 2.0, "near": 0}])
-def test_joint_is_the_weighted_sum_of_the_means(weights):
+WEIGHTS = {"forget": -0.5, "retain": 2.0, "near": 0}
+
+
+@pytest.mark.parametrize("answers", [(), ("forget",), ("forget", "retain")])
+@pytest.mark.parametrize("weights", [None, WEIGHTS])
+@pytest.mark.parametrize("kinds", [("forget", "retain"), tuple(WEIGHTS)])
+def test_joint_is_the_weighted_sum_of_the_means(kinds, weights, answers):
     parts, streams = parts_and_streams()
+    parts = {name: parts[name] for name in kinds}
+    for name in ("forget", "retain"):
+        own = dict(streams[name])
+        answer = own.pop("answer")
+        streams[name] = own | ({"answer": answer} if name in answers else {})
     _, params = tiny.tiny_model()
+    weights = weights and {name: weights[name] for name in kinds}
     joint = terms.joint(parts, weights)
     ref = reference()
-    assert joint.reads == ("forget", "retain") and joint.needs_ref
+    assert joint.reads == ("forget", "retain") and joint.needs_ref == ("near" in kinds)
     factors = dict.fromkeys(parts, 1.0) if weights is None else weights
 
     def together(params):
@@ -344,6 +355,17 @@ def test_joint_is_the_weighted_sum_of_the_means(weights):
 
     run = [jax.jit(jax.value_and_grad(f, has_aux=True)) for f in (together, apart)]
     close(*(f(params) for f in run), atol=1e-4)
+
+
+def test_joint_unembeds_once_where_all_parts_want_log_probabilities():
+    parts, streams = parts_and_streams()
+    _, params = tiny.tiny_model()
+    products = {}
+    for kinds in (("forget",), ("forget", "retain"), tuple(WEIGHTS)):
+        joint = terms.joint({name: parts[name] for name in kinds})
+        run = partial(joint, streams=streams, ref=reference(), rng=RNG)
+        products[len(kinds)] = str(jax.make_jaxpr(run)(params)).count("dot_general")
+    assert products[1] == products[2] < products[3]
 
 
 def test_joint_refuses_what_cannot_be_joined():
