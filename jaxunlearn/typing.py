@@ -5,7 +5,7 @@ Letters in shapes: B batch, L tokens, V vocabulary, D width, F hidden units, H h
 N layers.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import jax
@@ -26,6 +26,11 @@ answer)."""
 
 Streams = Mapping[str, Batch]
 """One batch for each named stream, such as {"forget": ..., "retain": ...}."""
+
+
+Axes = Sequence[str | Sequence[str] | None]
+Rules = Sequence[tuple[str, Axes]]
+"""Ordered (pattern of leaf paths, mesh axes by dimension); see `sharding.by_rules`."""
 
 
 class Outputs(NamedTuple):
@@ -73,6 +78,7 @@ class Model(NamedTuple):
         cache: (batch_size, length) -> empty key-value cache; None if it cannot
             decode.
         extend: (params, batch, cache) -> (hidden, cache), appends the batch's tokens.
+        rules: how the params lie on a mesh, for `sharding.by_rules`.
     """
 
     init: Callable[[PRNGKey], Params]
@@ -82,6 +88,7 @@ class Model(NamedTuple):
     config: Any = None
     cache: Callable[..., PyTree] | None = None
     extend: Callable[..., tuple[Array, PyTree]] | None = None
+    rules: Rules = ((".*", ()),)
 
     def __hash__(self) -> int:
         """By its functions, so that a model can be a static argument of jax.jit."""

@@ -26,7 +26,7 @@ ROWS = (LEAVES, MATHS, GLUE, PROCEDURES, ("recipes",))
 # Side rooms hold files and libraries, and know of the others only this much. io also
 # builds the decoder that a checkpoint describes.
 SIDE = {
-    "models": ("typing", "trees", "_checks"),
+    "models": ("typing", "trees", "_checks", "sharding"),
     "data": ("typing", "trees", "_checks"),
     "io": ("typing", "trees", "_checks", "models"),
 }

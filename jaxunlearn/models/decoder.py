@@ -13,7 +13,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
-from jaxunlearn import _checks
+from jaxunlearn import _checks, sharding
 from jaxunlearn.models import _attention, _rope
 from jaxunlearn.models._config import DecoderConfig
 from jaxunlearn.typing import (
@@ -33,6 +33,19 @@ _POLICIES = {
 }
 
 
+# Width over fsdp; heads, hidden units and the vocabulary over tensor. Axis 0 of a
+# block's leaf is its layer, which the scan walks.
+RULES = (
+    (r"embed/embedding", ("tensor", "fsdp")),
+    (r"unembed/kernel", ("fsdp", "tensor")),
+    (r"blocks/attention/[qkv]/kernel", (None, "fsdp", "tensor")),
+    (r"blocks/mlp/(gate|up)/kernel", (None, "fsdp", "tensor")),
+    (r"blocks/(attention/o|mlp/down)/kernel", (None, "tensor", "fsdp")),
+    (r"blocks/(attention/[qkv]|mlp/(gate|up))/bias", (None, "tensor")),
+    (r".*/(scale|bias)", ()),
+)
+
+
 def make(config: DecoderConfig) -> Model:
     """The decoder that `config` describes, as a Model."""
     attention_units = config.heads * config.head_dim
@@ -50,6 +63,7 @@ def make(config: DecoderConfig) -> Model:
         config=config,
         cache=partial(empty_cache, config),
         extend=partial(extend, config),
+        rules=RULES,
     )
 
 
@@ -180,16 +194,17 @@ def apply(
 def unembed(config: DecoderConfig, params: Params, hidden: Array) -> Array:
     """Logits [..., V] float32 of final normed hidden states [..., D]."""
     dtype = jnp.dtype(config.compute_dtype)
+    # Without constraints every fsdp rank repeats the whole product, with right numbers.
     if config.tied:
         kernel, form = params["embed"]["embedding"], "...d,vd->...v"
+        kernel = sharding.constrain(kernel.astype(dtype), "tensor", None)
     else:
         kernel, form = params["unembed"]["kernel"], "...d,dv->...v"
-    return jnp.einsum(
-        form,
-        hidden.astype(dtype),
-        kernel.astype(dtype),
-        preferred_element_type=jnp.float32,
-    )
+        kernel = sharding.constrain(kernel.astype(dtype), None, "tensor")
+    inner = (None,) * (hidden.ndim - 2)
+    hidden = sharding.constrain(hidden.astype(dtype), sharding.BATCH, *inner, None)
+    logits = jnp.einsum(form, hidden, kernel, preferred_element_type=jnp.float32)
+    return sharding.constrain(logits, sharding.BATCH, *inner, "tensor")
 
 
 def empty_cache(config: DecoderConfig, batch_size: int, length: int) -> PyTree:
@@ -278,7 +293,8 @@ def _block(config, weights, x, rotation, attend, edits, index):
     h = _norm(config, mlp["norm"], x)
     units = jax.nn.silu(_dense(mlp["gate"], h)) * _dense(mlp["up"], h)
     units = _edit(edits, "mlp", units, index)
-    x = _edit(edits, "block", x + _dense(mlp["down"], units), index)
+    x = sharding.constrain(x + _dense(mlp["down"], units), sharding.BATCH, None, None)
+    x = _edit(edits, "block", x, index)
     return x, {"attention": mixed, "mlp": units, "block": x}
 
 
@@ -304,7 +320,8 @@ def _norm(config: DecoderConfig, layer: Params, x: Array) -> Array:
 
 
 def _embed(config: DecoderConfig, params: Params, tokens: Array) -> Array:
-    return params["embed"]["embedding"][tokens].astype(jnp.dtype(config.compute_dtype))
+    x = params["embed"]["embedding"][tokens].astype(jnp.dtype(config.compute_dtype))
+    return sharding.constrain(x, sharding.BATCH, None, None)
 
 
 def _layers(config: DecoderConfig, blocks: Params, count: int) -> PyTree:

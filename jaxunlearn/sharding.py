@@ -1,0 +1,263 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Meshes, and ordered rules that say how each leaf lies on one.
+
+A rule is (pattern, axes): leaf paths that the regular expression matches are cut as
+`axes` says, one entry a dimension, each None, a mesh axis or several. The first rule
+that matches decides. Models bring theirs as `model.rules`; put your own before them.
+
+    mesh = sharding.make_mesh(fsdp=4, tensor=2)
+    params = sharding.create(model.init, mesh, model.rules, rng)
+    state = sharding.create(
+        partial(ju.init_state, tx=tx), mesh, model.rules, params, rng=rng)
+    step = sharding.jit_step(ju.make_step(parts, tx), mesh, model.rules, state)
+
+Patterns are matched against the end of a path too, so that the same rules serve the
+parameters, their gradients and the moments that an optimizer keeps of them.
+"""
+
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+
+import jax
+import numpy as np
+from jax.experimental import mesh_utils
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from jaxunlearn import _checks, trees
+from jaxunlearn.typing import Array, PyTree, Rules
+
+AXES = ("data", "fsdp", "tensor")
+BATCH = ("data", "fsdp")  # the axes over which the rows of a batch are cut
+
+
+def make_mesh(
+    *,
+    data: int = 1,
+    fsdp: int = -1,
+    tensor: int = 1,
+    devices: Sequence[jax.Device] | None = None,
+) -> Mesh:
+    """A mesh with the axes data, fsdp and tensor.
+
+    Args:
+        data: replicas of the model, each with its share of the rows. Where the devices
+            form several slices (joined by the data-centre network only), it must be a
+            multiple of their number: nothing but this axis crosses slices.
+        fsdp: parts into which params and optimizer state are cut; rows are cut too.
+        tensor: parts into which heads, hidden units and the vocabulary are cut.
+        devices: all devices of all hosts if None.
+    Returns:
+        A Mesh whose axes are Auto: the compiler places what is not constrained.
+    Raises:
+        ValueError: if the sizes do not multiply to the number of devices, more than one
+            is -1, or the slices do not divide `data`.
+    """
+    devices = list(jax.devices() if devices is None else devices)
+    sizes = _sizes({"data": data, "fsdp": fsdp, "tensor": tensor}, len(devices))
+    slices = {getattr(device, "slice_index", 0) for device in devices}
+    shape = tuple(sizes.values())
+    if len(slices) > 1:
+        if sizes["data"] % len(slices):
+            raise ValueError(
+                f"make_mesh needs data to be a multiple of the {len(slices)} slices, "
+                f"got data={sizes['data']}. Only that axis may cross slices."
+            )
+        inner = (sizes["data"] // len(slices), *shape[1:])
+        grid = mesh_utils.create_hybrid_device_mesh(
+            inner, (len(slices), 1, 1), devices=devices
+        )
+    elif devices[0].platform == "tpu":
+        grid = mesh_utils.create_device_mesh(shape, devices=devices)
+    else:
+        grid = np.array(devices).reshape(shape)
+    return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def by_rules(tree: PyTree, mesh: Mesh, rules: Rules) -> PyTree:
+    """A NamedSharding for each leaf, by the first rule that matches its path.
+
+    Args:
+        tree: arrays or jax.ShapeDtypeStructs (jax.eval_shape gives them), such as
+            params, a gradient tree or a whole UnlearnState. None stays None.
+        mesh: where the leaves will lie.
+        rules: ordered (pattern, axes). The pattern must match the whole path, or all
+            of it from some slash on. Dimensions beyond `axes` are not cut, and scalars
+            and PRNG keys never are.
+    Returns:
+        A tree like `tree` of NamedShardings.
+    Raises:
+        ValueError: if no rule matches a leaf, a rule names an axis that the mesh lacks
+            or has more entries than the leaf dimensions, or an axis does not divide its
+            dimension.
+    """
+
+    def leaf(path, x):
+        axes = _axes(path, rules) if x.shape else ()
+        _check(path, x.shape, axes, mesh)
+        return NamedSharding(mesh, PartitionSpec(*axes))
+
+    return trees.map_with_path(leaf, tree)
+
+
+def create(
+    function: Callable[..., PyTree], mesh: Mesh, rules: Rules, *args, **kwargs
+) -> PyTree:
+    """function(*args, **kwargs), each leaf made in its shards and nowhere else.
+
+    Args:
+        function: pure, such as `model.init` or partial(init_state, tx=tx).
+        mesh: where the result will lie.
+        rules: as for `by_rules`, which says what it raises.
+        *args, **kwargs: arrays or trees of them.
+    """
+    out = by_rules(jax.eval_shape(function, *args, **kwargs), mesh, rules)
+    with jax.set_mesh(mesh):
+        return jax.jit(function, out_shardings=out)(*args, **kwargs)
+
+
+def put_rows(tree: PyTree, mesh: Mesh) -> PyTree:
+    """Streams of batches onto the mesh, rows over data and fsdp.
+
+    Args:
+        tree: host arrays. With several processes each gives its own share of the rows.
+        mesh: where they go.
+    Raises:
+        ValueError: if the rows do not divide by data * fsdp.
+    """
+
+    def leaf(path, x):
+        if isinstance(getattr(x, "sharding", None), NamedSharding):
+            return x  # on a mesh already
+        rows = x.shape[0] * jax.process_count()
+        place = _rows(path, rows, mesh)
+        return jax.make_array_from_process_local_data(place, np.asarray(x))
+
+    return trees.map_with_path(leaf, tree)
+
+
+def jit_step(
+    step: Callable[..., tuple[PyTree, PyTree]], mesh: Mesh, rules: Rules, state: PyTree
+) -> Callable[..., tuple[PyTree, PyTree]]:
+    """The jitted step on a mesh: state donated and kept in its shards, rows cut.
+
+    Args:
+        step: (state, streams, frozen) -> (state, metrics), from make_step.
+        mesh: where the state lies, as `create` laid it.
+        rules: the rules it was laid by.
+        state: the state, or its shapes.
+    Returns:
+        A function like `step`, whose streams may come from the host.
+    """
+    whole = NamedSharding(mesh, PartitionSpec())
+    jitted = jax.jit(
+        step, donate_argnums=0, out_shardings=(by_rules(state, mesh, rules), whole)
+    )
+
+    def run(state, streams, frozen):
+        with jax.set_mesh(mesh):
+            return jitted(state, put_rows(streams, mesh), frozen)
+
+    return run
+
+
+def unmatched(tree: PyTree, rules: Rules) -> list[str]:
+    """Patterns of `rules` that match no leaf of `tree`: a typing error, most likely."""
+    paths = list(trees.paths(tree))
+    return [
+        rule for rule, _ in rules if not any(_matches(rule, path) for path in paths)
+    ]
+
+
+def by_rows(tree: PyTree, mesh: Mesh) -> PyTree:
+    """Shardings of streams of batches: rows over data and fsdp, the rest whole.
+
+    Args:
+        tree: arrays or shapes whose axis 0 holds rows.
+        mesh: where the rows will lie.
+    Raises:
+        ValueError: if the rows do not divide by data * fsdp.
+    """
+    return trees.map_with_path(lambda path, x: _rows(path, x.shape[0], mesh), tree)
+
+
+def constrain(x: Array, *axes: str | Sequence[str] | None) -> Array:
+    """Keeps `x` cut as `axes` says inside jit; where no mesh is set, it is `x`.
+
+    The mesh is that of the caller's `jax.set_mesh`. An axis that the mesh lacks or that
+    does not divide its dimension is left out, as activations come in many shapes.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or all(mesh.shape[a] == 1 for a in mesh.axis_names):
+        return x
+    kept = []
+    for size, axis in zip(x.shape, axes, strict=False):
+        names = [n for n in _names(axis) if n in mesh.shape]
+        parts = math.prod(mesh.shape[n] for n in names)
+        kept.append(tuple(names) if names and size % parts == 0 else None)
+    return jax.lax.with_sharding_constraint(x, PartitionSpec(*kept))
+
+
+def _rows(path: str, rows: int, mesh: Mesh) -> NamedSharding:
+    parts = math.prod(mesh.shape[axis] for axis in BATCH)
+    if rows % parts:
+        raise ValueError(
+            f"A batch needs rows that divide by data * fsdp = {parts}, got {rows} rows "
+            f"in {path!r}. Change the batch size or the mesh."
+        )
+    return NamedSharding(mesh, PartitionSpec(BATCH))
+
+
+def _sizes(sizes: Mapping[str, int], count: int) -> dict[str, int]:
+    asked = ", ".join(f"{name}={size}" for name, size in sizes.items())
+    free = [name for name, size in sizes.items() if size == -1]
+    known = math.prod(size for size in sizes.values() if size != -1)
+    if len(free) > 1 or any(size < 1 and size != -1 for size in sizes.values()):
+        raise ValueError(
+            f"make_mesh needs sizes of 1 or more, one of which may be -1, got {asked}."
+        )
+    fits = count % known == 0 if free else count == known
+    if not fits:
+        raise ValueError(
+            f"make_mesh needs sizes whose product is the number of devices, {count}, "
+            f"got {asked}. Set one of them to -1 to take what is left."
+        )
+    return {name: count // known if name in free else n for name, n in sizes.items()}
+
+
+def _axes(path: str, rules: Rules) -> tuple:
+    for rule, axes in rules:
+        if _matches(rule, path):
+            return tuple(axes)
+    raise ValueError(
+        f"by_rules needs a rule for every leaf, got none for {path!r}. Add one, such "
+        "as (r'.*', ()) at the end, which leaves what matches whole on every device."
+    )
+
+
+def _matches(rule: str, path: str) -> bool:
+    return re.fullmatch(f"(?:.*/)?(?:{rule})", path) is not None
+
+
+def _names(axis: str | Sequence[str] | None) -> tuple[str, ...]:
+    return (axis,) if isinstance(axis, str) else tuple(axis or ())
+
+
+def _check(path: str, shape: tuple[int, ...], axes: tuple, mesh: Mesh) -> None:
+    if len(axes) > len(shape):
+        raise ValueError(
+            f"The rule of {path!r} needs at most {len(shape)} entries, one for each "
+            f"dimension of {shape}, got {axes}."
+        )
+    for size, axis in zip(shape, axes, strict=False):
+        for name in _names(axis):
+            _checks.one_of(
+                f"The mesh for {path!r}", mesh.axis_names, **{"a rule's axis": name}
+            )
+        parts = math.prod(mesh.shape[name] for name in _names(axis))
+        if size % parts:
+            raise ValueError(
+                f"The rule of {path!r} cuts a dimension of {size} in {parts} parts "
+                f"({axis}), got shape {shape} on the mesh {dict(mesh.shape)}. Choose "
+                "sizes that divide it, or put a rule of your own before the model's."
+            )

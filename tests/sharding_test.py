@@ -1,0 +1,208 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The same step on any mesh: numbers, shards, the divided unembedding, and errors."""
+
+import re
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.sharding import PartitionSpec as P
+from numpy.testing import assert_allclose
+
+import jaxunlearn as ju
+from jaxunlearn import combine, losses, recipes, sharding, terms, trees
+from tests import tiny
+
+SETTINGS = dict(width=32, heads=8, kv_heads=8, head_dim=4, hidden=32, vocab=64)
+MESHES = [(8, 1, 1), (1, 8, 1), (1, 4, 2), (1, 2, 4), (1, 1, 8), (2, 2, 2)]
+ROWS, LENGTH, STEPS = 8, 12, 5
+
+needs_eight = pytest.mark.skipif(
+    jax.device_count() < 8, reason="conftest's eight pretend devices are not there"
+)
+
+
+def mesh_of(sizes):
+    return sharding.make_mesh(**dict(zip(sharding.AXES, sizes, strict=True)))
+
+
+def streams():
+    forget, retain = (
+        tiny.tiny_batch(ROWS, LENGTH, seed=seed, vocab=64) for seed in (0, 1)
+    )
+    forget["ref_logps"] = jnp.linspace(-9.0, -3.0, ROWS, dtype=jnp.float32)
+    return {"forget": forget, "retain": retain}
+
+
+def blur_npo(model):
+    recipe = recipes.blur.npo(model, gamma=0.1, lr=1e-3)
+    return recipe.terms, recipe.tx, ".*"
+
+
+def npo_kl(model):
+    npo = partial(losses.npo, beta=0.1)
+    parts = {
+        "forget": terms.on_logps(npo, model, "forget"),
+        "near": terms.on_tokens(losses.kl, model, "retain"),
+    }
+    tx = optax.chain(combine.weighted_sum({"forget": 1.0, "near": 0.5}))
+    return parts, optax.chain(tx, optax.adamw(1e-3)), ".*"
+
+
+def down_kernels(model):
+    """Trains what RMU trains: one kind of kernel; all else is frozen."""
+    parts, tx, _ = blur_npo(model)
+    return parts, tx, "blocks/mlp/down/kernel"
+
+
+def run(method, mesh, *, microbatch=1, steps=STEPS):
+    """(params after some steps, metrics of the last); mesh None is one device."""
+    model, params = tiny.tiny_model(**SETTINGS)
+    parts, tx, pattern = method(model)
+    step = ju.make_step(parts, tx, microbatch=microbatch)
+    rng, batches = jax.random.key(0), streams()
+    reference = jax.tree.map(lambda x: 0.9 * x, params)
+    fresh = partial(ju.init_state, tx=tx)
+    if mesh is None:
+        jitted = jax.jit(step)
+        train, rest = trees.split(params, pattern)
+        state = fresh(train, rng=rng)
+    else:
+        place = partial(sharding.create, lambda x: jax.tree.map(jnp.copy, x), mesh)
+        train, rest = trees.split(place(model.rules, params), pattern)
+        reference = place(model.rules, reference)
+        state = sharding.create(fresh, mesh, model.rules, train, rng=rng)
+        jitted = sharding.jit_step(step, mesh, model.rules, state)
+    with jax.numpy_dtype_promotion("standard"):  # optax's Adam needs it
+        for _ in range(steps):
+            state, metrics = jitted(state, batches, ju.Frozen(rest, reference))
+    return trees.merge(state.params, rest), metrics
+
+
+@needs_eight
+@pytest.mark.parametrize(
+    ("sizes", "method"),
+    [(sizes, blur_npo) for sizes in MESHES]
+    + [((2, 2, 2), npo_kl), ((2, 2, 2), down_kernels)],
+    ids=lambda x: getattr(x, "__name__", str(x)),
+)
+def test_five_steps_on_any_mesh_equal_those_on_one_device(sizes, method):
+    expected, expected_metrics = run(method, None)
+    params, metrics = run(method, mesh_of(sizes))
+    for name, value in expected_metrics.items():
+        assert_allclose(metrics[name], value, rtol=1e-4, atol=1e-5, err_msg=name)
+    jax.tree.map(partial(assert_allclose, rtol=0, atol=1e-5), params, expected)
+
+
+@needs_eight
+def test_microbatches_on_a_mesh_equal_the_whole_batch():
+    expected, _ = run(blur_npo, None)
+    params, _ = run(blur_npo, mesh_of((2, 2, 2)), microbatch=2)
+    jax.tree.map(partial(assert_allclose, rtol=0, atol=1e-5), params, expected)
+
+
+@needs_eight
+def test_params_and_moments_lie_in_their_shards():
+    model, params = tiny.tiny_model(**SETTINGS)
+    _, tx, _ = blur_npo(model)
+    mesh = mesh_of((2, 2, 2))
+    fresh = partial(ju.init_state, tx=tx, rng=jax.random.key(0))
+    state = sharding.create(fresh, mesh, model.rules, params)
+    kernels = {
+        path: x for path, x in trees.paths(state).items() if path.endswith("/up/kernel")
+    }
+    assert len(kernels) == 3  # the params and both moments
+    for leaf in kernels.values():
+        assert leaf.sharding.spec == P(None, "fsdp", "tensor")
+        assert leaf.addressable_shards[0].data.shape == (3, 16, 16)
+    scale = state.params["final_norm"]["scale"]
+    assert scale.sharding.is_fully_replicated
+
+
+@needs_eight
+@pytest.mark.parametrize("tied", [True, False])
+def test_the_unembedding_is_divided_over_every_axis(tied):
+    model, params = tiny.tiny_model(**SETTINGS, tied=tied)
+    mesh = mesh_of((2, 2, 2))
+    term = terms.on_logps(losses.nll, model, "x", reduce="token", chunk=6)
+
+    def loss(params, batch):
+        total, _ = term(params, {"x": batch}, None, jax.random.key(0))
+        return total.mean()
+
+    batch = sharding.put_rows(tiny.tiny_batch(ROWS, LENGTH + 1, vocab=64), mesh)
+    with jax.set_mesh(mesh):
+        shards = sharding.by_rules(params, mesh, model.rules)
+        gradient = jax.jit(jax.grad(loss), in_shardings=(shards, None))
+        text = gradient.lower(params, batch).compile().as_text()
+    # 2 rows x 6 tokens of width 32 with 32 of the 64 entries of the vocabulary, the
+    # same in the backward pass; never all rows, never the whole vocabulary.
+    shapes = re.findall(r"f32\[([\d,]+)\]\S* dot\(", text)
+    sizes = [int(np.prod([int(n) for n in shape.split(",")])) for shape in shapes]
+    assert 2 * 6 * 32 in sizes
+    logits = [shape for shape in shapes if shape.split(",")[-1] == "64"]
+    assert not logits, logits
+
+
+@needs_eight
+def test_blur_moves_nothing_but_scalars():
+    model, params = tiny.tiny_model(**SETTINGS)
+    mesh = mesh_of((2, 2, 2))
+    blur = combine.blur(gamma=0.1)
+    shards = sharding.by_rules(params, mesh, model.rules)
+    grads = {"forget": params, "retain": params}
+
+    def update(grads):
+        return blur.update(grads, blur.init(params))[0]
+
+    with jax.set_mesh(mesh):
+        both = dict.fromkeys(grads, shards)
+        jitted = jax.jit(update, in_shardings=(both,), out_shardings=shards)
+        text = jitted.lower(grads).compile().as_text()
+    # Rescaling of tiny and huge gradients sits in a branch of its own, outside ENTRY.
+    entry = text[text.index("\nENTRY") :]
+    moved = re.findall(r"= (\S+|\([^)]*\)) (all-[\w-]+|collective-[\w-]+)\(", entry)
+    assert {kind for _, kind in moved} == {"all-reduce"}, moved
+    assert len(moved) <= 3  # one for each way in which the leaves are cut
+    sizes = {size for result, _ in moved for size in re.findall(r"\[(.*?)\]", result)}
+    assert sizes == {""}, moved
+
+
+def test_what_does_not_fit_is_an_error():
+    count = jax.device_count()
+    with pytest.raises(ValueError, match=f"number of devices, {count}, got data=3"):
+        sharding.make_mesh(data=3, fsdp=1)
+    with pytest.raises(ValueError, match="one of which may be -1"):
+        sharding.make_mesh(data=-1, fsdp=-1)
+    with pytest.raises(ValueError, match="1 or more"):
+        sharding.make_mesh(data=0)
+
+
+@needs_eight
+def test_rules_and_rows_that_do_not_fit_are_errors():
+    mesh = mesh_of((2, 2, 2))
+    tree = {"a": jnp.zeros((6, 3)), "b": jnp.zeros(()), "c": None}
+    specs = sharding.by_rules(tree, mesh, [("a", ("fsdp",))])
+    assert specs["a"].spec == P("fsdp") and specs["b"].spec == P()
+    with pytest.raises(ValueError, match=r"every leaf, got none for 'a'. Add one"):
+        sharding.by_rules(tree, mesh, [("x", ())])
+    with pytest.raises(ValueError, match=r"a dimension of 3 in 2 parts"):
+        sharding.by_rules(tree, mesh, [("a", (None, "tensor"))])
+    with pytest.raises(ValueError, match=r"at most 2 entries"):
+        sharding.by_rules(tree, mesh, [("a", (None, None, "tensor"))])
+    with pytest.raises(ValueError, match="fsdb"):
+        sharding.by_rules(tree, mesh, [("a", ("fsdb",))])
+    assert sharding.unmatched(tree, [("a", ()), ("embde/.*", ())]) == ["embde/.*"]
+    with pytest.raises(ValueError, match="= 4, got 6 rows in 'x/tokens'"):
+        sharding.put_rows({"x": {"tokens": np.zeros((6, 2))}}, mesh)
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("tied", [False, True])
+def test_the_decoders_rules_cover_every_leaf(tied, bias):
+    flags = dict(qkv_bias=bias, out_bias=bias, mlp_bias=bias, qk_norm=bias)
+    model, params = tiny.tiny_model(**SETTINGS, tied=tied, **flags)
+    sharding.by_rules(params, sharding.make_mesh(), model.rules)
