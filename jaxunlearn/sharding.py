@@ -20,7 +20,6 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 
 import jax
-import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
@@ -67,10 +66,8 @@ def make_mesh(
         grid = mesh_utils.create_hybrid_device_mesh(
             inner, (len(slices), 1, 1), devices=devices
         )
-    elif devices[0].platform == "tpu":
-        grid = mesh_utils.create_device_mesh(shape, devices=devices)
     else:
-        grid = np.array(devices).reshape(shape)
+        grid = mesh_utils.create_device_mesh(shape, devices=devices)
     return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
@@ -131,7 +128,7 @@ def put_rows(tree: PyTree, mesh: Mesh) -> PyTree:
             return x  # on a mesh already
         rows = x.shape[0] * jax.process_count()
         place = _rows(path, rows, mesh)
-        return jax.make_array_from_process_local_data(place, np.asarray(x))
+        return jax.make_array_from_process_local_data(place, jax.device_get(x))
 
     return trees.map_with_path(leaf, tree)
 
