@@ -30,7 +30,7 @@ from jaxunlearn.io import hf, log
 
 SIZES = {"forget": 12, "retain": 12, "prose": 4}
 RETAIN = {"retain": 1.0, "prose": 1.0}
-STEPS = 24
+STEPS = 32
 LEARNING_RATE = 4e-5
 RELEARN_STEPS = 10
 RELEARN_RATE = 2e-5
