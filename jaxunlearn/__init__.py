@@ -10,6 +10,7 @@ from jaxunlearn import combine as combine
 from jaxunlearn import evaluate as evaluate
 from jaxunlearn import losses as losses
 from jaxunlearn import recipes as recipes
+from jaxunlearn import sharding as sharding
 from jaxunlearn import terms as terms
 from jaxunlearn import trees as trees
 from jaxunlearn.fit import NotFinite as NotFinite
