@@ -30,9 +30,16 @@ def parts_and_streams():
 WEIGHTS = {"forget": -0.5, "retain": 2.0, "near": 0}
 
 
-@pytest.mark.parametrize("answers", [(), ("forget",), ("forget", "retain")])
-@pytest.mark.parametrize("weights", [None, WEIGHTS])
-@pytest.mark.parametrize("kinds", [("forget", "retain"), tuple(WEIGHTS)])
+@pytest.mark.parametrize(
+    ("kinds", "weights", "answers"),
+    [
+        (("forget", "retain"), None, ()),
+        (("forget", "retain"), WEIGHTS, ("forget",)),
+        (("forget", "retain"), None, ("forget", "retain")),
+        (tuple(WEIGHTS), WEIGHTS, ("forget", "retain")),
+        (tuple(WEIGHTS), None, ("forget",)),
+    ],
+)
 def test_joint_is_the_weighted_sum_of_the_means(kinds, weights, answers):
     parts, streams = parts_and_streams()
     parts = {name: parts[name] for name in kinds}
