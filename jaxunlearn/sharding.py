@@ -126,8 +126,10 @@ def put_rows(tree: PyTree, mesh: Mesh) -> PyTree:
     def leaf(path, x):
         if isinstance(getattr(x, "sharding", None), NamedSharding):
             return x  # on a mesh already
-        rows = x.shape[0] * jax.process_count()
-        place = _rows(path, rows, mesh)
+        processes = jax.process_count()
+        place = _rows(path, x.shape[0] * processes, mesh)
+        if processes == 1:
+            return jax.device_put(x, place)
         return jax.make_array_from_process_local_data(place, jax.device_get(x))
 
     return trees.map_with_path(leaf, tree)
@@ -144,7 +146,8 @@ def jit_step(
         rules: the rules it was laid by.
         state: the state, or its shapes.
     Returns:
-        A function like `step`, whose streams may come from the host.
+        A function like `step`, whose streams may come from the host. Its Frozen should
+        lie on the mesh already: jax.device_put(rest, by_rules(rest, mesh, rules)).
     """
     whole = NamedSharding(mesh, PartitionSpec())
     jitted = jax.jit(
@@ -156,26 +159,6 @@ def jit_step(
             return jitted(state, put_rows(streams, mesh), frozen)
 
     return run
-
-
-def unmatched(tree: PyTree, rules: Rules) -> list[str]:
-    """Patterns of `rules` that match no leaf of `tree`: a typing error, most likely."""
-    paths = list(trees.paths(tree))
-    return [
-        rule for rule, _ in rules if not any(_matches(rule, path) for path in paths)
-    ]
-
-
-def by_rows(tree: PyTree, mesh: Mesh) -> PyTree:
-    """Shardings of streams of batches: rows over data and fsdp, the rest whole.
-
-    Args:
-        tree: arrays or shapes whose axis 0 holds rows.
-        mesh: where the rows will lie.
-    Raises:
-        ValueError: if the rows do not divide by data * fsdp.
-    """
-    return trees.map_with_path(lambda path, x: _rows(path, x.shape[0], mesh), tree)
 
 
 def constrain(x: Array, *axes: str | Sequence[str] | None) -> Array:

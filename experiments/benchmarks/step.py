@@ -6,7 +6,8 @@
 NPO on 4 forget sequences plus NLL on 4 retain sequences of 128 tokens, SmolLM2-135M,
 float32, AdamW. Every variant runs in processes of its own, in turns, so that the peak
 resident memory is its own and a machine that drifts drifts for all. Medians over all
-steps of all rounds.
+steps of all rounds. One such run on two CPU cores is kept in
+experiments/results/step_smollm2_cpu.json.
 """
 
 import argparse
@@ -163,7 +164,8 @@ def _child(variant: str, folder: str, flags) -> dict:
     # used again instead of staying resident, and the peak is that of the step.
     environment["MALLOC_ARENA_MAX"] = "1"
     # XLA's CPU scheduler then starts nothing long before it is needed; the zeros that
-    # gradients accumulate into are 0.2 GB of the peak otherwise. No effect on time.
+    # gradients accumulate into are 0.2 GB of the peak otherwise. Times differ by less
+    # than their noise.
     late = "--xla_cpu_enable_concurrency_optimized_scheduler=false"
     environment["XLA_FLAGS"] = f"{environment.get('XLA_FLAGS', '')} {late}".strip()
     done = subprocess.run(

@@ -201,10 +201,10 @@ def unembed(config: DecoderConfig, params: Params, hidden: Array) -> Array:
     else:
         kernel, form = params["unembed"]["kernel"], "...d,dv->...v"
         kernel = sharding.constrain(kernel.astype(dtype), None, "tensor")
-    inner = (None,) * (hidden.ndim - 2)
-    hidden = sharding.constrain(hidden.astype(dtype), sharding.BATCH, *inner, None)
+    leading = [sharding.BATCH, *[None] * hidden.ndim][: hidden.ndim - 1]
+    hidden = sharding.constrain(hidden.astype(dtype), *leading, None)
     logits = jnp.einsum(form, hidden, kernel, preferred_element_type=jnp.float32)
-    return sharding.constrain(logits, sharding.BATCH, *inner, "tensor")
+    return sharding.constrain(logits, *leading, "tensor")
 
 
 def empty_cache(config: DecoderConfig, batch_size: int, length: int) -> PyTree:
