@@ -28,6 +28,11 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
         "num_key_value_heads": 32,
         "head_dim": 128,
     },
+    "phi3": {
+        "max_position_embeddings": 4096,
+        "original_max_position_embeddings": 4096,
+        "rms_norm_eps": 1e-5,
+    },
 }
 FAMILIES = tuple(_DEFAULTS)
 _ARCHITECTURES = {
@@ -35,6 +40,7 @@ _ARCHITECTURES = {
     "mistral": "MistralForCausalLM",
     "qwen2": "Qwen2ForCausalLM",
     "qwen3": "Qwen3ForCausalLM",
+    "phi3": "Phi3ForCausalLM",
 }
 _NEEDED = (
     "vocab_size",
@@ -169,8 +175,13 @@ def _settings(config: _config.DecoderConfig) -> dict[str, Any]:
         settings["attention_bias"] = c.qkv_bias
     if c.family == "llama":
         settings["mlp_bias"] = c.mlp_bias
+    if c.family == "phi3":
+        settings["partial_rotary_factor"] = c.rope.partial
+        settings["original_max_position_embeddings"] = (
+            c.rope.original_positions or c.positions
+        )
     windows = sorted({w for w in c.windows or () if w is not None})
-    if c.family == "mistral":
+    if c.family in ("mistral", "phi3"):
         settings["sliding_window"] = windows[0] if windows else None
     if c.family in ("qwen2", "qwen3"):
         settings["use_sliding_window"] = bool(windows)
@@ -234,10 +245,13 @@ def _rope(c: Mapping[str, Any]) -> _config.RopeConfig:
             "rope_parameters", "different ones per kind of layer", "one set"
         )
     kind = given.get("rope_type", given.get("type", "default"))
+    if c["model_type"] == "phi3" and kind in ("su", "yarn"):
+        kind = "longrope"  # earlier names of it
     if kind not in _config.ROPE_KINDS:
         raise _unsupported("rope_type", repr(kind), _checks.listed(_config.ROPE_KINDS))
     partial = given.get("partial_rotary_factor", c.get("partial_rotary_factor"))
-    if partial not in (None, 1, 1.0):
+    partial = 1.0 if partial is None else float(partial)
+    if partial != 1.0 and c["model_type"] != "phi3":
         raise _unsupported("partial_rotary_factor", partial, "1.0")
     needed = {
         "linear": ("factor",),
@@ -279,6 +293,7 @@ def _rope(c: Mapping[str, Any]) -> _config.RopeConfig:
         truncate=bool(given.get("truncate", True)),
         short_factor=_floats(given.get("short_factor")),
         long_factor=_floats(given.get("long_factor")),
+        partial=partial,
     )
 
 
@@ -286,7 +301,7 @@ def _windows(family: str, c: Mapping[str, Any]) -> tuple[int | None, ...] | None
     layers, window = c["num_hidden_layers"], c.get("sliding_window")
     if family == "llama":
         return None
-    if family == "mistral":
+    if family in ("mistral", "phi3"):
         return None if window is None else (window,) * layers
     window = c.get("sliding_window", 4096) if c.get("use_sliding_window") else None
     types = c.get("layer_types")

@@ -1,14 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One table of names: our leaves, Hugging Face tensors and GGUF tensors.
+"""Tables of names: our leaves, Hugging Face tensors and GGUF tensors.
 
 Every row says where a tensor lives in each of the three and whether its two axes swap:
-torch keeps a linear weight as [out, in], we keep a kernel as [in, out]. Loading and
-saving read the same table, so what is saved is what was loaded.
+torch keeps a linear weight as [out, in], we keep a kernel as [in, out]. A tensor may
+hold several of our leaves side by side on its out axis. Loading and saving read the
+same table, so what is saved is what was loaded.
 """
 
 import re
 from collections.abc import Iterable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from jaxunlearn import _checks, trees
 from jaxunlearn.models import _config, decoder
@@ -17,43 +18,88 @@ KEEP, TRANSPOSE = False, True
 
 
 class Row(NamedTuple):
-    """One kind of tensor; `{}` in a name stands for the layer."""
+    """One kind of tensor; `{}` in a name stands for the layer.
 
-    path: str
+    Attributes:
+        paths: our leaves, in the order in which they lie on the tensor's out axis.
+        hf, gguf: the tensor's name there.
+        transpose: whether the file holds the two axes the other way round.
+        by_head: whether the leaves take turns on the out axis, head after head.
+    """
+
+    paths: tuple[str, ...]
     hf: str
     gguf: str
     transpose: bool
+    by_head: bool = False
 
 
-def _linear(path: str, hf: str, gguf: str) -> list[Row]:
-    path, hf, gguf = f"blocks/{path}", f"model.layers.{{}}.{hf}", f"blk.{{}}.{gguf}"
+def _linear(
+    paths: str,
+    hf: str,
+    gguf: str = "",
+    *,
+    layers: str = "model.layers.{}.",
+    turn: bool = TRANSPOSE,
+    by_head: bool = False,
+) -> list[Row]:
+    hf, gguf = f"{layers}{hf}", f"blk.{{}}.{gguf}"
     return [
-        Row(f"{path}/kernel", f"{hf}.weight", f"{gguf}.weight", TRANSPOSE),
-        Row(f"{path}/bias", f"{hf}.bias", f"{gguf}.bias", KEEP),
+        Row(
+            tuple(f"blocks/{path}/{leaf}" for path in paths.split()),
+            f"{hf}.{theirs}",
+            f"{gguf}.{theirs}",
+            swap,
+            by_head,
+        )
+        for leaf, theirs, swap in (("kernel", "weight", turn), ("bias", "bias", KEEP))
     ]
 
 
-def _norm(path: str, hf: str, gguf: str) -> list[Row]:
-    hf, gguf = f"model.layers.{{}}.{hf}.weight", f"blk.{{}}.{gguf}.weight"
-    return [Row(f"blocks/{path}/scale", hf, gguf, KEEP)]
+def _norm(
+    path: str, hf: str, gguf: str = "", *, layers: str = "model.layers.{}."
+) -> list[Row]:
+    hf, gguf = f"{layers}{hf}", f"blk.{{}}.{gguf}"
+    return [
+        Row((f"blocks/{path}/{leaf}",), f"{hf}.{theirs}", f"{gguf}.{theirs}", KEEP)
+        for leaf, theirs in (("scale", "weight"), ("bias", "bias"))
+    ]
 
 
-TABLE = (
-    Row("embed/embedding", "model.embed_tokens.weight", "token_embd.weight", KEEP),
+_ENDS = (
+    Row(("embed/embedding",), "model.embed_tokens.weight", "token_embd.weight", KEEP),
+    Row(("final_norm/scale",), "model.norm.weight", "output_norm.weight", KEEP),
+    Row(("unembed/kernel",), "lm_head.weight", "output.weight", TRANSPOSE),
+)
+_NORMS = (
     *_norm("attention/norm", "input_layernorm", "attn_norm"),
+    *_norm("mlp/norm", "post_attention_layernorm", "ffn_norm"),
+)
+_OUT = (
+    *_linear("attention/o", "self_attn.o_proj", "attn_output"),
+    *_linear("mlp/down", "mlp.down_proj", "ffn_down"),
+)
+
+LLAMA = (
+    *_ENDS,
+    *_NORMS,
+    *_OUT,
     *_linear("attention/q", "self_attn.q_proj", "attn_q"),
     *_linear("attention/k", "self_attn.k_proj", "attn_k"),
     *_linear("attention/v", "self_attn.v_proj", "attn_v"),
-    *_linear("attention/o", "self_attn.o_proj", "attn_output"),
     *_norm("attention/q_norm", "self_attn.q_norm", "attn_q_norm"),
     *_norm("attention/k_norm", "self_attn.k_norm", "attn_k_norm"),
-    *_norm("mlp/norm", "post_attention_layernorm", "ffn_norm"),
     *_linear("mlp/gate", "mlp.gate_proj", "ffn_gate"),
     *_linear("mlp/up", "mlp.up_proj", "ffn_up"),
-    *_linear("mlp/down", "mlp.down_proj", "ffn_down"),
-    Row("final_norm/scale", "model.norm.weight", "output_norm.weight", KEEP),
-    Row("unembed/kernel", "lm_head.weight", "output.weight", TRANSPOSE),
 )
+PHI3 = (
+    *_ENDS,
+    *_NORMS,
+    *_OUT,
+    *_linear("attention/q attention/k attention/v", "self_attn.qkv_proj"),
+    *_linear("mlp/gate mlp/up", "mlp.gate_up_proj"),
+)
+TABLES = dict.fromkeys(("llama", "mistral", "qwen2", "qwen3"), LLAMA) | {"phi3": PHI3}
 
 # Buffers that older exporters wrote beside the weights; the decoder computes them.
 _BUFFERS = re.compile(
@@ -62,20 +108,29 @@ _BUFFERS = re.compile(
 )
 
 
-class Tensor(NamedTuple):
-    """One tensor in a file: part of the leaf `path`, or all of it where layer is None.
+class Part(NamedTuple):
+    """What one leaf takes of a tensor: units `start` to `start + size` of each group.
 
     Attributes:
         path: our leaf.
-        layer: index on the leaf's first axis.
-        transpose: whether the file holds the two axes the other way round.
-        shape: as in the file.
+        layer: index on the leaf's first axis, None where the tensor is for all of it.
+        groups: how many equal groups the tensor's out axis is cut into first.
+        start, size: units of every group that are this leaf's, in order.
     """
 
     path: str
     layer: int | None
-    transpose: bool
+    groups: int
+    start: int
+    size: int
+
+
+class Tensor(NamedTuple):
+    """One tensor in a file: `shape` as in the file, and the leaves it holds."""
+
     shape: tuple[int, ...]
+    transpose: bool
+    parts: tuple[Part, ...]
 
 
 def tensors(config: _config.DecoderConfig, kind: str = "hf") -> dict[str, Tensor]:
@@ -89,16 +144,39 @@ def tensors(config: _config.DecoderConfig, kind: str = "hf") -> dict[str, Tensor
         path: leaf.shape for path, leaf in trees.paths(decoder.shapes(config)).items()
     }
     found = {}
-    for row in TABLE:
-        if row.path not in shapes:
+    for row in TABLES[config.family]:
+        if row.paths[0] not in shapes:
             continue
-        name, shape = getattr(row, kind), shapes[row.path]
-        stacked = "{}" in name
-        part = shape[1:] if stacked else shape
-        part = part[::-1] if row.transpose else part
-        for layer in range(shape[0]) if stacked else [None]:
-            found[name.format(layer)] = Tensor(row.path, layer, row.transpose, part)
+        name, stacked = getattr(row, kind), "{}" in getattr(row, kind)
+        groups = config.kv_heads if row.by_head else 1
+        sizes = [shapes[path][-1] // groups for path in row.paths]
+        starts = [sum(sizes[:i]) for i in range(len(sizes))]
+        first = shapes[row.paths[0]]
+        shape = (*first[1 if stacked else 0 : -1], groups * sum(sizes))
+        shape = shape[::-1] if row.transpose else shape
+        for layer in range(first[0]) if stacked else [None]:
+            parts = tuple(
+                Part(path, layer, groups, start, size)
+                for path, start, size in zip(row.paths, starts, sizes, strict=True)
+            )
+            found[name.format(layer)] = Tensor(shape, row.transpose, parts)
     return found
+
+
+def paired(tensor: Tensor, part: Part, leaf: Any, file: Any) -> tuple[Any, Any]:
+    """Views of a leaf and of a tensor, of one shape, that hold the same numbers.
+
+    Copying the second onto the first loads the part, the other way round saves it.
+
+    Args:
+        tensor, part: which of them, from `tensors`.
+        leaf: NumPy array of the part's leaf: its layer alone if it has layers.
+        file: NumPy array of the tensor, with the axes of the file.
+    """
+    file = file.T if tensor.transpose else file
+    file = file.reshape(*file.shape[:-1], part.groups, -1)
+    file = file[..., part.start : part.start + part.size]
+    return leaf.reshape(*leaf.shape[:-1], part.groups, part.size), file
 
 
 def check(

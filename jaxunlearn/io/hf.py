@@ -9,26 +9,21 @@ the host never holds much more than the model itself.
 """
 
 import errno
-import gc
 import importlib.util
 import json
-import math
 import os
 import re
 import shutil
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import jax
 import jax.numpy as jnp
-import numpy as np
 
-from jaxunlearn import _checks, trees
-from jaxunlearn.io import _gguf, _hf_config, _names, _safetensors
+from jaxunlearn import _checks
+from jaxunlearn.io import _assemble, _gguf, _hf_config, _names, _safetensors
 from jaxunlearn.models import _config, decoder
-from jaxunlearn.typing import Array, Model, Params
+from jaxunlearn.typing import Model, Params
 
 _DTYPES = ("float32", "bfloat16", "float16")
 _GENERATION = "generation_config.json"
@@ -42,19 +37,6 @@ _TOKENIZER = (
 _HUB_FILES = ["*.safetensors", "*.json", "*.jinja", "tokenizer*", "*.model", "*.txt"]
 _SHARD_BYTES = 5 * 2**30
 
-Put = Callable[[str, np.ndarray], Array]
-
-
-class _Source(NamedTuple):
-    """A checkpoint on disk: settings, where each tensor lies, how to read one."""
-
-    config: _config.DecoderConfig
-    kind: str
-    where: Path
-    tensors: dict[str, Any]
-    read: Callable[[Any], np.ndarray]
-    tokenizer: Any
-
 
 def load(
     path: str | os.PathLike,
@@ -62,9 +44,9 @@ def load(
     dtype: str = "float32",
     compute_dtype: str = "float32",
     remat: str = "full",
-    put: Put | None = None,
+    put: _assemble.Put | None = None,
 ) -> tuple[Model, Params, Any]:
-    """Loads a decoder of the Llama, Mistral, Qwen2 or Qwen3 family.
+    """Loads a decoder of the Llama, Mistral, Qwen2, Qwen3 or Phi-3 family.
 
     Args:
         path: folder with config.json and safetensors, a .gguf file or a folder with
@@ -85,9 +67,8 @@ def load(
     """
     _checks.one_of("hf.load", _DTYPES, dtype=dtype)
     source = _open(path, compute_dtype, remat)
-    params = _assemble(
-        source, jnp.dtype(dtype), put or (lambda _, leaf: jnp.array(leaf))
-    )
+    put = put or (lambda _, leaf: jnp.array(leaf))
+    params = _assemble.assemble(source, jnp.dtype(dtype), put)
     return decoder.make(source.config), params, source.tokenizer
 
 
@@ -123,7 +104,7 @@ def save(
             "hf.save needs a model made by hf.load or models.decoder, got one with "
             f"config={model.config!r}. Save other networks with orbax-checkpoint."
         )
-    specs = _specs(params, model.config)
+    specs = _assemble.specs(params, model.config)
     files = _settings_files(model.config, dtype)
     path = Path(path)
     if path.exists() and not path.is_dir():
@@ -168,7 +149,7 @@ def smollm2_path() -> Path:
     return found[0]
 
 
-def _open(path: str | os.PathLike, compute_dtype: str, remat: str) -> _Source:
+def _open(path: str | os.PathLike, compute_dtype: str, remat: str) -> _assemble.Source:
     folder = Path(path).expanduser()
     try:
         if not folder.exists():
@@ -195,7 +176,7 @@ def _open(path: str | os.PathLike, compute_dtype: str, remat: str) -> _Source:
         ) from error
 
 
-def _open_file(file: Path, compute_dtype: str, remat: str) -> _Source:
+def _open_file(file: Path, compute_dtype: str, remat: str) -> _assemble.Source:
     if file.suffix != ".gguf":
         raise ValueError(
             f"hf.load needs a folder, a .gguf file or a name on the hub, got the file "
@@ -204,10 +185,10 @@ def _open_file(file: Path, compute_dtype: str, remat: str) -> _Source:
     gguf = _gguf.open_file(file)
     config = _gguf.config(gguf, compute_dtype=compute_dtype, remat=remat)
     built = _gguf.tokenizer(gguf)
-    return _Source(config, "gguf", file, gguf.tensors, _gguf.read, built)
+    return _assemble.Source(config, "gguf", file, gguf.tensors, _gguf.read, built)
 
 
-def _open_folder(folder: Path, compute_dtype: str, remat: str) -> _Source:
+def _open_folder(folder: Path, compute_dtype: str, remat: str) -> _assemble.Source:
     text = (folder / "config.json").read_text()
     config = _hf_config.parse(text, compute_dtype=compute_dtype, remat=remat)
     generation = folder / _GENERATION
@@ -220,94 +201,7 @@ def _open_folder(folder: Path, compute_dtype: str, remat: str) -> _Source:
     wanted = _names.tensors(config)
     _safetensors.check_dtypes({n: e for n, e in tensors.items() if n in wanted})
     built = _tokenizer(folder)
-    return _Source(config, "hf", folder, tensors, _safetensors.read, built)
-
-
-def _assemble(source: _Source, dtype: np.dtype, put: Put) -> Params:
-    """Fills the leaves one after another, the largest first to keep the peak low."""
-    wanted = _names.tensors(source.config, source.kind)
-    extra = _names.buffers(set(source.tensors) - set(wanted))
-    head = {"hf": "lm_head.weight", "gguf": "output.weight"}[source.kind]
-    if source.config.tied and head in source.tensors:
-        _check_tied(source, head)
-        extra = extra | {head}
-    came = {
-        name: entry.shape for name, entry in source.tensors.items() if name not in extra
-    }
-    _names.check(
-        "hf.load",
-        source.where,
-        {name: tensor.shape for name, tensor in wanted.items()},
-        came,
-        "Check that config.json belongs to these weights.",
-    )
-    leaves: dict[str, list[tuple[str, _names.Tensor]]] = {}
-    for name, tensor in wanted.items():
-        leaves.setdefault(tensor.path, []).append((name, tensor))
-    shapes = trees.paths(decoder.shapes(source.config))
-    filled: dict[str, Array] = {}
-    for path in sorted(shapes, key=lambda path: -shapes[path].size):
-        buffer = _aligned(shapes[path].shape, dtype)
-        for name, tensor in leaves[path]:
-            values = source.read(source.tensors[name])
-            target = buffer if tensor.layer is None else buffer[tensor.layer]
-            target[...] = values.T if tensor.transpose else values
-            del values, target
-        filled[path] = jax.block_until_ready(put(path, buffer))
-        del buffer
-        gc.collect(0)  # JAX lets go of the NumPy array only in a collection's callback
-    return trees.map_with_path(
-        lambda path, _: filled[path], decoder.shapes(source.config)
-    )
-
-
-def _aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-    """An empty array that JAX can read in place: one copy fewer on the way."""
-    raw = np.empty(math.prod(shape) * dtype.itemsize + 64, np.uint8)
-    first = -raw.ctypes.data % 64
-    return raw[first : raw.size - 64 + first].view(dtype).reshape(shape)
-
-
-def _check_tied(source: _Source, head: str) -> None:
-    embedding = {"hf": "model.embed_tokens.weight", "gguf": "token_embd.weight"}[
-        source.kind
-    ]
-    if embedding not in source.tensors:
-        return  # reported with everything else that is missing
-    one, other = source.tensors[embedding], source.tensors[head]
-    if one.shape != other.shape or not np.array_equal(
-        source.read(one), source.read(other)
-    ):
-        raise ValueError(
-            f"hf.load needs {head} to equal {embedding} where tie_word_embeddings is "
-            f"true, got different ones in {source.where}. Set tie_word_embeddings to "
-            "false in config.json if the model has its own output matrix."
-        )
-
-
-def _specs(params: Params, config: _config.DecoderConfig) -> list[_safetensors.Spec]:
-    """What to write, after checking that the params are those of the config."""
-    needed = {
-        path: leaf.shape for path, leaf in trees.paths(decoder.shapes(config)).items()
-    }
-    leaves = trees.paths(params)
-    _names.check(
-        "hf.save",
-        "the params",
-        needed,
-        {path: tuple(leaf.shape) for path, leaf in leaves.items()},
-        "Pass the whole tree (trees.merge) and the model it belongs to.",
-    )
-
-    def values(tensor: _names.Tensor) -> np.ndarray:
-        leaf = leaves[tensor.path]
-        part = np.asarray(leaf if tensor.layer is None else leaf[tensor.layer])
-        return part.T if tensor.transpose else part
-
-    return [
-        _safetensors.Spec(name, tensor.shape, lambda tensor=tensor: values(tensor))
-        for name, tensor in _names.tensors(config).items()
-    ]
+    return _assemble.Source(config, "hf", folder, tensors, _safetensors.read, built)
 
 
 def _settings_files(config: _config.DecoderConfig, dtype: str) -> dict[str, str]:

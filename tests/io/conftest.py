@@ -64,6 +64,7 @@ def torch_model():
             "max_position_embeddings": 128,
             "bos_token_id": 1,
             "eos_token_id": 2,
+            "pad_token_id": 0,
             "attn_implementation": "eager",
         } | settings
         config = transformers.AutoConfig.for_model(family, **settings)

@@ -238,7 +238,7 @@ def test_wrong_tensors_are_reported_together(folder, says):
         info,
         "hf.load needs exactly the 21 tensors",
         folder,
-        "2 missing: 'model.layers.1.mlp.up_proj.weight', 'model.norm.weight'",
+        "2 missing: 'model.norm.weight', 'model.layers.1.mlp.up_proj.weight'",
         "1 not expected: 'model.layers.2.mlp.up_proj.weight'",
         "model.layers.0.self_attn.k_proj.weight should be (16, 32) and is (2, 5)",
         "config.json belongs",

@@ -2,8 +2,8 @@
 """The table of names covers every leaf once, and agrees with gguf's own table."""
 
 import dataclasses
-import math
 
+import numpy as np
 import pytest
 
 from jaxunlearn import trees
@@ -17,25 +17,49 @@ def config(tiny):
     return dataclasses.replace(tiny[0].config, **more)
 
 
-@pytest.mark.parametrize("kind", ["hf", "gguf"])
-def test_every_leaf_is_filled_exactly_once(config, kind):
+@pytest.mark.parametrize(
+    ("family", "kind"), [("llama", "hf"), ("llama", "gguf"), ("phi3", "hf")]
+)
+def test_every_leaf_is_filled_exactly_once(config, family, kind):
+    config = dataclasses.replace(config, family=family, qk_norm=family == "llama")
     shapes = trees.paths(decoder.shapes(config))
-    filled = {}
+    filled = {path: np.zeros(leaf.shape, int) for path, leaf in shapes.items()}
     for tensor in _names.tensors(config, kind).values():
-        filled.setdefault(tensor.path, []).append(tensor)
-    assert filled.keys() == shapes.keys()
-    for path, parts in filled.items():
-        assert sum(math.prod(part.shape) for part in parts) == shapes[path].size
-        layers = [part.layer for part in parts]
-        assert layers == [None] or layers == list(range(config.layers))
+        ones = np.ones(tensor.shape, int)
+        for part in tensor.parts:
+            leaf = filled[part.path]
+            leaf = leaf if part.layer is None else leaf[part.layer]
+            leaf, file = _names.paired(tensor, part, leaf, ones)
+            leaf += file
+            file[...] = 0
+        assert not ones.any()
+    for path, counts in filled.items():
+        assert np.all(counts == 1), path
+
+
+@pytest.mark.parametrize("turn", [False, True])
+def test_leaves_lie_side_by_side_or_take_turns_by_head(config, turn):
+    """Two heads of one unit each: the file holds q0 k0 q1 k1, or q0 q1 k0 k1."""
+    for groups, order in ((2, [0, 2, 1, 3]), (1, [0, 1, 2, 3])):
+        size = 2 // groups
+        parts = [_names.Part("q", None, groups, 0, size)]
+        parts += [_names.Part("k", None, groups, size, size)]
+        tensor = _names.Tensor((4, 3) if turn else (3, 4), turn, tuple(parts))
+        whole = np.arange(12).reshape(3, 4)  # [in, out]: q0 q1 k0 k1 as we keep them
+        file = np.empty(tensor.shape, int)
+        for part, leaf in zip(parts, (whole[:, :2], whole[:, 2:]), strict=True):
+            ours, theirs = _names.paired(tensor, part, leaf, file)
+            theirs[...] = ours
+        assert np.array_equal((file.T if turn else file), whole[:, order])
 
 
 def test_names_are_those_of_gguf(config):
     gguf = pytest.importorskip("gguf")
     table = gguf.get_tensor_name_map(gguf.MODEL_ARCH.QWEN3, config.layers)
-    for row in _names.TABLE:
-        name = table.get_name(row.hf.format(1), try_suffixes=(".weight", ".bias"))
-        assert name == row.gguf.format(1)
+    for name, theirs in zip(
+        _names.tensors(config, "hf"), _names.tensors(config, "gguf"), strict=True
+    ):
+        assert table.get_name(name, try_suffixes=(".weight", ".bias")) == theirs
 
 
 def test_only_known_buffers_are_harmless():

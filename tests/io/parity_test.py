@@ -93,6 +93,7 @@ def test_llama_with_every_rope(torch_model, same_logits, tmp_path, kind):
         ),
         ("qwen3", {"head_dim": 16, "tie_word_embeddings": True, "shards": "20KB"}),
         ("qwen3", {"head_dim": 8, "attention_bias": True, "num_hidden_layers": 3}),
+        ("phi3", {"sliding_window": 9, "partial_rotary_factor": 0.5, "shards": "20KB"}),
     ],
     ids=str,
 )
