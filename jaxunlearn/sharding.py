@@ -26,24 +26,29 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxunlearn import _checks, trees
 from jaxunlearn.typing import Array, PyTree, Rules
 
-AXES = ("data", "fsdp", "tensor")
+AXES = ("data", "fsdp", "context", "tensor")  # the busiest innermost
 BATCH = ("data", "fsdp")  # the axes over which the rows of a batch are cut
+ROWS = (BATCH, "context")  # how rows of tokens, [B, L, ...], are cut
 
 
 def make_mesh(
     *,
     data: int = 1,
     fsdp: int = -1,
+    context: int = 1,
     tensor: int = 1,
     devices: Sequence[jax.Device] | None = None,
 ) -> Mesh:
-    """A mesh with the axes data, fsdp and tensor.
+    """A mesh with the axes data, fsdp, context and tensor.
 
     Args:
         data: replicas of the model, each with its share of the rows. Where the devices
             form several slices (joined by the data-centre network only), it must be a
             multiple of their number: nothing but this axis crosses slices.
         fsdp: parts into which params and optimizer state are cut; rows are cut too.
+        context: parts into which every sequence is cut, for sequences too long for one
+            device. Each part computes its own queries against all keys and values,
+            which are gathered in every layer.
         tensor: parts into which heads, hidden units and the vocabulary are cut.
         devices: all devices of all hosts if None.
     Returns:
@@ -53,7 +58,9 @@ def make_mesh(
             is -1, or the slices do not divide `data`.
     """
     devices = list(jax.devices() if devices is None else devices)
-    sizes = _sizes({"data": data, "fsdp": fsdp, "tensor": tensor}, len(devices))
+    sizes = _sizes(
+        {"data": data, "fsdp": fsdp, "context": context, "tensor": tensor}, len(devices)
+    )
     slices = {getattr(device, "slice_index", 0) for device in devices}
     shape = tuple(sizes.values())
     if len(slices) > 1:
@@ -64,7 +71,7 @@ def make_mesh(
             )
         inner = (sizes["data"] // len(slices), *shape[1:])
         grid = mesh_utils.create_hybrid_device_mesh(
-            inner, (len(slices), 1, 1), devices=devices
+            inner, (len(slices), 1, 1, 1), devices=devices
         )
     else:
         grid = mesh_utils.create_device_mesh(shape, devices=devices)
@@ -114,20 +121,20 @@ def create(
 
 
 def put_rows(tree: PyTree, mesh: Mesh) -> PyTree:
-    """Streams of batches onto the mesh, rows over data and fsdp.
+    """Streams of batches onto the mesh, rows over data and fsdp, tokens over context.
 
     Args:
-        tree: host arrays. With several processes each gives its own share of the rows.
+        tree: host arrays; in one of two dimensions the second is tokens. With several processes each gives its own share of the rows.
         mesh: where they go.
     Raises:
-        ValueError: if the rows do not divide by data * fsdp.
+        ValueError: if the rows do not divide by data * fsdp, or tokens by context.
     """
 
     def leaf(path, x):
         if isinstance(getattr(x, "sharding", None), NamedSharding):
             return x  # on a mesh already
         processes = jax.process_count()
-        place = _rows(path, x.shape[0] * processes, mesh)
+        place = _rows(path, (x.shape[0] * processes, *x.shape[1:]), mesh)
         if processes == 1:
             return jax.device_put(x, place)
         return jax.make_array_from_process_local_data(place, jax.device_get(x))
@@ -178,14 +185,27 @@ def constrain(x: Array, *axes: str | Sequence[str] | None) -> Array:
     return jax.lax.with_sharding_constraint(x, PartitionSpec(*kept))
 
 
-def _rows(path: str, rows: int, mesh: Mesh) -> NamedSharding:
-    parts = math.prod(mesh.shape[axis] for axis in BATCH)
+def parts_of(axis: str) -> int:
+    """How many parts the mesh of the caller's `jax.set_mesh` has on `axis`, or 1."""
+    return dict(jax.sharding.get_abstract_mesh().shape).get(axis, 1)
+
+
+def _rows(path: str, shape: tuple[int, ...], mesh: Mesh) -> NamedSharding:
+    rows, parts = shape[0], math.prod(mesh.shape[axis] for axis in BATCH)
     if rows % parts:
         raise ValueError(
             f"A batch needs rows that divide by data * fsdp = {parts}, got {rows} rows "
             f"in {path!r}. Change the batch size or the mesh."
         )
-    return NamedSharding(mesh, PartitionSpec(BATCH))
+    if len(shape) != 2:
+        return NamedSharding(mesh, PartitionSpec(BATCH))
+    if shape[1] % mesh.shape["context"]:
+        raise ValueError(
+            "A batch needs a length that divides by context = "
+            f"{mesh.shape['context']}, got {shape[1]} tokens in {path!r}. Encode the "
+            "texts with another length, or change the mesh."
+        )
+    return NamedSharding(mesh, PartitionSpec(*ROWS))
 
 
 def _sizes(sizes: Mapping[str, int], count: int) -> dict[str, int]:

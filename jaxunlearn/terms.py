@@ -23,7 +23,7 @@ from collections.abc import Callable, Mapping
 import jax
 import jax.numpy as jnp
 
-from jaxunlearn import _checks, losses
+from jaxunlearn import _checks, losses, sharding
 from jaxunlearn.typing import (
     Array,
     Batch,
@@ -245,10 +245,8 @@ def on_tokens(
     needs_ref = "ref_logits" in _columns(loss)
 
     def score(params, hidden, batch, ref):
-        hidden, _, where = _aligned(hidden, batch)
-        ref_hidden = (
-            _aligned(model.apply(ref, batch).hidden, batch)[0] if needs_ref else None
-        )
+        _, where = _aligned(batch)
+        ref_hidden = model.apply(ref, batch).hidden if needs_ref else None
 
         def piece(hidden, ref_hidden, where):
             logits = model.unembed(params, hidden)
@@ -257,7 +255,7 @@ def on_tokens(
 
         values = _in_chunks(piece, chunk, hidden, ref_hidden, where)
         count = jnp.sum(where, dtype=jnp.int32)
-        return Total(jnp.sum(jnp.where(where, values, 0.0)), count), {}
+        return Total(jnp.sum(jnp.where(where[:, :-1], values, 0.0)), count), {}
 
     return BoundTerm(model, stream, score, ("tokens", "mask"), needs_ref)
 
@@ -283,7 +281,7 @@ def target_logps(
 
 
 def _target_logps(model, params, hidden, batch, chunk):
-    hidden, targets, where = _aligned(hidden, batch)
+    targets, where = _aligned(batch)
 
     def piece(hidden, targets, where):
         # Masking the states costs nothing beside masking their logits, and keeps junk
@@ -293,15 +291,16 @@ def _target_logps(model, params, hidden, batch, chunk):
         logps = losses.token_logps(model.unembed(params, hidden), targets)
         return jnp.where(where, logps, 0.0)
 
-    return _in_chunks(piece, chunk, hidden, targets, where), where
+    return _in_chunks(piece, chunk, hidden, targets, where), where[:, :-1]
 
 
-def _aligned(hidden, batch):
-    """Hidden states, the tokens they predict, and which of those count: [B, L - 1,
-    ...]."""
+def _aligned(batch):
+    """Targets and which of them count, [B, L]: the token after each, none after the
+    last. The length stays, so that a mesh which divides L divides them too."""
     mask = batch["mask"]
-    where = batch.get("answer", mask)[:, 1:] & mask[:, 1:] & mask[:, :-1]
-    return hidden[:, :-1], batch["tokens"][:, 1:], where
+    counted = batch.get("answer", mask) & mask
+    targets, counted = (jnp.roll(x, -1, axis=1) for x in (batch["tokens"], counted))
+    return targets, (counted & mask).at[:, -1].set(False)
 
 
 def _rows(batches: list[Batch]) -> Batch:
@@ -326,24 +325,29 @@ def _rows(batches: list[Batch]) -> Batch:
 
 
 def _in_chunks(function, chunk, *arrays):
-    """Maps function over pieces of axis 1 of the arrays, keeping only what it returns.
+    """Maps function over pieces of axis 1 of the arrays, [B, L, ...], keeping only what
+    it returns, and not for the last token, which has no target: [B, L - 1].
 
     Axis 0 stays whole, so that it can stay cut over data-parallel devices; cutting
-    flattened tokens would hand every device all the rows of a chunk.
+    flattened tokens would hand every device all the rows of a chunk. In the same way a
+    chunk takes every n-th token, some of each part of a sequence cut over context.
     """
-    batch, length = arrays[0].shape[:2]
+    batch, length = arrays[0].shape[0], arrays[0].shape[1] - 1
     chunk = max(1, min(32, -(-length // 2))) if chunk is None else chunk
     _checks.positive_int("A term", chunk=chunk)
+    parts = sharding.parts_of("context")
+    chunk = -(-chunk // parts) * parts
     pieces = -(-length // chunk)
-    short = pieces * chunk - length
+    whole = pieces * chunk
 
     def cut(x):
-        x = jnp.pad(x, [(0, 0), (0, short)] + [(0, 0)] * (x.ndim - 2))
-        return jnp.moveaxis(x.reshape(batch, pieces, chunk, *x.shape[2:]), 1, 0)
+        short = max(0, whole - x.shape[1])
+        x = jnp.pad(x, [(0, 0), (0, short)] + [(0, 0)] * (x.ndim - 2))[:, :whole]
+        return jnp.moveaxis(x.reshape(batch, chunk, pieces, *x.shape[2:]), 2, 0)
 
     cuts = jax.tree.map(cut, arrays)
     values = jax.lax.map(lambda xs: jax.checkpoint(function)(*xs), cuts)
-    return jnp.moveaxis(values, 0, 1).reshape(batch, pieces * chunk)[:, :length]
+    return jnp.moveaxis(values, 0, 2).reshape(batch, whole)[:, :length]
 
 
 def _columns(loss: Callable[..., Array]) -> tuple[str, ...]:

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from jaxunlearn import _checks, sharding
 from jaxunlearn.models import _attention, _rope
 from jaxunlearn.models._config import DecoderConfig
+from jaxunlearn.sharding import BATCH, ROWS
 from jaxunlearn.typing import (
     Array,
     Batch,
@@ -201,7 +202,7 @@ def unembed(config: DecoderConfig, params: Params, hidden: Array) -> Array:
     else:
         kernel, form = params["unembed"]["kernel"], "...d,dv->...v"
         kernel = sharding.constrain(kernel.astype(dtype), None, "tensor")
-    leading = [sharding.BATCH, *[None] * hidden.ndim][: hidden.ndim - 1]
+    leading = [*ROWS, *[None] * hidden.ndim][: hidden.ndim - 1]
     hidden = sharding.constrain(hidden.astype(dtype), *leading, None)
     logits = jnp.einsum(form, hidden, kernel, preferred_element_type=jnp.float32)
     return sharding.constrain(logits, *leading, "tensor")
@@ -287,13 +288,16 @@ def _block(config, weights, x, rotation, attend, edits, index):
         q = _norm(config, attention["q_norm"], q)
         k = _norm(config, attention["k_norm"], k)
     q, k = _rope.rotate(q, *rotation), _rope.rotate(k, *rotation)
+    # Each part of a sequence asks its own queries, of all keys and values.
+    q = sharding.constrain(q, *ROWS, "tensor", None)
+    k, v = (sharding.constrain(x, BATCH, None, "tensor", None) for x in (k, v))
     mixed = attend(q, k, v).reshape(batch, length, -1)
     mixed = _edit(edits, "attention", mixed, index)
     x = x + _dense(attention["o"], mixed)
     h = _norm(config, mlp["norm"], x)
     units = jax.nn.silu(_dense(mlp["gate"], h)) * _dense(mlp["up"], h)
     units = _edit(edits, "mlp", units, index)
-    x = sharding.constrain(x + _dense(mlp["down"], units), sharding.BATCH, None, None)
+    x = sharding.constrain(x + _dense(mlp["down"], units), *ROWS, None)
     x = _edit(edits, "block", x, index)
     return x, {"attention": mixed, "mlp": units, "block": x}
 
@@ -304,9 +308,11 @@ def _edit(edits, site, value, index):
 
 def _dense(layer: Params, x: Array) -> Array:
     # One axis of rows: the gradient of a product summed over two axes makes XLA copy
-    # activations into transposed order on CPU, an eighth of the step at 135M.
+    # activations into transposed order on CPU, an eighth of the step at 135M. Where both
+    # axes are cut they stay two, as one would have to be gathered first.
     kernel = layer["kernel"].astype(x.dtype)
-    y = (x.reshape(-1, x.shape[-1]) @ kernel).reshape(*x.shape[:-1], kernel.shape[-1])
+    rows = x if sharding.parts_of("context") > 1 else x.reshape(-1, x.shape[-1])
+    y = (rows @ kernel).reshape(*x.shape[:-1], kernel.shape[-1])
     return y + layer["bias"].astype(x.dtype) if "bias" in layer else y
 
 
@@ -321,7 +327,7 @@ def _norm(config: DecoderConfig, layer: Params, x: Array) -> Array:
 
 def _embed(config: DecoderConfig, params: Params, tokens: Array) -> Array:
     x = params["embed"]["embedding"][tokens].astype(jnp.dtype(config.compute_dtype))
-    return sharding.constrain(x, sharding.BATCH, None, None)
+    return sharding.constrain(x, *ROWS, None)
 
 
 def _layers(config: DecoderConfig, blocks: Params, count: int) -> PyTree:
