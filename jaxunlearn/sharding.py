@@ -124,7 +124,8 @@ def put_rows(tree: PyTree, mesh: Mesh) -> PyTree:
     """Streams of batches onto the mesh, rows over data and fsdp, tokens over context.
 
     Args:
-        tree: host arrays; in one of two dimensions the second is tokens. With several processes each gives its own share of the rows.
+        tree: host arrays; the second of two dimensions is tokens. With several
+            processes each gives its own share of the rows.
         mesh: where they go.
     Raises:
         ValueError: if the rows do not divide by data * fsdp, or tokens by context.

@@ -23,7 +23,9 @@ ROWS, LENGTH, STEPS = 8, 12, 5
 
 
 def mesh_of(sizes):
-    return sharding.make_mesh(**dict(zip(("data", "fsdp", "tensor"), sizes, strict=True)))
+    return sharding.make_mesh(
+        **dict(zip(("data", "fsdp", "tensor"), sizes, strict=True))
+    )
 
 
 def streams():

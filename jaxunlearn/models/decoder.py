@@ -308,8 +308,8 @@ def _edit(edits, site, value, index):
 
 def _dense(layer: Params, x: Array) -> Array:
     # One axis of rows: the gradient of a product summed over two axes makes XLA copy
-    # activations into transposed order on CPU, an eighth of the step at 135M. Where both
-    # axes are cut they stay two, as one would have to be gathered first.
+    # activations into transposed order on CPU, an eighth of the step at 135M. Where
+    # both axes are cut they stay two, as one would have to be gathered first.
     kernel = layer["kernel"].astype(x.dtype)
     rows = x if sharding.parts_of("context") > 1 else x.reshape(-1, x.shape[-1])
     y = (rows @ kernel).reshape(*x.shape[:-1], kernel.shape[-1])
