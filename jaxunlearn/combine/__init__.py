@@ -6,6 +6,7 @@
 | `weighted_sum` | sum of w_k g_k | GradDiff, LLM Surgery, MRP |
 | `blur` | g_upper + (gamma - <g_upper, g_lower> / |g_lower|^2) g_lower | BLUR |
 | `penalty` | g_upper + strength g_lower | penalty-based bi-level |
+| `primal_dual` | w g_forget + mu g_retain, mu follows the retain loss | PDU |
 
 A combiner goes first in a chain and the rest of the optimizer follows, clipping too:
 
@@ -15,7 +16,7 @@ A combiner goes first in a chain and the rest of the optimizer follows, clipping
     state = tx.init(params)
     updates, state = tx.update({"forget": g_f, "retain": g_r}, state, params)
 
-Its state has two fields, `count` (steps taken) and `stats` (float32 scalars of the last
+Its state has the fields `count` (steps taken) and `stats` (float32 scalars of the last
 step). Every rate may be a schedule, a function of `count`. Accumulate each term's
 gradient over microbatches and devices before the combiner, as the projection is not
 linear; for the same reason `optax.MultiSteps` around a combiner is wrong.
@@ -23,13 +24,16 @@ linear; for the same reason `optax.MultiSteps` around a combiner is wrong.
 
 from jaxunlearn.combine._blur import BlurState, blur
 from jaxunlearn.combine._penalty import PenaltyState, penalty
+from jaxunlearn.combine._primal_dual import PrimalDualState, primal_dual
 from jaxunlearn.combine._weighted import WeightedSumState, weighted_sum
 
 __all__ = [
     "BlurState",
     "PenaltyState",
+    "PrimalDualState",
     "WeightedSumState",
     "blur",
     "penalty",
+    "primal_dual",
     "weighted_sum",
 ]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Preference losses with only the losing answer: NPO and its relatives.
+"""Preference losses: NPO and its relatives, and DPO, which has a winning answer too.
 
 Each lowers the log-probability of a forget answer, by less and less the further it has
 fallen, which is what plain gradient ascent lacks. Bind them with
@@ -93,6 +93,62 @@ def simnpo(
         lengths = jnp.where(where, lengths, 1.0)
     per_token = logps / jnp.maximum(lengths, 1.0)
     loss = -(2.0 / beta) * jax.nn.log_sigmoid(-beta * (per_token + delta))
+    return loss if where is None else jnp.where(where, loss, 0.0)
+
+
+def dpo(
+    logps: Array,
+    ref_logps: Array,
+    lose_logps: Array | None = None,
+    lose_ref_logps: Array | None = None,
+    *,
+    beta: float = 0.1,
+    where: Array | None = None,
+    compat: str | None = None,
+) -> Array:
+    """Direct preference optimisation: prefer an alternate answer to the original one.
+
+    Computes -log sigmoid(beta * ((logps - ref_logps) - (lose_logps - lose_ref_logps))),
+    Eq. 7 of Rafailov et al. 2023. Unlearning takes the forget answer as the loser and
+    as the winner a refusal (IdkDPO) or another plausible answer (AltPO). Without a
+    loser only the winner's ratio is pushed up; with only a loser see `npo`.
+
+    Args:
+        logps: [...] float, log-probability of each preferred answer under the model,
+            summed over its tokens, nats.
+        ref_logps: [...] float, the same under the reference. No gradient flows through
+            it.
+        lose_logps: [...] float, of the answer to be forgotten, under the model.
+        lose_ref_logps: [...] float, the same under the reference. No gradient.
+        beta: inverse temperature, > 0.
+        where: [...] bool, True where the row counts.
+        compat: "openunlearning" multiplies the loss by 2 / beta.
+    Returns:
+        [...] float32, one value per pair, 0 where masked; reduce outside.
+    Raises:
+        ValueError: if beta <= 0, the shapes differ, compat is unknown, or only one of
+            the loser's two arrays came.
+    Paper and code: OpenUnlearning's DPO, IdkDPO and AltPO have NPO's factor 2 / beta,
+        which the paper does not.
+    References: https://arxiv.org/abs/2305.18290 (DPO),
+        https://arxiv.org/abs/2409.13474 (AltPO)
+    """
+    _checks.positive("dpo", beta=beta)
+    _checks.one_of("dpo", (None, "openunlearning"), compat=compat)
+    if (lose_logps is None) != (lose_ref_logps is None):
+        raise ValueError(
+            "dpo needs both lose_logps and lose_ref_logps, or neither, got one of them."
+        )
+    pairs = {"logps": logps, "ref_logps": ref_logps}
+    pairs |= {"lose_logps": lose_logps, "lose_ref_logps": lose_ref_logps}
+    _checks.same_shape("dpo", **pairs)
+    _checks.mask("dpo", where, logps=logps)
+    margin = _difference(logps, jax.lax.stop_gradient(ref_logps), where)
+    if lose_logps is not None:
+        lose = _difference(lose_logps, jax.lax.stop_gradient(lose_ref_logps), where)
+        margin = margin - lose.astype(margin.dtype)
+    loss = -jax.nn.log_sigmoid(beta * margin)
+    loss = loss if compat is None else (2.0 / beta) * loss
     return loss if where is None else jnp.where(where, loss, 0.0)
 
 

@@ -13,6 +13,19 @@ from jax.sharding import PartitionSpec as P
 
 from jaxunlearn import combine
 
+VALUES = {"forget": jnp.float32(3.0), "retain": jnp.float32(2.0)}
+
+
+def primal_dual():
+    """primal_dual, handed the losses that make_step would hand it."""
+    tx = combine.primal_dual(epsilon=1.5, dual=2.0)
+
+    def update(grads, state, params=None, *, values=VALUES, **extra):
+        return tx.update(grads, state, params, values=values, **extra)
+
+    return optax.GradientTransformationExtraArgs(tx.init, update)
+
+
 ramp = optax.linear_schedule(0.0, 1.0, 10)
 COMBINERS = {
     "weighted_sum": partial(combine.weighted_sum, {"forget": -0.5, "retain": 2.0}),
@@ -22,6 +35,7 @@ COMBINERS = {
     ),
     "penalty": partial(combine.penalty, strength=3.0),
     "penalty_schedule": partial(combine.penalty, strength=ramp),
+    "primal_dual": primal_dual,
     "blur": combine.blur,
     "blur_schedule": partial(combine.blur, gamma=ramp),
     "blur_upper": partial(combine.blur, upper="forget", lower="retain", gamma=0.3),

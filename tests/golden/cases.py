@@ -18,7 +18,15 @@ import numpy as np
 # The families lie beside this file, however and from wherever it was loaded.
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from golden_families import directions, likelihood, muse, preference  # noqa: E402
+from golden_families import (  # noqa: E402
+    constrained,
+    directions,
+    hidden,
+    likelihood,
+    muse,
+    preference,
+    tokens,
+)
 
 Case = Mapping[str, Any]
 Family = Callable[[Case, Mapping[str, jax.Array]], Mapping[str, jax.Array]]
@@ -30,9 +38,16 @@ FAMILIES: dict[str, Family] = {
     r"grad_ascent.*|grad_diff.*": likelihood.grad_diff,
     r"npo.*": preference.npo,
     r"simnpo.*": preference.simnpo,
+    r"dpo.*": preference.dpo,
+    r"wga.*|satimp.*": tokens.weighted,
+    r"undial.*": tokens.undial,
+    r"ceu.*": tokens.ce_u,
+    r"pdu.*": constrained.pdu,
+    r"rmu_activation_loss.*": hidden.activation,
+    r"rmu.*": hidden.rmu,
     r"muse_(ga|npo)(_.*)?": muse.loss,
     r"blur_muse_loss.*": muse.two_losses,
-    r"tofu_grad.*": likelihood.tofu,
+    r"tofu_(grad.*|kl)": likelihood.tofu,
     r"blur_muse_.*": directions.muse,
     r"blur_tofu.*": directions.tofu,
     r"blur_wmdp.*": directions.wmdp,

@@ -24,6 +24,7 @@ class Row(NamedTuple):
         expected: the value, worked out by hand.
         refs: positions of the arguments that must not receive a gradient.
         extreme: first arguments at which value and gradient stay finite.
+        slope: where weights are held fixed, the gradient that the docstring gives.
     """
 
     loss: Callable
@@ -31,12 +32,26 @@ class Row(NamedTuple):
     expected: list[float]
     refs: tuple[int, ...] = ()
     extreme: tuple[float, ...] = (-1e30, -1e4, 0.0, 1e4, 1e30)
+    slope: Callable | None = None
 
 
 LN2, LN3 = np.log(2.0), np.log(3.0)
 LOGPS = np.array([-1.0, -2.0, -4.0])
 # Softmax of HALVES is 1/2, 1/2; that of QUARTERS is 3/4, 1/4.
 HALVES, QUARTERS = np.zeros((ROWS, 2)), np.tile([LN3, 0.0], (ROWS, 1))
+SQUARES = (-1e15, -1e4, 0.0, 1e4, 1e15)
+
+
+def of_class_0(loss):
+    """The loss with target 0 at every position."""
+
+    def run(logits, *args, where=None):
+        zeros = jnp.zeros(logits.shape[:-1], jnp.int32)
+        return loss(logits, *args, zeros, where=where)
+
+    return run
+
+
 LOSSES = {
     "nll": Row(losses.nll, (LOGPS,), [1.0, 2.0, 4.0]),
     "ascent": Row(losses.ascent, (LOGPS,), [-1.0, -2.0, -4.0]),
@@ -64,6 +79,68 @@ LOSSES = {
         (QUARTERS, HALVES),
         [0.75 * np.log(1.5) + 0.25 * np.log(0.5)] * ROWS,
         refs=(1,),
+    ),
+    # m is 5/8, 3/8: half of KL(3/4, 1/4 || m) and of KL(1/2, 1/2 || m).
+    "js": Row(
+        losses.js,
+        (QUARTERS, HALVES),
+        [
+            0.5 * (0.75 * np.log(1.2) + 0.25 * np.log(2 / 3))
+            + 0.25 * (np.log(0.8) + np.log(4 / 3))
+        ]
+        * ROWS,
+        refs=(1,),
+    ),
+    # The margins are 0, ln 3 and -ln 3, beta is 1: log(1 + 1 / ratio).
+    "dpo": Row(
+        partial(losses.dpo, beta=1.0),
+        (LOGPS, LOGPS - np.array([1.0, LN3, 0.0]), LOGPS, LOGPS - [1.0, 0.0, LN3]),
+        [LN2, np.log(4 / 3), np.log(4.0)],
+        refs=(1, 3),
+    ),
+    "dpo_compat": Row(
+        partial(losses.dpo, beta=0.5, compat="openunlearning"),
+        (LOGPS, LOGPS - 2 * np.array([0.0, LN3, -LN3])),
+        [4 * LN2, 4 * np.log(4 / 3), 4 * np.log(4.0)],
+        refs=(1,),
+    ),
+    # p is 1, 1/2, 1/4 and p ** 2 the weight.
+    "wga": Row(
+        partial(losses.wga, beta=2.0),
+        (np.log([1.0, 0.5, 0.25]),),
+        [0.0, -LN2 / 4, -LN2 / 8],
+        slope=lambda logps: jnp.exp(2 * logps),
+    ),
+    # p (1 - p) ** 2 is 0, 1/8, 9/64.
+    "satimp": Row(
+        partial(losses.satimp, beta1=1.0, beta2=2.0),
+        (np.log([1.0, 0.5, 0.25]),),
+        [0.0, -LN2 / 8, -LN2 * 9 / 32],
+        slope=lambda logps: jnp.exp(logps) * (1 - jnp.exp(logps)) ** 2,
+    ),
+    # Lowering logit 0 by ln 3 turns 3/4, 1/4 into halves.
+    "undial": Row(
+        of_class_0(partial(losses.undial, beta=LN3)),
+        (QUARTERS, QUARTERS),
+        [0.5 * (np.log(4 / 3) + np.log(4.0))] * ROWS,
+        refs=(1,),
+    ),
+    # Without class 0 all is class 1, to which the model gives 1/4.
+    "ce_u": Row(
+        of_class_0(losses.ce_u),
+        (QUARTERS,),
+        [np.log(4.0)] * ROWS,
+        slope=lambda z: jax.nn.softmax(z) - jnp.array([0.0, 1.0], z.dtype),
+    ),
+    # max - mean of (ln 3, 0) is ln 3 / 2.
+    "flatten": Row(losses.flatten, (QUARTERS,), [LN3**2 / 4] * ROWS, extreme=SQUARES),
+    # Half of (ln 3 - 1)^2 + 1.
+    "rmu": Row(
+        losses.rmu,
+        (QUARTERS, HALVES + 1),
+        [((LN3 - 1) ** 2 + 1) / 2] * ROWS,
+        refs=(1,),
+        extreme=SQUARES,
     ),
     # sum_v exp(0) (0 - z_v) = -ln 3.
     "kl_raw": Row(
@@ -169,7 +246,11 @@ def test_gradient_agrees_with_differences(row):
     with jax.enable_x64(True):
         args = arrays(row, jnp.float64)
         step = jnp.asarray(np.random.default_rng(0).normal(size=args[0].shape)) * 1e-5
-        along = jnp.vdot(jax.grad(total(row))(*args), step)
+        grad = jax.grad(total(row))(*args)
+        if row.slope:
+            np.testing.assert_allclose(grad, row.slope(args[0]), rtol=1e-12)
+            return
+        along = jnp.vdot(grad, step)
         ends = [total(row)(args[0] + sign * step, *args[1:]) for sign in (1, -1)]
         np.testing.assert_allclose(along, (ends[0] - ends[1]) / 2, rtol=1e-6)
 

@@ -21,17 +21,9 @@ def kl_retain(case, x):
 
 def grad_diff(case, x):
     """gamma * ascent + alpha * retain; without a retain loss type, ascent alone."""
-    given = case["hyperparameters"]
-    kind = given.get("retain_loss_type")
-
-    def total(x):
-        loss = given.get("gamma", 1.0) * reading.token_mean(losses.ascent, x, "forget")
-        if kind is not None:
-            loss = loss + given.get("alpha", 1.0) * reading.retain(kind, x)
-        return loss
-
-    loss, grads = reading.with_gradients(total, x)
-    return {"loss": loss, **grads}
+    return reading.with_retain(
+        case, x, lambda x: reading.token_mean(losses.ascent, x, "forget")
+    )
 
 
 def tofu(case, x):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""NPO and SimNPO, alone and with a retain term."""
+"""NPO, SimNPO and DPO, alone and with a retain term."""
 
 from functools import partial
 
@@ -13,9 +13,10 @@ def npo(case, x):
 
     def forget(x):
         ref_logps = reading.answer_logps(x, "forget", ref=True)
-        return losses.npo(reading.answer_logps(x, "forget"), ref_logps, beta=beta)
+        logps = reading.answer_logps(x, "forget")
+        return losses.npo(logps, ref_logps, beta=beta).mean()
 
-    return _with_retain(case, x, forget)
+    return reading.with_retain(case, x, forget)
 
 
 def simnpo(case, x):
@@ -25,20 +26,22 @@ def simnpo(case, x):
 
     def forget(x):
         lengths = (x["forget_labels"] != reading.IGNORE).sum(-1)
-        return loss(reading.answer_logps(x, "forget"), lengths)
+        return loss(reading.answer_logps(x, "forget"), lengths).mean()
 
-    return _with_retain(case, x, forget)
+    return reading.with_retain(case, x, forget)
 
 
-def _with_retain(case, x, forget):
-    given = case["hyperparameters"]
-    kind = given.get("retain_loss_type")
+def dpo(case, x):
+    """gamma * DPO (alternate over forget, where there is a forget answer) + retain."""
+    beta = case["hyperparameters"]["beta"]
+    parts = [part for part in ("alternate", "forget") if f"{part}_logits" in x]
 
-    def total(x):
-        loss = given.get("gamma", 1.0) * forget(x).mean()
-        if kind is not None:
-            loss = loss + given.get("alpha", 1.0) * reading.retain(kind, x)
-        return loss
+    def forget(x):
+        pairs = [
+            reading.answer_logps(x, part, ref=ref)
+            for part in parts
+            for ref in (False, True)
+        ]
+        return losses.dpo(*pairs, beta=beta, compat="openunlearning").mean()
 
-    loss, grads = reading.with_gradients(total, x)
-    return {"loss": loss, **grads}
+    return reading.with_retain(case, x, forget)

@@ -37,12 +37,28 @@ def retain(kind, x):
     raise ValueError(f"No retain loss is called {kind!r}; there are 'NLL' and 'KL'.")
 
 
+def with_retain(case, x, forget):
+    """gamma * forget(x) + alpha * retain, where the case names a retain loss."""
+    given = case["hyperparameters"]
+    kind = given.get("retain_loss_type")
+
+    def total(x):
+        loss = given.get("gamma", 1.0) * forget(x)
+        if kind is not None:
+            loss = loss + given.get("alpha", 1.0) * retain(kind, x)
+        return loss
+
+    loss, grads = with_gradients(total, x)
+    return {"loss": loss, **grads}
+
+
 def with_gradients(loss, x):
-    """(loss(x), gradients of its sum for every trained model's logits, by role)."""
+    """(loss(x), gradients of its sum for what the trained model gave, by role)."""
     names = [
         name
         for name in x
-        if name.endswith("_logits") and not name.startswith(("ref_", "grad_"))
+        if name.endswith(("_logits", "_acts"))
+        and not name.startswith(("ref_", "grad_"))
     ]
 
     def total(logits):

@@ -1,0 +1,101 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Losses on hidden states: RMU, which steers what a layer says about the forget set.
+
+The forget term pulls hidden states to a random direction, the retain term holds them
+where the reference has them; both are `rmu` with another target.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from jaxunlearn import _checks
+from jaxunlearn.losses._likelihood import at_least_float32
+from jaxunlearn.typing import Array, PRNGKey
+
+
+def rmu(hidden: Array, target: Array, *, where: Array | None = None) -> Array:
+    """Mean squared distance of hidden states to a target: mean_d (hidden - target)^2.
+
+    Forget: target = `steering_vector`. Retain: target = the reference's hidden states
+    of the same tokens.
+
+    Args:
+        hidden: [..., D] float, states after some block.
+        target: [..., D] float, or any shape that broadcasts to it. No gradient flows
+            through it.
+        where: [...] bool, True where the token counts; None counts all, padding too.
+    Returns:
+        [...] float32, one value per token, 0 where masked; reduce outside.
+    Raises:
+        ValueError: if the target does not broadcast, or where has another shape.
+    Paper and code: the paper sums over D; its code and this take the mean. WMDP's code
+        averages over all positions; OpenUnlearning over labelled tokens, but multiplies
+        the mean of the rows' sums by the mean of their inverse lengths.
+    References: https://arxiv.org/abs/2403.03218
+    """
+    hidden = at_least_float32(hidden)
+    target = at_least_float32(jax.lax.stop_gradient(target)).astype(hidden.dtype)
+    _checks.mask("rmu", where, hidden=hidden[..., 0])
+    try:
+        target = jnp.broadcast_to(target, hidden.shape)
+    except ValueError:
+        raise ValueError(
+            f"rmu needs a target that broadcasts to hidden {hidden.shape}, got "
+            f"{target.shape}. Read both after the same layer."
+        ) from None
+    if where is not None:
+        hidden = jnp.where(where[..., None], hidden, 0.0)
+        target = jnp.where(where[..., None], target, 0.0)
+    return jnp.mean((hidden - target) ** 2, axis=-1)
+
+
+def steering_vector(rng: PRNGKey, width: int, *, coefficient: float = 6.5) -> Array:
+    """RMU's target: a random direction of a given length, drawn once per topic.
+
+    Entries are uniform on [0, 1), so all of them point one way, as in the papers; the
+    vector is scaled to `coefficient`. Topics need directions of their own: split rng.
+
+    Args:
+        rng: key.
+        width: D, of the hidden states to steer.
+        coefficient: length, > 0. 6.5 is RMU's on Zephyr-7B; OpenUnlearning has 2.
+    Returns:
+        [D] float32.
+    Raises:
+        ValueError: if width < 1 or coefficient <= 0.
+    References: https://arxiv.org/abs/2403.03218
+    """
+    _checks.positive_int("steering_vector", width=width)
+    _checks.positive("steering_vector", coefficient=coefficient)
+    direction = jax.random.uniform(rng, (width,), jnp.float32)
+    return coefficient * direction / jnp.linalg.norm(direction)
+
+
+def adaptive_target(
+    ref_hidden: Array, direction: Array, *, scale: float = 5.0
+) -> Array:
+    """Adaptive RMU's target: the direction, as long as the reference's own state.
+
+    Computes scale * |ref_hidden| * direction / |direction| for every token, so that one
+    scale serves layers whose states differ in size.
+
+    Args:
+        ref_hidden: [..., D] float, hidden states of the reference.
+        direction: [D] float, such as `steering_vector`'s.
+        scale: beta of the paper, > 0.
+    Returns:
+        [..., D] float32, a target for `rmu`.
+    Raises:
+        ValueError: if scale <= 0 or the widths differ.
+    References: https://arxiv.org/abs/2408.06223
+    """
+    _checks.positive("adaptive_target", scale=scale)
+    ref_hidden = at_least_float32(ref_hidden)
+    direction = at_least_float32(direction).astype(ref_hidden.dtype)
+    _checks.same_shape(
+        "adaptive_target",
+        direction=direction,
+        **{"one state of ref_hidden": ref_hidden.reshape(-1, ref_hidden.shape[-1])[0]},
+    )
+    size = jnp.linalg.norm(ref_hidden, axis=-1, keepdims=True)
+    return scale * size * (direction / jnp.linalg.norm(direction))
