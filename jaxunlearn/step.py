@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxunlearn import _checks, trees
+from jaxunlearn import _checks, sharding, trees
 from jaxunlearn.typing import (
     Array,
     Frozen,
@@ -23,6 +23,7 @@ from jaxunlearn.typing import (
     Params,
     PRNGKey,
     PyTree,
+    Rules,
     Streams,
     Term,
     Total,
@@ -47,9 +48,8 @@ class UnlearnState:
     rng: PRNGKey
 
 
-Step = Callable[
-    [UnlearnState, Streams, Frozen], tuple[UnlearnState, Mapping[str, Array]]
-]
+Step = Callable[..., tuple[UnlearnState, Mapping[str, Array]]]
+"""(state, streams, frozen, rules=None) -> (state, metrics); see `make_step`."""
 
 
 def init_state(
@@ -63,7 +63,7 @@ def init_state(
 def make_step(
     terms: Mapping[str, Term], tx: optax.GradientTransformation, *, microbatch: int = 1
 ) -> Step:
-    """Builds the pure function (state, streams, frozen) -> (state, metrics).
+    """Builds a pure function: (state, streams, frozen, rules=None) -> (state, metrics).
 
     Each term's gradient is accumulated by itself over the microbatches and divided once
     by the term's count; only then are the gradients combined. Ragged microbatches
@@ -77,12 +77,14 @@ def make_step(
         microbatch: into how many equal slices of rows each stream is cut; must divide
             them.
     Returns:
-        A Step to be jitted with the state donated. Its metrics, all scalars:
-        `<term>/loss`, whatever the term reports, `<term>/grad_norm`, the combiner's
-        statistics under `combine/`, and `finite`. Where a loss or the float32 norm of a
-        gradient is not finite (nan, inf, or beyond 1e19), `finite` is False and the
-        state comes back unchanged; it is False too where the combiner says that its
-        own numbers (a schedule's value, say) were not, and its update was zero.
+        A Step to be jitted with the state donated. `rules`, how the params lie on a
+        mesh, come from sharding.jit_step; combiners get them too. Its metrics, all
+        scalars: `<term>/loss`, whatever the term reports, `<term>/grad_norm`, the
+        combiner's statistics under `combine/`, and `finite`. Where a loss or the
+        float32 norm of a gradient is not finite (nan, inf, or beyond 1e19), `finite` is
+        False and the state comes back unchanged; it is False too where the combiner
+        says that its own numbers (a schedule's value, say) were not, and its update was
+        zero.
     Raises:
         ValueError: if there is no term, or a stream's rows cannot be cut (when traced).
     """
@@ -90,7 +92,7 @@ def make_step(
         raise ValueError("make_step needs at least one term, got none.")
     _checks.positive_int("make_step", microbatch=microbatch)
 
-    def step(state, streams, frozen):
+    def step(state, streams, frozen, rules=None):
         rng = jax.random.fold_in(state.rng, state.step)
         grads, values, metrics = {}, {}, {}
         for index, (name, term) in enumerate(terms.items()):
@@ -102,13 +104,16 @@ def make_step(
                 term, state.params, own, frozen, key, microbatch
             )
             metrics[f"{name}/loss"] = values[name]
-            metrics[f"{name}/grad_norm"] = trees.norm(grads[name])
             metrics |= {f"{name}/{key}": total.mean() for key, total in extra.items()}
+        norms = _norms(grads, rules)
+        metrics |= {f"{name}/grad_norm": norm for name, norm in norms.items()}
         finite = jnp.stack([jnp.isfinite(value) for value in metrics.values()]).all()
+
+        extra = {"values": values} | ({} if rules is None else {"rules": rules})
 
         def update(state):
             updates, opt_state = tx.update(
-                grads, state.opt_state, state.params, values=values
+                grads, state.opt_state, state.params, **extra
             )
             params = optax.apply_updates(state.params, updates)
             return state.replace(
@@ -165,6 +170,19 @@ def _gradient(
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
     (grads, (total, extra)), _ = jax.lax.scan(accumulate, zeros, (slices, rngs))
     return jnp.sum(total.mean()), extra, grads
+
+
+def _norms(grads: Mapping[str, Params], rules: Rules | None) -> dict[str, Array]:
+    """Each term's float32 Euclidean norm; on a mesh one all-reduce for all of them."""
+
+    def squares(_, *leaves):
+        wide = [x.astype(jnp.float32) for x in leaves]
+        return [jnp.sum(x * x) for x in wide]
+
+    first, *others = (trees.paths(tree) for tree in grads.values())
+    leaves = {path: [x, *(tree[path] for tree in others)] for path, x in first.items()}
+    (sums,) = sharding.sums(squares, leaves, [range(len(leaves))], rules)
+    return dict(zip(grads, jnp.sqrt(sums), strict=True))
 
 
 def _cut(x: Array, microbatch: int) -> Array:

@@ -149,27 +149,52 @@ def test_the_unembedding_is_divided_over_every_axis(sizes, tied):
     assert shapes == {f"{own},{vocab // tensor}", f"{own},{width}", kernel}
 
 
-def test_blur_moves_nothing_but_scalars():
-    model, params = tiny.tiny_model(**SETTINGS)
+@pytest.mark.parametrize(
+    ("scope", "groups"), [("global", 1), (["embed/.*", "blocks/.*"], 3)], ids=str
+)
+def test_blurs_products_cost_one_small_all_reduce(scope, groups):
+    flags = dict(qkv_bias=True, out_bias=True, mlp_bias=True)
+    model, params = tiny.tiny_model(**SETTINGS, **flags)
     mesh = mesh_of((2, 2, 2))
-    blur = combine.blur(gamma=0.1)
+    blur = combine.blur(gamma=0.1, scope=scope)
     shards = sharding.by_rules(params, mesh, model.rules)
-    grads = {"forget": params, "retain": params}
+    grads = {"forget": jax.tree.map(jnp.cos, params), "retain": params}
 
-    def update(grads):
-        return blur.update(grads, blur.init(params))[0]
+    def update(grads, rules=None):
+        return blur.update(grads, blur.init(params), rules=rules)
 
+    both = (dict.fromkeys(grads, shards),)
     with jax.set_mesh(mesh):
-        both = dict.fromkeys(grads, shards)
-        jitted = jax.jit(update, in_shardings=(both,), out_shardings=shards)
+        jitted = jax.jit(partial(update, rules=model.rules), in_shardings=both)
         text = jitted.lower(grads).compile().as_text()
-    # Rescaling of tiny and huge gradients sits in a branch of its own, outside ENTRY.
-    entry = text[text.index("\nENTRY") :]
-    moved = re.findall(r"= (\S+|\([^)]*\)) (all-[\w-]+|collective-[\w-]+)\(", entry)
-    assert {kind for _, kind in moved} == {"all-reduce"}, moved
-    assert len(moved) <= 3  # one for each way in which the leaves are cut
-    sizes = {size for result, _ in moved for size in re.findall(r"\[(.*?)\]", result)}
-    assert sizes == {""}, moved
+        found = jitted(grads)
+    # Rescaling of tiny and huge gradients sits in a branch of its own, outside ENTRY:
+    # it looks for the largest entries too, and gathers no leaf either.
+    moved = r"= (\S+|\([^)]*\)) (all-[\w-]+|collective-[\w-]+|reduce-scatter)\("
+    entry = re.findall(moved, text[text.index("\nENTRY") :])
+    assert entry == [(f"f32[{groups},3]{{1,0}}", "all-reduce")]
+    assert {kind for _, kind in re.findall(moved, text)} == {"all-reduce"}
+    # Leaves that lie on several devices count once.
+    close = partial(assert_allclose, rtol=2e-6, atol=1e-6)
+    jax.tree.map(close, found, update(grads))
+
+
+def test_a_step_reduces_few_scalars():
+    """Besides BLUR's products: the norms of both gradients, and counts of tokens."""
+    model, params = tiny.tiny_model(**SETTINGS)
+    parts, tx, _ = blur_npo(model)
+    mesh = mesh_of((2, 2, 2))
+    fresh = partial(ju.init_state, tx=tx, rng=jax.random.key(0))
+    state = sharding.create(fresh, mesh, model.rules, params)
+    jitted = sharding.jit_step(ju.make_step(parts, tx), mesh, model.rules, state)
+    with jax.numpy_dtype_promotion("standard"):
+        text = jitted.lower(state, streams(), ju.Frozen()).compile().as_text()
+    lines = [line for line in text.splitlines() if " all-reduce(" in line]
+    sums = [line for line in lines if "/psum" in line]
+    assert len(sums) == 3
+    entry = [line for line in sums if "cond/branch_1_fun/cond" not in line]
+    shapes = [re.search(r"= (\S+) all-reduce", line)[1] for line in entry]
+    assert sorted(shapes) == ["f32[1,2]{1,0}", "f32[1,3]{1,0}"]
 
 
 def test_what_does_not_fit_is_an_error():

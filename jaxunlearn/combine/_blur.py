@@ -17,9 +17,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxunlearn import _checks, trees
+from jaxunlearn import _checks, sharding, trees
 from jaxunlearn.combine import _common
-from jaxunlearn.typing import Array
+from jaxunlearn.typing import Array, Rules
 
 # A sum of squares outside this range may have lost terms to float32's underflow or
 # overflow and is taken again on rescaled gradients. Below it 1e11 squares of 1e-38
@@ -92,8 +92,8 @@ def blur(
     | any nan or inf | 0 | finite 0, gate 0, xi 0 |
 
     Products accumulate in float32 (float64 for float64 gradients). They are three plain
-    sums; the largest entries are looked for, and the products taken again on rescaled
-    gradients, only where a sum of squares leaves [1e-20, 1e37].
+    sums a group; the largest entries are looked for, and the products taken again on
+    rescaled gradients, only where a group's sum of squares leaves [1e-20, 1e37].
 
     Args:
         upper: term that is minimised among the lower level's solutions.
@@ -109,8 +109,10 @@ def blur(
         xi_max: bound on |xi|; None for no bound.
     Returns:
         A transformation from {upper: gradients, lower: gradients} to one tree in the
-        dtype of the upper gradients. Its state is a `BlurState`; a step that finds
-        stats["finite"] == 0 should keep parameters and moments as they were.
+        dtype of the upper gradients. Its `update` also takes `rules`, which say how the
+        gradients lie on a mesh; with them all products cost one all-reduce of
+        [groups, 3] (make_step hands them on). Its state is a `BlurState`; a step that
+        finds stats["finite"] == 0 should keep parameters and moments as they were.
     Raises:
         ValueError: if gamma < 0, a tolerance is negative, xi_max <= 0, constraint or
             scope is unknown, the names are equal or, in update, surplus terms came, the
@@ -146,18 +148,18 @@ def blur(
         zeros = {name: jnp.zeros([], jnp.float32) for name in _STATS}
         return BlurState(jnp.zeros([], jnp.int32), zeros)
 
-    def update(grads, state, params=None, *, values=None, **extra):
-        del params, values, extra
+    def update(grads, state, params=None, *, rules=None, **extra):
+        del params, extra
         g_upper, g_lower = _common.pair("blur", grads, upper, lower)
         highs, structure = jax.tree.flatten(g_upper)
         lows = jax.tree.leaves(g_lower)
         if not highs:
             raise ValueError("blur needs gradients, got a tree without leaves.")
-        groups = _groups(trees.paths(g_upper), scope)
-        products = [
-            _products([highs[i] for i in group], [lows[i] for i in group])
-            for group in groups
-        ]
+        paths = trees.paths(g_upper)
+        groups = _groups(paths, scope)
+        pairs = [list(pair) for pair in zip(highs, lows, strict=True)]
+        leaves = dict(zip(paths, pairs, strict=True))
+        products = _products(leaves, groups, rules)
         factors, gates, finite = [], [], jnp.bool_(True)
         for p in products:
             rate = _common.at(gamma, state.count, p.both.dtype)
@@ -196,66 +198,70 @@ def _groups(leaves: dict[str, Array], scope: str | Sequence[str]) -> list[list[i
     return [group for group in groups if group]
 
 
-def _products(highs: list[Array], lows: list[Array]) -> _Products:
-    """The three products; on rescaled gradients only where squares left the range."""
-    one = jnp.ones([], _common.widest([*highs, *lows]))
-    plain = _Products(one, one, *_dots(highs, lows, one.dtype))
-    least, most = _SAFE_SQUARES
-    squares = jnp.stack([plain.upper, plain.lower])
-    safe = jnp.all((squares >= least) & (squares <= most))
-    return jax.lax.cond(safe, lambda: plain, lambda: _rescaled(highs, lows, one.dtype))
-
-
-def _dots(highs: list[Array], lows: list[Array], dtype) -> tuple[Array, Array, Array]:
-    """<h, h>, <h, l> and <l, l> over all leaves.
+def _products(
+    leaves: dict[str, list[Array]], groups: list[list[int]], rules: Rules | None
+) -> list[_Products]:
+    """The products of each group; on rescaled gradients only where squares left the
+    range.
 
     A sum of products of whole leaves is the fastest form on a CPU (XLA reads each leaf
-    in place and adds by blocks, so 1e8 float32 squares keep seven digits). It also
-    partitions over any sharding into local sums and one reduction, where flattening a
-    leaf first would gather it.
+    in place and adds by blocks, so 1e8 float32 squares keep seven digits).
     """
-    upper, both, lower = [], [], []
-    for high, low in zip(highs, lows, strict=True):
+    dtype = _common.widest([x for pair in leaves.values() for x in pair])
+
+    def plain(_, high, low):
         high, low = high.astype(dtype), low.astype(dtype)
-        upper.append(jnp.sum(high * high))
-        both.append(jnp.sum(high * low))
-        lower.append(jnp.sum(low * low))
-    return _add(upper), _add(both), _add(lower)
+        return jnp.sum(high * high), jnp.sum(high * low), jnp.sum(low * low)
+
+    products = sharding.sums(plain, leaves, groups, rules)
+    ones = jnp.ones([len(groups), 2], dtype)
+    least, most = _SAFE_SQUARES
+    squares = products[:, ::2]
+    safe = jnp.all((squares >= least) & (squares <= most))
+    scales, products = jax.lax.cond(
+        safe,
+        lambda: (ones, products),
+        lambda: _rescaled(leaves, groups, rules, dtype),
+    )
+    return [_Products(*scales[k], *products[k]) for k in range(len(groups))]
 
 
-def _rescaled(highs: list[Array], lows: list[Array], dtype) -> _Products:
-    """The products of both sides divided by their largest entry."""
+def _rescaled(
+    leaves: dict[str, list[Array]],
+    groups: list[list[int]],
+    rules: Rules | None,
+    dtype: jnp.dtype,
+) -> tuple[Array, Array]:
+    """Largest entries [groups, 2] and the products [groups, 3] of what is divided by
+    them."""
+    pairs = list(leaves.values())
+    largest = [
+        jnp.stack([jnp.max(jnp.abs(x), initial=0).astype(dtype) for x in pair])
+        for pair in pairs
+    ]
+    scales = jnp.stack(
+        [jnp.max(jnp.stack([largest[i] for i in g]), axis=0) for g in groups]
+    )
+    # The reciprocal of a subnormal is inf, and dividing by zero is no better.
+    normal = scales >= jnp.finfo(dtype).tiny
+    inverse = jnp.where(normal, 1.0 / jnp.where(normal, scales, 1.0), 0.0)
+    group_of = {i: k for k, group in enumerate(groups) for i in group}
 
-    def scale(leaves):
-        largest = [jnp.max(jnp.abs(x), initial=0).astype(dtype) for x in leaves]
-        return jnp.max(jnp.stack(largest))
-
-    def inverse(s):
-        # The reciprocal of a subnormal is inf, and dividing by zero is no better.
-        normal = s >= jnp.finfo(dtype).tiny
-        return jnp.where(normal, 1.0 / jnp.where(normal, s, 1.0), 0.0)
-
-    def dots(high, low):
+    def dots(i, high, low):
         # One reduction of three values keeps the scaled leaves out of memory, which
         # three plain sums do not. Rows first, as it adds one by one.
+        a, b = inverse[group_of[i]]
         high, low = a * high.astype(dtype), b * low.astype(dtype)
         values, zero = (high * high, high * low, low * low), jnp.zeros([], dtype)
         axes = (high.ndim - 1,) if high.ndim else ()
         rows = jax.lax.reduce(values, (zero,) * 3, _add_triples, axes)
         return [jnp.sum(row) for row in rows]
 
-    high_scale, low_scale = scale(highs), scale(lows)
-    a, b = inverse(high_scale), inverse(low_scale)
-    upper, both, lower = zip(*map(dots, highs, lows), strict=True)
-    return _Products(high_scale, low_scale, _add(upper), _add(both), _add(lower))
+    return scales, sharding.sums(dots, leaves, groups, rules)
 
 
 def _add_triples(a: tuple[Array, ...], b: tuple[Array, ...]) -> tuple[Array, ...]:
     return tuple(x + y for x, y in zip(a, b, strict=True))
-
-
-def _add(scalars: Sequence[Array]) -> Array:
-    return sum(scalars[1:], start=scalars[0])
 
 
 def _finite(p: _Products) -> Array:

@@ -56,7 +56,9 @@ def _direction(tx, x):
 
 def _products(x):
     grads = _gradients(x)
-    p = _blur._products(*(jax.tree.leaves(grads[k]) for k in ("retain", "forget")))
+    pairs = zip(*(jax.tree.leaves(grads[k]) for k in ("retain", "forget")), strict=True)
+    leaves = {str(i): list(pair) for i, pair in enumerate(pairs)}
+    (p,) = _blur._products(leaves, [range(len(leaves))], None)
     return {
         "norm_R_sq": p.upper_scale**2 * p.upper,
         "norm_F_sq": p.lower_scale**2 * p.lower,
