@@ -99,11 +99,22 @@ def by_rules(tree: PyTree, mesh: Mesh, rules: Rules) -> PyTree:
     """
 
     def leaf(path, x):
-        axes = _axes(path, rules) if x.shape else ()
+        axes = axes_of(path, rules) if x.shape else ()
         _check(path, x.shape, axes, mesh)
         return NamedSharding(mesh, PartitionSpec(*axes))
 
     return trees.map_with_path(leaf, tree)
+
+
+def axes_of(path: str, rules: Rules) -> tuple:
+    """The axes of the first rule that matches a leaf's path; see `by_rules`."""
+    for rule, axes in rules:
+        if _matches(rule, path):
+            return tuple(axes)
+    raise ValueError(
+        f"by_rules needs a rule for every leaf, got none for {path!r}. Add one, such "
+        "as (r'.*', ()) at the end, which leaves what matches whole on every device."
+    )
 
 
 def create(
@@ -285,16 +296,6 @@ def _sizes(sizes: Mapping[str, int], count: int) -> dict[str, int]:
             f"got {asked}. Set one of them to -1 to take what is left."
         )
     return {name: count // known if name in free else n for name, n in sizes.items()}
-
-
-def _axes(path: str, rules: Rules) -> tuple:
-    for rule, axes in rules:
-        if _matches(rule, path):
-            return tuple(axes)
-    raise ValueError(
-        f"by_rules needs a rule for every leaf, got none for {path!r}. Add one, such "
-        "as (r'.*', ()) at the end, which leaves what matches whole on every device."
-    )
 
 
 def _matches(rule: str, path: str) -> bool:

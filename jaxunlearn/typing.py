@@ -79,6 +79,8 @@ class Model(NamedTuple):
             decode.
         extend: (params, batch, cache) -> (hidden, cache), appends the batch's tokens.
         rules: how the params lie on a mesh, for `sharding.by_rules`.
+        low_rank: whether a kernel with `lora_a` and `lora_b` beside it (`wrap.lora`)
+            adds x @ lora_a @ lora_b to its product.
     """
 
     init: Callable[[PRNGKey], Params]
@@ -89,6 +91,7 @@ class Model(NamedTuple):
     cache: Callable[..., PyTree] | None = None
     extend: Callable[..., tuple[Array, PyTree]] | None = None
     rules: Rules = ((".*", ()),)
+    low_rank: bool = False
 
     def __hash__(self) -> int:
         """By its functions, so that a model can be a static argument of jax.jit."""

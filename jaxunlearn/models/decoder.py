@@ -65,6 +65,7 @@ def make(config: DecoderConfig) -> Model:
         cache=partial(empty_cache, config),
         extend=partial(extend, config),
         rules=RULES,
+        low_rank=True,
     )
 
 
@@ -205,6 +206,8 @@ def unembed(config: DecoderConfig, params: Params, hidden: Array) -> Array:
     leading = [*ROWS, *[None] * hidden.ndim][: hidden.ndim - 1]
     hidden = sharding.constrain(hidden.astype(dtype), *leading, None)
     logits = jnp.einsum(form, hidden, kernel, preferred_element_type=jnp.float32)
+    if not config.tied and "lora_a" in params["unembed"]:
+        logits += _low_rank(params["unembed"], hidden).astype(jnp.float32)
     return sharding.constrain(logits, *leading, "tensor")
 
 
@@ -312,8 +315,16 @@ def _dense(layer: Params, x: Array) -> Array:
     # both axes are cut they stay two, as one would have to be gathered first.
     kernel = layer["kernel"].astype(x.dtype)
     rows = x if sharding.parts_of("context") > 1 else x.reshape(-1, x.shape[-1])
-    y = (rows @ kernel).reshape(*x.shape[:-1], kernel.shape[-1])
+    y = rows @ kernel
+    if "lora_a" in layer:
+        y += _low_rank(layer, rows)
+    y = y.reshape(*x.shape[:-1], kernel.shape[-1])
     return y + layer["bias"].astype(x.dtype) if "bias" in layer else y
+
+
+def _low_rank(layer: Params, x: Array) -> Array:
+    """What LoRA's leaves add to a product, with no array of a kernel's size."""
+    return (x @ layer["lora_a"].astype(x.dtype)) @ layer["lora_b"].astype(x.dtype)
 
 
 def _norm(config: DecoderConfig, layer: Params, x: Array) -> Array:
