@@ -13,6 +13,7 @@ from jaxunlearn import recipes as recipes
 from jaxunlearn import sharding as sharding
 from jaxunlearn import terms as terms
 from jaxunlearn import trees as trees
+from jaxunlearn import wrap as wrap
 from jaxunlearn.fit import NotFinite as NotFinite
 from jaxunlearn.fit import fit as fit
 from jaxunlearn.generate import generate as generate
