@@ -250,7 +250,7 @@ def sums(
     mesh = jax.sharding.get_abstract_mesh()
     if rules is None or mesh.empty or mesh.size == 1:
         return add(columns, [1] * len(columns))
-    axes = [_axes(path, rules) if x[0].shape else () for path, x in leaves.items()]
+    axes = [axes_of(path, rules) if x[0].shape else () for path, x in leaves.items()]
     cut = [math.prod(mesh.shape[n] for a in each for n in _names(a)) for each in axes]
     specs = [[PartitionSpec(*a)] * len(x) for a, x in zip(axes, columns, strict=True)]
     return jax.shard_map(
