@@ -26,6 +26,7 @@ from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from jaxunlearn import _checks, trees
+from jaxunlearn._hosts import initialize as initialize
 from jaxunlearn.typing import Array, PyTree, Rules
 
 AXES = ("data", "fsdp", "context", "tensor")  # the busiest innermost
@@ -115,6 +116,29 @@ def axes_of(path: str, rules: Rules) -> tuple:
         f"by_rules needs a rule for every leaf, got none for {path!r}. Add one, such "
         "as (r'.*', ()) at the end, which leaves what matches whole on every device."
     )
+
+
+def override(rules: Rules, own: Rules, tree: PyTree) -> Rules:
+    """`rules` with rules of your own before them, once each of those matches a leaf.
+
+    Args:
+        rules: the model's.
+        own: ordered (pattern, axes), as for `by_rules`.
+        tree: the params, or their shapes.
+    Returns:
+        Rules for `by_rules`, `create` and `jit_step`.
+    Raises:
+        ValueError: if a pattern of `own` matches no leaf.
+    """
+    paths = list(trees.paths(tree))
+    for rule, _ in own:
+        if not any(_matches(rule, path) for path in paths):
+            raise ValueError(
+                f"override needs rules that match a leaf, got {rule!r}, which matches "
+                f"none of {_checks.listed(paths)}. A pattern must match a whole path, "
+                "or all of it from some slash on."
+            )
+    return (*own, *rules)
 
 
 def create(

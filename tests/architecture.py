@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 # From the floor up. A room may import the rows below it and, except on the maths row,
 # its neighbours. Rooms that do not exist yet already have their place.
-LEAVES = ("typing", "trees", "_checks", "sharding")
+LEAVES = ("typing", "trees", "_checks", "_hosts", "sharding")
 MATHS = ("losses", "combine", "edits", "metrics")
 GLUE = ("step", "terms", "stats", "wrap", "generate", "bilevel")
 PROCEDURES = ("attacks", "synth", "evaluate", "fit", "plan")

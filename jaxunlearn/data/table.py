@@ -190,6 +190,7 @@ def streams(
     *,
     seed: int,
     skip: int = 0,
+    share: tuple[int, int] = (0, 1),
 ) -> Iterator[dict[str, dict[str, np.ndarray]]]:
     """One batch of every stream, endlessly: {"forget": batch, "retain": batch, ...}.
 
@@ -198,8 +199,12 @@ def streams(
         sizes: batch size of every stream, or one for all.
         seed: whole number >= 0; each stream shuffles in an order of its own.
         skip: steps to leave out at the beginning, to resume a run.
+        share: (process, processes), such as (jax.process_index(), jax.process_count()):
+            only this process's rows of each batch come, an equal run of them in order.
+            Together the processes have the batches that one process would have.
     Raises:
-        ValueError: at once, naming the stream whose table is empty.
+        ValueError: at once, naming the stream whose table is empty, or whose rows do
+            not divide by the processes.
         KeyError: if `sizes` lacks a stream.
     """
     if not tables:
@@ -208,17 +213,33 @@ def streams(
         fix = "Give a batch size for every stream."
         _checks.has_keys("table.streams", "sizes for", tables, sizes, fix)
         _checks.has_keys("table.streams", "tables for", sizes, tables, fix)
+    if not isinstance(sizes, Mapping):
+        sizes = dict.fromkeys(tables, sizes)
+    process, processes = share
+    if not 0 <= process < processes:
+        raise ValueError(
+            f"table.streams needs share=(process, processes) with 0 <= process < "
+            f"processes, got {share}."
+        )
+    for name, size in sizes.items():
+        if size % processes:
+            raise ValueError(
+                f"table.streams needs batches that {processes} processes can share "
+                f"equally, got {size} rows for {name!r}. Change the batch size."
+            )
     each = {
-        name: batches(
-            table,
-            sizes[name] if isinstance(sizes, Mapping) else sizes,
-            seed=seed,
-            skip=skip,
-            name=name,
+        name: _shared(
+            batches(table, sizes[name], seed=seed, skip=skip, name=name),
+            slice(*(sizes[name] // processes * i for i in (process, process + 1))),
         )
         for name, table in tables.items()
     }
     return _together(each)
+
+
+def _shared(tables: Iterator[dict[str, np.ndarray]], part: slice):
+    for table in tables:
+        yield {name: column[part] for name, column in table.items()}
 
 
 def padded(table: Table, size: int) -> Iterator[dict[str, np.ndarray]]:

@@ -162,6 +162,29 @@ def test_streams_join_by_name_and_resume():
             assert_array_equal(a[name]["row"], b[name]["row"])
 
 
+def test_the_shares_of_all_processes_make_up_the_batch():
+    tables = {"forget": numbered(7), "retain": numbered(5)}
+    sizes = {"forget": 4, "retain": 2}
+    whole = table.streams(tables, sizes, seed=3, skip=1)
+    shares = [
+        table.streams(tables, sizes, seed=3, skip=1, share=(i, 2)) for i in (0, 1)
+    ]
+    for batch, *parts in itertools.islice(zip(whole, *shares, strict=True), 4):
+        for stream, columns in batch.items():
+            for name, column in columns.items():
+                own = [part[stream][name] for part in parts]
+                assert len(own[0]) == len(own[1]) == sizes[stream] // 2
+                np.testing.assert_array_equal(column, np.concatenate(own))
+
+
+def test_shares_that_do_not_fit_are_errors():
+    tables = {"forget": numbered(4)}
+    with pytest.raises(ValueError, match="3 rows for 'forget'. Change the batch size"):
+        table.streams(tables, 3, seed=0, share=(0, 2))
+    with pytest.raises(ValueError, match="0 <= process < processes, got .2, 2."):
+        table.streams(tables, 4, seed=0, share=(2, 2))
+
+
 def test_streams_of_equal_tables_shuffle_apart():
     tables = {"forget": numbered(40), "retain": numbered(40)}
     batch = next(table.streams(tables, 40, seed=0))

@@ -1,0 +1,57 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One process of a run: python -m tests.two_processes OUTPUT [COORDINATOR N PROCESS].
+
+Ten steps of BLUR-NPO on a mesh of eight pretend devices; process 0 writes the params.
+hosts_test.py runs it alone and as two processes, and compares.
+"""
+
+import sys
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import multihost_utils
+
+import jaxunlearn as ju
+from jaxunlearn import data, recipes, sharding, trees
+from tests import tiny
+
+SETTINGS = dict(width=32, heads=8, kv_heads=8, head_dim=4, hidden=32, vocab=64)
+STEPS, ROWS = 10, 8
+
+
+def tables():
+    forget, retain = (
+        {k: np.asarray(v) for k, v in tiny.tiny_batch(24, 12, seed=s, vocab=64).items()}
+        for s in (0, 1)
+    )
+    forget["ref_logps"] = np.linspace(-9.0, -3.0, 24, dtype=np.float32)
+    return {"forget": forget, "retain": retain}
+
+
+def main(output, coordinator=None, processes=None, process=None):
+    if coordinator:
+        sharding.initialize(coordinator, int(processes), int(process), timeout=60)
+    assert len(jax.devices()) == 8
+    mesh = sharding.make_mesh(data=2, fsdp=2, tensor=2)
+    model, _ = tiny.tiny_model(**SETTINGS)
+    params = sharding.create(model.init, mesh, model.rules, jax.random.key(0))
+    recipe = recipes.blur.npo(model, gamma=0.1, lr=1e-3)
+    fresh = partial(ju.init_state, tx=recipe.tx)
+    rng = jax.random.key(1)
+    state = sharding.create(fresh, mesh, model.rules, params, rng=rng)
+    plain = ju.make_step(recipe.terms, recipe.tx)
+    step = sharding.jit_step(plain, mesh, model.rules, state)
+    share = (jax.process_index(), jax.process_count())
+    loader = data.streams(tables(), ROWS, seed=0, share=share)
+    state, log = ju.fit(step, state, loader, steps=STEPS)
+    whole = multihost_utils.process_allgather(state.params, tiled=True)
+    if jax.process_index() == 0:
+        leaves = {path: np.asarray(x) for path, x in trees.paths(whole).items()}
+        last = {name: jnp.float32(value) for name, value in log[-1].items()}
+        np.savez(output, **leaves, **{f"log:{k}": v for k, v in last.items()})
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
