@@ -98,7 +98,6 @@ def test_rules_of_ones_own_come_first_and_must_match_a_leaf():
 
 
 def test_one_process_needs_no_joining_and_bad_arguments_say_what_to_do():
-    sharding.initialize()
     sharding.initialize("localhost:1234", 1, 0)
     assert jax.process_count() == 1
     with pytest.raises(ValueError, match="no processes and no process. Give coord"):

@@ -33,6 +33,8 @@ def tables():
 def main(output, coordinator=None, processes=None, process=None):
     if coordinator:
         sharding.initialize(coordinator, int(processes), int(process), timeout=60)
+    else:
+        sharding.initialize()  # finds no cluster
     assert len(jax.devices()) == 8
     mesh = sharding.make_mesh(data=2, fsdp=2, tensor=2)
     model, _ = tiny.tiny_model(**SETTINGS)
