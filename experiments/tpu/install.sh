@@ -11,7 +11,7 @@ EXTRAS=${EXTRAS:-demo}
 everywhere "set -e
 if [ ! -d ~/jaxunlearn ]; then git clone --quiet '$REPO' ~/jaxunlearn; fi
 cd ~/jaxunlearn
-git fetch --quiet origin
+if ! git cat-file -e '$REVISION^{commit}' 2>/dev/null; then git fetch --quiet origin; fi
 git checkout --quiet --detach '$REVISION'
 if [ ! -x .venv/bin/python ]; then
   python3 -m pip install --quiet --user uv
