@@ -2,7 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 # Runs a command on every worker until it ends well, with new machines whenever they were
 # taken away. Only for a command that goes on where it stopped when it is run again.
-# A command that fails while its machines stay is not repeated.
+# A command that fails while its machines stay is not repeated, unless its status is 75:
+# told to stop, has saved, wants to be run again.
 set -euo pipefail
 here=$(dirname "$0")
 source "$here/common.sh"
@@ -30,6 +31,10 @@ while true; do
       continue 2
     fi
   done
+  if [ "$status" = 75 ]; then
+    echo "the command was told to stop and has saved; running it again"
+    continue
+  fi
   echo "the command failed with status $status, and its machines are still there" >&2
   exit "$status"
 done

@@ -33,6 +33,7 @@ case "$4" in
     case "$outcome" in
       well) ;;
       taken) echo SUSPENDED >"$FAKE/state"; exit 255 ;;
+      saved) exit 75 ;;
       broken) exit 3 ;;
     esac ;;
 esac
@@ -113,7 +114,9 @@ def test_the_jobset_has_what_jobset_and_gke_ask_for():
     assert job["parallelism"] == job["completions"] == int(across) * int(down) // chips
     assert job["backoffLimit"] == 0  # one pod lost fails the Job, and so the JobSet
     assert pod["restartPolicy"] == "Never"  # else podFailurePolicy is refused
-    assert job["podFailurePolicy"]["rules"][0]["action"] == "FailJob"
+    gone, told = job["podFailurePolicy"]["rules"]
+    assert gone["action"] == told["action"] == "FailJob"
+    assert told["onExitCodes"] == {"operator": "In", "values": [75]}
     total = slices["replicas"] * int(across) * int(down)
     assert container["command"][-2:] == ["--devices", str(total)]
     mounts = {mount["name"] for mount in container["volumeMounts"]}
@@ -146,10 +149,11 @@ def test_all_runs_the_words_as_they_are_on_every_worker(cloud):
 
 
 def test_install_checks_out_the_revision(cloud):
-    done, (call,) = cloud("install.sh", outcomes=["well"], EXTRAS="demo,data")
+    done, (call,) = cloud("install.sh", outcomes=["well"], EXTRAS="data", PREPARE="x")
     assert done.returncode == 0, done.stderr
     assert "checkout --quiet --detach 'abc123'" in call
-    assert "-r requirements-tpu.txt -e '.[demo,data]'" in call
+    assert "-r requirements-tpu.txt -e '.[data]'" in call
+    assert call.endswith(";x")
     script = call.partition("--command=")[2].replace(";", "\n")
     subprocess.run(["bash", "-n"], input=script, text=True, check=True)
 
@@ -167,6 +171,14 @@ def test_until_done_does_not_repeat_what_fails_by_itself(cloud):
     assert done.returncode == 3
     assert "status 3" in done.stderr
     assert verbs(calls) == ["create", "ssh", "ssh"]
+
+
+def test_until_done_repeats_what_was_told_to_stop(cloud):
+    done, calls = cloud(
+        "until_done.sh", "train", outcomes=["well", "saved", "well", "well"]
+    )
+    assert done.returncode == 0, done.stderr
+    assert verbs(calls) == ["create", "ssh", "ssh", "ssh", "ssh"]
 
 
 @pytest.mark.parametrize("script", [p.name for p in SCRIPTS if p.name != "common.sh"])
