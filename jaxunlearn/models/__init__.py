@@ -3,7 +3,7 @@
 
 | name | gives |
 | --- | --- |
-| `make` | the Llama-family decoder that a `DecoderConfig` describes |
+| `make` | the decoder that a `DecoderConfig` describes |
 | `from_nnx` | a Model, and its params, from a flax.nnx module |
 | `from_linen` | a Model, and its params, from a flax.linen module |
 | `nnx_view` | an NNX module that holds a Model's params |

@@ -15,8 +15,16 @@ def causal(mask: Array) -> Array:
     return jnp.tril(jnp.ones((length, length), jnp.bool_))[None] & mask[:, None, :]
 
 
-def attend(q: Array, k: Array, v: Array, *, visible: Array) -> Array:
-    """softmax(q k^T / sqrt(head_dim)) v with a float32 softmax.
+def attend(
+    q: Array,
+    k: Array,
+    v: Array,
+    *,
+    visible: Array,
+    scale: float | None = None,
+    softcap: float | None = None,
+) -> Array:
+    """softmax(scale * q k^T) v with a float32 softmax.
 
     Args:
         q: [B, L, H, head_dim].
@@ -24,15 +32,19 @@ def attend(q: Array, k: Array, v: Array, *, visible: Array) -> Array:
         v: [B, S, K, head_dim].
         visible: [B, L, S] bool. A query that sees nothing (padding) gets a finite mean
             of v.
+        scale: 1 / sqrt(head_dim) if None.
+        softcap: c where scaled scores x become c * tanh(x / c) (Gemma 2).
     Returns:
         [B, L, H, head_dim] in v's dtype.
     """
     batch, length, heads, size = q.shape
     q = q.reshape(batch, length, k.shape[2], heads // k.shape[2], size)
     scores = jnp.einsum("blkgd,bskd->bkgls", q, k, preferred_element_type=jnp.float32)
-    scores = jnp.where(
-        visible[:, None, None], scores * size**-0.5, jnp.finfo(jnp.float32).min
-    )
+    scores = scores * (size**-0.5 if scale is None else scale)
+    if softcap is not None:
+        scores = softcap * jnp.tanh(scores / softcap)
+    lowest = jnp.finfo(jnp.float32).min
+    scores = jnp.where(visible[:, None, None], scores, lowest)
     weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
     return jnp.einsum("bkgls,bskd->blkgd", weights, v).reshape(
         batch, length, heads, size

@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Settings of the decoder: everything that tells one Llama-like model from another."""
+"""Settings of the decoder: everything that tells one family of models from another."""
 
 import dataclasses
 
 from jaxunlearn import _checks
 
 ROPE_KINDS = ("default", "linear", "dynamic", "yarn", "longrope", "llama3")
+NORMS = ("rms", "rms_plus_one", "layer")
+ACTIVATIONS = ("silu", "gelu", "gelu_tanh", "relu")
 REMAT = ("none", "dots", "full")
 DTYPES = ("float32", "bfloat16", "float16")
 
@@ -61,8 +63,21 @@ class DecoderConfig:
         heads, kv_heads, head_dim: query heads, key-value heads (they divide `heads`),
             head size.
         positions: longest sequence the model is meant for, in tokens.
-        norm_eps: added to the mean square in every RMSNorm.
-        rope: rotary positions.
+        norm_eps: added to the mean square (or variance) in every norm.
+        rope: rotary positions; None where the model learned a table of positions.
+        local_rope: rotary positions of the layers that have a window, where they differ
+            from the others' (Gemma 3).
+        position_offset: rows of a learned table before that of position 0 (OPT: 2).
+        norm: "rms", "rms_plus_one" (scale is stored minus 1, Gemma) or "layer" (mean
+            subtracted, with a bias).
+        post_norms: whether what attention and MLP add is normed too (Gemma 2 and 3).
+        activation: of the MLP's units, one of ACTIVATIONS.
+        gated: whether the units are multiplied by a second projection.
+        parallel: whether attention and MLP read the same input (GPT-NeoX).
+        embed_scale: factor on the embeddings, rounded to the compute dtype (Gemma).
+        attention_scale: factor on q k^T; 1 / sqrt(head_dim) if None.
+        attention_softcap, logit_softcap: c in c * tanh(x / c), on attention scores and
+            on logits (Gemma 2).
         tied: whether the unembedding is the embedding.
         qkv_bias, out_bias, mlp_bias: which projections add a bias.
         qk_norm: RMSNorm of queries and keys in each head (Qwen3).
@@ -85,7 +100,18 @@ class DecoderConfig:
     hidden: int
     positions: int
     norm_eps: float = 1e-6
-    rope: RopeConfig = RopeConfig()
+    rope: RopeConfig | None = RopeConfig()
+    local_rope: RopeConfig | None = None
+    position_offset: int = 0
+    norm: str = "rms"
+    post_norms: bool = False
+    activation: str = "silu"
+    gated: bool = True
+    parallel: bool = False
+    embed_scale: float | None = None
+    attention_scale: float | None = None
+    attention_softcap: float | None = None
+    logit_softcap: float | None = None
     tied: bool = False
     qkv_bias: bool = False
     out_bias: bool = False
@@ -108,6 +134,22 @@ class DecoderConfig:
         )
         _checks.one_of("DecoderConfig", REMAT, remat=self.remat)
         _checks.one_of("DecoderConfig", DTYPES, compute_dtype=self.compute_dtype)
+        _checks.one_of("DecoderConfig", NORMS, norm=self.norm)
+        _checks.one_of("DecoderConfig", ACTIVATIONS, activation=self.activation)
+        factors = ("embed_scale", "attention_scale")
+        for name in (*factors, "attention_softcap", "logit_softcap"):
+            if getattr(self, name) is not None:
+                _checks.positive("DecoderConfig", **{name: getattr(self, name)})
+        if self.norm == "layer" and (self.qk_norm or self.post_norms):
+            raise ValueError(
+                "DecoderConfig needs norm='rms' or 'rms_plus_one' with qk_norm or "
+                "post_norms, got norm='layer'."
+            )
+        if self.local_rope is not None and (self.rope is None or not self.windows):
+            raise ValueError(
+                "DecoderConfig needs rope and windows with local_rope, got "
+                f"rope={self.rope} and windows={self.windows}."
+            )
         if self.heads % self.kv_heads:
             raise ValueError(
                 "DecoderConfig needs kv_heads that divide heads, got "
@@ -122,6 +164,8 @@ class DecoderConfig:
     @property
     def longest(self) -> int:
         """Longest sequence in tokens, stretched positions included."""
+        if self.rope is None:
+            return self.positions
         if self.rope.kind == "yarn":
             first = self.rope.original_positions or self.positions
             return max(self.positions, int(first * self.rope.factor))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One decoder for the Llama family: plain functions over a nested dict of arrays.
+"""One decoder for many families: plain functions over a nested dict of arrays.
 
 Layers are stacked, [N, ...], and scanned, so compile time does not grow with depth. The
 forward pass ends at the hidden states: `Model.unembed` is applied by the terms, a few
@@ -14,9 +14,9 @@ import jax
 import jax.numpy as jnp
 
 from jaxunlearn import _checks, sharding
-from jaxunlearn.models import _attention, _rope
+from jaxunlearn.models import _attention, _block, _cache
 from jaxunlearn.models._config import DecoderConfig
-from jaxunlearn.sharding import BATCH, ROWS
+from jaxunlearn.sharding import ROWS
 from jaxunlearn.typing import (
     Array,
     Batch,
@@ -24,7 +24,6 @@ from jaxunlearn.typing import (
     Outputs,
     Params,
     PRNGKey,
-    PyTree,
     Site,
 )
 
@@ -38,6 +37,7 @@ _POLICIES = {
 # block's leaf is its layer, which the scan walks.
 RULES = (
     (r"embed/embedding", ("tensor", "fsdp")),
+    (r"positions/embedding", (None, "fsdp")),
     (r"unembed/kernel", ("fsdp", "tensor")),
     (r"blocks/attention/[qkv]/kernel", (None, "fsdp", "tensor")),
     (r"blocks/mlp/(gate|up)/kernel", (None, "fsdp", "tensor")),
@@ -62,8 +62,8 @@ def make(config: DecoderConfig) -> Model:
             "block": Site(config.width, config.layers),
         },
         config=config,
-        cache=partial(empty_cache, config),
-        extend=partial(extend, config),
+        cache=partial(_cache.empty, config),
+        extend=partial(_cache.extend, config),
         rules=RULES,
         low_rank=True,
     )
@@ -81,38 +81,51 @@ def shapes(config: DecoderConfig) -> Params:
         kernel = {"kernel": leaf(n, into, out)}
         return kernel | ({"bias": leaf(n, out)} if bias else {})
 
+    def norm(*shape):
+        scale = {"scale": leaf(*shape)}
+        return scale | ({"bias": leaf(*shape)} if c.norm == "layer" else {})
+
     attention = {
-        "norm": {"scale": leaf(n, c.width)},
+        "norm": norm(n, c.width),
         "q": dense(c.width, q_out, c.qkv_bias),
         "k": dense(c.width, kv_out, c.qkv_bias),
         "v": dense(c.width, kv_out, c.qkv_bias),
         "o": dense(q_out, c.width, c.out_bias),
     }
-    if c.qk_norm:
-        attention["q_norm"] = {"scale": leaf(n, c.head_dim)}
-        attention["k_norm"] = {"scale": leaf(n, c.head_dim)}
     mlp = {
-        "norm": {"scale": leaf(n, c.width)},
-        "gate": dense(c.width, c.hidden, c.mlp_bias),
+        "norm": norm(n, c.width),
         "up": dense(c.width, c.hidden, c.mlp_bias),
         "down": dense(c.hidden, c.width, c.mlp_bias),
     }
+    if c.gated:
+        mlp["gate"] = dense(c.width, c.hidden, c.mlp_bias)
+    if c.qk_norm:
+        attention["q_norm"] = norm(n, c.head_dim)
+        attention["k_norm"] = norm(n, c.head_dim)
+    if c.post_norms:
+        attention["post_norm"] = norm(n, c.width)
+        mlp["post_norm"] = norm(n, c.width)
     tree = {
         "embed": {"embedding": leaf(c.vocab, c.width)},
         "blocks": {"attention": attention, "mlp": mlp},
-        "final_norm": {"scale": leaf(c.width)},
+        "final_norm": norm(c.width),
     }
+    if c.rope is None:
+        rows = c.positions + c.position_offset
+        tree["positions"] = {"embedding": leaf(rows, c.width)}
     return tree if c.tied else tree | {"unembed": {"kernel": leaf(c.width, c.vocab)}}
 
 
 def init(config: DecoderConfig, rng: PRNGKey) -> Params:
-    """Fresh float32 params: kernels and embeddings N(0, 0.02^2), biases 0, norms 1."""
+    """Fresh float32 params: kernels and embeddings N(0, 0.02^2), biases 0, norms such
+    that they scale by 1."""
     flat, tree = jax.tree_util.tree_flatten_with_path(shapes(config))
 
     def leaf(keys, shape, key):
         match keys[-1].key:
             case "scale":
-                return jnp.ones(shape.shape, shape.dtype)
+                plain = 0.0 if config.norm == "rms_plus_one" else 1.0
+                return jnp.full(shape.shape, plain, shape.dtype)
             case "bias":
                 return jnp.zeros(shape.shape, shape.dtype)
         return 0.02 * jax.random.normal(key, shape.shape, shape.dtype)
@@ -156,21 +169,22 @@ def apply(
     _check_call(config, batch, taps, edits, count)
     mask = batch["mask"]
     positions = jnp.maximum(jnp.cumsum(mask, axis=1, dtype=jnp.int32) - 1, 0)
-    rotation = _rope.rotations(config.rope, config.head_dim, positions)
+    rotations = _block.rotations(config, positions)
     sees = _attention.causal(mask)
     distance = positions[:, :, None] - positions[:, None, :]
 
     def block(x, layer):
         weights, window, index = layer
         visible = sees if window is None else sees & (distance < window)
-        attend = partial(_attention.attend, visible=visible)
-        return _block(config, weights, x, rotation, attend, edits, index)
+        attend = _block.attention(config, visible)
+        rotation = _block.of_layer(rotations, window)
+        return _block.run(config, weights, x, rotation, attend, edits, index)
 
     if config.remat != "none":
         block = jax.checkpoint(block, policy=_POLICIES[config.remat], prevent_cse=False)
 
     slots = {site: _slots(layers, count) for site, layers in taps.items()}
-    x = _embed(config, params, batch["tokens"])
+    x = _block.embed(config, params, batch["tokens"], positions)
     kept = {
         site: jnp.zeros((len(layers), *mask.shape, _units(config, site)), x.dtype)
         for site, layers in taps.items()
@@ -187,9 +201,9 @@ def apply(
         return (x, kept), None
 
     blocks = jax.tree.map(lambda leaf: leaf[:count], params["blocks"])
-    (x, kept), _ = jax.lax.scan(body, (x, kept), _layers(config, blocks, count))
+    (x, kept), _ = jax.lax.scan(body, (x, kept), _block.layers(config, blocks, count))
     return Outputs(
-        x if until is not None else _norm(config, params["final_norm"], x), kept
+        x if until is not None else _block.norm(config, params["final_norm"], x), kept
     )
 
 
@@ -207,147 +221,10 @@ def unembed(config: DecoderConfig, params: Params, hidden: Array) -> Array:
     hidden = sharding.constrain(hidden.astype(dtype), *leading, None)
     logits = jnp.einsum(form, hidden, kernel, preferred_element_type=jnp.float32)
     if not config.tied and "lora_a" in params["unembed"]:
-        logits += _low_rank(params["unembed"], hidden).astype(jnp.float32)
-    return sharding.constrain(logits, *leading, "tensor")
-
-
-def empty_cache(config: DecoderConfig, batch_size: int, length: int) -> PyTree:
-    """A key-value cache with room for `length` tokens of `batch_size` sequences."""
-    shape = (config.layers, batch_size, length, config.kv_heads, config.head_dim)
-    dtype = jnp.dtype(config.compute_dtype)
-    return {
-        "keys": jnp.zeros(shape, dtype),
-        "values": jnp.zeros(shape, dtype),
-        "mask": jnp.zeros((batch_size, length), jnp.bool_),
-        "positions": jnp.zeros((batch_size, length), jnp.int32),
-        "used": jnp.int32(0),
-    }
-
-
-def extend(
-    config: DecoderConfig, params: Params, batch: Batch, cache: PyTree
-) -> tuple[Array, PyTree]:
-    """Appends the batch's tokens to the cache and returns their hidden states.
-
-    Args:
-        config: the model.
-        params: tree as `shapes` gives it.
-        batch: `tokens` [B, T] int32 and `mask` [B, T] bool, a prompt or the next token.
-        cache: from `empty_cache` or an earlier call. The caller keeps used + T <=
-            length.
-    Returns:
-        (hidden [B, T, D] final normed, the longer cache).
-    """
-    tokens, mask = batch["tokens"], batch["mask"]
-    start = cache["used"]
-    before = jnp.sum(cache["mask"], axis=1, keepdims=True, dtype=jnp.int32)
-    positions = before + jnp.maximum(jnp.cumsum(mask, axis=1, dtype=jnp.int32) - 1, 0)
-    rotation = _rope.rotations(config.rope, config.head_dim, positions)
-    all_mask = jax.lax.dynamic_update_slice(cache["mask"], mask, (0, start))
-    all_positions = jax.lax.dynamic_update_slice(
-        cache["positions"], positions, (0, start)
-    )
-    slot = jnp.arange(all_mask.shape[1])
-    query = start + jnp.arange(tokens.shape[1])
-    sees = (slot[None, :] <= query[:, None])[None] & all_mask[:, None, :]
-    distance = positions[:, :, None] - all_positions[:, None, :]
-
-    def body(x, layer):
-        (weights, window, index), keys, values = layer
-        visible = sees if window is None else sees & (distance < window)
-
-        def attend(q, k, v):
-            nonlocal keys, values
-            keys = jax.lax.dynamic_update_slice(keys, k, (0, start, 0, 0))
-            values = jax.lax.dynamic_update_slice(values, v, (0, start, 0, 0))
-            return _attention.attend(q, keys, values, visible=visible)
-
-        x, _ = _block(config, weights, x, rotation, attend, {}, index)
-        return x, (keys, values)
-
-    layers = _layers(config, params["blocks"], config.layers)
-    x = _embed(config, params, tokens)
-    x, (keys, values) = jax.lax.scan(body, x, (layers, cache["keys"], cache["values"]))
-    cache = {
-        "keys": keys,
-        "values": values,
-        "mask": all_mask,
-        "positions": all_positions,
-        "used": start + tokens.shape[1],
-    }
-    return _norm(config, params["final_norm"], x), cache
-
-
-def _block(config, weights, x, rotation, attend, edits, index):
-    """One decoder block: (x [B, L, D], {site: value})."""
-    batch, length, _ = x.shape
-    attention, mlp = weights["attention"], weights["mlp"]
-    h = _norm(config, attention["norm"], x)
-    q, k, v = (
-        _dense(attention[name], h).reshape(batch, length, -1, config.head_dim)
-        for name in ("q", "k", "v")
-    )
-    if config.qk_norm:
-        q = _norm(config, attention["q_norm"], q)
-        k = _norm(config, attention["k_norm"], k)
-    q, k = _rope.rotate(q, *rotation), _rope.rotate(k, *rotation)
-    # Each part of a sequence asks its own queries, of all keys and values.
-    q = sharding.constrain(q, *ROWS, "tensor", None)
-    k, v = (sharding.constrain(x, BATCH, None, "tensor", None) for x in (k, v))
-    mixed = attend(q, k, v).reshape(batch, length, -1)
-    mixed = _edit(edits, "attention", mixed, index)
-    x = x + _dense(attention["o"], mixed)
-    h = _norm(config, mlp["norm"], x)
-    units = jax.nn.silu(_dense(mlp["gate"], h)) * _dense(mlp["up"], h)
-    units = _edit(edits, "mlp", units, index)
-    x = sharding.constrain(x + _dense(mlp["down"], units), *ROWS, None)
-    x = _edit(edits, "block", x, index)
-    return x, {"attention": mixed, "mlp": units, "block": x}
-
-
-def _edit(edits, site, value, index):
-    return edits[site](value, index) if site in edits else value
-
-
-def _dense(layer: Params, x: Array) -> Array:
-    # One axis of rows: the gradient of a product summed over two axes makes XLA copy
-    # activations into transposed order on CPU, an eighth of the step at 135M. Where
-    # both axes are cut they stay two, as one would have to be gathered first.
-    kernel = layer["kernel"].astype(x.dtype)
-    rows = x if sharding.parts_of("context") > 1 else x.reshape(-1, x.shape[-1])
-    y = rows @ kernel
-    if "lora_a" in layer:
-        y += _low_rank(layer, rows)
-    y = y.reshape(*x.shape[:-1], kernel.shape[-1])
-    return y + layer["bias"].astype(x.dtype) if "bias" in layer else y
-
-
-def _low_rank(layer: Params, x: Array) -> Array:
-    """What LoRA's leaves add to a product, with no array of a kernel's size."""
-    return (x @ layer["lora_a"].astype(x.dtype)) @ layer["lora_b"].astype(x.dtype)
-
-
-def _norm(config: DecoderConfig, layer: Params, x: Array) -> Array:
-    """RMSNorm in float32."""
-    wide = x.astype(jnp.float32)
-    scale = jax.lax.rsqrt(
-        jnp.mean(wide * wide, axis=-1, keepdims=True) + config.norm_eps
-    )
-    return (wide * scale).astype(x.dtype) * layer["scale"].astype(x.dtype)
-
-
-def _embed(config: DecoderConfig, params: Params, tokens: Array) -> Array:
-    x = params["embed"]["embedding"][tokens].astype(jnp.dtype(config.compute_dtype))
-    return sharding.constrain(x, *ROWS, None)
-
-
-def _layers(config: DecoderConfig, blocks: Params, count: int) -> PyTree:
-    """What the scan hands to each layer: (weights, window or None, index)."""
-    windows = None
-    if config.windows is not None:
-        widest = jnp.iinfo(jnp.int32).max
-        windows = jnp.array([w or widest for w in config.windows[:count]], jnp.int32)
-    return blocks, windows, jnp.arange(count)
+        logits += _block.low_rank(params["unembed"], hidden).astype(jnp.float32)
+    logits = sharding.constrain(logits, *leading, "tensor")
+    cap = config.logit_softcap
+    return logits if cap is None else cap * jnp.tanh(logits / cap)
 
 
 def _slots(layers: Sequence[int], count: int) -> Array:
