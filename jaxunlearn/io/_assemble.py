@@ -104,7 +104,7 @@ def specs(params: Params, config: _config.DecoderConfig) -> list[_safetensors.Sp
 
 def _check(source: Source, wanted: dict[str, _names.Tensor]) -> None:
     extra = _names.buffers(set(source.tensors) - set(wanted))
-    head = {"hf": "lm_head.weight", "gguf": "output.weight"}[source.kind]
+    head = _names.name_of(source.config, source.kind, "unembed/kernel")
     if source.config.tied and head in source.tensors:
         _check_tied(source, head)
         extra = extra | {head}
@@ -122,9 +122,7 @@ def _check(source: Source, wanted: dict[str, _names.Tensor]) -> None:
 
 
 def _check_tied(source: Source, head: str) -> None:
-    embedding = {"hf": "model.embed_tokens.weight", "gguf": "token_embd.weight"}[
-        source.kind
-    ]
+    embedding = _names.name_of(source.config, source.kind, "embed/embedding")
     if embedding not in source.tensors:
         return  # reported with everything else that is missing
     one, other = source.tensors[embedding], source.tensors[head]

@@ -12,36 +12,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from jaxunlearn import _checks
+from jaxunlearn.io import _families, _hf_layers
 from jaxunlearn.models import _config
 
-# What transformers assumes where config.json is silent.
-_DEFAULTS: dict[str, dict[str, Any]] = {
-    "llama": {"max_position_embeddings": 2048},
-    "mistral": {
-        "max_position_embeddings": 4096 * 32,
-        "num_key_value_heads": 8,
-        "sliding_window": 4096,
-    },
-    "qwen2": {"max_position_embeddings": 32768, "num_key_value_heads": 32},
-    "qwen3": {
-        "max_position_embeddings": 32768,
-        "num_key_value_heads": 32,
-        "head_dim": 128,
-    },
-    "phi3": {
-        "max_position_embeddings": 4096,
-        "original_max_position_embeddings": 4096,
-        "rms_norm_eps": 1e-5,
-    },
-}
-FAMILIES = tuple(_DEFAULTS)
-_ARCHITECTURES = {
-    "llama": "LlamaForCausalLM",
-    "mistral": "MistralForCausalLM",
-    "qwen2": "Qwen2ForCausalLM",
-    "qwen3": "Qwen3ForCausalLM",
-    "phi3": "Phi3ForCausalLM",
-}
+FAMILIES = tuple(_families.FAMILIES)
 _NEEDED = (
     "vocab_size",
     "hidden_size",
@@ -80,34 +54,34 @@ def parse(text: str, *, compute_dtype: str = "float32", remat: str = "full"):
             f"{_OWNER} needs model_type to be one of {_checks.listed(FAMILIES)}, got "
             f"{family!r}. Bring another network in with models.from_nnx."
         )
-    missing = [name for name in _NEEDED if given.get(name) is None]
+    c = _families.common(given)
+    missing = [name for name in _NEEDED if c.get(name) is None]
     if missing:
+        names = _families.FAMILIES[family].names
         raise ValueError(
-            f"{_OWNER} needs {_checks.listed(missing)} in config.json, got only "
-            f"{_checks.listed(given, 20)}. Take config.json from the original release."
+            f"{_OWNER} needs {_checks.listed(names.get(n, n) for n in missing)} in "
+            f"config.json, got only {_checks.listed(given, 20)}. Take config.json from "
+            "the original release."
         )
     _refuse(given)
-    c = {**_DEFAULTS[family], **given}
     heads = c["num_attention_heads"]
-    bias = bool(c.get("attention_bias", False)) and family in ("llama", "qwen3")
+    fields = {
+        "vocab": c["vocab_size"],
+        "width": c["hidden_size"],
+        "layers": c["num_hidden_layers"],
+        "heads": heads,
+        "kv_heads": c.get("num_key_value_heads") or heads,
+        "head_dim": c.get("head_dim") or c["hidden_size"] // heads,
+        "hidden": c["intermediate_size"],
+        "positions": c["max_position_embeddings"],
+        "norm_eps": float(c.get("rms_norm_eps", 1e-6)),
+        "tied": bool(c.get("tie_word_embeddings", False)),
+        "activation": _families.activation(c),
+        "windows": _hf_layers.windows(family, c),
+    }
     return _config.DecoderConfig(
         family=family,
-        vocab=c["vocab_size"],
-        width=c["hidden_size"],
-        layers=c["num_hidden_layers"],
-        heads=heads,
-        kv_heads=c.get("num_key_value_heads") or heads,
-        head_dim=c.get("head_dim") or c["hidden_size"] // heads,
-        hidden=c["intermediate_size"],
-        positions=c["max_position_embeddings"],
-        norm_eps=float(c.get("rms_norm_eps", 1e-6)),
-        rope=_rope(c),
-        tied=bool(c.get("tie_word_embeddings", False)),
-        qkv_bias=bias or family == "qwen2",
-        out_bias=bias,
-        mlp_bias=bool(c.get("mlp_bias", False)) and family == "llama",
-        qk_norm=family == "qwen3",
-        windows=_windows(family, c),
+        **fields | _families.FAMILIES[family].fields(c),
         compute_dtype=compute_dtype,
         remat=remat,
         source=text,
@@ -133,7 +107,7 @@ def write(config: _config.DecoderConfig, dtype: str) -> str:
 
 def architecture(family: str) -> str:
     """The transformers class that a family's config.json names."""
-    return _ARCHITECTURES[family]
+    return _families.FAMILIES[family].architecture
 
 
 def _describes(config: _config.DecoderConfig) -> bool:
@@ -154,44 +128,11 @@ def _settings(config: _config.DecoderConfig) -> dict[str, Any]:
             f"hf.save needs a config of the family {_checks.listed(FAMILIES)}, got "
             f"{c.family!r}. Set DecoderConfig(family=...) to the nearest one."
         )
-    settings = {
-        "architectures": [_ARCHITECTURES[c.family]],
-        "model_type": c.family,
-        "hidden_act": "silu",
-        "vocab_size": c.vocab,
-        "hidden_size": c.width,
-        "intermediate_size": c.hidden,
-        "num_hidden_layers": c.layers,
-        "num_attention_heads": c.heads,
-        "num_key_value_heads": c.kv_heads,
-        "head_dim": c.head_dim,
-        "max_position_embeddings": c.positions,
-        "rms_norm_eps": c.norm_eps,
-        "tie_word_embeddings": c.tied,
-        "rope_theta": c.rope.theta,
-        "rope_scaling": _scaling(c.rope),
-    }
-    if c.family in ("llama", "qwen3"):
-        settings["attention_bias"] = c.qkv_bias
-    if c.family == "llama":
-        settings["mlp_bias"] = c.mlp_bias
-    if c.family == "phi3":
-        settings["partial_rotary_factor"] = c.rope.partial
-        settings["original_max_position_embeddings"] = (
-            c.rope.original_positions or c.positions
-        )
-    windows = sorted({w for w in c.windows or () if w is not None})
-    if c.family in ("mistral", "phi3"):
-        settings["sliding_window"] = windows[0] if windows else None
-    if c.family in ("qwen2", "qwen3"):
-        settings["use_sliding_window"] = bool(windows)
-        settings["sliding_window"] = windows[0] if windows else None
-        settings["layer_types"] = [
-            "full_attention" if w is None else "sliding_attention"
-            for w in c.windows or (None,) * c.layers
-        ]
+    settings = _families.settings(c)
     back = parse(json.dumps(settings))
-    if c.rope.kind in ("default", "linear"):  # the length plays no part in these
+    if (
+        c.rope and back.rope and c.rope.kind in ("default", "linear")
+    ):  # the length plays no part in these
         back = dataclasses.replace(
             back,
             rope=dataclasses.replace(
@@ -213,140 +154,11 @@ def _settings(config: _config.DecoderConfig) -> dict[str, Any]:
     return settings
 
 
-def _scaling(rope: _config.RopeConfig) -> dict[str, Any] | None:
-    if rope.kind == "default":
-        return None
-    scaling: dict[str, Any] = {"rope_type": rope.kind, "factor": rope.factor}
-    if rope.kind in ("llama3", "yarn", "longrope"):
-        scaling["original_max_position_embeddings"] = rope.original_positions
-    extra = {
-        "llama3": ("low_freq_factor", "high_freq_factor"),
-        "longrope": ("short_factor", "long_factor", "attention_factor"),
-        "yarn": (
-            "beta_fast",
-            "beta_slow",
-            "attention_factor",
-            "mscale",
-            "mscale_all_dim",
-            "truncate",
-        ),
-    }
-    values = {name: getattr(rope, name) for name in extra.get(rope.kind, ())}
-    return scaling | {name: v for name, v in values.items() if v is not None}
-
-
-def _rope(c: Mapping[str, Any]) -> _config.RopeConfig:
-    given = c.get("rope_scaling") or c.get("rope_parameters") or {}
-    nested = [item for item in given.values() if isinstance(item, Mapping)]
-    if nested and all(item == nested[0] for item in nested):
-        given = nested[0]
-    elif nested:
-        raise _unsupported(
-            "rope_parameters", "different ones per kind of layer", "one set"
-        )
-    kind = given.get("rope_type", given.get("type", "default"))
-    if c["model_type"] == "phi3" and kind in ("su", "yarn"):
-        kind = "longrope"  # earlier names of it
-    if kind not in _config.ROPE_KINDS:
-        raise _unsupported("rope_type", repr(kind), _checks.listed(_config.ROPE_KINDS))
-    partial = given.get("partial_rotary_factor", c.get("partial_rotary_factor"))
-    partial = 1.0 if partial is None else float(partial)
-    if partial != 1.0 and c["model_type"] != "phi3":
-        raise _unsupported("partial_rotary_factor", partial, "1.0")
-    needed = {
-        "linear": ("factor",),
-        "dynamic": ("factor",),
-        "llama3": ("factor", "low_freq_factor", "high_freq_factor"),
-        "longrope": ("short_factor", "long_factor"),
-    }.get(kind, ())
-    lacking = [name for name in needed if given.get(name) is None]
-    if lacking:
-        raise ValueError(
-            f"{_OWNER} needs {_checks.listed(lacking)} for rope_type {kind!r} in "
-            f"config.json, got {_checks.listed(given)}. Take config.json from the "
-            "original release."
-        )
-    positions = c["max_position_embeddings"]
-    original = None
-    if kind == "dynamic":  # transformers reads no other length here
-        original = positions
-    elif kind in ("llama3", "yarn", "longrope"):
-        inside = given.get("original_max_position_embeddings")
-        original = c.get("original_max_position_embeddings", inside) or positions
-    factor = given.get("factor")
-    if factor is None:
-        factor = positions / original if original else 1.0
-    given = {name: value for name, value in given.items() if value is not None}
-    theta = given.get("rope_theta", c.get("rope_theta"))
-    return _config.RopeConfig(
-        theta=float(10000.0 if theta is None else theta),
-        kind=kind,
-        factor=float(factor),
-        original_positions=original,
-        low_freq_factor=float(given.get("low_freq_factor", 1.0)),
-        high_freq_factor=float(given.get("high_freq_factor", 4.0)),
-        beta_fast=float(given.get("beta_fast") or 32),
-        beta_slow=float(given.get("beta_slow") or 1),
-        attention_factor=given.get("attention_factor"),
-        mscale=given.get("mscale"),
-        mscale_all_dim=given.get("mscale_all_dim"),
-        truncate=bool(given.get("truncate", True)),
-        short_factor=_floats(given.get("short_factor")),
-        long_factor=_floats(given.get("long_factor")),
-        partial=partial,
-    )
-
-
-def _windows(family: str, c: Mapping[str, Any]) -> tuple[int | None, ...] | None:
-    layers, window = c["num_hidden_layers"], c.get("sliding_window")
-    if family == "llama":
-        return None
-    if family in ("mistral", "phi3"):
-        return None if window is None else (window,) * layers
-    window = c.get("sliding_window", 4096) if c.get("use_sliding_window") else None
-    types = c.get("layer_types")
-    if types is None:
-        first = c.get("max_window_layers", 28)
-        types = [
-            "full_attention" if window is None or i < first else "sliding_attention"
-            for i in range(layers)
-        ]
-    known = {"full_attention": None, "sliding_attention": window}
-    strange = [kind for kind in types if kind not in known]
-    if strange or len(types) != layers:
-        raise _unsupported(
-            "layer_types", types, f"{layers} entries from {_checks.listed(known)}"
-        )
-    if window is None and "sliding_attention" in types:
-        raise _unsupported(
-            "layer_types with 'sliding_attention'",
-            f"use_sliding_window={c.get('use_sliding_window')!r} and "
-            f"sliding_window={c.get('sliding_window')!r}",
-            "a window size in tokens",
-        )
-    windows = tuple(known[kind] for kind in types)
-    return None if all(w is None for w in windows) else windows
-
-
 def _refuse(given: Mapping[str, Any]) -> None:
     """Raises for settings that would change the arithmetic in a way we do not have."""
-    activation = given.get("hidden_act", "silu")
-    if activation not in ("silu", "swish"):
-        raise _unsupported("hidden_act", repr(activation), "'silu'")
     if given.get("quantization_config"):
         method = given["quantization_config"].get("quant_method")
         raise ValueError(
             f"{_OWNER} needs plain floating-point weights, got a checkpoint quantized "
             f"with {method!r} (quantization_config). Load the original release instead."
         )
-
-
-def _unsupported(name: str, came: Any, supported: str) -> ValueError:
-    return ValueError(
-        f"{_OWNER} needs {name} to be {supported}, got {came}. "
-        "Bring another network in with models.from_nnx."
-    )
-
-
-def _floats(values: Any) -> tuple[float, ...] | None:
-    return None if values is None else tuple(float(value) for value in values)

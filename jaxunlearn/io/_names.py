@@ -99,11 +99,89 @@ PHI3 = (
     *_linear("attention/q attention/k attention/v", "self_attn.qkv_proj"),
     *_linear("mlp/gate mlp/up", "mlp.gate_up_proj"),
 )
-TABLES = dict.fromkeys(("llama", "mistral", "qwen2", "qwen3"), LLAMA) | {"phi3": PHI3}
+GEMMA2 = (
+    *_ENDS,
+    *(row for row in LLAMA if "/norm/" not in row.paths[0] and row not in _ENDS),
+    *_norm("attention/norm", "input_layernorm"),
+    *_norm("attention/post_norm", "post_attention_layernorm"),
+    *_norm("mlp/norm", "pre_feedforward_layernorm"),
+    *_norm("mlp/post_norm", "post_feedforward_layernorm"),
+)
+
+
+def _gpt2() -> tuple[Row, ...]:
+    top, layers = "transformer", "transformer.h.{}."
+    qkv = "attention/q attention/k attention/v"
+    return (
+        Row(("embed/embedding",), f"{top}.wte.weight", "", KEEP),
+        Row(("positions/embedding",), f"{top}.wpe.weight", "", KEEP),
+        *_final(f"{top}.ln_f"),
+        Row(("unembed/kernel",), "lm_head.weight", "", TRANSPOSE),
+        *_norm("attention/norm", "ln_1", layers=layers),
+        *_norm("mlp/norm", "ln_2", layers=layers),
+        *_linear(qkv, "attn.c_attn", layers=layers, turn=KEEP),
+        *_linear("attention/o", "attn.c_proj", layers=layers, turn=KEEP),
+        *_linear("mlp/up", "mlp.c_fc", layers=layers, turn=KEEP),
+        *_linear("mlp/down", "mlp.c_proj", layers=layers, turn=KEEP),
+    )
+
+
+def _opt() -> tuple[Row, ...]:
+    top, layers = "model.decoder", "model.decoder.layers.{}."
+    return (
+        Row(("embed/embedding",), f"{top}.embed_tokens.weight", "", KEEP),
+        Row(("positions/embedding",), f"{top}.embed_positions.weight", "", KEEP),
+        *_final(f"{top}.final_layer_norm"),
+        Row(("unembed/kernel",), "lm_head.weight", "", TRANSPOSE),
+        *_norm("attention/norm", "self_attn_layer_norm", layers=layers),
+        *_norm("mlp/norm", "final_layer_norm", layers=layers),
+        *_linear("attention/q", "self_attn.q_proj", layers=layers),
+        *_linear("attention/k", "self_attn.k_proj", layers=layers),
+        *_linear("attention/v", "self_attn.v_proj", layers=layers),
+        *_linear("attention/o", "self_attn.out_proj", layers=layers),
+        *_linear("mlp/up", "fc1", layers=layers),
+        *_linear("mlp/down", "fc2", layers=layers),
+    )
+
+
+def _neox() -> tuple[Row, ...]:
+    top, layers = "gpt_neox", "gpt_neox.layers.{}."
+    qkv = "attention/q attention/k attention/v"
+    return (
+        Row(("embed/embedding",), f"{top}.embed_in.weight", "", KEEP),
+        *_final(f"{top}.final_layer_norm"),
+        Row(("unembed/kernel",), "embed_out.weight", "", TRANSPOSE),
+        *_norm("attention/norm", "input_layernorm", layers=layers),
+        *_norm("mlp/norm", "post_attention_layernorm", layers=layers),
+        *_linear(qkv, "attention.query_key_value", layers=layers, by_head=True),
+        *_linear("attention/o", "attention.dense", layers=layers),
+        *_linear("mlp/up", "mlp.dense_h_to_4h", layers=layers),
+        *_linear("mlp/down", "mlp.dense_4h_to_h", layers=layers),
+    )
+
+
+def _final(hf: str) -> list[Row]:
+    return [
+        Row(("final_norm/scale",), f"{hf}.weight", "", KEEP),
+        Row(("final_norm/bias",), f"{hf}.bias", "", KEEP),
+    ]
+
+
+TABLES = {
+    **dict.fromkeys(("llama", "mistral", "qwen2", "qwen3", "gemma"), LLAMA),
+    **dict.fromkeys(("gemma2", "gemma3_text"), GEMMA2),
+    "phi3": PHI3,
+    "gpt2": _gpt2(),
+    "opt": _opt(),
+    "gpt_neox": _neox(),
+}
+# What transformers puts before the names of a model saved without its head.
+_PREFIXES = ("transformer.", "model.", "gpt_neox.")
 
 # Buffers that older exporters wrote beside the weights; the decoder computes them.
 _BUFFERS = re.compile(
     r".*\.rotary_emb\.(inv_freq|cos_cached|sin_cached)|.*\.masked_bias|"
+    r"(.*\.)?h\.\d+\.attn\.bias|.*\.attention\.bias|"
     r"rope_freqs\.weight|rope_factors_(long|short)\.weight"
 )
 
@@ -160,6 +238,33 @@ def tensors(config: _config.DecoderConfig, kind: str = "hf") -> dict[str, Tensor
                 for path, start, size in zip(row.paths, starts, sizes, strict=True)
             )
             found[name.format(layer)] = Tensor(shape, row.transpose, parts)
+    return found
+
+
+def name_of(config: _config.DecoderConfig, kind: str, path: str) -> str:
+    """The name of the tensor that holds the leaf `path`, which has no layers."""
+    row = next(row for row in TABLES[config.family] if path in row.paths)
+    return getattr(row, kind)
+
+
+def renamed(
+    config: _config.DecoderConfig, entries: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The entries of a folder under the names of `tensors`.
+
+    Two other spellings are known: a model saved without its head leaves out the first
+    part of every name, as the original GPT-2 does, and transformers 5 may call
+    GPT-NeoX's embed_out lm_head.
+    """
+    wanted = tensors(config)
+    head = name_of(config, "hf", "unembed/kernel")
+    found = {}
+    for name, entry in entries.items():
+        others = [prefix + name for prefix in _PREFIXES]
+        others += [head] if name == "lm_head.weight" else []
+        known = [other for other in others if other in wanted]
+        fits = name in wanted or not known or known[0] in entries
+        found[name if fits else known[0]] = entry
     return found
 
 

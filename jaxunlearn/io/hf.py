@@ -46,7 +46,8 @@ def load(
     remat: str = "full",
     put: _assemble.Put | None = None,
 ) -> tuple[Model, Params, Any]:
-    """Loads a decoder of the Llama, Mistral, Qwen2, Qwen3 or Phi-3 family.
+    """Loads a decoder: Llama, Mistral, Qwen2 and 3, Gemma 1 to 3 (text), Phi-3, GPT-2,
+    OPT or GPT-NeoX (Pythia).
 
     Args:
         path: folder with config.json and safetensors, a .gguf file or a folder with
@@ -197,7 +198,7 @@ def _open_folder(folder: Path, compute_dtype: str, remat: str) -> _assemble.Sour
         config = _hf_config.parse(
             json.dumps(kept), compute_dtype=compute_dtype, remat=remat
         )
-    tensors = _safetensors.entries(folder)
+    tensors = _names.renamed(config, _safetensors.entries(folder))
     wanted = _names.tensors(config)
     _safetensors.check_dtypes({n: e for n, e in tensors.items() if n in wanted})
     built = _tokenizer(folder)

@@ -1,0 +1,361 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What each family's config.json means: its names, its silent defaults, its settings.
+
+A setting we do not know how to compute is refused here by name.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+from jaxunlearn import _checks
+from jaxunlearn.io import _hf_layers
+from jaxunlearn.models import _config
+
+_ACTIVATIONS = {
+    "silu": "silu",
+    "swish": "silu",
+    "gelu": "gelu",
+    "gelu_new": "gelu_tanh",
+    "gelu_fast": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "relu": "relu",
+}
+_WRITTEN = {"gelu_tanh": "gelu_pytorch_tanh"}
+# Names that transformers reads under both spellings.
+_ALIASED = (
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "max_position_embeddings",
+)
+_OWN_HEADS = ("gpt2", "opt", "gpt_neox")  # families without head_dim or shared heads
+
+
+class Family(NamedTuple):
+    """How one model_type spells its settings.
+
+    Attributes:
+        architecture: the transformers class.
+        fields: settings under common names -> DecoderConfig fields of this family.
+        defaults: what transformers assumes where config.json is silent.
+        names: common name -> the family's own.
+        written: DecoderConfig -> settings that only this family writes.
+    """
+
+    architecture: str
+    fields: Callable[[Mapping[str, Any]], dict[str, Any]]
+    defaults: Mapping[str, Any] = {}
+    names: Mapping[str, str] = {}
+    written: Callable[[_config.DecoderConfig], dict[str, Any]] = lambda c: {}
+
+
+def common(given: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings under common names, silent ones filled in."""
+    family = given["model_type"]
+    _, _, defaults, names, _ = FAMILIES[family]
+    drop = {name for name in names if name not in _ALIASED}
+    drop |= {"num_key_value_heads", "head_dim"} if family in _OWN_HEADS else set()
+    c = {**defaults, **{n: v for n, v in given.items() if n not in drop}}
+    c |= {name: given[own] for name, own in names.items() if own in given}
+    if family == "gpt2" and c.get("intermediate_size") is None and c.get("hidden_size"):
+        c["intermediate_size"] = 4 * c["hidden_size"]
+    return c
+
+
+def activation(c: Mapping[str, Any]) -> str:
+    """The DecoderConfig's name of the activation."""
+    family = c["model_type"]
+    name = c.get("hidden_act", "silu")
+    if name not in _ACTIVATIONS:
+        own = FAMILIES[family].names.get("hidden_act", "hidden_act")
+        raise _hf_layers.unsupported(own, repr(name), _checks.listed(_ACTIVATIONS))
+    if family == "gemma" and name == "gelu":  # what early releases call the tanh form
+        return "gelu_tanh"
+    return _ACTIVATIONS[name]
+
+
+def settings(c: _config.DecoderConfig) -> dict[str, Any]:
+    """config.json in the transformers 4 spelling, which transformers 5 reads too."""
+    family = FAMILIES[c.family]
+    found = {
+        "hidden_act": _WRITTEN.get(c.activation, c.activation),
+        "vocab_size": c.vocab,
+        "hidden_size": c.width,
+        "intermediate_size": c.hidden,
+        "num_hidden_layers": c.layers,
+        "num_attention_heads": c.heads,
+        "num_key_value_heads": c.kv_heads,
+        "head_dim": c.head_dim,
+        "max_position_embeddings": c.positions,
+        "rms_norm_eps": c.norm_eps,
+        "tie_word_embeddings": c.tied,
+    }
+    if c.rope is not None:
+        found |= {
+            "rope_theta": c.rope.theta,
+            "rope_scaling": _hf_layers.scaling(c.rope),
+        }
+    found |= family.written(c)
+    dropped = ("num_key_value_heads", "head_dim") if c.family in _OWN_HEADS else ()
+    return {
+        "architectures": [family.architecture],
+        "model_type": c.family,
+        **{family.names.get(n, n): v for n, v in found.items() if n not in dropped},
+    }
+
+
+def _refuse(c: Mapping[str, Any], **supported: Any) -> None:
+    for name, value in supported.items():
+        came = c.get(name, value)
+        if came != value and not (value is False and came is None):
+            raise _hf_layers.unsupported(name, repr(came), repr(value))
+
+
+def _llama(c):
+    family, bias = c["model_type"], bool(c.get("attention_bias", False))
+    bias = bias and family in ("llama", "qwen3")
+    return {
+        "rope": _hf_layers.rope(c),
+        "qkv_bias": bias or family == "qwen2",
+        "out_bias": bias,
+        "mlp_bias": bool(c.get("mlp_bias", False)) and family == "llama",
+        "qk_norm": family == "qwen3",
+    }
+
+
+def _written_llama(c):
+    found, windows = {}, sorted({w for w in c.windows or () if w is not None})
+    if c.family in ("llama", "qwen3"):
+        found["attention_bias"] = c.qkv_bias
+    if c.family == "llama":
+        found["mlp_bias"] = c.mlp_bias
+    else:
+        found["sliding_window"] = windows[0] if windows else None
+    if c.family in ("qwen2", "qwen3"):
+        found["use_sliding_window"] = bool(windows)
+        found["layer_types"] = _types(c)
+    if c.family == "phi3":
+        original = c.rope.original_positions or c.positions
+        found["partial_rotary_factor"] = c.rope.partial
+        found["original_max_position_embeddings"] = original
+    return found
+
+
+def _types(c):
+    return [
+        "full_attention" if window is None else "sliding_attention"
+        for window in c.windows or (None,) * c.layers
+    ]
+
+
+def _gemma(c):
+    _refuse(c, use_bidirectional_attention=False)
+    family, bias = c["model_type"], bool(c.get("attention_bias", False))
+    found = {
+        "norm": "rms_plus_one",
+        "embed_scale": float(c["hidden_size"]) ** 0.5,
+        "qkv_bias": bias,
+        "out_bias": bias,
+    }
+    if family == "gemma":
+        return found | {"rope": _hf_layers.rope(c)}
+    found |= {
+        "post_norms": True,
+        "attention_scale": float(c["query_pre_attn_scalar"]) ** -0.5,
+        "logit_softcap": c["final_logit_softcapping"],
+    }
+    if family == "gemma2":
+        softcap = c["attn_logit_softcapping"]
+        return found | {"rope": _hf_layers.rope(c), "attention_softcap": softcap}
+    _refuse(c, attn_logit_softcapping=None)
+    return found | {"qk_norm": True} | _hf_layers.ropes(c)
+
+
+def _written_gemma(c):
+    found: dict[str, Any] = {"attention_bias": c.qkv_bias}
+    if c.family == "gemma":
+        return found
+    windows = sorted({w for w in c.windows or () if w is not None})
+    scalar = round((c.attention_scale or c.head_dim**-0.5) ** -2, 6)
+    found |= {
+        "query_pre_attn_scalar": int(scalar) if scalar == int(scalar) else scalar,
+        "sliding_window": windows[0] if windows else None,
+        "layer_types": _types(c),
+        "final_logit_softcapping": c.logit_softcap,
+        "attn_logit_softcapping": c.attention_softcap,
+    }
+    if c.family == "gemma3_text":
+        found["rope_local_base_freq"] = (c.local_rope or c.rope).theta
+    return found
+
+
+def _gpt2(c):
+    _refuse(c, scale_attn_by_inverse_layer_idx=False, add_cross_attention=False)
+    scaled = c.get("scale_attn_weights", True)
+    biases = dict.fromkeys(("qkv_bias", "out_bias", "mlp_bias"), True)
+    scale = None if scaled else 1.0
+    plain = {"norm": "layer", "gated": False, "rope": None}
+    return biases | plain | {"attention_scale": scale}
+
+
+def _opt(c):
+    _refuse(
+        c,
+        do_layer_norm_before=True,
+        _remove_final_layer_norm=False,
+        layer_norm_elementwise_affine=True,
+    )
+    if c.get("word_embed_proj_dim") is not None:
+        _refuse(c, word_embed_proj_dim=c["hidden_size"])
+    bias = bool(c.get("enable_bias", True))
+    biases = dict.fromkeys(("qkv_bias", "out_bias", "mlp_bias"), bias)
+    plain = {"norm": "layer", "norm_eps": 1e-5, "gated": False, "rope": None}
+    return biases | plain | {"position_offset": 2}
+
+
+def _neox(c):
+    bias = bool(c.get("attention_bias", True))
+    return {
+        "norm": "layer",
+        "gated": False,
+        "rope": _hf_layers.rope(c),
+        "qkv_bias": bias,
+        "out_bias": bias,
+        "mlp_bias": True,
+        "parallel": bool(c.get("use_parallel_residual", True)),
+    }
+
+
+_GEMMA = {
+    "hidden_act": "gelu_pytorch_tanh",
+    "head_dim": 256,
+    "tie_word_embeddings": True,
+}
+_NEWER_GEMMA = _GEMMA | {
+    "num_key_value_heads": 4,
+    "query_pre_attn_scalar": 256,
+    "sliding_window": 4096,
+}
+_GEMMA2 = {"final_logit_softcapping": 30.0, "attn_logit_softcapping": 50.0}
+_GEMMA3 = {"final_logit_softcapping": None, "max_position_embeddings": 131072}
+
+FAMILIES = {
+    "llama": Family(
+        "LlamaForCausalLM",
+        _llama,
+        {"max_position_embeddings": 2048},
+        written=_written_llama,
+    ),
+    "mistral": Family(
+        "MistralForCausalLM",
+        _llama,
+        {
+            "max_position_embeddings": 4096 * 32,
+            "num_key_value_heads": 8,
+            "sliding_window": 4096,
+        },
+        written=_written_llama,
+    ),
+    "qwen2": Family(
+        "Qwen2ForCausalLM",
+        _llama,
+        {"max_position_embeddings": 32768, "num_key_value_heads": 32},
+        written=_written_llama,
+    ),
+    "qwen3": Family(
+        "Qwen3ForCausalLM",
+        _llama,
+        {
+            "max_position_embeddings": 32768,
+            "num_key_value_heads": 32,
+            "head_dim": 128,
+        },
+        written=_written_llama,
+    ),
+    "phi3": Family(
+        "Phi3ForCausalLM",
+        _llama,
+        {
+            "max_position_embeddings": 4096,
+            "original_max_position_embeddings": 4096,
+            "rms_norm_eps": 1e-5,
+        },
+        written=_written_llama,
+    ),
+    "gemma": Family(
+        "GemmaForCausalLM",
+        _gemma,
+        _GEMMA | {"max_position_embeddings": 8192, "num_key_value_heads": 16},
+        written=_written_gemma,
+    ),
+    "gemma2": Family(
+        "Gemma2ForCausalLM",
+        _gemma,
+        _NEWER_GEMMA | _GEMMA2 | {"max_position_embeddings": 8192},
+        {"hidden_act": "hidden_activation"},
+        _written_gemma,
+    ),
+    "gemma3_text": Family(
+        "Gemma3ForCausalLM",
+        _gemma,
+        _NEWER_GEMMA | _GEMMA3,
+        {"hidden_act": "hidden_activation"},
+        _written_gemma,
+    ),
+    "gpt2": Family(
+        "GPT2LMHeadModel",
+        _gpt2,
+        {
+            "hidden_act": "gelu_new",
+            "max_position_embeddings": 1024,
+            "rms_norm_eps": 1e-5,
+            "tie_word_embeddings": True,
+        },
+        {
+            "hidden_act": "activation_function",
+            "hidden_size": "n_embd",
+            "intermediate_size": "n_inner",
+            "num_hidden_layers": "n_layer",
+            "num_attention_heads": "n_head",
+            "max_position_embeddings": "n_positions",
+            "rms_norm_eps": "layer_norm_epsilon",
+        },
+        lambda c: {"scale_attn_weights": c.attention_scale is None},
+    ),
+    "opt": Family(
+        "OPTForCausalLM",
+        _opt,
+        {
+            "hidden_act": "relu",
+            "intermediate_size": 3072,
+            "max_position_embeddings": 2048,
+            "tie_word_embeddings": True,
+        },
+        {"hidden_act": "activation_function", "intermediate_size": "ffn_dim"},
+        lambda c: {
+            "do_layer_norm_before": True,
+            "enable_bias": c.mlp_bias,
+            "word_embed_proj_dim": c.width,
+        },
+    ),
+    "gpt_neox": Family(
+        "GPTNeoXForCausalLM",
+        _neox,
+        {
+            "hidden_act": "gelu",
+            "max_position_embeddings": 2048,
+            "rms_norm_eps": 1e-5,
+            "partial_rotary_factor": 0.25,
+        },
+        {
+            "rms_norm_eps": "layer_norm_eps",
+            "rope_theta": "rotary_emb_base",
+            "partial_rotary_factor": "rotary_pct",
+        },
+        lambda c: {
+            "partial_rotary_factor": c.rope.partial,
+            "attention_bias": c.qkv_bias,
+            "use_parallel_residual": c.parallel,
+        },
+    ),
+}
