@@ -24,11 +24,11 @@ PROCEDURES = ("attacks", "synth", "evaluate", "fit", "plan")
 ROWS = (LEAVES, MATHS, GLUE, PROCEDURES, ("recipes",))
 
 # Side rooms hold files and libraries, and know of the others only this much. io also
-# builds the decoder that a checkpoint describes.
+# builds the decoder that a checkpoint describes, and loads it into shards.
 SIDE = {
     "models": ("typing", "trees", "_checks", "sharding"),
     "data": ("typing", "trees", "_checks"),
-    "io": ("typing", "trees", "_checks", "models"),
+    "io": ("typing", "trees", "_checks", "sharding", "models"),
 }
 # The one door into a side room: tables of arrays, no files.
 TABLE = "data.table"

@@ -2,9 +2,11 @@
 """From the tensors of a checkpoint to the leaves of the decoder, and back.
 
 Both directions walk the tables in `_names`. Leaves are filled one after another and
-tensors are read one at a time, so the host never holds much more than the params.
+tensors are read one at a time, so the host never holds much more than its params: all
+of them, or on a mesh the shards of its own devices.
 """
 
+import functools
 import gc
 import math
 from collections.abc import Callable
@@ -12,34 +14,36 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jaxunlearn import trees
 from jaxunlearn.io import _names, _safetensors
 from jaxunlearn.models import _config, decoder
-from jaxunlearn.typing import Array, Params
+from jaxunlearn.typing import Array, Params, PyTree
 
-Put = Callable[[str, np.ndarray], Array]
+Rows = list[tuple[str, _names.Tensor, _names.Part]]  # what one leaf is filled from
+_COMPARED = 1024  # rows of two tensors that are compared at a time
 
 
 class Source(NamedTuple):
-    """A checkpoint on disk: settings, where each tensor lies, how to read one."""
+    """A checkpoint on disk: settings, where each tensor lies, how to read of one."""
 
     config: _config.DecoderConfig
     kind: str
     where: Path
     tensors: dict[str, Any]
-    read: Callable[[Any], np.ndarray]
+    read: Callable[[Any, tuple[slice, ...]], np.ndarray]
     tokenizer: Any
 
 
-def assemble(source: Source, dtype: np.dtype, put: Put) -> Params:
+def assemble(source: Source, dtype: np.dtype, shardings: PyTree | None) -> Params:
     """Fills the leaves one after another, the largest first to keep the peak low.
 
     Args:
         source: the checkpoint.
         dtype: of every leaf.
-        put: (path, NumPy array) -> jax.Array, called once a leaf.
+        shardings: a NamedSharding for each leaf; None for the default device.
     Returns:
         The params tree of the source's config.
     Raises:
@@ -47,22 +51,16 @@ def assemble(source: Source, dtype: np.dtype, put: Put) -> Params:
     """
     wanted = _names.tensors(source.config, source.kind)
     _check(source, wanted)
-    leaves: dict[str, list[tuple[str, _names.Tensor, _names.Part]]] = {}
+    leaves: dict[str, Rows] = {}
     for name, tensor in wanted.items():
         for part in tensor.parts:
             leaves.setdefault(part.path, []).append((name, tensor, part))
     shapes = trees.paths(decoder.shapes(source.config))
+    places = {} if shardings is None else trees.paths(shardings)
     filled: dict[str, Array] = {}
     for path in sorted(shapes, key=lambda path: -shapes[path].size):
-        buffer = _aligned(shapes[path].shape, dtype)
-        for name, tensor, part in leaves[path]:
-            values = source.read(source.tensors[name])
-            target = buffer if part.layer is None else buffer[part.layer]
-            target, values = _names.paired(tensor, part, target, values)
-            target[...] = values
-            del values, target
-        filled[path] = jax.block_until_ready(put(path, buffer))
-        del buffer
+        leaf = _leaf(source, leaves[path], shapes[path].shape, dtype, places.get(path))
+        filled[path] = jax.block_until_ready(leaf)
         gc.collect(0)  # JAX lets go of the NumPy array only in a collection's callback
     return trees.map_with_path(
         lambda path, _: filled[path], decoder.shapes(source.config)
@@ -92,8 +90,8 @@ def specs(params: Params, config: _config.DecoderConfig) -> list[_safetensors.Sp
         for part in tensor.parts:
             leaf = leaves[part.path]
             leaf = np.asarray(leaf if part.layer is None else leaf[part.layer])
-            leaf, target = _names.paired(tensor, part, leaf, joined)
-            target[...] = leaf
+            for here, there in _names.cuts(tensor, part, _all_of(leaf.shape)):
+                joined[there] = leaf[here].T if tensor.transpose else leaf[here]
         return joined
 
     return [
@@ -102,11 +100,52 @@ def specs(params: Params, config: _config.DecoderConfig) -> list[_safetensors.Sp
     ]
 
 
+def _leaf(source: Source, rows: Rows, shape: tuple[int, ...], dtype, place) -> Array:
+    """One leaf on the default device, or of its shards those that are this host's."""
+    if place is None:
+        return jnp.array(_piece(source, rows, _all_of(shape), dtype))
+    if source.kind == "gguf":  # a tensor is read whole for any part of it: only once
+        whole = _piece(source, rows, _all_of(shape), dtype)
+        return jax.make_array_from_callback(shape, place, whole.__getitem__, dtype)
+
+    @functools.cache  # devices with the same piece share one reading
+    def piece(*ends):
+        return _piece(source, rows, tuple(slice(*pair) for pair in ends), dtype)
+
+    def callback(index):
+        ends = (cut.indices(n)[:2] for cut, n in zip(index, shape, strict=True))
+        return piece(*ends)
+
+    return jax.make_array_from_callback(shape, place, callback, dtype)
+
+
+def _piece(
+    source: Source, rows: Rows, index: tuple[slice, ...], dtype: np.dtype
+) -> np.ndarray:
+    """The part of a leaf that `index` names, a tensor's share after another."""
+    buffer = _aligned(tuple(cut.stop - cut.start for cut in index), dtype)
+    for name, tensor, part in rows:
+        target, inner = buffer, index
+        if part.layer is not None:
+            layers, *inner = index
+            if not layers.start <= part.layer < layers.stop:
+                continue
+            target = buffer[part.layer - layers.start]
+        for here, there in _names.cuts(tensor, part, tuple(inner)):
+            values = source.read(source.tensors[name], there)
+            target[here] = values.T if tensor.transpose else values
+            del values
+    return buffer
+
+
+def _all_of(shape: tuple[int, ...]) -> tuple[slice, ...]:
+    return tuple(slice(0, size) for size in shape)
+
+
 def _check(source: Source, wanted: dict[str, _names.Tensor]) -> None:
     extra = _names.buffers(set(source.tensors) - set(wanted))
     head = _names.name_of(source.config, source.kind, "unembed/kernel")
     if source.config.tied and head in source.tensors:
-        _check_tied(source, head)
         extra = extra | {head}
     _names.check(
         "hf.load",
@@ -119,15 +158,22 @@ def _check(source: Source, wanted: dict[str, _names.Tensor]) -> None:
         },
         "Check that config.json belongs to these weights.",
     )
+    if source.config.tied and head in source.tensors:
+        _check_tied(source, head)
 
 
 def _check_tied(source: Source, head: str) -> None:
     embedding = _names.name_of(source.config, source.kind, "embed/embedding")
-    if embedding not in source.tensors:
-        return  # reported with everything else that is missing
     one, other = source.tensors[embedding], source.tensors[head]
-    if one.shape != other.shape or not np.array_equal(
-        source.read(one), source.read(other)
+    rows, *width = one.shape
+    step = rows if source.kind == "gguf" else _COMPARED  # _gguf reads whole tensors
+    parts = [
+        (slice(first, min(first + step, rows)), *_all_of(width))
+        for first in range(0, rows, step)
+    ]
+    if one.shape != other.shape or not all(
+        np.array_equal(source.read(one, part), source.read(other, part))
+        for part in parts
     ):
         raise ValueError(
             f"hf.load needs {head} to equal {embedding} where tie_word_embeddings is "

@@ -103,8 +103,11 @@ def config(file: File, *, compute_dtype: str, remat: str) -> _config.DecoderConf
     return _hf_config.parse(text, compute_dtype=compute_dtype, remat=remat)
 
 
-def read(entry: Entry) -> np.ndarray:
-    """One tensor in float32, with the rows of q and k in Hugging Face's order."""
+def read(entry: Entry, index: Any = ...) -> np.ndarray:
+    """A block of a tensor in float32, rows of q and k in Hugging Face's order.
+
+    The whole tensor is read for it: quantized blocks do not follow our cuts.
+    """
     gguf = library()
     rows = math.prod(entry.shape[:-1])
     raw = np.fromfile(entry.file, np.uint8, entry.size, offset=entry.start)
@@ -118,7 +121,8 @@ def read(entry: Entry) -> np.ndarray:
         else:
             values[first : first + _ROWS] = gguf.quants.dequantize(part, entry.kind)
     values = values.reshape(entry.shape)
-    return values if entry.heads is None else _unpermute(values, entry.heads)
+    values = values if entry.heads is None else _unpermute(values, entry.heads)
+    return values[index]
 
 
 def tokenizer(file: File):

@@ -8,7 +8,7 @@ same table, so what is saved is what was loaded.
 """
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from jaxunlearn import _checks, trees
@@ -268,20 +268,29 @@ def renamed(
     return found
 
 
-def paired(tensor: Tensor, part: Part, leaf: Any, file: Any) -> tuple[Any, Any]:
-    """Views of a leaf and of a tensor, of one shape, that hold the same numbers.
-
-    Copying the second onto the first loads the part, the other way round saves it.
+def cuts(
+    tensor: Tensor, part: Part, index: tuple[slice, ...]
+) -> Iterator[tuple[Any, tuple[slice, ...]]]:
+    """Where a piece of a leaf lies in a tensor, group after group.
 
     Args:
         tensor, part: which of them, from `tensors`.
-        leaf: NumPy array of the part's leaf: its layer alone if it has layers.
-        file: NumPy array of the tensor, with the axes of the file.
+        index: the piece: a slice with start and stop for each axis of the part's leaf,
+            of its layer alone if it has layers.
+    Yields:
+        (index into the piece, index into the tensor) of the same numbers. Where the
+        tensor is transposed, their two axes swap.
     """
-    file = file.T if tensor.transpose else file
-    file = file.reshape(*file.shape[:-1], part.groups, -1)
-    file = file[..., part.start : part.start + part.size]
-    return leaf.reshape(*leaf.shape[:-1], part.groups, part.size), file
+    *inner, units = index
+    group_units = tensor.shape[0 if tensor.transpose else -1] // part.groups
+    for group in range(part.groups):
+        first = group * part.size
+        start, stop = max(units.start, first), min(units.stop, first + part.size)
+        if start < stop:
+            shift = group * group_units + part.start - first
+            there = (*inner, slice(start + shift, stop + shift))
+            here = (..., slice(start - units.start, stop - units.start))
+            yield here, there[::-1] if tensor.transpose else there
 
 
 def check(

@@ -2,8 +2,8 @@
 """Safetensors folders, read and written one tensor at a time.
 
 A file is eight bytes with the length of a header, the header in JSON, then the tensors
-end to end. We read it ourselves: a memory map would keep every page of the checkpoint
-counted as ours, and bfloat16 needs `ml_dtypes`, which JAX brings.
+end to end. We read it ourselves: a memory map of it all would keep every page of the
+checkpoint counted as ours, and bfloat16 needs `ml_dtypes`, which JAX brings.
 
 Reference: https://huggingface.co/docs/safetensors
 """
@@ -30,6 +30,7 @@ DTYPES = {
 }
 _OWNER = "hf.load"
 _LONGEST_HEADER = 100_000_000  # bytes; the format's own limit
+_MAPPED = 2**26  # bytes mapped at a time where rows are cut
 _AGAIN = "Copy or download it again."
 
 
@@ -125,13 +126,36 @@ def check_dtypes(wanted: Mapping[str, Entry]) -> None:
         )
 
 
-def read(entry: Entry) -> np.ndarray:
-    """One tensor, in the dtype of the file; the memory is the caller's own."""
-    dtype = DTYPES[entry.dtype]
-    values = np.fromfile(
-        entry.file, dtype, count=math.prod(entry.shape), offset=entry.start
-    )
-    return values.reshape(entry.shape)
+def read(entry: Entry, index: tuple[slice, ...]) -> np.ndarray:
+    """A block of one tensor, in the dtype of the file, and little else of it.
+
+    Args:
+        entry: which tensor.
+        index: a slice for each axis, with start and stop.
+    Returns:
+        The block; the memory is the caller's own. Where rows are cut, the file is
+        mapped some rows at a time, so that only pages with wanted entries are touched.
+    """
+    dtype, (rows, *columns) = DTYPES[entry.dtype], index
+    row = math.prod(entry.shape[1:])
+
+    def place(start, stop):  # where rows lie, as both ways of reading take it
+        offset = entry.start + start * row * dtype.itemsize
+        return offset, (stop - start, *entry.shape[1:])
+
+    whole = zip(columns, entry.shape[1:], strict=True)
+    if all(cut == slice(0, size) for cut, size in whole):
+        offset, shape = place(rows.start, rows.stop)
+        values = np.fromfile(entry.file, dtype, math.prod(shape), offset=offset)
+        return values.reshape(shape)
+    values = np.empty([cut.stop - cut.start for cut in index], dtype)
+    step = max(1, _MAPPED // (row * dtype.itemsize))
+    for start in range(rows.start, rows.stop, step):
+        stop = min(start + step, rows.stop)
+        mapped = np.memmap(entry.file, dtype, "r", *place(start, stop))
+        values[start - rows.start : stop - rows.start] = mapped[:, *columns]
+        del mapped
+    return values
 
 
 def write(

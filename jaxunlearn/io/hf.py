@@ -5,7 +5,10 @@
     hf.save(params, model, "unlearned/", tokenizer=tokenizer)
 
 Weights stream tensor by tensor into one stacked leaf at a time, largest leaf first, so
-the host never holds much more than the model itself.
+the host never holds much more than the model itself. On a mesh it reads and holds no
+more than the shards of its own devices:
+
+    model, params, tokenizer = hf.load("path/or/name", mesh=mesh)
 """
 
 import errno
@@ -19,11 +22,12 @@ from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
-from jaxunlearn import _checks
+from jaxunlearn import _checks, sharding
 from jaxunlearn.io import _assemble, _gguf, _hf_config, _names, _safetensors
 from jaxunlearn.models import _config, decoder
-from jaxunlearn.typing import Model, Params
+from jaxunlearn.typing import Model, Params, Rules
 
 _DTYPES = ("float32", "bfloat16", "float16")
 _GENERATION = "generation_config.json"
@@ -44,7 +48,8 @@ def load(
     dtype: str = "float32",
     compute_dtype: str = "float32",
     remat: str = "full",
-    put: _assemble.Put | None = None,
+    mesh: Mesh | None = None,
+    rules: Rules | None = None,
 ) -> tuple[Model, Params, Any]:
     """Loads a decoder: Llama, Mistral, Qwen2 and 3, Gemma 1 to 3 (text), Phi-3, GPT-2,
     OPT or GPT-NeoX (Pythia).
@@ -55,22 +60,33 @@ def load(
         dtype: of the parameters; float32 masters are what training wants.
         compute_dtype: of activations and matrix products.
         remat: what the backward pass recomputes, as in DecoderConfig.
-        put: places a leaf, (path, NumPy array) -> jax.Array, for instance onto a mesh.
-            The array is not written again. The default copies it to the default device.
+        mesh: where the params will lie, each leaf made in its shards; the default
+            device if None. With several processes each loads what its own devices
+            need. Of a GGUF file every process holds one whole leaf at a time.
+        rules: how leaves are cut, as in sharding.by_rules; the model's if None.
     Returns:
         (model, params, tokenizer); a transformers tokenizer, None if there is none.
     Raises:
         FileNotFoundError, PermissionError: nothing readable at `path`.
         ValueError: an architecture or setting we lack; a file that is corrupt or cut
-            short; tensors missing, left over or misshaped, all reported together.
+            short; tensors missing, left over or misshaped, all reported together;
+            rules that do not fit the mesh or the leaves, or come without a mesh.
         OSError: the hub could not be reached.
         ImportError: a package that only this kind of file needs is not installed.
     """
     _checks.one_of("hf.load", _DTYPES, dtype=dtype)
+    if rules is not None and mesh is None:
+        raise ValueError(
+            "hf.load needs the mesh that rules are for, got rules and no mesh. Pass "
+            "mesh=sharding.make_mesh(...) too."
+        )
     source = _open(path, compute_dtype, remat)
-    put = put or (lambda _, leaf: jnp.array(leaf))
-    params = _assemble.assemble(source, jnp.dtype(dtype), put)
-    return decoder.make(source.config), params, source.tokenizer
+    model, shardings = decoder.make(source.config), None
+    if mesh is not None:
+        rules = model.rules if rules is None else rules
+        shardings = sharding.by_rules(decoder.shapes(source.config), mesh, rules)
+    params = _assemble.assemble(source, jnp.dtype(dtype), shardings)
+    return model, params, source.tokenizer
 
 
 def save(

@@ -11,6 +11,7 @@ import pytest
 import safetensors.numpy
 from numpy.testing import assert_allclose
 
+from jaxunlearn import sharding
 from jaxunlearn.io import _gguf, hf
 from jaxunlearn.models import _config, _rope, decoder
 
@@ -163,6 +164,17 @@ def test_rope_scaling_in_the_metadata(tmp_path, more, rope):
     model, params = model_of("llama")
     file = write(tmp_path / "rope.gguf", model, params, tmp_path, more=more)
     assert hf.load(file)[0].config.rope == _config.RopeConfig(**rope)
+
+
+@pytest.mark.parametrize("quantize", [None, "Q8_0"])
+def test_a_mesh_gets_the_same_numbers(tmp_path, quantize):
+    model, params = model_of("llama")
+    file = write(tmp_path / "x.gguf", model, params, tmp_path, quantize=quantize)
+    mesh = sharding.make_mesh(fsdp=4, tensor=2)
+    _, placed, _ = hf.load(file, mesh=mesh)
+    jax.tree.map(np.testing.assert_array_equal, placed, hf.load(file)[1])
+    wanted = sharding.by_rules(params, mesh, model.rules)
+    assert jax.tree.map(lambda x: x.sharding, placed) == wanted
 
 
 @pytest.mark.parametrize("original", [8192, 100])

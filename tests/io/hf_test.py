@@ -10,12 +10,10 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
-import ml_dtypes
 import numpy as np
 import pytest
 import safetensors
 import safetensors.numpy
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from jaxunlearn import trees
 from jaxunlearn.io import _safetensors, hf
@@ -97,26 +95,6 @@ def test_settings_say_how_to_run(folder):
     assert model.config.compute_dtype == "bfloat16"
     assert model.config.remat == "none"
     assert params["embed"]["embedding"].dtype == jnp.float32
-
-
-def test_put_places_each_leaf(tiny, folder):
-    mesh = jax.make_mesh((8,), ("fsdp",), axis_types=(AxisType.Auto,))
-    rows = NamedSharding(mesh, PartitionSpec("fsdp"))
-    seen = []
-
-    def put(path, leaf):
-        seen.append(path)
-        wide = path == "embed/embedding"
-        return jax.device_put(
-            leaf, rows if wide else NamedSharding(mesh, PartitionSpec())
-        )
-
-    _, params, _ = hf.load(folder, put=put)
-    assert sorted(seen) == sorted(trees.paths(tiny[1]))
-    assert params["embed"]["embedding"].sharding == rows
-    assert_same(params, tiny[1])
-    hf.save(params, tiny[0], folder / "sharded")
-    assert_same(hf.load(folder / "sharded")[1], tiny[1])
 
 
 def test_loaded_params_can_be_donated(folder):
@@ -365,14 +343,3 @@ def test_the_hub_hands_over_a_folder(tiny, folder, monkeypatch):
     assert asked["name"] == "owner/model"
     assert "*.safetensors" in asked["patterns"]
     assert not any(".bin" in p or ".py" in p or p == "*" for p in asked["patterns"])
-
-
-def test_bfloat16_arrays_reach_put_unchanged(tiny, folder):
-    dtypes = set()
-
-    def put(_, leaf):
-        dtypes.add(leaf.dtype)
-        return jnp.array(leaf)
-
-    hf.load(folder, dtype="bfloat16", put=put)
-    assert dtypes == {np.dtype(ml_dtypes.bfloat16)}

@@ -29,12 +29,29 @@ def test_every_leaf_is_filled_exactly_once(config, family, kind):
         for part in tensor.parts:
             leaf = filled[part.path]
             leaf = leaf if part.layer is None else leaf[part.layer]
-            leaf, file = _names.paired(tensor, part, leaf, ones)
-            leaf += file
-            file[...] = 0
+            whole = tuple(slice(0, size) for size in leaf.shape)
+            for here, there in _names.cuts(tensor, part, whole):
+                leaf[here] += ones[there].T if tensor.transpose else ones[there]
+                ones[there] = 0
         assert not ones.any()
     for path, counts in filled.items():
         assert np.all(counts == 1), path
+
+
+@pytest.mark.parametrize("piece", [(0, 12), (2, 4), (3, 11), (5, 6)])
+@pytest.mark.parametrize("turn", [False, True])
+def test_pieces_of_leaves_that_take_turns(piece, turn):
+    """Three heads of four units a leaf, on an axis that starts with another leaf's."""
+    part = _names.Part("k", None, 3, 2, 4)
+    tensor = _names.Tensor((18, 5) if turn else (5, 18), turn, (part,))
+    file = np.arange(90).reshape(tensor.shape)
+    ours = file.T if turn else file  # [in, out]: q0 k0 q1 k1 q2 k2, q with two units
+    whole = ours.reshape(5, 3, 6)[:, :, 2:].reshape(5, 12)
+    index = (slice(1, 3), slice(*piece))
+    found = np.full(whole[index].shape, -1)
+    for here, there in _names.cuts(tensor, part, index):
+        found[here] = file[there].T if turn else file[there]
+    assert np.array_equal(found, whole[index])
 
 
 @pytest.mark.parametrize("turn", [False, True])
@@ -48,8 +65,8 @@ def test_leaves_lie_side_by_side_or_take_turns_by_head(config, turn):
         whole = np.arange(12).reshape(3, 4)  # [in, out]: q0 q1 k0 k1 as we keep them
         file = np.empty(tensor.shape, int)
         for part, leaf in zip(parts, (whole[:, :2], whole[:, 2:]), strict=True):
-            ours, theirs = _names.paired(tensor, part, leaf, file)
-            theirs[...] = ours
+            for here, there in _names.cuts(tensor, part, (slice(0, 3), slice(0, 2))):
+                file[there] = leaf[here].T if turn else leaf[here]
         assert np.array_equal((file.T if turn else file), whole[:, order])
 
 
