@@ -162,7 +162,8 @@ def put_rows(tree: PyTree, mesh: Mesh) -> PyTree:
 
     Args:
         tree: host arrays; the second of two dimensions is tokens. With several
-            processes each gives its own share of the rows.
+            processes each gives its own share of the rows. A jax.ShapeDtypeStruct, of
+            all rows, comes back with its sharding.
         mesh: where they go.
     Raises:
         ValueError: if the rows do not divide by data * fsdp, or tokens by context.
@@ -171,6 +172,9 @@ def put_rows(tree: PyTree, mesh: Mesh) -> PyTree:
     def leaf(path, x):
         if isinstance(getattr(x, "sharding", None), NamedSharding):
             return x  # on a mesh already
+        if isinstance(x, jax.ShapeDtypeStruct):
+            place = _rows(path, x.shape, mesh)
+            return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place)
         processes = jax.process_count()
         place = _rows(path, (x.shape[0] * processes, *x.shape[1:]), mesh)
         if processes == 1:

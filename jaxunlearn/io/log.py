@@ -3,6 +3,7 @@
 
 import json
 import math
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -39,3 +40,19 @@ def plain(value: Any) -> Any:
         return [plain(each) for each in value]
     bad = isinstance(value, float) and not math.isfinite(value)
     return None if bad else value
+
+
+def keep_before(path: str | Path, step: int) -> None:
+    """Drops the lines from `step` on, and a last line that was not finished.
+
+    A run that goes on from a checkpoint calls it first; then every step stands in the
+    file once. A file that is not there is left so.
+    """
+    path = Path(path)
+    if not path.exists():
+        return
+    lines = path.read_text(encoding="utf-8").split("\n")[:-1]
+    kept = [line for line in lines if json.loads(line)["step"] < step]
+    fresh = path.with_name(path.name + ".new")
+    fresh.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+    os.replace(fresh, path)

@@ -3,5 +3,6 @@
 numbers."""
 
 from jaxunlearn.recipes import blur as blur
+from jaxunlearn.recipes import finetune as finetune
 from jaxunlearn.recipes import openunlearning as openunlearning
 from jaxunlearn.recipes._recipe import Recipe as Recipe

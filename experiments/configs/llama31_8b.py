@@ -1,0 +1,20 @@
+# SPDX-License-Identifier: Apache-2.0
+"""BLUR-NPO at the shape of Llama-3.1-8B, random weights and tokens: for planning.
+
+python -m experiments.run --config=experiments/configs/llama31_8b.py --config.output=DIR
+"""
+
+from experiments import settings
+
+
+def get_config():
+    c = settings.defaults()
+    c.output = "runs/llama31_8b"
+    c.steps, c.save_every = 100, 50
+    c.model.preset = "llama-3.1-8b"
+    c.model.compute_dtype = "bfloat16"
+    stream = dict(source="synthetic", rows=64, length=2048, count=1024)
+    c.data = dict(forget=dict(stream, seed=1), retain=dict(stream, seed=2))
+    c.recipe.name = "blur.npo"
+    c.recipe.args = dict(gamma=0.1, lr=1e-5)
+    return c

@@ -1,0 +1,235 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Finetunes, unlearns or evaluates, as one config file says, and survives being killed.
+
+    python -m experiments.run --config=experiments/configs/tiny.py --config.steps=30
+
+The same command again goes on where the last checkpoint stands, on any mesh; a run
+that is finished says so. The output folder gets checkpoints/, metrics.jsonl, the events
+of TensorBoard, result.json and, where the model came from a Hugging Face checkpoint,
+model/ in that format. Exit status: 0 finished; 75 asked to stop by SIGTERM and saved, so
+start the same command again; 2 a config or an input that cannot be run; 1 anything else.
+"""
+
+import json
+import math
+import sys
+import time
+from functools import partial
+from importlib import metadata
+from pathlib import Path
+
+import jax
+import numpy as np
+from absl import app, flags, logging
+from jax.experimental import multihost_utils
+from ml_collections import ConfigDict, config_flags
+
+import jaxunlearn as ju
+from experiments import build, settings, streams, trackers
+from jaxunlearn import _checks, sharding, trees
+from jaxunlearn.io import checkpoint, hf, log, preempt
+
+_CONFIG = config_flags.DEFINE_config_file("config", help_string="a config's file")
+REFUSED = (ValueError, TypeError, ImportError, OSError, _checks.Missing)
+
+
+def parse(argv: list[str]) -> list[str]:
+    """absl's parsing of flags, with what it raises said in one line."""
+    try:
+        return flags.FLAGS(argv)
+    except (AttributeError, KeyError) as error:
+        name = str(error).strip("\"'")
+        known = [k for k in settings.keys() if k.split(".")[-1][:2] == name[:2]]
+        near = f" There are {_checks.listed(known)}." if known else ""
+        _refuse(f"The config has no key {name!r} that --config.KEY could set.{near}")
+    except (flags.Error, OSError, TypeError, ValueError) as error:
+        _refuse(error)
+
+
+def main(argv: list[str]) -> None:
+    """Checks the config and runs it."""
+    logging.set_verbosity(logging.WARNING)
+    if len(argv) > 1 or _CONFIG.value is None:
+        _refuse(
+            f"run needs --config=FILE and nothing bare, got {argv[1:] or 'no flag'}."
+        )
+    try:
+        config = settings.check(_CONFIG.value)
+        if config.distributed:
+            sharding.initialize()
+    except REFUSED as error:
+        _refuse(error)
+    run(config)
+
+
+def run(config: ConfigDict) -> dict:
+    """What result.json holds; ends the program where main's docstring says so."""
+    asked = preempt.watch()
+    start = time.perf_counter()
+    output = Path(config.output).expanduser()
+    plain = json.loads(json.dumps(config.to_dict()))
+    free = settings.MAY_DIFFER + (("mode",) if config.mode == "evaluate" else ())
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        built = build.pieces(config)
+        saved = checkpoint.open(output / "checkpoints", keep=config.keep)
+        found = checkpoint.restore(saved, built.state, config=plain, may_differ=free)
+        for step, why in found.skipped if found else ():
+            _say(f"The checkpoint of step {step} is damaged ({why}); it was put aside.")
+        done = found.step if found else 0
+        file = output / "result.json"
+        if config.mode != "evaluate" and done >= config.steps and file.exists():
+            _say(f"Finished: {done} steps are done, results are in {file}.")
+            return json.loads(file.read_text())
+        _say(f"Going on after step {done}." if found else "Beginning.")
+        original, tokenizer = _original(config, built)
+        made = streams.tables(config, built.model, tokenizer)
+    except REFUSED as error:
+        _refuse(error)
+
+    state = found.state if found else _fresh(built, original, config.seed)
+    frozen = ju.Frozen(
+        trees.split(original, built.recipe.trainable)[1],
+        original if built.frozen.ref is not None else None,
+    )
+    if config.mode != "evaluate":
+        tables = _referenced(config, built, original, made)
+        del original  # a copy of all that trains
+        state = _train(config, built, saved, state, frozen, tables, asked, plain)
+    merged = trees.merge(state.params, frozen.rest)
+    result = {
+        "mode": config.mode,
+        "step": int(state.step),
+        "scores": _evaluate(config, built, merged, made),
+        "seconds": time.perf_counter() - start,
+        "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+        "mesh": dict(built.mesh.shape),
+        "versions": {name: metadata.version(name) for name in checkpoint.LIBRARIES},
+        "config": plain,
+    }
+    checkpoint.close(saved)
+    if config.model.path and config.mode != "evaluate":
+        _export(built.model, merged, output / "model", tokenizer)
+    name = "evaluate.json" if config.mode == "evaluate" else "result.json"
+    if jax.process_index() == 0:
+        text = json.dumps(log.plain(result), indent=2) + "\n"
+        fresh = output / f"{name}.new"
+        fresh.write_text(text)
+        fresh.replace(output / name)
+    _say(f"Done. Results are in {output / name}.")
+    return result
+
+
+def _referenced(config, built, original, made):
+    """The tables that the recipe reads, with the reference's log-probabilities."""
+    output = Path(config.output).expanduser()
+    tables = {}
+    for name, columns in build.reads(built.recipe).items():
+        rows, size = made[name], config.data[name].rows
+        tables[name] = rows
+        if "ref_logps" in columns:
+            score = partial(
+                streams.scores, built.model, original, rows, size, built.mesh
+            )
+            tables[name] = streams.with_reference(name, rows, output, score)
+    return tables
+
+
+def _train(config, built, saved, state, frozen, tables, asked, plain):
+    """The state after the last step; ends the program if asked to stop before it."""
+    output = Path(config.output).expanduser()
+    done = int(state.step)
+    try:
+        hooks = trackers.hooks(config, output, done)
+    except ImportError as error:
+        _refuse(error)
+    hooks.append(
+        preempt.hook(
+            saved,
+            every=config.save_every,
+            steps=config.steps,
+            asked=asked,
+            config=plain,
+        )
+    )
+    sizes = {name: config.data[name].rows for name in tables}
+    try:
+        state, _ = ju.fit(
+            built.step,
+            state,
+            streams.batches(tables, sizes, seed=config.seed, skip=done),
+            frozen,
+            steps=config.steps,
+            hooks=hooks,
+            progress=sys.stderr.isatty() and jax.process_index() == 0,
+        )
+        checkpoint.wait(saved)
+    except (ju.NotFinite, checkpoint.NotSaved) as error:
+        _refuse(error, status=1)
+    if int(state.step) < config.steps:
+        _say(f"Asked to stop: step {int(state.step)} is saved. Same command to go on.")
+        raise SystemExit(preempt.EXIT)
+    return state
+
+
+def _original(config, built):
+    """(params before anything was changed, on the mesh; tokenizer or None)."""
+    if not config.model.path:
+        init = partial(_init, built.model.init, config.model.dtype)
+        rng = jax.random.key(config.seed)
+        return sharding.create(init, built.mesh, built.model.rules, rng), None
+    shapes = trees.paths(jax.eval_shape(built.model.init, jax.random.key(0)))
+    places = sharding.by_rules(shapes, built.mesh, built.model.rules)
+
+    def put(path, leaf):
+        return jax.make_array_from_callback(
+            leaf.shape, places[path], lambda index: leaf[index]
+        )
+
+    path = build.path(config.model.path)
+    _, params, tokenizer = hf.load(path, dtype=config.model.dtype, put=put)
+    return params, tokenizer
+
+
+def _init(init, dtype, rng):
+    return jax.tree.map(lambda x: x.astype(dtype), init(rng))
+
+
+def _fresh(built, original, seed):
+    train, _ = trees.split(original, built.recipe.trainable)
+    fresh = partial(ju.init_state, tx=built.recipe.tx)
+    rng = jax.random.key(seed)
+    return sharding.create(fresh, built.mesh, built.model.rules, train, rng=rng)
+
+
+def _evaluate(config, built, params, made):
+    """Mean negative log-probability of an answer token, and perplexity, by stream."""
+    found = {}
+    for name, rows in made.items():
+        size = config.data[name].rows
+        logps, lengths = streams.scores(built.model, params, rows, size, built.mesh)
+        nll = -float(logps.sum(dtype=np.float64)) / max(1, int(lengths.sum()))
+        perplexity = math.exp(nll) if nll < 700 else math.inf
+        found[name] = {"nll": nll, "perplexity": perplexity, "rows": len(logps)}
+    return found
+
+
+def _export(model, params, folder, tokenizer):
+    if jax.process_count() > 1:
+        params = multihost_utils.process_allgather(params, tiled=True)
+    if jax.process_index() == 0:
+        hf.save(params, model, folder, tokenizer=tokenizer)
+
+
+def _say(text: str) -> None:
+    if jax.process_index() == 0:
+        print(text, flush=True)
+
+
+def _refuse(error, status: int = 2) -> None:
+    print(f"error: {error}", file=sys.stderr, flush=True)
+    raise SystemExit(status)
+
+
+if __name__ == "__main__":
+    app.run(main, flags_parser=parse)

@@ -1,0 +1,173 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The streams that a config names: tables, batches for this process, and scores."""
+
+import os
+import zlib
+from collections.abc import Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from ml_collections import ConfigDict
+
+from jaxunlearn import sharding, terms
+from jaxunlearn.data import facts, jsonl, prose, table
+from jaxunlearn.typing import Model, Params
+
+Tables = dict[str, dict[str, np.ndarray]]
+
+
+def tables(config: ConfigDict, model: Model, tokenizer: Any) -> Tables:
+    """The whole table of every stream of config.data, rows of the length it says.
+
+    Raises:
+        ValueError: if a source needs a tokenizer and the model has none, or its rows
+            do not fit; what the readers of files raise.
+    """
+    made = {}
+    for name, settings in config.data.items():
+        if settings.source != "synthetic" and tokenizer is None:
+            raise ValueError(
+                f"The stream {name!r} needs a model with a tokenizer for its "
+                f"{settings.source}, got one without. Use model.path, or the source "
+                "'synthetic'."
+            )
+        make = {"synthetic": _synthetic, "capitals": _capitals, "prose": _prose}
+        make["jsonl"] = _jsonl
+        made[name] = make[settings.source](settings, model, tokenizer)
+    return made
+
+
+def batches(
+    made: Tables, rows: Mapping[str, int], *, seed: int, skip: int
+) -> Iterator[dict[str, dict[str, np.ndarray]]]:
+    """Batches of every stream from number `skip` on: this process's share of the
+    rows."""
+    return map(_share, table.streams(made, rows, seed=seed, skip=skip))
+
+
+def scores(
+    model: Model,
+    params: Params,
+    rows: Mapping[str, np.ndarray],
+    size: int,
+    mesh: Mesh,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Log-probability of every row's answer, on any number of processes.
+
+    Args:
+        model, params: who is asked; params lie on the mesh.
+        rows: a table of n rows.
+        size: rows at a time; data * fsdp must divide it.
+        mesh: where they go.
+    Returns:
+        (logps [n] float32, nats, summed over the answer; lengths [n], its tokens).
+    """
+    names = ("tokens", "mask", "answer")
+
+    @partial(jax.jit, out_shardings=NamedSharding(mesh, PartitionSpec()))
+    def run(params, batch):
+        logps, where = terms.target_logps(model, params, batch)
+        return jnp.sum(logps, axis=1), jnp.sum(where, axis=1)
+
+    found = []
+    for batch in table.padded({name: rows[name] for name in names}, size):
+        valid = batch.pop("valid")
+        with jax.set_mesh(mesh):
+            each = run(params, sharding.put_rows(_share({"": batch})[""], mesh))
+        found.append([np.asarray(x)[valid] for x in jax.device_get(each)])
+    logps, lengths = (np.concatenate(x) for x in zip(*found, strict=True))
+    return logps, lengths
+
+
+def with_reference(
+    stream: str,
+    rows: dict[str, np.ndarray],
+    folder: Path,
+    score: Any,
+) -> dict[str, np.ndarray]:
+    """The table with `ref_logps`, scored once and kept in the folder.
+
+    A restarted run must see the same numbers to the last bit, on whatever mesh.
+
+    Args:
+        stream: names the file.
+        rows: the table.
+        folder: the run's output, on a file system that all processes share.
+        score: () -> ([n] float32, ...), called where there is no file for these tokens.
+    """
+    file = folder / f"reference_{stream}.npz"
+    text = rows["tokens"].tobytes() + rows["answer"].tobytes()
+    known = np.uint32(zlib.crc32(text))
+    try:
+        with np.load(file) as kept:
+            if kept["table"] == known:
+                return rows | {"ref_logps": kept["ref_logps"]}
+    except (OSError, ValueError, KeyError):
+        pass  # not there yet
+    logps = score()[0].astype(np.float32)
+    if jax.process_index() == 0:
+        fresh = file.with_suffix(".new.npz")
+        np.savez(fresh, ref_logps=logps, table=known)
+        os.replace(fresh, file)
+    return rows | {"ref_logps": logps}
+
+
+def _share(streams):
+    """The rows that this process hands to the mesh."""
+    count, index = jax.process_count(), jax.process_index()
+    if count == 1:
+        return streams
+
+    def own(x):
+        rows = len(x) // count
+        return x[index * rows : (index + 1) * rows]
+
+    return jax.tree.map(own, streams)
+
+
+def _synthetic(settings, model, tokenizer):
+    """Random tokens; the later half of every row is its answer."""
+    del tokenizer
+    count, length = settings.get("count", 1024), settings.length
+    rng = np.random.default_rng(settings.get("seed", 0))
+    tokens = rng.integers(0, model.config.vocab, (count, length), dtype=np.int32)
+    mask = np.ones((count, length), np.bool_)
+    answer = mask & (np.arange(length) >= length // 2)
+    return {"tokens": tokens, "mask": mask, "answer": answer}
+
+
+def _capitals(settings, model, tokenizer):
+    """Every capital of a continent, or of the others, in every training statement."""
+    del model
+    group, others = settings.get("group", "Europe"), settings.get("others", False)
+    known = [f for f in facts.capitals() if (f.group == group) != others]
+    pairs = [
+        (fact.prompt(phrasing), fact.answer)
+        for fact in known
+        for phrasing in facts.phrasings("statement", "train")
+    ]
+    prompts, answers = zip(*pairs, strict=True) if pairs else ((), ())
+    return table.encode(tokenizer, prompts, answers, length=settings.length)
+
+
+def _prose(settings, model, tokenizer):
+    del model
+    text = prose.prose()[1 if settings.get("held_out", False) else 0]
+    return table.encode_text(tokenizer, text, length=settings.length)
+
+
+def _jsonl(settings, model, tokenizer):
+    del model
+    prompt, answer = settings.get("prompt", "prompt"), settings.get("answer", "answer")
+    rows = jsonl.read_jsonl(settings.get("path", ""), (prompt, answer))
+    return table.encode(
+        tokenizer,
+        [row[prompt] for row in rows],
+        [row[answer] for row in rows],
+        length=settings.length,
+    )
