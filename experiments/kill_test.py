@@ -5,10 +5,11 @@
 
 Each trial starts experiments/run.py, sends it a signal, starts the same command again
 until it ends, and compares every array of the last checkpoint (params, optimizer, rng)
-bit for bit with an uninterrupted run's. Of the SIGKILLs every other one waits for a save
-to be under way; the rest, and the SIGTERMs, come at a random moment between the first
-logged step and the time by which the uninterrupted run had ended its last. One such run
-on two CPU cores is kept in experiments/results/kills.json and kills.md.
+bit for bit with an uninterrupted run's. Half of the SIGKILLs wait for a save to be
+under way, a quarter come while the program starts, a quarter, and the SIGTERMs, between
+the first and the last step; each at a random moment. A trial that ends before its
+signal is drawn again. One such run on two CPU cores is kept as kills.json and kills.md
+in experiments/results.
 """
 
 import argparse
@@ -35,23 +36,32 @@ def main(argv: list[str] | None = None) -> dict:
     folder = Path(flags.output).absolute()
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    expected = folder / "uninterrupted"
+    assert start(folder / "warm_up", folder).wait(LIMIT) == 0, f"see {folder}/log"
+    expected = folder / "uninterrupted"  # its programs are compiled by now
+    begun = time.monotonic()
     process = start(expected, folder)
-    first = wait_for_step(process, expected)
+    first = wait_for_steps(process, expected, 1)
+    spans = {"start": first - begun}
+    spans["training"] = wait_for_steps(process, expected, STEPS) - first
+    spans["save"] = STEPS // EVERY - 2  # how many saves it lets pass
     assert process.wait(LIMIT) == 0, f"see {folder}/log"
-    span = time.monotonic() - first
     wanted = arrays(expected)
     dice = random.Random(flags.seed)
-    kinds = [(signal.SIGKILL, i % 2 == 0) for i in range(flags.kills)]
-    kinds += [(signal.SIGTERM, False)] * flags.terms
+    moments = ("save", "training", "save", "start")
+    kinds = [(signal.SIGKILL, moments[i % 4]) for i in range(flags.kills)]
+    kinds += [(signal.SIGTERM, "training")] * flags.terms
     rows = []
-    for number, (kind, in_save) in enumerate(kinds):
-        output = folder / f"trial_{number}"
-        row = trial(output, folder, kind, in_save, dice.uniform(0, span), wanted)
+    for number, (kind, moment) in enumerate(kinds):
+        output, row = folder / f"trial_{number}", None
+        for _ in range(10):
+            when = dice.uniform(0, 0.9 * spans[moment])
+            row = row or trial(output, folder, kind, moment, when, wanted)
+            shutil.rmtree(output, ignore_errors=True)
+        if row is None:
+            raise SystemExit(f"Trial {number} ends before every signal.")
         rows.append({"trial": number} | row)
         print(json.dumps(rows[-1]), flush=True)
-        shutil.rmtree(output)
-    result = summary(rows, len(wanted), span)
+    result = summary(rows, len(wanted))
     if flags.results:
         write(Path(flags.results), result)
     bad = [row["trial"] for row in rows if not row["identical"]]
@@ -60,20 +70,25 @@ def main(argv: list[str] | None = None) -> dict:
     return result
 
 
-def trial(output, folder, kind, in_save, delay, wanted) -> dict:
-    """Sends one signal, starts again until the run ends, and compares."""
+def trial(output, folder, kind, moment, when, wanted) -> dict | None:
+    """Sends one signal, starts again until the run ends, and compares; None if the run
+    had ended before the signal."""
     process = start(output, folder)
-    wait_for_step(process, output)
-    if in_save:
-        skip = int(delay * 1000) % (STEPS // EVERY - 2)  # which save, by the dice
-        wait_for_save(process, output, skip)
+    if moment == "save":
+        wait_for_save(process, output, int(when))
+    elif moment == "training":
+        wait_for_steps(process, output, 1)
+        time.sleep(when)
     else:
-        time.sleep(delay)
+        time.sleep(when)
     os.kill(process.pid, kind)
     status = process.wait(LIMIT)
+    if status == 0:
+        return None
     steps = finished_steps(output)
     row = {
         "signal": kind.name,
+        "moment": moment,
         "status": status,
         "logged_steps": lines(output),
         "checkpoints": steps,
@@ -113,9 +128,9 @@ def start(output: Path, folder: Path) -> subprocess.Popen:
         return subprocess.Popen(command, stdout=log, stderr=log, env=environment)
 
 
-def wait_for_step(process: subprocess.Popen, output: Path) -> float:
-    """When the first step was logged."""
-    while process.poll() is None and not lines(output):
+def wait_for_steps(process: subprocess.Popen, output: Path, count: int) -> float:
+    """When so many steps were logged."""
+    while process.poll() is None and lines(output) < count:
         time.sleep(0.002)
     return time.monotonic()
 
@@ -166,7 +181,7 @@ def arrays(output: Path) -> dict[str, tuple]:
     return {k: (str(v.dtype), v.shape, v.tobytes()) for k, v in found.items()}
 
 
-def summary(rows: list[dict], leaves: int, span: float) -> dict:
+def summary(rows: list[dict], leaves: int) -> dict:
     """What the table says in numbers."""
     kills = [row for row in rows if row["signal"] == "SIGKILL"]
     asked = [row for row in rows if row["signal"] == "SIGTERM"]
@@ -176,7 +191,6 @@ def summary(rows: list[dict], leaves: int, span: float) -> dict:
         "devices": DEVICES,
         "mesh": MESH,
         "arrays_compared": leaves,
-        "seconds_from_first_to_last_step": round(span, 2),
         "sigkill": {
             "runs": len(kills),
             "inside_a_save": sum(row["save_cut_off"] for row in kills),
@@ -185,8 +199,7 @@ def summary(rows: list[dict], leaves: int, span: float) -> dict:
         "sigterm": {
             "runs": len(asked),
             "exit_75": sum(row["status"] == PREEMPTED for row in asked),
-            "ended_before_the_signal": sum(row["status"] == 0 for row in asked),
-            "other_exit": sum(row["status"] not in (0, PREEMPTED) for row in asked),
+            "other_exit": sum(row["status"] != PREEMPTED for row in asked),
             "identical": sum(row["identical"] for row in asked),
         },
         "trials": rows,
@@ -201,33 +214,36 @@ def write(folder: Path, result: dict) -> None:
     text = [
         "# Killed and started again",
         "",
-        f"`python -m experiments.kill_test`: {STEPS} steps, a checkpoint every {EVERY}, "
-        f"a mesh of {MESH} on {DEVICES} pretend devices.",
+        f"`python -m experiments.kill_test`: {STEPS} steps, saved every {EVERY}, "
+        f"{DEVICES} pretend devices, {MESH}.",
         f"SIGKILL: {kills['identical']} of {kills['runs']} runs ended bit for bit as "
         f"the uninterrupted one; {kills['inside_a_save']} were cut off inside a save.",
         f"SIGTERM: {asked['identical']} of {asked['runs']} identical, "
         f"{asked['exit_75']} exited with 75.",
         "",
-        "| trial | signal | exit | steps logged | whole checkpoints | in a save | "
-        "starts | each step logged once | identical |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+        "| trial | signal | moment | exit | steps logged | whole checkpoints | "
+        "in a save | starts | each step logged once | identical |",
+        "|" + " --- |" * 10,
     ]
     for row in result["trials"]:
         cells = [
             row["trial"],
             row["signal"],
+            row["moment"],
             row["status"],
             row["logged_steps"],
             " ".join(map(str, row["checkpoints"])) or "none",
-            *("yes" if row[k] else "no" for k in ("save_cut_off",)),
+            _yes(row["save_cut_off"]),
             row["starts"],
-            *(
-                "yes" if row[k] else "no"
-                for k in ("each_step_logged_once", "identical")
-            ),
+            _yes(row["each_step_logged_once"]),
+            _yes(row["identical"]),
         ]
         text.append("| " + " | ".join(map(str, cells)) + " |")
     (folder / "kills.md").write_text("\n".join(text) + "\n")
+
+
+def _yes(value: bool) -> str:
+    return "yes" if value else "no"
 
 
 def _flags(argv):

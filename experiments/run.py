@@ -6,10 +6,12 @@
 The same command again goes on where the last checkpoint stands, on any mesh; a run
 that is finished says so. The output folder gets checkpoints/, metrics.jsonl, the events
 of TensorBoard, result.json and, where the model came from a Hugging Face checkpoint,
-model/ in that format. Exit status: 0 finished; 75 asked to stop by SIGTERM and saved, so
-start the same command again; 2 a config or an input that cannot be run; 1 anything else.
+model/ in that format. Exit status: 0 finished; 75 asked to stop by SIGTERM and saved,
+so start the same command again; 2 a config or an input that cannot be run; 1 anything
+else.
 """
 
+import difflib
 import json
 import math
 import sys
@@ -36,14 +38,22 @@ REFUSED = (ValueError, TypeError, ImportError, OSError, _checks.Missing)
 def parse(argv: list[str]) -> list[str]:
     """absl's parsing of flags, with what it raises said in one line."""
     try:
-        return flags.FLAGS(argv)
+        rest = flags.FLAGS(argv)
+        _ = _CONFIG.value.mode  # where the file could not be loaded, this says why
+        return rest
+    except flags.UnrecognizedFlagError as error:
+        _refuse(f"There is no --{error.flagname}.{_near(error.flagname)}")
     except (AttributeError, KeyError) as error:
         name = str(error).strip("\"'")
-        known = [k for k in settings.keys() if k.split(".")[-1][:2] == name[:2]]
-        near = f" There are {_checks.listed(known)}." if known else ""
-        _refuse(f"The config has no key {name!r} that --config.KEY could set.{near}")
-    except (flags.Error, OSError, TypeError, ValueError) as error:
+        _refuse(f"The config has no key {name!r}.{_near(name)}")
+    except (flags.Error, OSError, TypeError, ValueError, SyntaxError) as error:
         _refuse(error)
+
+
+def _near(name: str) -> str:
+    name = name.removeprefix("config.")
+    close = difflib.get_close_matches(name, settings.keys(), n=1)
+    return f" Did you mean --config.{close[0]}?" if close else ""
 
 
 def main(argv: list[str]) -> None:
@@ -57,7 +67,7 @@ def main(argv: list[str]) -> None:
         config = settings.check(_CONFIG.value)
         if config.distributed:
             sharding.initialize()
-    except REFUSED as error:
+    except (*REFUSED, RuntimeError) as error:
         _refuse(error)
     run(config)
 
@@ -178,16 +188,8 @@ def _original(config, built):
         init = partial(_init, built.model.init, config.model.dtype)
         rng = jax.random.key(config.seed)
         return sharding.create(init, built.mesh, built.model.rules, rng), None
-    shapes = trees.paths(jax.eval_shape(built.model.init, jax.random.key(0)))
-    places = sharding.by_rules(shapes, built.mesh, built.model.rules)
-
-    def put(path, leaf):
-        return jax.make_array_from_callback(
-            leaf.shape, places[path], lambda index: leaf[index]
-        )
-
-    path = build.path(config.model.path)
-    _, params, tokenizer = hf.load(path, dtype=config.model.dtype, put=put)
+    path, dtype = build.path(config.model.path), config.model.dtype
+    _, params, tokenizer = hf.load(path, dtype=dtype, mesh=built.mesh)
     return params, tokenizer
 
 

@@ -44,7 +44,12 @@ FILE_LIBRARIES = (
 )
 LONGEST = 400
 SPDX = "# SPDX-License-Identifier: Apache-2.0"
-DISTRIBUTIONS = {"orbax": "orbax-checkpoint", "PIL": "pillow", "yaml": "pyyaml"}
+DISTRIBUTIONS = {
+    "orbax": "orbax-checkpoint",
+    "PIL": "pillow",
+    "absl": "absl-py",
+    "yaml": "pyyaml",
+}
 
 
 class Source(NamedTuple):
