@@ -100,6 +100,9 @@ def path(name: str) -> Any:
 
 def recipe(config: ConfigDict, model: Model) -> Recipe:
     """The recipe that config.recipe names, with its arguments and schedule."""
+    if config.mode == "evaluate" and not config.recipe.name:
+        # Nothing trains: it only says how the params lie on the mesh.
+        return recipes.finetune.nll(model, streams={next(iter(config.data)): 1.0})
     known = _recipes()
     _checks.one_of("The config's recipe", sorted(known), name=config.recipe.name)
     function = known[config.recipe.name]

@@ -65,8 +65,10 @@ def main(argv: list[str]) -> None:
         )
     try:
         config = settings.check(_CONFIG.value)
-        if config.distributed:
-            sharding.initialize()
+        if config.distributed.join:
+            c = config.distributed
+            given = (c.coordinator, c.processes, c.process) if c.coordinator else ()
+            sharding.initialize(*given)
     except (*REFUSED, RuntimeError) as error:
         _refuse(error)
     run(config)
@@ -97,19 +99,21 @@ def run(config: ConfigDict) -> dict:
     except REFUSED as error:
         _refuse(error)
 
-    state = found.state if found else _fresh(built, original, config.seed)
     frozen = ju.Frozen(
         trees.split(original, built.recipe.trainable)[1],
         original if built.frozen.ref is not None else None,
     )
-    if config.mode != "evaluate":
+    if config.mode == "evaluate":
+        state = found.state if found else None
+    else:
+        state = found.state if found else _fresh(built, original, config.seed)
         tables = _referenced(config, built, original, made)
         del original  # a copy of all that trains
         state = _train(config, built, saved, state, frozen, tables, asked, plain)
-    merged = trees.merge(state.params, frozen.rest)
+    merged = trees.merge(state.params, frozen.rest) if state else original
     result = {
         "mode": config.mode,
-        "step": int(state.step),
+        "step": int(state.step) if state else 0,
         "scores": _evaluate(config, built, merged, made),
         "seconds": time.perf_counter() - start,
         "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
@@ -126,6 +130,8 @@ def run(config: ConfigDict) -> dict:
         fresh = output / f"{name}.new"
         fresh.write_text(text)
         fresh.replace(output / name)
+    for stream, score in result["scores"].items():
+        _say(f"{stream}: nll {score['nll']:.4f}, perplexity {score['perplexity']:.2f}")
     _say(f"Done. Results are in {output / name}.")
     return result
 
@@ -208,7 +214,8 @@ def _evaluate(config, built, params, made):
     """Mean negative log-probability of an answer token, and perplexity, by stream."""
     found = {}
     for name, rows in made.items():
-        size = config.data[name].rows
+        size, count = config.data[name].rows, config.evaluate.rows or None
+        rows = {column: values[:count] for column, values in rows.items()}
         logps, lengths = streams.scores(built.model, params, rows, size, built.mesh)
         nll = -float(logps.sum(dtype=np.float64)) / max(1, int(lengths.sum()))
         perplexity = math.exp(nll) if nll < 700 else math.inf

@@ -48,7 +48,14 @@ def defaults() -> ConfigDict:
             "microbatch": 1,
             "save_every": 10,  # steps between checkpoints
             "keep": 3,  # checkpoints that stay
-            "distributed": False,  # True: join the other processes of a cluster first
+            # join: first joins the other processes of a cluster. If that is not found
+            # by itself, say coordinator ("host:port"), processes and process (from 0).
+            "distributed": {
+                "join": False,
+                "coordinator": "",
+                "processes": 0,
+                "process": -1,
+            },
             "model": {
                 "path": "",  # for hf.load: folder, .gguf, hub name, or "smollm2"
                 "preset": "",  # or a name in experiments/presets.py, random weights
@@ -69,7 +76,7 @@ def defaults() -> ConfigDict:
             "schedule": {"warmup": 0, "steps": 0, "end": 0.1},
             "mesh": {"data": 1, "fsdp": -1, "context": 1, "tensor": 1},
             "log": {"tensorboard": True, "wandb": False, "project": "jaxunlearn"},
-            "evaluate": {"batch_size": 16},
+            "evaluate": {"rows": 256},  # of each stream, the first; 0 for all
         }
     )
 
@@ -94,6 +101,7 @@ def check(config: ConfigDict) -> ConfigDict:
     for name in ("steps", "microbatch", "save_every", "keep"):
         _checks.positive_int("The config", **{name: config[name]})
     _checks.not_negative("The config", seed=config.seed)
+    _checks.not_negative("The config's evaluate", rows=config.evaluate.rows)
     if not (config.model.path or config.model.preset or config.model.fields):
         raise ValueError(
             "The config needs a model: model.path, model.preset or model.fields, got "

@@ -116,6 +116,12 @@ def test_finished_damaged_and_changed_runs(expected, tmp_path, capsys):
     kept = json.loads((expected / "result.json").read_text())["scores"]
     assert scores["forget"]["nll"] == pytest.approx(kept["forget"]["nll"], rel=1e-5)
 
+    alone = config_of(expected / "alone", mode="evaluate")
+    alone.recipe.update(name="", args={})
+    untrained = run.run(alone)
+    assert untrained["step"] == 0
+    assert untrained["scores"]["forget"]["nll"] != scores["forget"]["nll"]
+
     (expected / "result.json").unlink()
     for file in (expected / "checkpoints" / "10" / "state").rglob("d/*"):
         os.truncate(file, file.stat().st_size // 2)
