@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Checkpoints: whole or absent, on any mesh, and never those of another run."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -224,3 +225,13 @@ def test_a_place_that_is_no_folder_is_an_error(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(checkpoint.NotSaved, match="a folder it may write to"):
         checkpoint.open(tmp_path / "file")
+
+
+def test_values_whose_sums_do_not_match_are_damage(filled):
+    (file,) = (file for file in (filled / "3" / "note").iterdir() if file.is_file())
+    note = json.loads(file.read_text())
+    note["sums"]["state/params/a/w"] ^= 1
+    file.write_text(json.dumps(note))
+    found = checkpoint.restore(checkpoint.open(filled), shapes_of(small()))
+    assert found.step == 2
+    assert found.skipped == ((3, "the bits of 'state/params/a/w' changed on disk"),)
