@@ -195,9 +195,9 @@ def jit_step(
         rules: the rules it was laid by.
         state: the state, or its shapes.
     Returns:
-        A function like `step`, whose streams may come from the host, with the attribute
-        `lower` of a jitted function. Its Frozen should
-        lie on the mesh already: jax.device_put(rest, by_rules(rest, mesh, rules)).
+        A function like `step`, whose streams may come from the host, with `trace` and
+        `lower` of a jitted function. Its Frozen should lie on the mesh already:
+        jax.device_put(rest, by_rules(rest, mesh, rules)).
     """
     whole = NamedSharding(mesh, PartitionSpec())
     jitted = jax.jit(
@@ -210,11 +210,15 @@ def jit_step(
         with jax.set_mesh(mesh):
             return jitted(state, put_rows(streams, mesh), frozen)
 
+    def trace(state, streams, frozen):
+        with jax.set_mesh(mesh):
+            return jitted.trace(state, put_rows(streams, mesh), frozen)
+
     def lower(state, streams, frozen):
         with jax.set_mesh(mesh):
             return jitted.lower(state, put_rows(streams, mesh), frozen)
 
-    run.lower = lower
+    run.trace, run.lower = trace, lower
     return run
 
 

@@ -218,11 +218,12 @@ def _products(
     least, most = _SAFE_SQUARES
     squares = products[:, ::2]
     safe = jnp.all((squares >= least) & (squares <= most))
-    scales, products = jax.lax.cond(
-        safe,
-        lambda: (ones, products),
-        lambda: _rescaled(leaves, groups, rules, dtype),
-    )
+
+    def again():
+        with jax.named_scope("rare"):  # plans leave this branch out of their sums
+            return _rescaled(leaves, groups, rules, dtype)
+
+    scales, products = jax.lax.cond(safe, lambda: (ones, products), again)
     return [_Products(*scales[k], *products[k]) for k in range(len(groups))]
 
 
