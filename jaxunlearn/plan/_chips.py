@@ -71,7 +71,9 @@ def describe(topology: str) -> Sequence[jax.Device]:
             "step itself, or plan for 'cpu:<devices>' to see memory and collectives."
         )
     _checks.one_of("plan.describe", [*CHIPS, "cpu"], chip=kind)
-    os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")  # ask no metadata server
+    # Ask no metadata server, and mind no other process: none touches a TPU.
+    os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
+    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
     try:
         described = topologies.get_topology_desc(platform="tpu", topology_name=topology)
     except RuntimeError as error:
@@ -81,6 +83,8 @@ def describe(topology: str) -> Sequence[jax.Device]:
                 'without a TPU by pip install -e ".[tpu]", or plan for "cpu:8".'
             ) from None
         reason = str(error).split("\n")[0]
+        if "INVALID_ARGUMENT" not in reason:
+            raise  # not the topology's fault
         raise ValueError(
             f"The TPU compiler knows no topology {topology!r}: {reason}. Sizes must be "
             "slices that exist, such as v5e:4x4, v6e:16x16 or v5p:4x4x8."
