@@ -77,7 +77,10 @@ def make_mesh(
             inner, (len(slices), 1, 1, 1), devices=devices
         )
     else:
-        grid = mesh_utils.create_device_mesh(shape, devices=devices)
+        # Splits a physical axis only where no product of whole ones has a size.
+        grid = mesh_utils.create_device_mesh(
+            shape, devices=devices, allow_split_physical_axes=True
+        )
     return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 

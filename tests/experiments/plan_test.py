@@ -10,6 +10,7 @@ import pytest
 
 from experiments import plan, presets
 from jaxunlearn import plan as library
+from jaxunlearn import sharding
 from jaxunlearn.models import decoder
 
 TINY = "experiments/configs/tiny.py"
@@ -91,6 +92,13 @@ def test_a_missing_compiler_names_the_extra(capsys):
 def test_an_unknown_shape_is_said(capsys):
     code, said = run(capsys, "--topology", "v5e:3x5")
     assert code == 2 and "knows no topology 'v5e:3x5'" in said.err
+
+
+@pytest.mark.skipif(not HAS_LIBTPU, reason="needs libtpu")
+def test_a_mesh_may_split_an_axis_of_the_machine():
+    devices = library.describe("v5p:16x16x16")
+    mesh = sharding.make_mesh(fsdp=512, tensor=8, devices=devices)
+    assert mesh.size == 4096 and mesh.shape["tensor"] == 8
 
 
 def test_candidates_divide_the_model_and_fit():
