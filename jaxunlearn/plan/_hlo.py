@@ -41,7 +41,9 @@ def collectives(text: str) -> dict[str, Moved]:
     Loops multiply what is in them by their trip count. Of a conditional the branch that
     moves most counts, except branches under jax.named_scope("rare"). The TPU compiler
     writes some gathers as all-reduces of arrays that are zero elsewhere; they count as
-    the all-reduces they are. Its fused all-reduce-scatter counts as a reduce-scatter.
+    the all-reduces they are. Its fused all-reduce-scatter counts as a reduce-scatter. A
+    collective that it spreads over several fusions, to run beside other work, keeps its
+    channel in all of them and counts once.
 
     Args:
         text: compiled.as_text().
@@ -50,16 +52,14 @@ def collectives(text: str) -> dict[str, Moved]:
         constant trip count, whose bodies are counted once.
     """
     computations, entry = _computations(text)
-    known: dict[str, dict[str, Moved]] = {}
 
-    def total(name: str) -> dict[str, Moved]:
-        if name not in known:
-            known[name] = {}
-            for line in computations.get(name, ()):
-                known[name] = _add(known[name], _line(line, name, computations, total))
-        return known[name]
+    def total(name: str, seen: set[str]) -> dict[str, Moved]:
+        found: dict[str, Moved] = {}
+        for line in computations.get(name, ()):
+            found = _add(found, _line(line, name, computations, total, seen))
+        return found
 
-    return total(entry)
+    return total(entry, set())
 
 
 def _computations(text: str) -> tuple[dict[str, list[str]], str]:
@@ -77,17 +77,21 @@ def _computations(text: str) -> tuple[dict[str, list[str]], str]:
     return found, entry
 
 
-def _line(line: str, where: str, computations, total) -> dict[str, Moved]:
+def _line(line: str, where: str, computations, total, seen) -> dict[str, Moved]:
     match = _OP.match(line)
     if not match:
         return {}
     _, result, op, rest = match.groups()
     kind = op.removesuffix("-start")
     if kind in KINDS:
+        channel = re.search(r"channel_id=\d+", rest)
+        if channel and channel.group() in seen:
+            return {}
+        seen.update([channel.group()] if channel else [])
         return _collective(kind, op, result, rest, where)
     if op == "while":
         trips = _trips(rest, computations)
-        inner = total(_named(rest, "body"))
+        inner = total(_named(rest, "body"), set())
         unknown = {} if trips else {"unknown-loop": Moved(1, 0.0)}
         return _add(unknown, _times(inner, trips or 1))
     if op == "conditional":
@@ -98,11 +102,11 @@ def _line(line: str, where: str, computations, total) -> dict[str, Moved]:
             else [_named(rest, f"{b}_computation") for b in ("true", "false")]
         )
         often = [n for n in names if not any(map(_RARE.search, computations[n]))]
-        sums = [total(name) for name in often or names]
+        sums = [total(name, set()) for name in often or names]
         return max(sums, key=lambda s: sum(moved.bytes for moved in s.values()))
     if op in ("fusion", "call", "async-start", "custom-call"):
         name = _named(rest, "calls") or (op == "call" and _named(rest, "to_apply"))
-        return total(name) if name else {}
+        return total(name, seen) if name else {}
     return {}
 
 

@@ -52,6 +52,19 @@ def test_a_rare_branch_does_not_count():
     assert moved["all-gather"] == (1, 4 * 64 * 3 / 4)
 
 
+def test_a_collective_spread_over_fusions_counts_once():
+    gather = "%g = f32[64]{0} all-gather(%p), replica_groups=[2,4]<=[8], channel_id="
+    parts = "".join(
+        f"%part.{i} (p: f32[16]) -> f32[64] {{\n  {gather}{channel}\n}}\n"
+        for i, channel in enumerate((7, 7, 7, 8))
+    )
+    calls = "".join(
+        f"  %f.{i} = f32[64] fusion(%p), calls=%part.{i}\n" for i in range(4)
+    )
+    text = parts + "ENTRY %main (p: f32[8]) -> f32[8] {\n" + calls + "}\n"
+    assert plan.collectives(text) == {"all-gather": (2, 2 * 4 * 64 * 3 / 4)}
+
+
 def test_a_loop_without_a_known_count_is_named():
     text = LOOP.replace("constant(5)", "parameter(0)")
     moved = plan.collectives(text)
