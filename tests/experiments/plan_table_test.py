@@ -33,16 +33,20 @@ def test_the_weighted_sum_has_blurs_terms_and_state_but_its_combiners():
 
 def test_the_table_is_drawn_from_its_numbers(tmp_path, monkeypatch):
     report = dict(devices=64, peak=2**33, hbm=2**34, fits=True, compile_seconds=9.0)
+    report |= dict(optimal_seconds=0.3)
     report |= dict(memory=dict(params=2**32, activations=2**32), mfu=(0.25, 0.5))
     report |= dict(moved={"all-gather": dict(times=3, bytes=5e9)})
     report |= dict(seconds=dict(compute=1.0, hbm=0.0, ici=1.0, serial=2.0))
     half = report | {"seconds": report["seconds"] | {"serial": 1.6}}
+    half |= {"optimal_seconds": 0.25}
     table = {"8b-v5p": {"blur": report, "sum": half}, "8b-v5e": {"blur": report}}
     (tmp_path / "plan.json").write_text(json.dumps(table))
     monkeypatch.setattr(plan_table, "RESULTS", tmp_path)
     assert plan_table.main(["--draw"]) == 0
     text = (tmp_path / "plan.md").read_text()
-    assert "8.00 of 16 | yes | 5.0" in text and "50.0 % | 25.0 % | 1.250" in text
+    assert (
+        "8.00 of 16 | yes | 5.0" in text and "50.0 % | 25.0 % | 1.250 | 1.200" in text
+    )
     assert "not compiled" in text and "not a measurement" in text
     assert (tmp_path / "plan.png").stat().st_size > 5000
 
