@@ -59,4 +59,4 @@ def test_on_a_mesh_few_chunks_move_less():
         return sum(moved.bytes for moved in plan.collectives(text).values())
 
     kernel = 4 * WIDTH * VOCAB
-    assert sent(8) - sent(None) > 7 * kernel  # a gather at least for each chunk more
+    assert sent(32) - sent(None) > kernel / 2  # 32: what it is without a mesh
