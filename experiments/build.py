@@ -23,7 +23,7 @@ from ml_collections import ConfigDict
 
 import jaxunlearn as ju
 from jaxunlearn import _checks, models, recipes, sharding, trees
-from jaxunlearn.io import describe, hf
+from jaxunlearn.io import hf
 from jaxunlearn.recipes import Recipe
 from jaxunlearn.typing import Frozen, Model, PyTree, Streams
 
@@ -76,11 +76,9 @@ def pieces(config: ConfigDict, devices: Sequence[Any] | None = None) -> Pieces:
 def model(config: ConfigDict) -> Model:
     """The model that config.model describes."""
     c = config.model
-    extra = {"attention": c.attention} if c.attention else {}
+    running = {"compute_dtype": c.compute_dtype, "remat": c.remat}
     if c.path:
-        dtype, remat = c.compute_dtype, c.remat
-        found = describe.model(path(c.path), compute_dtype=dtype, remat=remat).config
-        return _decoder(_fields(found) | extra)
+        return hf.describe(path(c.path), **running)
     fields = {}
     if c.preset:
         from experiments import presets
@@ -88,9 +86,7 @@ def model(config: ConfigDict) -> Model:
         _checks.one_of("The config", sorted(presets.PRESETS), preset=c.preset)
         fields = _fields(presets.PRESETS[c.preset])
     fields |= c.fields.to_dict()
-    return _decoder(
-        fields | {"compute_dtype": c.compute_dtype, "remat": c.remat} | extra
-    )
+    return _decoder(fields | running)
 
 
 def path(name: str) -> Any:

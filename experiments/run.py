@@ -28,7 +28,8 @@ from ml_collections import ConfigDict, config_flags
 
 import jaxunlearn as ju
 from experiments import build, settings, streams, trackers
-from jaxunlearn import _checks, sharding, trees
+from jaxunlearn import _checks, evaluate, sharding, trees
+from jaxunlearn.data import table
 from jaxunlearn.io import checkpoint, hf, log, preempt
 
 _CONFIG = config_flags.DEFINE_config_file("config", help_string="a config's file")
@@ -144,9 +145,7 @@ def _referenced(config, built, original, made):
         rows, size = made[name], config.data[name].rows
         tables[name] = rows
         if "ref_logps" in columns:
-            score = partial(
-                streams.scores, built.model, original, rows, size, built.mesh
-            )
+            score = partial(_scores, built, original, rows, size)
             tables[name] = streams.with_reference(name, rows, output, score)
     return tables
 
@@ -169,11 +168,12 @@ def _train(config, built, saved, state, frozen, tables, asked, plain):
         )
     )
     sizes = {name: config.data[name].rows for name in tables}
+    share = (jax.process_index(), jax.process_count())
     try:
         state, _ = ju.fit(
             built.step,
             state,
-            streams.batches(tables, sizes, seed=config.seed, skip=done),
+            table.streams(tables, sizes, seed=config.seed, skip=done, share=share),
             frozen,
             steps=config.steps,
             hooks=hooks,
@@ -216,11 +216,17 @@ def _evaluate(config, built, params, made):
     for name, rows in made.items():
         size, count = config.data[name].rows, config.evaluate.rows or None
         rows = {column: values[:count] for column, values in rows.items()}
-        logps, lengths = streams.scores(built.model, params, rows, size, built.mesh)
+        logps, lengths = _scores(built, params, rows, size)
         nll = -float(logps.sum(dtype=np.float64)) / max(1, int(lengths.sum()))
         perplexity = math.exp(nll) if nll < 700 else math.inf
         found[name] = {"nll": nll, "perplexity": perplexity, "rows": len(logps)}
     return found
+
+
+def _scores(built, params, rows, size):
+    return evaluate.answer_logps(
+        built.model, params, rows, batch_size=size, mesh=built.mesh
+    )
 
 
 def _export(model, params, folder, tokenizer):

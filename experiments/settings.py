@@ -63,7 +63,6 @@ def defaults() -> ConfigDict:
                 "dtype": "float32",
                 "compute_dtype": "float32",
                 "remat": "full",
-                "attention": "",  # "" is the decoder's own choice
             },
             "data": {},  # stream -> source, rows a step, length and the source's own
             "recipe": {

@@ -1,22 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The streams that a config names: tables, batches for this process, and scores."""
+"""The streams that a config names, as whole tables, with what the reference gave."""
 
 import os
 import zlib
-from collections.abc import Iterator, Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
-from jaxunlearn import sharding, terms
 from jaxunlearn.data import facts, jsonl, prose, table
-from jaxunlearn.typing import Model, Params
+from jaxunlearn.typing import Model
 
 Tables = dict[str, dict[str, np.ndarray]]
 
@@ -40,48 +35,6 @@ def tables(config: ConfigDict, model: Model, tokenizer: Any) -> Tables:
         make["jsonl"] = _jsonl
         made[name] = make[settings.source](settings, model, tokenizer)
     return made
-
-
-def batches(
-    made: Tables, rows: Mapping[str, int], *, seed: int, skip: int
-) -> Iterator[dict[str, dict[str, np.ndarray]]]:
-    """Batches of every stream from number `skip` on: this process's share of the
-    rows."""
-    return map(_share, table.streams(made, rows, seed=seed, skip=skip))
-
-
-def scores(
-    model: Model,
-    params: Params,
-    rows: Mapping[str, np.ndarray],
-    size: int,
-    mesh: Mesh,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Log-probability of every row's answer, on any number of processes.
-
-    Args:
-        model, params: who is asked; params lie on the mesh.
-        rows: a table of n rows.
-        size: rows at a time; data * fsdp must divide it.
-        mesh: where they go.
-    Returns:
-        (logps [n] float32, nats, summed over the answer; lengths [n], its tokens).
-    """
-    names = ("tokens", "mask", "answer")
-
-    @partial(jax.jit, out_shardings=NamedSharding(mesh, PartitionSpec()))
-    def run(params, batch):
-        logps, where = terms.target_logps(model, params, batch)
-        return jnp.sum(logps, axis=1), jnp.sum(where, axis=1)
-
-    found = []
-    for batch in table.padded({name: rows[name] for name in names}, size):
-        valid = batch.pop("valid")
-        with jax.set_mesh(mesh):
-            each = run(params, sharding.put_rows(_share({"": batch})[""], mesh))
-        found.append([np.asarray(x)[valid] for x in jax.device_get(each)])
-    logps, lengths = (np.concatenate(x) for x in zip(*found, strict=True))
-    return logps, lengths
 
 
 def with_reference(
@@ -115,19 +68,6 @@ def with_reference(
         np.savez(fresh, ref_logps=logps, table=known)
         os.replace(fresh, file)
     return rows | {"ref_logps": logps}
-
-
-def _share(streams):
-    """The rows that this process hands to the mesh."""
-    count, index = jax.process_count(), jax.process_index()
-    if count == 1:
-        return streams
-
-    def own(x):
-        rows = len(x) // count
-        return x[index * rows : (index + 1) * rows]
-
-    return jax.tree.map(own, streams)
 
 
 def _synthetic(settings, model, tokenizer):

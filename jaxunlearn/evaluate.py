@@ -13,15 +13,21 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
-from jaxunlearn import _checks, losses, terms
+from jaxunlearn import _checks, losses, sharding, terms
 from jaxunlearn.data import table as tables
 from jaxunlearn.generate import generate
 from jaxunlearn.typing import Model, Params
 
 
 def answer_logps(
-    model: Model, params: Params, table: tables.Table, *, batch_size: int = 16
+    model: Model,
+    params: Params,
+    table: tables.Table,
+    *,
+    batch_size: int = 16,
+    mesh: Mesh | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Log-probability of every row's answer.
 
@@ -29,7 +35,10 @@ def answer_logps(
         model: the model.
         params: its parameters.
         table: `tokens`, `mask` and optionally `answer`, each [n, L].
-        batch_size: rows at a time.
+        batch_size: rows at a time; data * fsdp of the mesh must divide it.
+        mesh: where the params lie, if they do on one. With several processes all of
+            them call this with the whole table, run their shares of the rows and get
+            the values of all.
     Returns:
         (logps [n] float32, nats, summed over the answer; lengths [n] int32, its
         tokens).
@@ -37,21 +46,26 @@ def answer_logps(
     logps, lengths = [], []
     for batch in tables.padded(_inputs(table), batch_size):
         valid = batch.pop("valid")
-        each, where = _target_logps(params, batch, model)
+        each, where = _on_mesh(model, params, batch, mesh)
         logps.append(np.asarray(each).sum(axis=1)[valid])
         lengths.append(np.asarray(where).sum(axis=1)[valid])
     return np.concatenate(logps), np.concatenate(lengths).astype(np.int32)
 
 
 def reference_logps(
-    model: Model, params: Params, table: tables.Table, *, batch_size: int = 16
+    model: Model,
+    params: Params,
+    table: tables.Table,
+    *,
+    batch_size: int = 16,
+    mesh: Mesh | None = None,
 ) -> dict[str, np.ndarray]:
     """The table with a column `ref_logps` [n] float32: the reference's answer_logps.
 
     Run it once, with the weights before unlearning; the reference model is not needed
     again.
     """
-    logps, _ = answer_logps(model, params, table, batch_size=batch_size)
+    logps, _ = answer_logps(model, params, table, batch_size=batch_size, mesh=mesh)
     return dict(table) | {"ref_logps": logps.astype(np.float32)}
 
 
@@ -220,9 +234,19 @@ def _rounded(length) -> int:
     return max(1, -(-int(length) // tables.ROUND_TO)) * tables.ROUND_TO
 
 
+def _on_mesh(model, params, batch, mesh):
+    if mesh is None:
+        return _target_logps(params, batch, model)
+    own = tables.own_rows(batch, (jax.process_index(), jax.process_count()))
+    with jax.set_mesh(mesh):
+        return _target_logps(params, sharding.put_rows(own, mesh), model)
+
+
 @partial(jax.jit, static_argnums=2)
 def _target_logps(params, batch, model):
-    return terms.target_logps(model, params, batch)
+    found = terms.target_logps(model, params, batch)
+    # Whole on every device, so that every process can read all of it.
+    return [sharding.constrain(x, None, None) for x in found]
 
 
 def _inputs(table: tables.Table) -> dict[str, np.ndarray]:

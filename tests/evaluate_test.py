@@ -12,7 +12,7 @@ import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
 import jaxunlearn as ju
-from jaxunlearn import combine, evaluate, losses, terms
+from jaxunlearn import combine, evaluate, losses, sharding, terms
 from jaxunlearn.data import table
 from tests import tiny
 
@@ -316,3 +316,16 @@ def test_tables_without_rows_or_columns_are_errors(rows):
             function(model, params, rows, batch_size=0)
     with pytest.raises(ValueError, match="at least one answer token, got none"):
         evaluate.perplexity(model, params, silent)
+
+
+def test_answer_logps_on_a_mesh_equal_those_of_one_device():
+    model, params = tiny.tiny_model(vocab=64)
+    rows = {k: np.asarray(v) for k, v in tiny.tiny_batch(10, 12, vocab=64).items()}
+    expected, counts = evaluate.answer_logps(model, params, rows, batch_size=4)
+    mesh = sharding.make_mesh(data=2, fsdp=2, tensor=2)
+    shards = sharding.by_rules(params, mesh, model.rules)
+    logps, lengths = evaluate.answer_logps(
+        model, jax.device_put(params, shards), rows, batch_size=4, mesh=mesh
+    )
+    np.testing.assert_allclose(logps, expected, rtol=1e-5)
+    np.testing.assert_array_equal(lengths, counts)

@@ -14,7 +14,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 import jaxunlearn as ju
-from jaxunlearn import data, recipes, sharding, trees
+from jaxunlearn import data, evaluate, recipes, sharding, trees
 from tests import tiny
 
 SETTINGS = dict(width=32, heads=8, kv_heads=8, head_dim=4, hidden=32, vocab=64)
@@ -26,7 +26,6 @@ def tables():
         {k: np.asarray(v) for k, v in tiny.tiny_batch(24, 12, seed=s, vocab=64).items()}
         for s in (0, 1)
     )
-    forget["ref_logps"] = np.linspace(-9.0, -3.0, 24, dtype=np.float32)
     return {"forget": forget, "retain": retain}
 
 
@@ -46,12 +45,17 @@ def main(output, coordinator=None, processes=None, process=None):
     plain = ju.make_step(recipe.terms, recipe.tx)
     step = sharding.jit_step(plain, mesh, model.rules, state)
     share = (jax.process_index(), jax.process_count())
-    loader = data.streams(tables(), ROWS, seed=0, share=share)
+    made = tables()
+    made["forget"] = evaluate.reference_logps(
+        model, params, made["forget"], batch_size=ROWS, mesh=mesh
+    )
+    loader = data.streams(made, ROWS, seed=0, share=share)
     state, log = ju.fit(step, state, loader, steps=STEPS)
     whole = multihost_utils.process_allgather(state.params, tiled=True)
     if jax.process_index() == 0:
         leaves = {path: np.asarray(x) for path, x in trees.paths(whole).items()}
         last = {name: jnp.float32(value) for name, value in log[-1].items()}
+        leaves["ref_logps"] = made["forget"]["ref_logps"]
         np.savez(output, **leaves, **{f"log:{k}": v for k, v in last.items()})
 
 

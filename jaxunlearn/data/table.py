@@ -9,6 +9,7 @@ run can be resumed anywhere with `skip`.
 
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -215,31 +216,37 @@ def streams(
         _checks.has_keys("table.streams", "tables for", sizes, tables, fix)
     if not isinstance(sizes, Mapping):
         sizes = dict.fromkeys(tables, sizes)
-    process, processes = share
-    if not 0 <= process < processes:
-        raise ValueError(
-            f"table.streams needs share=(process, processes) with 0 <= process < "
-            f"processes, got {share}."
-        )
-    for name, size in sizes.items():
-        if size % processes:
-            raise ValueError(
-                f"table.streams needs batches that {processes} processes can share "
-                f"equally, got {size} rows for {name!r}. Change the batch size."
-            )
-    each = {
-        name: _shared(
-            batches(table, sizes[name], seed=seed, skip=skip, name=name),
-            slice(*(sizes[name] // processes * i for i in (process, process + 1))),
-        )
-        for name, table in tables.items()
-    }
+    each = {}
+    for name, table in tables.items():
+        part = _part(sizes[name], share, name)
+        whole = batches(table, sizes[name], seed=seed, skip=skip, name=name)
+        each[name] = map(partial(_cut, part), whole)
     return _together(each)
 
 
-def _shared(tables: Iterator[dict[str, np.ndarray]], part: slice):
-    for table in tables:
-        yield {name: column[part] for name, column in table.items()}
+def own_rows(batch: Table, share: tuple[int, int]) -> dict[str, np.ndarray]:
+    """The rows of a batch that a process hands to the mesh; `share` as in `streams`."""
+    return _cut(_part(rows(batch), share, "batch"), batch)
+
+
+def _cut(part: slice, batch: Table) -> dict[str, np.ndarray]:
+    return {name: column[part] for name, column in batch.items()}
+
+
+def _part(size: int, share: tuple[int, int], name: str) -> slice:
+    process, processes = share
+    if not 0 <= process < processes:
+        raise ValueError(
+            f"A table needs share=(process, processes) with 0 <= process < processes, "
+            f"got {share}."
+        )
+    if size % processes:
+        raise ValueError(
+            f"A table needs batches that {processes} processes can share equally, got "
+            f"{size} rows for {name!r}. Change the batch size."
+        )
+    own = size // processes
+    return slice(process * own, (process + 1) * own)
 
 
 def padded(table: Table, size: int) -> Iterator[dict[str, np.ndarray]]:

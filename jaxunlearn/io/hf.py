@@ -89,6 +89,14 @@ def load(
     return model, params, source.tokenizer
 
 
+def describe(
+    path: str | os.PathLike, *, compute_dtype: str = "float32", remat: str = "full"
+) -> Model:
+    """The decoder of a checkpoint, no weight of it read; arguments and errors as for
+    `load`."""
+    return decoder.make(_open(path, compute_dtype, remat).config)
+
+
 def save(
     params: Params,
     model: Model,

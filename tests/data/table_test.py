@@ -177,6 +177,16 @@ def test_the_shares_of_all_processes_make_up_the_batch():
                 np.testing.assert_array_equal(column, np.concatenate(own))
 
 
+def test_own_rows_of_all_processes_make_up_the_batch():
+    batch = numbered(6)
+    parts = [table.own_rows(batch, (i, 3)) for i in range(3)]
+    for name, column in batch.items():
+        joined = np.concatenate([part[name] for part in parts])
+        np.testing.assert_array_equal(joined, column)
+    with pytest.raises(ValueError, match="4 processes can share equally, got 6 rows"):
+        table.own_rows(batch, (0, 4))
+
+
 def test_shares_that_do_not_fit_are_errors():
     tables = {"forget": numbered(4)}
     with pytest.raises(ValueError, match="3 rows for 'forget'. Change the batch size"):
