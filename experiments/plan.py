@@ -84,13 +84,14 @@ def planned(
     )
 
 
-def candidates(config: ConfigDict, devices: int, chip, most: int = 6) -> list[dict]:
-    """Mesh sizes, microbatches and remat policies worth compiling, the best first.
+def candidates(config: ConfigDict, devices: int, chip, most: int = 2) -> list[dict]:
+    """Mesh sizes and microbatches worth compiling, `most` for each remat policy.
 
     Sizes that do not divide the model or the batch are left out, and so is what cannot
     fit: parameters, moments and gradients by division, kept activations by 2 * width
-    (remat "full") or by all results of matrices ("dots") a token and layer. What is
-    left is ordered by recomputation, then by microbatches and tensor parallelism.
+    (remat "full"), by what enters the activation too ("mlp") or by all results of
+    matrices ("dots") a token and layer. What is left is ordered by recomputation, then
+    by microbatches and tensor parallelism.
     """
     model = build.model(config)
     shape, recipe = model.config, build.recipe(config, model)
@@ -98,8 +99,11 @@ def candidates(config: ConfigDict, devices: int, chip, most: int = 6) -> list[di
     state = sum(x.size * 4.0 for x in jax.tree.leaves(params))
     state *= 3 + len(recipe.terms)
     heads = shape.head_dim * (2 * shape.heads + 2 * shape.kv_heads)
-    dots = heads + shape.hidden * (2 if shape.gated else 1) + 2 * shape.width
-    per_layer = {"full": 2.0 * shape.width, "dots": 2.0 * dots}
+    wide = shape.hidden * (2 if shape.gated else 1)
+    dots = heads + wide + 2 * shape.width
+    mlp = wide + shape.width
+    per_layer = {"full": 2.0 * shape.width, "mlp": 2.0 * mlp, "dots": 2.0 * dots}
+    again = {"full": 1 / 3, "mlp": (1 - wide / (dots + shape.width)) / 3, "dots": 0.0}
     streams = [(s.rows, s.length) for s in config.data.values()]
     found = []
     for tensor in (1, 2, 4, 8, 16):
@@ -117,10 +121,12 @@ def candidates(config: ConfigDict, devices: int, chip, most: int = 6) -> list[di
                 kept = tokens * shape.layers * each / tensor
                 if chip and state / devices + kept > chip.hbm_bytes:
                     continue
-                cost = (remat == "full") / 3 + 0.05 * (micro - 1) + 0.02 * tensor
+                cost = again[remat] + 0.05 * (micro - 1) + 0.02 * tensor
                 setting = dict(fsdp=fsdp, tensor=tensor, microbatch=micro, remat=remat)
                 found.append((cost, setting))
-    return [setting for _, setting in sorted(found, key=lambda x: x[0])[:most]]
+    found.sort(key=lambda x: x[0])
+    best = {remat: [s for _, s in found if s["remat"] == remat] for remat in per_layer}
+    return [setting for _, setting in found if setting in best[setting["remat"]][:most]]
 
 
 def search(config: ConfigDict, topology: str) -> list[tuple[dict, plan.Report | str]]:

@@ -6,6 +6,7 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from jaxunlearn import sharding
 from jaxunlearn.models import _attention, _rope
@@ -48,9 +49,9 @@ def run(config, weights, x, rotation, attend, edits, index):
     h = norm(config, mlp["norm"], before if config.parallel else x)
     active = _ACTIVATIONS[config.activation]
     if config.gated:
-        units = active(_dense(mlp["gate"], h)) * _dense(mlp["up"], h)
+        units = active(_wide(mlp["gate"], h)) * _wide(mlp["up"], h)
     else:
-        units = active(_dense(mlp["up"], h))
+        units = active(_wide(mlp["up"], h))
     units = _edit(edits, "mlp", units, index)
     added = _dense(mlp["down"], units)
     if config.post_norms:
@@ -144,6 +145,11 @@ def _dense(layer: Params, x: Array) -> Array:
         y += low_rank(layer, rows)
     y = y.reshape(*x.shape[:-1], kernel.shape[-1])
     return y + layer["bias"].astype(x.dtype) if "bias" in layer else y
+
+
+def _wide(layer: Params, x: Array) -> Array:
+    # Named, so that remat "mlp" can keep it.
+    return checkpoint_name(_dense(layer, x), "mlp")
 
 
 def low_rank(layer: Params, x: Array) -> Array:

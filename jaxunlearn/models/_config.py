@@ -8,7 +8,7 @@ from jaxunlearn import _checks
 ROPE_KINDS = ("default", "linear", "dynamic", "yarn", "longrope", "llama3")
 NORMS = ("rms", "rms_plus_one", "layer")
 ACTIVATIONS = ("silu", "gelu", "gelu_tanh", "relu")
-REMAT = ("none", "dots", "full")
+REMAT = ("none", "dots", "mlp", "full")
 DTYPES = ("float32", "bfloat16", "float16")
 
 
@@ -86,7 +86,8 @@ class DecoderConfig:
         compute_dtype: dtype of activations and of matrix products; masters stay as they
             are.
         remat: what the backward pass recomputes in each block: "none", "dots" (all but
-            the results of the weight matrices) or "full".
+            the results of the weight matrices), "mlp" (all but what enters the MLP's
+            activation, half of a block's FLOPs for two arrays of its width) or "full".
         source: text of the config.json the model came from, kept for saving it again.
     """
 

@@ -29,6 +29,7 @@ from jaxunlearn.typing import (
 
 _POLICIES = {
     "full": jax.checkpoint_policies.nothing_saveable,
+    "mlp": jax.checkpoint_policies.save_only_these_names("mlp"),
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
 }
 

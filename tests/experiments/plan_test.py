@@ -111,7 +111,9 @@ def test_candidates_divide_the_model_and_fit():
     assert found[0] == dict(fsdp=8, tensor=1, microbatch=1, remat="dots")
     assert plan.candidates(config, 8, chip._replace(hbm_bytes=1e3)) == []
     few = plan.load(TINY, overrides | {"data.forget.rows": "4"})
-    assert [c["fsdp"] for c in plan.candidates(few, 8, chip)] == [4, 4]
+    found = plan.candidates(few, 8, chip)
+    assert [c["remat"] for c in found] == ["dots", "mlp", "full"]
+    assert {c["fsdp"] for c in found} == {4}
 
 
 def test_a_search_ranks_what_fits_first(capsys, monkeypatch, tmp_path):
@@ -136,7 +138,7 @@ def test_a_search_ranks_what_fits_first(capsys, monkeypatch, tmp_path):
     assert code == 0 and "does not fit" in said.out
     ranked = json.loads(output.read_text())["result"]
     remats = [item["remat"] for item in ranked]
-    assert remats == sorted(remats, reverse=True) and "dots" in remats  # full first
+    assert sorted(set(remats[:-2])) == ["full", "mlp"] and remats[-2:] == ["dots"] * 2
 
 
 @pytest.mark.parametrize(

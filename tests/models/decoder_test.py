@@ -115,8 +115,8 @@ def test_equals_the_slow_decoder_at_real_tokens(setting, side, wrap):
 
 
 def test_every_remat_setting_gives_the_same_gradients():
-    batch, grads = tiny.tiny_batch(), {}
-    for remat in ("none", "dots", "full"):
+    batch, grads, flops = tiny.tiny_batch(), {}, {}
+    for remat in ("none", "dots", "mlp", "full"):
         model, params = tiny.tiny_model(remat=remat)
 
         def loss(params, model=model):
@@ -124,8 +124,10 @@ def test_every_remat_setting_gives_the_same_gradients():
             hidden = jnp.where(batch["mask"][..., None], out.hidden, 0.0)
             return jnp.sum(jnp.sin(hidden)) + jnp.sum(out.taps["mlp"][:, 0] ** 2)
 
-        grads[remat] = jax.jit(jax.grad(loss))(params)
-    for remat in ("dots", "full"):
+        compiled = jax.jit(jax.grad(loss)).lower(params).compile()
+        grads[remat], flops[remat] = compiled(params), compiled.cost_analysis()["flops"]
+    assert flops["none"] <= flops["dots"] < flops["mlp"] < flops["full"]
+    for remat in ("dots", "mlp", "full"):
         jax.tree.map(
             partial(assert_allclose, rtol=1e-4, atol=1e-5), grads[remat], grads["none"]
         )
