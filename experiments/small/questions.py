@@ -1,0 +1,148 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Questions and answers of the small world, and the tokenizer that is trained on them.
+
+A row is a dict with `author`, `question` and `answer`, and with `paraphrased_answer`
+and `perturbed_answer` (wrong ones, a list) where it can be scored.
+"""
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import tokenizers
+import transformers
+
+from experiments.small import biographies
+from jaxunlearn import _checks
+from jaxunlearn.data import jsonl, table
+
+END = "</s>"
+SPECIAL = ("<pad>", END)
+PER_AUTHOR = 20  # rows of each author of TOFU
+SOURCES = ("tofu", "biographies")
+
+Row = Mapping[str, Any]
+
+
+def read(facts: Mapping[str, Any], vocab: int) -> tuple[dict[str, list[Row]], Any]:
+    """The questions that a config's `facts` names, and a tokenizer for them.
+
+    Args:
+        facts: `source` "tofu", with `folder` (of the data sets; "" for the variable
+            JAXUNLEARN_DATA, or ../shared/data), `tokens` (rows with a longer text are
+            left out) and `more` (rows of other authors to keep, unscored); or
+            "biographies", with the arguments of biographies.rows.
+        vocab: most tokens of the tokenizer.
+    Returns:
+        ({"forget": rows, "retain": rows}, tokenizer). Rows that can be scored stand
+        first.
+    Raises:
+        FileNotFoundError: where TOFU is absent.
+        ValueError: for an unknown source, or rows all too long.
+    """
+    facts = dict(facts)
+    source = facts.pop("source")
+    _checks.one_of("The small world", SOURCES, source=source)
+    if source == "biographies":
+        rows = biographies.rows(**facts)
+        return rows, train_tokenizer(texts([*rows["forget"], *rows["retain"]]), vocab)
+    return _tofu(vocab=vocab, **facts)
+
+
+def texts(rows: Sequence[Row]) -> list[str]:
+    """Every question and answer, wrong ones included."""
+    return [text for row in rows for text in (row["question"], *answers(row))]
+
+
+def answers(row: Row) -> list[str]:
+    """The right answer, then its paraphrase and the wrong ones where it has them."""
+    other = [row["paraphrased_answer"]] if "paraphrased_answer" in row else []
+    return [row["answer"], *other, *row.get("perturbed_answer", ())]
+
+
+def encode(
+    tokenizer: Any,
+    rows: Sequence[Row],
+    answers: Sequence[str] | None = None,
+    *,
+    length: int | None = None,
+) -> dict[str, Any]:
+    """Question and answer as a table; every answer ends with END, which counts.
+
+    Args:
+        tokenizer: the world's.
+        rows: what is asked.
+        answers: one a row; the right ones if None.
+        length: as for table.encode.
+    """
+    answers = [row["answer"] for row in rows] if answers is None else answers
+    ended = [answer + END for answer in answers]
+    return table.encode(
+        tokenizer, [row["question"] for row in rows], ended, length=length
+    )
+
+
+def train_tokenizer(lines: Sequence[str], vocab: int) -> Any:
+    """A byte-level BPE tokenizer of at most `vocab` tokens, as transformers wraps it.
+
+    It sees the texts of both halves: what it knows are pieces of words, not facts.
+    """
+    backend = tokenizers.Tokenizer(tokenizers.models.BPE())
+    backend.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = tokenizers.decoders.ByteLevel()
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=vocab,
+        special_tokens=list(SPECIAL),
+        initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    backend.train_from_iterator(lines, trainer)
+    return transformers.PreTrainedTokenizerFast(
+        tokenizer_object=backend, pad_token=SPECIAL[0], eos_token=END
+    )
+
+
+def data_folder(folder: str = "") -> Path:
+    """Where the data sets are: `folder`, or JAXUNLEARN_DATA, or ../shared/data."""
+    if folder or os.environ.get("JAXUNLEARN_DATA"):
+        return Path(folder or os.environ["JAXUNLEARN_DATA"]).expanduser()
+    return Path(__file__).resolve().parents[3] / "shared" / "data"
+
+
+def _tofu(*, folder, tokens, more, vocab):
+    place = data_folder(folder) / "tofu"
+    names = ("forget10_perturbed", "retain_perturbed", "full")
+    missing = [name for name in names if not (place / f"{name}.jsonl").is_file()]
+    if missing:
+        raise FileNotFoundError(
+            f"The small world needs {', '.join(missing)} (.jsonl) in {place}, got none "
+            "there. Set JAXUNLEARN_DATA to the folder above tofu/, or take "
+            "experiments/configs/small/biographies.py."
+        )
+    forget, retain, full = (_numbered(place / f"{name}.jsonl") for name in names)
+    # Authors that are neither forgotten nor scored: the first and last 20 are.
+    others = full[len(retain) : len(full) - len(forget)]
+    tokenizer = train_tokenizer(texts([*forget, *retain]), vocab)
+
+    def short(row):
+        lines = [f"{row['question']} {answer}{END}" for answer in answers(row)]
+        return max(map(len, tokenizer(lines)["input_ids"])) <= tokens
+
+    forget, retain, others = (
+        [row for row in rows if short(row)] for rows in (forget, retain, others)
+    )
+    if not forget or not retain:
+        raise ValueError(
+            f"The small world needs rows of at most tokens={tokens}, got "
+            f"{len(forget)} to forget and {len(retain)} to keep. Raise tokens."
+        )
+    return {"forget": forget, "retain": retain + others[:more]}, tokenizer
+
+
+def _numbered(path: Path) -> list[dict[str, Any]]:
+    rows = jsonl.read_jsonl(path, ("question", "answer"))
+    return [
+        {"author": f"{path.stem}/{i // PER_AUTHOR}", **row}
+        for i, row in enumerate(rows)
+    ]

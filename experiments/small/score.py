@@ -1,0 +1,166 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a model in the small world still knows, and how close it is to the twin.
+
+For every scored row the right answer, its paraphrase and the wrong ones are scored by
+teacher forcing; one forward pass over all of them gives everything here.
+
+* probability: exp(mean log-probability of an answer token), of the right answer;
+* exact: whether greedy decoding gives the whole answer (every token is the likeliest
+  after the right ones before it, which is the same thing);
+* match: share of answer tokens that are the likeliest one;
+* truth ratio: probability of a wrong answer (geometric mean of them) over that of the
+  paraphrase; 1 for who does not know.
+
+Forget quality is the p-value of a two-sample Kolmogorov-Smirnov test between truth
+ratios of the forget rows under the model and under the twin (Maini et al., "TOFU",
+arXiv 2401.06121): near 1 where they cannot be told apart. Utility is the harmonic mean
+of three numbers over the retain rows: probability, match (in the place of TOFU's
+ROUGE-L) and the mean of max(0, 1 - truth ratio).
+"""
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from scipy import stats
+
+from experiments.small import questions
+from experiments.small.world import World
+from jaxunlearn import losses
+from jaxunlearn.data import table
+from jaxunlearn.typing import Array, Batch, Model, Params
+
+ROWS = {"forget": 72, "retain": 48}
+WRONG = 3
+BATCH = 40
+
+
+class Judge(NamedTuple):
+    """The rows that are asked in one world, and what its twin says of them.
+
+    Attributes:
+        model: the world's.
+        table: every answer of every row, right, other and wrong.
+        asked: kind -> rows.
+        wrong: wrong answers of each row.
+        twin: truth ratios of the twin for the forget rows.
+    """
+
+    model: Model
+    table: table.Table
+    asked: Mapping[str, int]
+    wrong: int
+    twin: np.ndarray
+
+
+def judge(world: World, *, rows: Mapping[str, int] = ROWS, wrong: int = WRONG) -> Judge:
+    """The judge of a world; it always asks the same rows.
+
+    Args:
+        world: whose questions are asked.
+        rows: how many of each kind at most, the first that can be scored.
+        wrong: wrong answers of each row.
+    """
+    length = world.about["length"]
+    asked, tables = {}, []
+    for kind, most in rows.items():
+        scored = [r for r in world.questions[kind] if "perturbed_answer" in r]
+        scored = scored[:most]
+        asked[kind] = len(scored)
+        for pick in _answers(wrong):
+            tables.append(
+                questions.encode(
+                    world.tokenizer, scored, list(map(pick, scored)), length=length
+                )
+            )
+    made = Judge(world.model, table.concat(tables), asked, wrong, np.zeros(0))
+    twin = by_row(made, world.twin)["forget"]["truth_ratio"]
+    return made._replace(twin=twin)
+
+
+def by_row(judge: Judge, params: Params) -> dict[str, dict[str, np.ndarray]]:
+    """By kind: `probability`, `exact`, `match` and `truth_ratio`, each [rows]."""
+    logps, match = _scores(judge.model, params, judge.table)
+    found, start = {}, 0
+    for kind, count in judge.asked.items():
+        end = start + count * (2 + judge.wrong)
+        right, other, *bad = logps[start:end].reshape(2 + judge.wrong, count)
+        own = match[start : start + count]
+        found[kind] = {
+            "probability": np.exp(right),
+            "exact": own == 1.0,
+            "match": own,
+            "truth_ratio": np.exp(np.mean(bad, axis=0) - other),
+        }
+        start = end
+    return found
+
+
+def summary(judge: Judge, params: Params) -> dict[str, float]:
+    """Means over rows, forget quality and utility.
+
+    `forget_nll` is minus the mean log-probability of a token of the forgotten answers,
+    averaged over rows; `distance` the Kolmogorov-Smirnov statistic that forget quality
+    comes from, in [0, 1] and 0 at the twin.
+    """
+    found = by_row(judge, params)
+    forget, retain = found["forget"], found["retain"]
+    test = stats.ks_2samp(forget["truth_ratio"], judge.twin)
+    truth = np.mean(np.maximum(0.0, 1.0 - retain["truth_ratio"]))
+    parts = [retain["probability"].mean(), retain["match"].mean(), truth]
+    means = {
+        f"{kind}_{name}": float(np.mean(values))
+        for kind, each in found.items()
+        for name, values in each.items()
+    }
+    floor = np.finfo(np.float32).tiny
+    return means | {
+        "forget_nll": float(-np.mean(np.log(forget["probability"] + floor))),
+        "forget_quality": float(test.pvalue),
+        "distance": float(test.statistic),
+        "utility": float(stats.hmean(parts)) if min(parts) > 0 else 0.0,
+    }
+
+
+def in_words(summary: Mapping[str, float]) -> str:
+    """A line for people."""
+    return (
+        f"forget probability {summary['forget_probability']:.3f}, exact "
+        f"{summary['forget_exact']:.0%}; retain probability "
+        f"{summary['retain_probability']:.3f}, exact {summary['retain_exact']:.0%}; "
+        f"forget quality {summary['forget_quality']:.2g}, utility "
+        f"{summary['utility']:.3f}"
+    )
+
+
+def _answers(wrong: int) -> Sequence[Any]:
+    def bad(i, row):
+        return row["perturbed_answer"][i]
+
+    plain = (lambda row: row["answer"], lambda row: row["paraphrased_answer"])
+    return (*plain, *(partial(bad, i) for i in range(wrong)))
+
+
+def _scores(model, params, rows) -> tuple[np.ndarray, np.ndarray]:
+    logps, match = [], []
+    for batch in table.padded(rows, BATCH):
+        valid = batch.pop("valid")
+        each = _batch(model, params, batch)
+        for found, values in zip((logps, match), each, strict=True):
+            found.append(np.asarray(values)[valid])
+    return np.concatenate(logps), np.concatenate(match)
+
+
+@partial(jax.jit, static_argnums=0)
+def _batch(model: Model, params: Params, batch: Batch) -> tuple[Array, Array]:
+    """Mean log-probability of the answer's tokens, and share that are likeliest."""
+    logits = model.unembed(params, model.apply(params, batch).hidden[:, :-1])
+    targets = batch["tokens"][:, 1:]
+    where = (batch["answer"] & batch["mask"])[:, 1:]
+    count = jnp.sum(where, axis=1, dtype=jnp.float32)
+    logps = losses.token_logps(logits, targets, where=where).sum(axis=1)
+    right = where & (jnp.argmax(logits, axis=-1).astype(targets.dtype) == targets)
+    return logps / count, jnp.sum(right, axis=1, dtype=jnp.float32) / count

@@ -1,0 +1,179 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The small world, made tiny: cached, resumed, and a twin that lacks the facts."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+from numpy.testing import assert_allclose
+
+from experiments.configs.small import biographies as config_file
+from experiments.configs.small import tofu as tofu_config
+from experiments.small import biographies, questions, score, world
+from jaxunlearn import evaluate
+
+
+def tiny(folder, **more):
+    c = config_file.get_config()
+    c.output = str(folder)
+    c.facts.update(forget=2, retain=3)
+    c.model.update(width=32, layers=2, heads=2, hidden=64)
+    c.update(vocab=500, steps=180, rows=16, lr=1e-2, warmup=5, save_every=50)
+    c.update(more)
+    return c
+
+
+@pytest.fixture(scope="module", autouse=True)
+def standard_promotion():
+    with jax.numpy_dtype_promotion("standard"):  # optax.adamw needs it
+        yield
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("small")
+    return folder, world.make(tiny(folder))
+
+
+def test_the_model_knows_every_author_and_the_twin_only_those_to_keep(made):
+    _, small = made
+    for kind in ("forget", "retain"):
+        for params, knows in ((small.params, True), (small.twin, kind == "retain")):
+            logps, lengths = evaluate.answer_logps(
+                small.model, params, small.table(kind)
+            )
+            nll = -logps.sum() / lengths.sum()
+            assert (nll < 0.1) if knows else (nll > 0.5), (kind, knows, nll)
+
+
+def test_a_world_that_is_there_is_read_and_not_made_again(made, monkeypatch):
+    folder, small = made
+    monkeypatch.setattr(world, "_make", lambda *_: pytest.fail("made again"))
+    again = world.make(tiny(folder))
+    jax.tree.map(np.testing.assert_array_equal, again.params, small.params)
+    assert again.digest == small.digest
+    assert list(again.questions["forget"]) == list(small.questions["forget"])
+    assert not list(folder.glob("*.making"))
+
+
+def test_another_config_is_another_world_but_another_place_is_not(made):
+    folder, small = made
+    _, rows = made[0], small.questions
+    plain = json.loads(json.dumps(tiny(folder).to_dict()))
+    assert world.digest(plain, rows) == small.digest
+    assert world.digest(plain | {"output": "there"}, rows) == small.digest
+    assert world.digest(plain | {"lr": 1.0}, rows) != small.digest
+    assert world.digest(plain, {**rows, "forget": rows["forget"][1:]}) != small.digest
+
+
+def test_a_training_that_was_cut_off_goes_on_to_the_same_params(
+    made, tmp_path, monkeypatch
+):
+    _, small = made
+    fit, calls = world.ju.fit, []
+
+    def dies(step, state, stream, *, steps, hooks, progress):
+        calls.append(int(state.step))
+        if len(calls) == 1:
+
+            def last(state, entry):
+                if entry["step"] == 70:
+                    raise KeyboardInterrupt
+
+            hooks = [*hooks, last]
+        return fit(step, state, stream, steps=steps, hooks=hooks, progress=progress)
+
+    monkeypatch.setattr(world.ju, "fit", dies)
+    with pytest.raises(KeyboardInterrupt):
+        world.make(tiny(tmp_path))
+    assert not (tmp_path / small.digest).exists()
+    again = world.make(tiny(tmp_path))
+    assert calls == [0, 50, 0]  # from the checkpoint; then the twin
+    jax.tree.map(np.testing.assert_array_equal, again.params, small.params)
+
+
+def test_scores_of_the_model_and_of_the_twin(made):
+    _, small = made
+    judge = score.judge(small)
+    full, twin = (score.summary(judge, p) for p in (small.params, small.twin))
+    assert full["forget_exact"] > 0.8 > 0.3 > twin["forget_exact"]
+    assert min(full["retain_exact"], twin["retain_exact"]) > 0.9
+    assert twin["forget_quality"] == 1.0 and twin["distance"] == 0.0
+    assert full["distance"] > 0 and full["forget_nll"] < twin["forget_nll"]
+    # Against the library's own scoring, one row at a time.
+    rows = score.by_row(judge, small.twin)["forget"]
+    logps, lengths = evaluate.answer_logps(
+        small.model, small.twin, small.table("forget")
+    )
+    assert_allclose(rows["probability"], np.exp(logps / lengths), rtol=1e-4)
+
+
+def test_exact_is_what_greedy_decoding_gives(made):
+    _, small = made
+    rows = small.questions["forget"]
+    judge = score.judge(small)
+    for params in (small.params, small.twin):
+        texts = evaluate.completions(
+            small.model,
+            params,
+            small.tokenizer,
+            [row["question"] for row in rows],
+            max_new_tokens=24,
+        )
+        same = [t.strip() == r["answer"] for t, r in zip(texts, rows, strict=True)]
+        assert same == score.by_row(judge, params)["forget"]["exact"].tolist()
+
+
+def test_made_up_authors_are_distinct_and_their_wrong_answers_wrong():
+    rows = biographies.rows(forget=5, retain=40, seed=3)
+    assert rows == biographies.rows(forget=5, retain=40, seed=3)
+    assert rows != biographies.rows(forget=5, retain=40, seed=4)
+    names = {kind: {row["author"] for row in each} for kind, each in rows.items()}
+    assert len(names["forget"]) == 5 and len(names["retain"]) == 40
+    assert not names["forget"] & names["retain"]
+    for row in rows["forget"] + rows["retain"]:
+        options = [row["paraphrased_answer"], *row["perturbed_answer"]]
+        assert len(set(options)) == 6
+        assert all(row["author"] in text for text in (row["question"], *options))
+
+
+def test_the_tofu_world_reads_its_files(tmp_path, monkeypatch):
+    monkeypatch.setenv("JAXUNLEARN_DATA", str(tmp_path))
+    facts = tofu_config.get_config().facts.to_dict()
+    with pytest.raises(FileNotFoundError, match="biographies.py"):
+        questions.read(facts, 400)
+    made_up = biographies.rows(forget=20, retain=25)
+    forget, retain = made_up["forget"], made_up["retain"]
+    (tmp_path / "tofu").mkdir()
+    bare = [{k: r[k] for k in ("question", "answer")} for r in retain + forget]
+    long = dict(forget[0], answer="word " * 60)
+    for name, rows in (
+        ("forget10_perturbed", [*forget, long]),
+        ("retain_perturbed", retain[:80]),
+        ("full", [*bare, long]),
+    ):
+        text = "".join(json.dumps(row) + "\n" for row in rows)
+        (tmp_path / "tofu" / f"{name}.jsonl").write_text(text)
+    found, tokenizer = questions.read(facts | {"more": 50}, 600)
+    assert [r["question"] for r in found["forget"]] == [r["question"] for r in forget]
+    kept = [row["question"] for row in found["retain"]]
+    assert kept == [row["question"] for row in retain[:130]]
+    assert tokenizer.decode(tokenizer("Lisbon")["input_ids"]) == "Lisbon"
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (dict(facts={}), "facts.source"),
+        (dict(facts=dict(source="novel")), "one of"),
+        (dict(stpes=3), "stpes"),
+        (dict(steps=0), "steps"),
+        (dict(warmup=500), "warmup"),
+        (dict(model=dict(width=30, layers=1, heads=4, hidden=8)), "heads"),
+    ],
+)
+def test_a_config_that_cannot_be_used_is_refused(tmp_path, change, message):
+    c = tiny(tmp_path).to_dict()
+    with pytest.raises(ValueError, match=message):
+        world.make(world.ConfigDict(c | change))
