@@ -99,7 +99,7 @@ def recipe(config: ConfigDict, model: Model) -> Recipe:
     if config.mode == "evaluate" and not config.recipe.name:
         # Nothing trains: it only says how the params lie on the mesh.
         return recipes.finetune.nll(model, streams={next(iter(config.data)): 1.0})
-    known = _recipes()
+    known = recipes_by_name()
     _checks.one_of("The config's recipe", sorted(known), name=config.recipe.name)
     function = known[config.recipe.name]
     args = config.recipe.args.to_dict()
@@ -207,7 +207,7 @@ def _decoder(fields: dict[str, Any]) -> Model:
         ) from error
 
 
-def _recipes() -> dict[str, Any]:
+def recipes_by_name() -> dict[str, Any]:
     """Every public recipe by its dotted name."""
     modules = {
         name: module

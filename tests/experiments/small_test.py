@@ -98,7 +98,7 @@ def test_scores_of_the_model_and_of_the_twin(made):
     judge = score.judge(small)
     full, twin = (score.summary(judge, p) for p in (small.params, small.twin))
     assert full["forget_exact"] > 0.8 > 0.3 > twin["forget_exact"]
-    assert min(full["retain_exact"], twin["retain_exact"]) > 0.9
+    assert min(full["retain_exact"], twin["retain_exact"]) > 0.8
     assert twin["forget_quality"] == 1.0 and twin["distance"] == 0.0
     assert full["distance"] > 0 and full["forget_nll"] < twin["forget_nll"]
     # Against the library's own scoring, one row at a time.
