@@ -28,7 +28,7 @@ from typing import Any, NamedTuple
 
 import jax
 import optax
-from absl import app, flags
+from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
 import jaxunlearn as ju
@@ -277,4 +277,5 @@ def main(argv: list[str]) -> None:
 
 if __name__ == "__main__":
     config_flags.DEFINE_config_file("config", help_string="a file of configs/small")
+    logging.set_verbosity(logging.WARNING)
     app.run(main)

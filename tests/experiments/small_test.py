@@ -8,36 +8,16 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose
 
-from experiments.configs.small import biographies as config_file
 from experiments.configs.small import tofu as tofu_config
 from experiments.small import biographies, questions, score, world
 from jaxunlearn import evaluate
+from tests.experiments import conftest
+
+pytestmark = pytest.mark.usefixtures("standard_promotion")
 
 
-def tiny(folder, **more):
-    c = config_file.get_config()
-    c.output = str(folder)
-    c.facts.update(forget=2, retain=3)
-    c.model.update(width=32, layers=2, heads=2, hidden=64)
-    c.update(vocab=500, steps=180, rows=16, lr=1e-2, warmup=5, save_every=50)
-    c.update(more)
-    return c
-
-
-@pytest.fixture(scope="module", autouse=True)
-def standard_promotion():
-    with jax.numpy_dtype_promotion("standard"):  # optax.adamw needs it
-        yield
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("small")
-    return folder, world.make(tiny(folder))
-
-
-def test_the_model_knows_every_author_and_the_twin_only_those_to_keep(made):
-    _, small = made
+def test_the_model_knows_every_author_and_the_twin_only_those_to_keep(small_world):
+    _, small = small_world
     for kind in ("forget", "retain"):
         for params, knows in ((small.params, True), (small.twin, kind == "retain")):
             logps, lengths = evaluate.answer_logps(
@@ -47,20 +27,20 @@ def test_the_model_knows_every_author_and_the_twin_only_those_to_keep(made):
             assert (nll < 0.1) if knows else (nll > 0.5), (kind, knows, nll)
 
 
-def test_a_world_that_is_there_is_read_and_not_made_again(made, monkeypatch):
-    folder, small = made
+def test_a_world_that_is_there_is_read_and_not_made_again(small_world, monkeypatch):
+    folder, small = small_world
     monkeypatch.setattr(world, "_make", lambda *_: pytest.fail("made again"))
-    again = world.make(tiny(folder))
+    again = world.make(conftest.tiny_world(folder))
     jax.tree.map(np.testing.assert_array_equal, again.params, small.params)
     assert again.digest == small.digest
     assert list(again.questions["forget"]) == list(small.questions["forget"])
     assert not list(folder.glob("*.making"))
 
 
-def test_another_config_is_another_world_but_another_place_is_not(made):
-    folder, small = made
-    _, rows = made[0], small.questions
-    plain = json.loads(json.dumps(tiny(folder).to_dict()))
+def test_another_config_is_another_world_but_another_place_is_not(small_world):
+    folder, small = small_world
+    rows = small.questions
+    plain = json.loads(json.dumps(conftest.tiny_world(folder).to_dict()))
     assert world.digest(plain, rows) == small.digest
     assert world.digest(plain | {"output": "there"}, rows) == small.digest
     assert world.digest(plain | {"lr": 1.0}, rows) != small.digest
@@ -68,9 +48,9 @@ def test_another_config_is_another_world_but_another_place_is_not(made):
 
 
 def test_a_training_that_was_cut_off_goes_on_to_the_same_params(
-    made, tmp_path, monkeypatch
+    small_world, tmp_path, monkeypatch
 ):
-    _, small = made
+    _, small = small_world
     fit, calls = world.ju.fit, []
 
     def dies(step, state, stream, *, steps, hooks, progress):
@@ -86,15 +66,15 @@ def test_a_training_that_was_cut_off_goes_on_to_the_same_params(
 
     monkeypatch.setattr(world.ju, "fit", dies)
     with pytest.raises(KeyboardInterrupt):
-        world.make(tiny(tmp_path))
+        world.make(conftest.tiny_world(tmp_path))
     assert not (tmp_path / small.digest).exists()
-    again = world.make(tiny(tmp_path))
+    again = world.make(conftest.tiny_world(tmp_path))
     assert calls == [0, 50, 0]  # from the checkpoint; then the twin
     jax.tree.map(np.testing.assert_array_equal, again.params, small.params)
 
 
-def test_scores_of_the_model_and_of_the_twin(made):
-    _, small = made
+def test_scores_of_the_model_and_of_the_twin(small_world):
+    _, small = small_world
     judge = score.judge(small)
     full, twin = (score.summary(judge, p) for p in (small.params, small.twin))
     assert full["forget_exact"] > 0.8 > 0.3 > twin["forget_exact"]
@@ -109,8 +89,8 @@ def test_scores_of_the_model_and_of_the_twin(made):
     assert_allclose(rows["probability"], np.exp(logps / lengths), rtol=1e-4)
 
 
-def test_exact_is_what_greedy_decoding_gives(made):
-    _, small = made
+def test_exact_is_what_greedy_decoding_gives(small_world):
+    _, small = small_world
     rows = small.questions["forget"]
     judge = score.judge(small)
     for params in (small.params, small.twin):
@@ -174,6 +154,6 @@ def test_the_tofu_world_reads_its_files(tmp_path, monkeypatch):
     ],
 )
 def test_a_config_that_cannot_be_used_is_refused(tmp_path, change, message):
-    c = tiny(tmp_path).to_dict()
+    c = conftest.tiny_world(tmp_path).to_dict()
     with pytest.raises(ValueError, match=message):
         world.make(world.ConfigDict(c | change))

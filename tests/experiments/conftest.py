@@ -1,0 +1,33 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A tiny small world, made once for all tests that ask it."""
+
+import jax
+import pytest
+
+from experiments.configs.small import biographies
+from experiments.small import world
+
+
+def tiny_world(folder, **more):
+    """The config of a world of five made-up authors."""
+    c = biographies.get_config()
+    c.output = str(folder)
+    c.facts.update(forget=2, retain=3)
+    c.model.update(width=32, layers=2, heads=2, hidden=64)
+    c.update(vocab=500, steps=180, rows=16, lr=1e-2, warmup=5, save_every=50)
+    c.update(more)
+    return c
+
+
+@pytest.fixture(scope="module")
+def standard_promotion():
+    with jax.numpy_dtype_promotion("standard"):  # optax.adamw needs it
+        yield
+
+
+@pytest.fixture(scope="session")
+def small_world(tmp_path_factory):
+    """(the folder of worlds, the world in it)."""
+    folder = tmp_path_factory.mktemp("small")
+    with jax.numpy_dtype_promotion("standard"):
+        return folder, world.make(tiny_world(folder))
