@@ -7,7 +7,7 @@ Each method runs at its published learning rate and at RATES, the same for all, 
 first seed; then at the best of RATES on the other seeds; then BLUR and the weighted
 sums of the same losses at all RATES on the other seeds, so that they can be compared at
 equal forgetting; last, the published rates on the other seeds. The best rate is the one
-with the largest harmonic mean of utility and 1 - distance (experiments/small/score.py).
+that figures.balance says.
 
 One line of JSON a run, in `<output>/<world>.methods.jsonl`: stopped at any time, the
 same command goes on. --draw only writes the figures from those lines.
@@ -136,11 +136,12 @@ def best(lines: Sequence[Line], method: str, plan: Plan) -> float | None:
     own = {
         line["rate"]: line
         for line in lines
-        if line["method"] == method and line["seed"] == plan.seeds[0]
+        if line["method"] == method and line.get("seed") == plan.seeds[0]
     }
     if any(rate not in own for rate in plan.rates):
         return None
-    return max(plan.rates, key=lambda rate: figures.balance(own[rate]))
+    twin = next(line["forget_nll"] for line in lines if line["method"] == "twin")
+    return max(plan.rates, key=lambda rate: figures.balance(own[rate], twin))
 
 
 def _first(known, plan, lines) -> Iterator[Run]:

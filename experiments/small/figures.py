@@ -16,7 +16,6 @@ Line = Mapping[str, Any]
 
 COLUMNS = ("forget_probability", "forget_nll", "retain_probability", "utility")
 LEVELS = (0.25, 0.5, 0.75)  # of the twin's forget_nll: where pairs are compared
-NOTES = Path(__file__).with_name("notes.md")  # what to say of these figures, by hand
 
 
 def write(lines: Sequence[Line], about: Mapping[str, Any], place: Path) -> None:
@@ -44,6 +43,7 @@ def summarise(lines: Sequence[Line], about: Mapping[str, Any]) -> list[dict[str,
     The best of about["rates"] is chosen on the first seed. A setting that has not run
     on every seed says so in `seeds`.
     """
+    twin = next(x["forget_nll"] for x in lines if x["method"] == "twin")
     runs = [line for line in lines if "rate" in line]
     found = []
     for name in dict.fromkeys(line["method"] for line in runs):
@@ -52,8 +52,11 @@ def summarise(lines: Sequence[Line], about: Mapping[str, Any]) -> list[dict[str,
         first = {r["rate"]: r for r in own if r["seed"] == about["seeds"][0]}
         swept = [first[rate] for rate in about["rates"] if rate in first]
         complete = len(swept) == len(about["rates"])
-        best = max(swept, key=balance)["rate"] if complete else None
-        for setting, rate in (("published", published), ("best of sweep", best)):
+        best = max(swept, key=lambda line: balance(line, twin)) if complete else {}
+        for setting, rate in (
+            ("published", published),
+            ("best of sweep", best.get("rate")),
+        ):
             at = [r for r in own if r["rate"] == rate]
             if rate is not None and at:
                 found.append(
@@ -65,9 +68,14 @@ def summarise(lines: Sequence[Line], about: Mapping[str, Any]) -> list[dict[str,
     return found
 
 
-def balance(line: Line) -> float:
-    """Harmonic mean of utility and 1 - distance, in [0, 1]: what "best" means here."""
-    near = 1.0 - line["distance"]
+def balance(line: Line, twin_nll: float) -> float:
+    """Harmonic mean of utility and nearness to the twin, in [0, 1]: what "best" means.
+
+    Nearness is forget_nll over the twin's, or the inverse if that is smaller: 0 where
+    nothing is forgotten, 1 at the twin, less again for who says nothing at all.
+    """
+    ratio = max(line["forget_nll"], 1e-9) / twin_nll
+    near = min(ratio, 1.0 / ratio)
     total = near + line["utility"]
     return 2.0 * near * line["utility"] / total if total else 0.0
 
@@ -195,10 +203,23 @@ def _markdown(lines, about, rows, pairs, name) -> str:
             f"{_pm(pair['gap'], sign='+')} | {pair['seed_spread']:.3f} | "
             f"{'yes' if pair['beyond_spread'] else 'no'} |"
         )
-    notes = NOTES
-    if notes.exists():
-        out += ["", notes.read_text(encoding="utf-8").rstrip()]
+    out += ["", *_said(pairs)]
     return "\n".join(out) + "\n"
+
+
+def _said(pairs) -> list[str]:
+    """In plain words, who is ahead at each level."""
+    said = []
+    for pair in pairs:
+        gap, sd = pair["gap"]
+        side = "ahead of" if gap > 0 else "behind"
+        much = "more" if pair["beyond_spread"] else "no more"
+        said.append(
+            f"- At {pair['level']:.0%} of the twin's loss, `{pair['blur']}` is {side} "
+            f"`{pair['sum']}` by {abs(gap):.3f} of utility (± {sd:.3f}), {much} than "
+            f"the seeds' own spread of {pair['seed_spread']:.3f}."
+        )
+    return said or ["No pair has run at every rate on every seed yet."]
 
 
 def _pm(spread: Sequence[float], digits: int = 3, sign: str = "") -> str:

@@ -98,6 +98,20 @@ def test_the_rate_rises_to_one_and_falls_to_nothing():
     assert values[-1] == 0.0 and min(values) >= 0.0
 
 
+def test_the_best_rate_forgets_and_keeps():
+    kept = dict(method="m", seed=0, utility=0.8, forget_nll=0.01, finite=True)
+    lines = [
+        {"method": "twin", "forget_nll": 8.0},
+        kept | {"rate": 1e-4},
+        kept | {"rate": 1e-3, "utility": 0.6, "forget_nll": 6.0},
+        kept | {"rate": 1e-2, "utility": 0.6, "forget_nll": 80.0},
+    ]
+    plan = PLAN._replace(rates=(1e-4, 1e-3, 1e-2))
+    assert compare.best(lines, "m", plan) == 1e-3
+    assert compare.best(lines[:-1], "m", plan) is None
+    assert_allclose(figures.balance(lines[2], 8.0), 2 * 0.6 * 0.75 / 1.35)
+
+
 def test_at_equal_forgetting_the_curves_are_read_between_the_rates():
     base = dict(forget_nll=0.0, utility=1.0, finite=True)
     lines = [
@@ -122,6 +136,8 @@ def test_at_equal_forgetting_the_curves_are_read_between_the_rates():
     assert middle["beyond_spread"]
     unequal = [x for x in lines if (x.get("rate"), x.get("seed")) != (1e-2, 1)]
     assert not figures.equal_forgetting(unequal, {"rates": rates, "seeds": seeds})
+    (words,) = figures._said([middle])
+    assert "`blur.npo` is ahead of `sum.npo` by 0.040" in words and ", more" in words
 
 
 def test_the_figures_hold_every_method_and_the_twin(done, small_world, tmp_path):
