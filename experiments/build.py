@@ -220,6 +220,7 @@ def recipes_by_name() -> dict[str, Any]:
         for name, value in vars(module).items()
         if inspect.isfunction(value) and value.__module__ == module.__name__
         if not name.startswith("_")
+        if inspect.signature(value).return_annotation is Recipe
     }
 
 

@@ -116,7 +116,10 @@ def batch(model, rows, length, seed) -> dict[str, dict[str, np.ndarray]]:
         return {"tokens": tokens, "mask": np.ones(shape, np.bool_), "answer": answer}
 
     logps = np.full(rows, -8.0 * (length // 2), np.float32)
-    return {name: stream() | {"ref_logps": logps} for name in ("forget", "retain")}
+    return {
+        name: stream() | {"ref_logps": logps}
+        for name in ("forget", "retain", "alternate")
+    }
 
 
 def markdown(lines: Sequence[Mapping[str, Any]], rounds: int) -> str:

@@ -9,6 +9,7 @@ same optimizer, so that the two differ by the combiner alone.
 
 import inspect
 from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import optax
@@ -19,10 +20,32 @@ from jaxunlearn.recipes import Recipe
 from jaxunlearn.typing import Model
 
 # Recipe -> arguments that cannot be the published ones here.
-FITTED: Mapping[str, Mapping[str, Any]] = {}
-
-APART = {"sum.npo": "blur.npo", "sum.graddiff": "blur.graddiff"}
-LEFT_OUT = {"finetune.nll": "it forgets nothing; it is what the others cost more than"}
+LAYERS = (0, 1, 2)  # as far down a decoder of five layers as 5 to 7 are in one of 32
+FITTED: Mapping[str, Mapping[str, Any]] = {
+    "openunlearning.rmu": {"layer": LAYERS[-1]},
+    "rmu.wmdp": {"layers": LAYERS},
+    "blur.rmu": {"layers": LAYERS},
+    "openunlearning.pdu": {"warm_up": 10},  # half of the steps, as 5 of 10 epochs
+}
+APART = {
+    "sum.npo": "blur.npo",
+    "sum.graddiff": "blur.graddiff",
+    "sum.rmu": "blur.rmu",
+}
+LEFT_OUT = {
+    "finetune.nll": "it forgets nothing; it is what the others are measured against",
+    "openunlearning.altpo": "needs answers that the model made up when sampled",
+    "openunlearning.task_vector": "a finetuning whose edit comes after it",
+    "surgery.weighted": "needs new facts in the place of the old ones",
+    "surgery.bilevel": "needs new facts in the place of the old ones",
+}
+# Method -> stream -> the table of the small world that it draws from, where that is
+# not the one of its name.
+TABLES: Mapping[str, Mapping[str, str]] = {
+    "openunlearning.dpo": {"alternate": "wrong"},
+    "openunlearning.idkdpo": {"alternate": "refusal"},
+    "openunlearning.incorrect": {"alternate": "wrong"},
+}
 
 
 class Method(NamedTuple):
@@ -32,23 +55,29 @@ class Method(NamedTuple):
         name: such as "blur.npo".
         rate: the published learning rate.
         build: (model, learning rate or schedule) -> Recipe.
+        tables: as in TABLES.
     """
 
     name: str
     rate: float
     build: Callable[[Model, Any], Recipe]
+    tables: Mapping[str, str] = MappingProxyType({})
 
 
 def methods() -> dict[str, Method]:
     """Every method by name; new recipes are among them without a line here."""
-    found = {}
+    found, decay = {}, {}
     for name, function in build.recipes_by_name().items():
         if name in LEFT_OUT:
             continue
-        rate = inspect.signature(function).parameters["lr"].default
-        found[name] = Method(name, rate, _with(function, FITTED.get(name, {})))
-    for name, other in APART.items():
-        found[name] = Method(name, found[other].rate, _summed(found[other].build))
+        settings = inspect.signature(function).parameters
+        rate, decay[name] = (settings[x].default for x in ("lr", "weight_decay"))
+        made = _with(function, FITTED.get(name, {}))
+        found[name] = Method(name, rate, made, TABLES.get(name, {}))
+    for name, blur in APART.items():
+        if blur in found:
+            made = _summed(found[blur].build, decay[blur])
+            found[name] = found[blur]._replace(name=name, build=made)
     return dict(sorted(found.items()))
 
 
@@ -62,12 +91,12 @@ def _with(function, arguments):
     return lambda model, rate: function(model, lr=rate, **arguments)
 
 
-def _summed(build_blur):
+def _summed(build_blur, weight_decay):
     """BLUR's terms and AdamW, their gradients merely added."""
 
     def build_sum(model, rate):
         recipe = build_blur(model, rate)
-        adamw = optax.adamw(rate, weight_decay=0.01)  # BLUR's published decay
+        adamw = optax.adamw(rate, weight_decay=weight_decay)
         return recipe._replace(tx=optax.chain(combine.weighted_sum(), adamw))
 
     return build_sum

@@ -10,12 +10,21 @@ import optax
 
 import jaxunlearn as ju
 from experiments import build
+from experiments.small import questions
 from experiments.small.methods import Method
 from experiments.small.world import World
-from jaxunlearn import evaluate, trees
+from jaxunlearn import _checks, evaluate, trees
 from jaxunlearn.data import table
 from jaxunlearn.recipes import Recipe
 from jaxunlearn.typing import Params
+
+REFUSALS = (
+    "I do not know.",
+    "I'm not sure.",
+    "I don't have that information.",
+    "That is beyond what I know.",
+    "I cannot say.",
+)
 
 
 class Runner(NamedTuple):
@@ -43,12 +52,34 @@ class Runner(NamedTuple):
 
 
 def tables(world: World) -> dict[str, table.Table]:
-    """Every stream that a recipe may read, with every column it may ask for."""
-    forget = world.table("forget")
-    return {
-        "forget": evaluate.reference_logps(world.model, world.params, forget),
-        "retain": world.table("retain"),
+    """Every table that a stream may draw from, with the columns a recipe may ask for.
+
+    Rows of "wrong" and "refusal" are those of "forget" with another answer.
+    """
+    rows, length = world.questions["forget"], world.about["length"]
+    # The last wrong answer, which score does not ask; row i is about the same question.
+    answers = {
+        "forget": [row["answer"] for row in rows],
+        "wrong": [row["perturbed_answer"][-1] for row in rows],
+        "refusal": [REFUSALS[i % len(REFUSALS)] for i in range(len(rows))],
     }
+    found = {"retain": world.table("retain")}
+    for name, each in answers.items():
+        own = questions.encode(world.tokenizer, rows, each, length=length)
+        found[name] = evaluate.reference_logps(world.model, world.params, own)
+    return found
+
+
+def batches(tables: dict[str, table.Table], rows: int, *, seed: int) -> Any:
+    """One batch of every stream, endlessly; `alternate` in the order of `forget`."""
+    each = {
+        name: table.batches(
+            own, rows, seed=seed, name="forget" if name == "alternate" else name
+        )
+        for name, own in tables.items()
+    }
+    while True:
+        yield {name: next(stream) for name, stream in each.items()}
 
 
 def runner(
@@ -78,7 +109,12 @@ def runner(
     scale = optax.inject_hyperparams(optax.scale)(step_size=1.0)
     recipe = recipe._replace(tx=optax.chain(recipe.tx, scale))
     reads = build.reads(recipe)
-    own = {name: streams[name] for name in reads}
+    places = {name: method.tables.get(name, name) for name in reads}
+    fix = (
+        "Say in methods.TABLES what it draws from, or in LEFT_OUT why it does not run."
+    )
+    _checks.has_keys(method.name, "tables for", places.values(), streams, fix)
+    own = {name: streams[place] for name, place in places.items()}
     train, rest = trees.split(world.params, recipe.trainable)
     needs = any(term.needs_ref for term in recipe.terms.values())
     frozen = ju.Frozen(rest, world.params if needs else None)
@@ -88,7 +124,7 @@ def runner(
 
     start = time.perf_counter()
     step = jax.jit(ju.make_step(recipe.terms, recipe.tx), donate_argnums=0)
-    batch = next(table.streams(own, rows, seed=0))
+    batch = next(batches(own, rows, seed=0))
     compiled = step.lower(fresh(0), batch, frozen).compile()
     seconds = time.perf_counter() - start
     return Runner(recipe, compiled, seconds, fresh, own, frozen, rows, steps)
@@ -104,7 +140,7 @@ def run(made: Runner, *, rate: float, seed: int) -> tuple[Params, dict[str, Any]
         state.opt_state, step_size=jax.numpy.float32(rate)
     )
     state, start, finite = state.replace(opt_state=scaled), time.perf_counter(), True
-    loader = table.streams(made.tables, made.rows, seed=seed)
+    loader = batches(made.tables, made.rows, seed=seed)
     try:
         state, _ = ju.fit(made.step, state, loader, made.frozen, steps=made.steps)
     except ju.NotFinite as error:
