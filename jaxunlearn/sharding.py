@@ -234,17 +234,31 @@ def constrain(x: Array, *axes: str | Sequence[str] | None) -> Array:
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or all(mesh.shape[a] == 1 for a in mesh.axis_names):
         return x
+    return jax.lax.with_sharding_constraint(x, spec(x.shape, *axes))
+
+
+def spec(shape: Sequence[int], *axes: str | Sequence[str] | None) -> PartitionSpec:
+    """`axes` without those that the caller's mesh lacks or that do not divide."""
+    mesh = jax.sharding.get_abstract_mesh()
     kept = []
-    for size, axis in zip(x.shape, axes, strict=False):
+    for size, axis in zip(shape, axes, strict=False):
         names = [n for n in _names(axis) if n in mesh.shape]
         parts = math.prod(mesh.shape[n] for n in names)
         kept.append(tuple(names) if names and size % parts == 0 else None)
-    return jax.lax.with_sharding_constraint(x, PartitionSpec(*kept))
+    return PartitionSpec(*kept)
 
 
 def parts_of(axis: str) -> int:
     """How many parts the mesh of the caller's `jax.set_mesh` has on `axis`, or 1."""
     return dict(jax.sharding.get_abstract_mesh().shape).get(axis, 1)
+
+
+def platform() -> str:
+    """"cpu", "gpu" or "tpu": of the caller's mesh, described or not, else jax's own."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.abstract_device is None:
+        return jax.default_backend()
+    return mesh.abstract_device.platform
 
 
 def sums(

@@ -10,6 +10,7 @@ NORMS = ("rms", "rms_plus_one", "layer")
 ACTIVATIONS = ("silu", "gelu", "gelu_tanh", "relu")
 REMAT = ("none", "dots", "mlp", "full")
 DTYPES = ("float32", "bfloat16", "float16")
+ATTENTION = ("xla", "cudnn", "splash", "auto")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,6 +89,11 @@ class DecoderConfig:
         remat: what the backward pass recomputes in each block: "none", "dots" (all but
             the results of the weight matrices), "mlp" (all but what enters the MLP's
             activation, half of a block's FLOPs for two arrays of its width) or "full".
+        attention: what runs over whole sequences: "xla", right on every platform;
+            "cudnn" on NVIDIA GPUs; "splash", a Pallas kernel, on TPUs, and slowly on
+            CPUs; or "auto", the kernel of the platform where it can do what the other
+            settings ask, else "xla". With "splash" and windows, real tokens must follow
+            one another. Decoding with a cache is always XLA's.
         source: text of the config.json the model came from, kept for saving it again.
     """
 
@@ -121,6 +127,7 @@ class DecoderConfig:
     windows: tuple[int | None, ...] | None = None
     compute_dtype: str = "float32"
     remat: str = "full"
+    attention: str = "xla"
     source: str = "{}"
 
     def __post_init__(self):
@@ -134,6 +141,7 @@ class DecoderConfig:
             positions=self.positions,
         )
         _checks.one_of("DecoderConfig", REMAT, remat=self.remat)
+        _checks.one_of("DecoderConfig", ATTENTION, attention=self.attention)
         _checks.one_of("DecoderConfig", DTYPES, compute_dtype=self.compute_dtype)
         _checks.one_of("DecoderConfig", NORMS, norm=self.norm)
         _checks.one_of("DecoderConfig", ACTIVATIONS, activation=self.activation)

@@ -171,13 +171,11 @@ def apply(
     mask = batch["mask"]
     positions = jnp.maximum(jnp.cumsum(mask, axis=1, dtype=jnp.int32) - 1, 0)
     rotations = _block.rotations(config, positions)
-    sees = _attention.causal(mask)
-    distance = positions[:, :, None] - positions[:, None, :]
+    attends = _attention.over_whole(config, mask, positions)
 
     def block(x, layer):
         weights, window, index = layer
-        visible = sees if window is None else sees & (distance < window)
-        attend = _block.attention(config, visible)
+        attend = attends(window, index)
         rotation = _block.of_layer(rotations, window)
         return _block.run(config, weights, x, rotation, attend, edits, index)
 
