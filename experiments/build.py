@@ -76,7 +76,7 @@ def pieces(config: ConfigDict, devices: Sequence[Any] | None = None) -> Pieces:
 def model(config: ConfigDict) -> Model:
     """The model that config.model describes."""
     c = config.model
-    running = {"compute_dtype": c.compute_dtype, "remat": c.remat}
+    running = {name: c[name] for name in ("compute_dtype", "remat", "attention")}
     if c.path:
         return hf.describe(path(c.path), **running)
     fields = {}

@@ -34,6 +34,7 @@ MAY_DIFFER = (
     "log",
     "evaluate",
     "model.remat",
+    "model.attention",
 )
 
 
@@ -63,6 +64,7 @@ def defaults() -> ConfigDict:
                 "dtype": "float32",
                 "compute_dtype": "float32",
                 "remat": "full",
+                "attention": "xla",  # or "auto", "cudnn", "splash"
             },
             "data": {},  # stream -> source, rows a step, length and the source's own
             "recipe": {

@@ -254,7 +254,7 @@ def parts_of(axis: str) -> int:
 
 
 def platform() -> str:
-    """"cpu", "gpu" or "tpu": of the caller's mesh, described or not, else jax's own."""
+    """Of the caller's mesh, described or not, else of jax: "cpu", "gpu" or "tpu"."""
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.abstract_device is None:
         return jax.default_backend()

@@ -24,7 +24,7 @@ _NEEDED = (
     "num_attention_heads",
 )
 # DecoderConfig fields that say how to run the model, not which model it is.
-_RUNNING = ("compute_dtype", "remat", "source")
+_RUNNING = ("compute_dtype", "remat", "attention", "source")
 _OWNER = "hf.load"
 
 

@@ -11,6 +11,7 @@ more than the shards of its own devices:
     model, params, tokenizer = hf.load("path/or/name", mesh=mesh)
 """
 
+import dataclasses
 import errno
 import importlib.util
 import json
@@ -48,6 +49,7 @@ def load(
     dtype: str = "float32",
     compute_dtype: str = "float32",
     remat: str = "full",
+    attention: str = "xla",
     mesh: Mesh | None = None,
     rules: Rules | None = None,
 ) -> tuple[Model, Params, Any]:
@@ -60,6 +62,7 @@ def load(
         dtype: of the parameters; float32 masters are what training wants.
         compute_dtype: of activations and matrix products.
         remat: what the backward pass recomputes, as in DecoderConfig.
+        attention: which kernel runs, as in DecoderConfig.
         mesh: where the params will lie, each leaf made in its shards; the default
             device if None. With several processes each loads what its own devices
             need. Of a GGUF file every process holds one whole leaf at a time.
@@ -81,7 +84,8 @@ def load(
             "mesh=sharding.make_mesh(...) too."
         )
     source = _open(path, compute_dtype, remat)
-    model, shardings = decoder.make(source.config), None
+    config = dataclasses.replace(source.config, attention=attention)
+    model, shardings = decoder.make(config), None
     if mesh is not None:
         rules = model.rules if rules is None else rules
         shardings = sharding.by_rules(decoder.shapes(source.config), mesh, rules)
@@ -90,11 +94,16 @@ def load(
 
 
 def describe(
-    path: str | os.PathLike, *, compute_dtype: str = "float32", remat: str = "full"
+    path: str | os.PathLike,
+    *,
+    compute_dtype: str = "float32",
+    remat: str = "full",
+    attention: str = "xla",
 ) -> Model:
     """The decoder of a checkpoint, no weight of it read; arguments and errors as for
     `load`."""
-    return decoder.make(_open(path, compute_dtype, remat).config)
+    config = _open(path, compute_dtype, remat).config
+    return decoder.make(dataclasses.replace(config, attention=attention))
 
 
 def save(

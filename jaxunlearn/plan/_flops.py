@@ -2,6 +2,7 @@
 """FLOPs of a step, twice: by the usual formula, and from the program that is run."""
 
 import math
+import re
 from collections.abc import Mapping
 
 import jax
@@ -10,6 +11,8 @@ from jax.interpreters import partial_eval
 
 from jaxunlearn import trees
 from jaxunlearn.typing import Model, Params, Streams, Term
+
+_RUNS = re.compile(r"\bruns_(\d+)_(\d+)\b")
 
 
 def model_flops(
@@ -56,35 +59,45 @@ def dot_flops(jaxpr: core.ClosedJaxpr | core.Jaxpr) -> float:
     """FLOPs of all matrix products in a traced program, recomputation included.
 
     What no output depends on is dropped first. Loops of known length multiply what is
-    in them; a conditional counts its largest branch. Products inside kernels written in
-    Pallas are not seen.
+    in them; a conditional counts its largest branch; what is in a shard_map counts on
+    every device. A Pallas kernel counts at every point of its grid; where it stands in
+    jax.named_scope("runs_M_N"), at M of N, as it skips tiles that are masked.
+    Products inside cuDNN's attention are not seen.
     """
     if isinstance(jaxpr, core.ClosedJaxpr):
         jaxpr = jaxpr.jaxpr
     used = [True] * len(jaxpr.outvars)
-    return _products(partial_eval.dce_jaxpr(jaxpr, used)[0])
+    return _products(partial_eval.dce_jaxpr(jaxpr, used)[0], 1.0)
 
 
-def _products(jaxpr) -> float:
+def _products(jaxpr, share: float) -> float:
+    """Matrix products of a jaxpr, whose kernels run at this share of their grid."""
     total = 0.0
     for equation in jaxpr.eqns:
-        name = equation.primitive.name
-        if name == "pallas_call":
-            continue
+        name, given = equation.primitive.name, equation.params
         if name == "dot_general":
-            (contracted, _), _ = equation.params["dimension_numbers"]
+            (contracted, _), _ = given["dimension_numbers"]
             shape = equation.invars[0].aval.shape
             inner = math.prod(shape[axis] for axis in contracted)
             total += 2.0 * inner * math.prod(equation.outvars[0].aval.shape)
             continue
-        parts = [
-            _products(getattr(inner, "jaxpr", inner))
-            for inner in core.jaxprs_in_params(equation.params)
+        said = _RUNS.search(str(equation.source_info.name_stack))
+        part = int(said[1]) / int(said[2]) if said else share
+        inside = [
+            _products(getattr(inner, "jaxpr", inner), part)
+            for inner in core.jaxprs_in_params(given)
         ]
         if name == "cond":
-            total += max(parts)
-        else:
-            total += equation.params.get("length", 1) * sum(parts)
+            total += max(inside)
+            continue
+        times = given.get("length", 1)
+        if name == "pallas_call":
+            times = part * math.prod(given["grid_mapping"].grid)
+        elif name == "shard_map":
+            times = math.prod(
+                given["mesh"].shape[a] for a in given["newly_manual_axes"]
+            )
+        total += times * sum(inside)
     return total
 
 

@@ -34,7 +34,7 @@ class Report(NamedTuple):
         fits: peak <= hbm, None without a chip.
         model_flops: by the formula of `plan.model_flops`, over all devices.
         hardware_flops: matrix products of the program, recomputation included, over all
-            devices; those in Pallas kernels are not seen.
+            devices, see `plan.dot_flops`.
         moved: what each kind of collective sends, see `plan.collectives`.
         seconds: lower bounds by kind: compute is hardware_flops at peak; hbm is all
             arguments read, all outputs written and all temporaries written and read
