@@ -23,13 +23,12 @@ from jaxunlearn.models._config import DecoderConfig
 from jaxunlearn.sharding import BATCH
 from jaxunlearn.typing import Array
 
-KERNELS = ("xla", "cudnn", "splash")
 _BLOCKS = (512, 256, 128)  # tokens of a tile; what splash can do is a multiple of 128
 _BEST = {"tpu": "splash", "gpu": "cudnn"}
 
 
 def choose(config: DecoderConfig) -> str:
-    """Which of KERNELS a call runs: what config.attention says, or what "auto" finds.
+    """Which kernel a call runs, or "xla": what config.attention says, or what "auto" finds.
 
     The platform is that of the mesh of the caller's `jax.set_mesh`, described machines
     included, else that of jax's default device.
