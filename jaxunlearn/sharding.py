@@ -348,6 +348,7 @@ def _sizes(sizes: Mapping[str, int], count: int) -> dict[str, int]:
 
 
 def _matches(rule: str, path: str) -> bool:
+    path = path.split(f"/{trees.LAYERS}")[0]  # layers of a leaf lie as the leaf does
     return re.fullmatch(f"(?:.*/)?(?:{rule})", path) is not None
 
 

@@ -81,7 +81,8 @@ def adaptive_target(
 
     Args:
         ref_hidden: [..., D] float, hidden states of the reference.
-        direction: [D] float, such as `steering_vector`'s.
+        direction: [D] float, such as `steering_vector`'s, or [..., D] that broadcasts
+            to ref_hidden.
         scale: beta of the paper, > 0.
     Returns:
         [..., D] float32, a target for `rmu`.
@@ -92,10 +93,11 @@ def adaptive_target(
     _checks.positive("adaptive_target", scale=scale)
     ref_hidden = at_least_float32(ref_hidden)
     direction = at_least_float32(direction).astype(ref_hidden.dtype)
-    _checks.same_shape(
-        "adaptive_target",
-        direction=direction,
-        **{"one state of ref_hidden": ref_hidden.reshape(-1, ref_hidden.shape[-1])[0]},
-    )
+    if direction.shape[-1] != ref_hidden.shape[-1]:
+        raise ValueError(
+            "adaptive_target needs a direction as wide as ref_hidden, got widths "
+            f"{direction.shape[-1]} and {ref_hidden.shape[-1]}."
+        )
     size = jnp.linalg.norm(ref_hidden, axis=-1, keepdims=True)
-    return scale * size * (direction / jnp.linalg.norm(direction))
+    length = jnp.linalg.norm(direction, axis=-1, keepdims=True)
+    return scale * size * (direction / length)

@@ -33,7 +33,7 @@ def test_an_adaptive_target_is_as_long_as_the_reference_times_the_scale():
 def test_targets_of_other_widths_are_refused():
     with pytest.raises(ValueError, match="broadcasts to hidden .* same layer"):
         losses.rmu(jnp.zeros((2, 3, 8)), jnp.zeros((2, 4, 8)))
-    with pytest.raises(ValueError, match="one shape"):
+    with pytest.raises(ValueError, match="as wide as ref_hidden"):
         losses.adaptive_target(jnp.zeros((2, 3, 8)), jnp.ones(4))
     with pytest.raises(ValueError, match="coefficient > 0"):
         losses.steering_vector(jax.random.key(0), 8, coefficient=0.0)

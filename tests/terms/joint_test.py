@@ -9,7 +9,7 @@ import pytest
 
 from jaxunlearn import losses, terms
 from tests import tiny
-from tests.terms_test import KINDS, RNG, batch_for, close, reference
+from tests.terms.logits_test import KINDS, RNG, batch_for, close, reference
 
 
 def parts_and_streams():

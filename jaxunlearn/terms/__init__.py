@@ -1,0 +1,42 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Terms: a loss bound to a model and to the streams it reads.
+
+| term | its loss reads |
+| --- | --- |
+| `on_logps` | log-probabilities of answers, or of their tokens |
+| `on_pairs` | log-probabilities of two answers to each question, in two streams |
+| `on_tokens` | whole next-token distributions |
+| `on_hidden` | hidden states after one layer, where the forward pass then stops |
+| `joint` | a weighted sum of such terms in one forward pass |
+
+A term returns the sum of its loss and the number of things summed, so that the division
+happens once, after microbatches and devices. The unembedding and the loss run over a
+few tokens of every sequence at a time, and the backward pass computes those logits
+again: nothing of shape [B, L, V] ever exists.
+
+A loss names what it needs. Its first parameter is what the model computes. For
+`on_logps` every further positional parameter without a default is a column: `ref_logps`
+and others come from the batch, `lengths` is counted by the term. For `on_tokens` it may
+be `ref_logits` or `targets`. Hyperparameters are bound with functools.partial:
+
+    terms.on_logps(partial(losses.npo, beta=0.1), model, "forget")
+    terms.on_logps(losses.nll, model, "retain", reduce="token")
+    terms.on_tokens(losses.kl, model, "retain")
+    terms.on_hidden(losses.rmu, model, "forget", layer=7, target=vector)
+"""
+
+from jaxunlearn.terms._bound import BoundTerm, JointTerm, joint
+from jaxunlearn.terms._chunks import target_logps
+from jaxunlearn.terms._hidden import on_hidden
+from jaxunlearn.terms._logits import on_logps, on_pairs, on_tokens
+
+__all__ = [
+    "BoundTerm",
+    "JointTerm",
+    "joint",
+    "on_hidden",
+    "on_logps",
+    "on_pairs",
+    "on_tokens",
+    "target_logps",
+]

@@ -1,0 +1,180 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Terms on what a model says about the next token."""
+
+import inspect
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from jaxunlearn import _checks
+from jaxunlearn.terms import _chunks
+from jaxunlearn.terms._bound import BoundTerm
+from jaxunlearn.typing import Array, Model, Total
+
+
+def on_logps(
+    loss: Callable[..., Array],
+    model: Model,
+    stream: str,
+    *,
+    reduce: str = "sequence",
+    chunk: int | None = None,
+) -> BoundTerm:
+    """A term on log-probabilities of the answer tokens, in nats.
+
+    Args:
+        loss: with reduce="sequence", (logps [B], columns...) -> [B], logps summed over
+            each answer; with reduce="token", (logps [B, L], columns..., where=[B, L])
+            -> [B, L].
+        model: whose log-probabilities are meant.
+        stream: name of the stream to read.
+        reduce: "sequence" counts sequences that have an answer, "token" counts answer
+            tokens.
+        chunk: tokens of each sequence unembedded at a time; see `target_logps`.
+    Returns:
+        A Term whose value is the mean over what `reduce` counts; it reports `nll`, the
+        mean negative log-probability of an answer token.
+    Raises:
+        ValueError: for an unknown `reduce`, and when it runs for a chunk below 1.
+    """
+    _checks.one_of("on_logps", ("sequence", "token"), reduce=reduce)
+    needed = _columns(loss)
+
+    def of_logps(logps, where, batches):
+        (logps,), (where,), (batch,) = logps, where, batches
+        tokens = jnp.sum(where, dtype=jnp.int32)
+        nll = Total(-jnp.sum(logps), tokens)
+        lengths = jnp.sum(where, axis=1, dtype=jnp.int32)
+        lengths_or_one = jnp.maximum(lengths, 1).astype(jnp.float32)
+        columns = dict(batch) | {"lengths": lengths_or_one}
+        arguments = [columns[name] for name in needed]
+        if reduce == "token":
+            values = loss(logps, *arguments, where=where)
+            return Total(jnp.sum(values), tokens), {"nll": nll}
+        values = jnp.where(lengths > 0, loss(jnp.sum(logps, axis=1), *arguments), 0.0)
+        return Total(jnp.sum(values), jnp.sum(lengths > 0, dtype=jnp.int32)), {
+            "nll": nll
+        }
+
+    columns = ("tokens", "mask", *(name for name in needed if name != "lengths"))
+    return _of_logps(model, (stream,), of_logps, columns, chunk)
+
+
+def on_pairs(
+    loss: Callable[..., Array],
+    model: Model,
+    win: str,
+    lose: str,
+    *,
+    chunk: int | None = None,
+) -> BoundTerm:
+    """A term on two answers to each question: row i of one stream beside row i of the
+    other.
+
+    Args:
+        loss: (logps [B], ref_logps [B], lose_logps [B], lose_ref_logps [B]) -> [B],
+            log-probabilities summed over each answer, such as losses.dpo.
+        model: whose log-probabilities are meant.
+        win: name of the stream of answers to prefer.
+        lose: name of the stream of answers to give up; both carry `ref_logps`.
+        chunk: tokens of each sequence unembedded at a time; see `target_logps`.
+    Returns:
+        A Term whose value is the mean over the rows that have both answers; it reports
+        `nll` of the losing and `win_nll` of the winning answers' tokens.
+    Raises:
+        ValueError: when it runs, if the streams have different numbers of rows.
+    """
+
+    def of_logps(logps, where, batches):
+        pair = {name: batch["tokens"][:, 0] for name, batch in zip((win, lose), batches)}
+        _checks.same_shape("A term on pairs", **pair)
+        nlls = [
+            Total(-jnp.sum(x), jnp.sum(counts, dtype=jnp.int32))
+            for x, counts in zip(logps, where, strict=True)
+        ]
+        both = jnp.all(jnp.stack([jnp.any(counts, axis=1) for counts in where]), axis=0)
+        arguments = [
+            argument
+            for x, batch in zip(logps, batches, strict=True)
+            for argument in (jnp.sum(x, axis=1), batch["ref_logps"])
+        ]
+        values = jnp.where(both, loss(*arguments), 0.0)
+        count = jnp.sum(both, dtype=jnp.int32)
+        return Total(jnp.sum(values), count), {"nll": nlls[1], "win_nll": nlls[0]}
+
+    columns = ("tokens", "mask", "ref_logps")
+    return _of_logps(model, (win, lose), of_logps, columns, chunk)
+
+
+def _of_logps(model, reads, of_logps, columns, chunk):
+    def score(params, hidden, batches, ref):
+        del ref
+        each = [
+            _chunks.logps_of(model, params, x, batch, chunk)
+            for x, batch in zip(hidden, batches, strict=True)
+        ]
+        logps, where = zip(*each, strict=True)
+        return of_logps(logps, where, batches)
+
+    return BoundTerm(model, reads, score, columns, of_logps=of_logps, chunk=chunk)
+
+
+def on_tokens(
+    loss: Callable[..., Array],
+    model: Model,
+    stream: str,
+    *,
+    skip: int = 0,
+    chunk: int | None = None,
+) -> BoundTerm:
+    """A term on whole next-token distributions, averaged over answer tokens.
+
+    Args:
+        loss: (logits [..., V], [ref_logits [..., V],] [targets [...],] where=[...]) ->
+            [...]. A parameter called `ref_logits` makes the term run the reference
+            model; one called `targets` gets the answer's tokens.
+        model: whose distributions are meant.
+        stream: name of the stream to read.
+        skip: how many of the first answer tokens of each row do not count.
+        chunk: tokens of each sequence unembedded at a time; see `target_logps`.
+    Returns:
+        A Term whose value is the mean over answer tokens.
+    Raises:
+        ValueError: if skip is negative or the loss has other parameters without a
+            default.
+    """
+    needed = _columns(loss)
+    for name in needed:
+        _checks.one_of("on_tokens", ("ref_logits", "targets"), parameter=name)
+    _checks.not_negative("on_tokens", skip=skip)
+    needs_ref = "ref_logits" in needed
+
+    def score(params, hidden, batches, ref):
+        (hidden,), (batch,) = hidden, batches
+        targets, where = _chunks.aligned(batch)
+        if skip:
+            where &= jnp.cumsum(where, axis=1, dtype=jnp.int32) > skip
+        ref_hidden = model.apply(ref, batch).hidden if needs_ref else None
+
+        def piece(hidden, ref_hidden, targets, where):
+            logits = model.unembed(params, hidden)
+            columns = {"targets": jnp.where(where, targets, jnp.zeros_like(targets))}
+            if needs_ref:
+                ref_logits = model.unembed(ref, ref_hidden)
+                columns["ref_logits"] = jax.lax.stop_gradient(ref_logits)
+            values = loss(logits, *(columns[name] for name in needed), where=where)
+            return jnp.where(where, values, 0.0)
+
+        size = _chunks.chunk_size(model, params, hidden) if chunk is None else chunk
+        values = _chunks.in_chunks(piece, size, hidden, ref_hidden, targets, where)
+        return Total(jnp.sum(values), jnp.sum(where, dtype=jnp.int32)), {}
+
+    return BoundTerm(model, (stream,), score, ("tokens", "mask"), needs_ref)
+
+
+def _columns(loss: Callable[..., Array]) -> tuple[str, ...]:
+    """Names of the loss's parameters after the first that have no default."""
+    parameters = list(inspect.signature(loss).parameters.values())[1:]
+    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    return tuple(p.name for p in parameters if p.default is p.empty and p.kind in kinds)
