@@ -7,6 +7,7 @@ live in `jaxunlearn.io`, data in `jaxunlearn.data`, networks in `jaxunlearn.mode
 
 from jaxunlearn import attacks as attacks
 from jaxunlearn import combine as combine
+from jaxunlearn import edits as edits
 from jaxunlearn import evaluate as evaluate
 from jaxunlearn import losses as losses
 from jaxunlearn import recipes as recipes

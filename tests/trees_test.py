@@ -106,3 +106,26 @@ def test_products_accumulate_in_float32():
     assert_allclose(trees.norm(twos), 2 * np.sqrt(2**12 + 10), rtol=1e-6)
     assert float(trees.vdot({"a": None}, {"a": None})) == 0.0
     assert float(trees.norm({})) == 0.0
+
+
+def test_layers_of_a_stacked_leaf_train_and_come_back():
+    _, params = tiny.tiny_model()
+    train, rest = trees.split(params, r"blocks/mlp/(down|up)/kernel@0,2")
+    down = params["blocks"]["mlp"]["down"]["kernel"]
+    chosen = trees.paths(train)
+    assert list(chosen) == [
+        f"blocks/mlp/{name}/kernel/layers:0,2" for name in ("down", "up")
+    ]
+    assert_allclose(train["blocks"]["mlp"]["down"]["kernel"]["layers:0,2"], down[::2])
+    for halves in ((train, rest), (rest, train)):
+        jax.tree.map(assert_allclose, trees.merge(*halves), params)
+    moved = trees.merge(jax.tree.map(lambda x: x + 1, train), rest)
+    change = moved["blocks"]["mlp"]["down"]["kernel"] - down
+    assert_allclose(change, np.broadcast_to([[[1]], [[0]], [[1]]], down.shape), 1e-5)
+    shapes = jax.eval_shape(lambda: params)
+    train, rest = trees.split(shapes, r"blocks/mlp/down/kernel@1")
+    assert [x.shape for x in jax.tree.leaves(train)] == [(1, *down.shape[1:])]
+    assert trees.merge(train, rest) == shapes
+    for wrong in ("@3", "@1,0", "@", "@1,x"):
+        with pytest.raises(ValueError, match="whole numbers that rise"):
+            trees.split(params, "blocks/mlp/down/kernel" + wrong)

@@ -70,11 +70,12 @@ def primal_dual(
 
     def init(params):
         del params
-        zero = jnp.zeros([], jnp.float32)
+        # Two arrays: one in both places could not be donated.
+        stats = {k: jnp.zeros([], jnp.float32) for k in ("dual", "violation")}
         return PrimalDualState(
             jnp.zeros([], jnp.int32),
             jnp.asarray(dual, jnp.float32),
-            {"dual": zero, "violation": zero},
+            stats,
         )
 
     def update(grads, state, params=None, *, values=None, **extra):

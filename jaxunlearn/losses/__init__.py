@@ -12,6 +12,7 @@
 | `dpo` | those of two answers and references | from one to the other | 2305.18290 |
 | `npo_logits` | logits and reference logits | as MUSE's code does | 2407.06460 |
 | `kl`, `js` | logits and reference logits | towards the reference | distillation |
+| `kl_uniform` | logits | towards knowing nothing | maximum entropy |
 | `undial` | the same and targets | to the reference, target lowered | 2402.10052 |
 | `ce_u` | logits and targets | to the same without the target | 2503.01224 |
 | `flatten` | logits | to equal logits (PDU) | 2506.05314 |
@@ -24,7 +25,7 @@ divide by a count once. Random-label and incorrect-answer unlearning is `nll` on
 answers.
 """
 
-from jaxunlearn.losses._distill import ce_u, flatten, js, kl, undial
+from jaxunlearn.losses._distill import ce_u, flatten, js, kl, kl_uniform, undial
 from jaxunlearn.losses._likelihood import ascent, nll, token_logps
 from jaxunlearn.losses._preference import dpo, npo, npo_logits, simnpo
 from jaxunlearn.losses._representation import adaptive_target, rmu, steering_vector
@@ -38,6 +39,7 @@ __all__ = [
     "flatten",
     "js",
     "kl",
+    "kl_uniform",
     "nll",
     "npo",
     "npo_logits",

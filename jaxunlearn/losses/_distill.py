@@ -49,6 +49,26 @@ def kl(
     return loss if where is None else jnp.where(where, loss, 0.0)
 
 
+def kl_uniform(
+    logits: Array, *, where: Array | None = None, direction: str = "forward"
+) -> Array:
+    """`kl` to the uniform distribution u: towards knowing nothing about a position.
+
+    "forward" computes KL(u || p) = -mean_v log p - ln V, which is not bounded above;
+    "reverse" computes KL(p || u) = ln V minus the entropy of p, between 0 and ln V.
+
+    Args:
+        logits: [..., V] float, the model.
+        where: [...] bool, True where the position counts; None counts all.
+        direction: "forward" or "reverse".
+    Returns:
+        [...] float32, nats, 0 where masked; reduce outside.
+    Raises:
+        ValueError: if where has another shape or the direction is unknown.
+    """
+    return kl(logits, jnp.zeros_like(logits), where=where, direction=direction)
+
+
 def js(logits: Array, ref_logits: Array, *, where: Array | None = None) -> Array:
     """Jensen-Shannon divergence between a model and a reference, at each position.
 

@@ -60,23 +60,32 @@ def nll(logps: Array, *, where: Array | None = None) -> Array:
     return loss if where is None else jnp.where(where, loss, 0.0)
 
 
-def ascent(logps: Array, *, where: Array | None = None) -> Array:
+def ascent(
+    logps: Array, *, cap: float | None = None, where: Array | None = None
+) -> Array:
     """Gradient ascent written as a loss to minimise: +logps.
 
-    It is unbounded below, so it never stops pushing; `npo` is its saturating form.
+    It is unbounded below, so it never stops pushing; `npo` is its saturating form, and
+    `cap` a plain bound: max(logps, -cap). A hinge relu(m - NLL) is cap=m plus m.
 
     Args:
         logps: [...] float, log-probability of each target (a token or a whole answer),
             nats.
+        cap: entries whose negative log-probability exceeds it, in nats, push no more;
+            > 0, None for no bound. ln V is where a uniform guess stands.
         where: [...] bool, True where the entry counts; None counts all.
     Returns:
         [...] float32, 0 where masked; reduce outside.
     Raises:
-        ValueError: if where has another shape. TypeError: if it is not boolean.
+        ValueError: if cap <= 0 or where has another shape. TypeError: if it is not
+            boolean.
     References: Jang et al. 2022, https://arxiv.org/abs/2210.01504
     """
     _checks.mask("ascent", where, logps=logps)
     loss = at_least_float32(logps)
+    if cap is not None:
+        _checks.positive("ascent", cap=cap)
+        loss = jnp.maximum(loss, jnp.asarray(-cap, loss.dtype))
     return loss if where is None else jnp.where(where, loss, 0.0)
 
 

@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a recipe is, and the pieces that recipes share."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import NamedTuple
 
 import optax
 
-from jaxunlearn import losses, terms
+from jaxunlearn import _checks, combine, losses, terms
 from jaxunlearn.typing import Model, Term
 
 Rate = float | optax.Schedule
@@ -19,7 +19,7 @@ class Recipe(NamedTuple):
     Attributes:
         terms: what make_step differentiates.
         tx: combiner, clipping and optimizer in one chain.
-        trainable: pattern for trees.split, the leaves that train.
+        trainable: pattern for trees.split, the leaves (or layers of them) that train.
     """
 
     terms: Mapping[str, Term]
@@ -41,9 +41,7 @@ def chain(
 
 def retain_nll(model: Model, retain: Mapping[str, float]) -> Term:
     """Weighted token-mean NLL of one or several retain streams, as one term."""
-    parts = {
-        name: terms.on_logps(losses.nll, model, name, reduce="token") for name in retain
-    }
+    parts = retain_parts(model, retain)
     if len(parts) == 1 and set(retain.values()) == {1.0}:
         return next(iter(parts.values()))
     return terms.joint(parts, retain)
@@ -52,3 +50,47 @@ def retain_nll(model: Model, retain: Mapping[str, float]) -> Term:
 def forget_npo(model: Model, *, beta: float) -> terms.BoundTerm:
     """NPO on the stream `forget`, whose batches carry `ref_logps`."""
     return terms.on_logps(partial(losses.npo, beta=beta), model, "forget")
+
+
+def weighted(
+    parts: Mapping[str, terms.BoundTerm],
+    weights: Mapping[str, float],
+    *,
+    lr: Rate,
+    weight_decay: float,
+    clip: float | None,
+    trainable: str = r".*",
+) -> Recipe:
+    """One joint term of weighted parts -> clip -> AdamW."""
+    total = terms.joint(parts, weights)
+    tx = chain(combine.weighted_sum(), lr=lr, weight_decay=weight_decay, clip=clip)
+    return Recipe({"total": total}, tx, trainable)
+
+
+def retain_parts(
+    model: Model, retain: Mapping[str, float], kind: str = "nll"
+) -> dict[str, terms.BoundTerm]:
+    """A term for each retain stream: "nll" of its answers, or "kl" to the reference."""
+    _checks.one_of("The recipe", ("nll", "kl"), retain_loss=kind)
+    if kind == "kl":
+        return {name: terms.on_tokens(losses.kl, model, name) for name in retain}
+    return {
+        name: terms.on_logps(losses.nll, model, name, reduce="token") for name in retain
+    }
+
+
+def layers(model: Model, wanted: Sequence[int]) -> tuple[int, ...]:
+    """The layers as a rising tuple, once the model has a site for each of them."""
+    wanted = tuple(sorted(wanted))
+    if "block" not in model.sites:
+        raise ValueError(
+            "This recipe reads the output of a block and needs a model with the site "
+            f"'block', got sites {_checks.listed(model.sites)}. Use models.make."
+        )
+    count = model.sites["block"].layers
+    if not wanted or not 0 <= wanted[0] <= wanted[-1] < count:
+        raise ValueError(
+            f"This recipe needs layers from 0 to {count - 1}, got layers={wanted}. "
+            "Pass layers=(...) for a model of another depth than the paper's."
+        )
+    return wanted

@@ -8,13 +8,14 @@ min r(theta) over the minimisers of f(theta): each step moves along
 with f the forget loss, r the retain loss. Numbers come from the authors' TOFU code.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 
 import optax
 
 from jaxunlearn import combine, losses, terms
 from jaxunlearn.recipes import _recipe
+from jaxunlearn.recipes import rmu as plain_rmu
 from jaxunlearn.recipes._recipe import Rate, Recipe
 from jaxunlearn.typing import Model
 
@@ -79,3 +80,42 @@ def graddiff(
     return Recipe(
         parts, _recipe.chain(combiner, lr=lr, weight_decay=weight_decay, clip=clip)
     )
+
+
+def rmu(
+    model: Model,
+    *,
+    gamma: float | optax.Schedule = 1 / 800,
+    coefficient: float = 6.5,
+    layers: Sequence[int] = plain_rmu.LAYERS,
+    topics: int = 1,
+    seed: int = 0,
+    reference: str = "model",
+    tokens: str = "real",
+    lr: Rate = 5e-5,
+    weight_decay: float = 0.0,
+    clip: float | None = None,
+) -> Recipe:
+    """BLUR with RMU's two losses, as on WMDP; see recipes.rmu.wmdp.
+
+    Args:
+        model, coefficient, layers, topics, seed, reference, tokens, lr, weight_decay,
+            clip: as for recipes.rmu.wmdp.
+        gamma: how far the forget loss goes down at each step. The authors weigh the
+            projected retain gradient by alpha = 800 instead, which is gamma = 1 / alpha
+            but for the length of the whole update; Adam does not see that.
+    """
+    layers = _recipe.layers(model, layers)
+    forget, retain = plain_rmu.pair(
+        model,
+        layer=layers[-1],
+        coefficient=coefficient,
+        topics=topics,
+        seed=seed,
+        reference=reference,
+        tokens=tokens,
+    )
+    combiner = combine.blur(upper="retain", lower="forget", gamma=gamma)
+    tx = _recipe.chain(combiner, lr=lr, weight_decay=weight_decay, clip=clip)
+    parts = {"forget": forget, "retain": retain}
+    return Recipe(parts, tx, plain_rmu.trainable(layers))

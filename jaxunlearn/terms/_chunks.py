@@ -57,6 +57,7 @@ def aligned(batch: Batch) -> tuple[Array, Array]:
     targets, counted = (jnp.roll(x, -1, axis=1) for x in (batch["tokens"], counted))
     return targets, (counted & mask).at[:, -1].set(False)
 
+
 def chunk_size(model: Model, params: Params, hidden: Array) -> int:
     """Tokens of each sequence unembedded at a time where nobody said: see
     `target_logps`.
@@ -98,4 +99,3 @@ def in_chunks(function, chunk, *arrays):
     cuts = jax.tree.map(cut, arrays)
     values = jax.lax.map(lambda xs: jax.checkpoint(function)(*xs), cuts)
     return jnp.moveaxis(values, 0, 2).reshape(batch, whole)[:, :length]
-

@@ -87,7 +87,10 @@ def on_pairs(
     """
 
     def of_logps(logps, where, batches):
-        pair = {name: batch["tokens"][:, 0] for name, batch in zip((win, lose), batches)}
+        pair = {
+            name: batch["tokens"][:, 0]
+            for name, batch in zip((win, lose), batches, strict=True)
+        }
         _checks.same_shape("A term on pairs", **pair)
         nlls = [
             Total(-jnp.sum(x), jnp.sum(counts, dtype=jnp.int32))

@@ -21,6 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 from golden_families import (  # noqa: E402
     constrained,
     directions,
+    edited,
     hidden,
     likelihood,
     muse,
@@ -47,6 +48,7 @@ FAMILIES: dict[str, Family] = {
     r"rmu.*": hidden.rmu,
     r"muse_(ga|npo)(_.*)?": muse.loss,
     r"blur_muse_loss.*": muse.two_losses,
+    r"muse_task_vector.*": edited.task_vector,
     r"tofu_(grad.*|kl)": likelihood.tofu,
     r"blur_muse_.*": directions.muse,
     r"blur_tofu.*": directions.tofu,

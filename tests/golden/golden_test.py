@@ -24,7 +24,7 @@ TOLERANCES = {
 }
 STARTS = (
     "batch_nll grad_ascent grad_diff kl_retain npo simnpo muse_ga muse_npo blur_ "
-    "tofu_grad tofu_kl dpo undial ceu wga satimp pdu rmu"
+    "tofu_grad tofu_kl dpo undial ceu wga satimp pdu rmu muse_task_vector"
 ).split()
 
 

@@ -56,6 +56,14 @@ LOSSES = {
     "nll": Row(losses.nll, (LOGPS,), [1.0, 2.0, 4.0]),
     "ascent": Row(losses.ascent, (LOGPS,), [-1.0, -2.0, -4.0]),
     # The ratio pi / pi_ref is 1, 3 and 1/3, beta is 1: 2 log(1 + ratio).
+    # -4 is beyond the cap of 3: neither it nor its gradient goes on.
+    "ascent_cap": Row(partial(losses.ascent, cap=3.0), (LOGPS,), [-1.0, -2.0, -3.0]),
+    # mean_v log (1 / 2 p_v) of 3/4, 1/4.
+    "kl_uniform": Row(
+        losses.kl_uniform,
+        (QUARTERS,),
+        [0.5 * np.log(2 / 3) + 0.5 * np.log(2.0)] * ROWS,
+    ),
     "npo": Row(
         partial(losses.npo, beta=1.0),
         (LOGPS, LOGPS - np.array([0.0, LN3, -LN3])),
@@ -261,3 +269,29 @@ def test_a_mask_that_is_not_boolean_is_an_error(row):
         row.loss(*arrays(row), where=jnp.ones(ROWS))
     with pytest.raises(ValueError, match="one shape"):
         row.loss(*arrays(row), where=jnp.ones(ROWS + 1, bool))
+
+
+def test_every_exported_loss_has_a_row():
+    helpers = {"steering_vector", "adaptive_target"}
+    rows = {
+        name
+        for name in losses.__all__
+        if any(row == name or row.startswith(name) for row in LOSSES)
+    }
+    assert set(losses.__all__) - helpers == rows
+
+
+@each
+def test_sharded_rows_give_what_whole_ones_give(row):
+    args = tuple(jnp.concatenate([x] * 8) for x in arrays(row))
+    if row is LOSSES["token_logps"]:
+        targets = jnp.tile(jnp.array([0, 1, 0]), 8)
+        row = row._replace(loss=lambda z: losses.token_logps(z, targets))
+    mesh = jax.make_mesh((8,), ("data",))
+    place = jax.NamedSharding(mesh, jax.P("data"))
+    cut = tuple(jax.device_put(x, place) for x in args)
+    run = jax.jit(jax.value_and_grad(lambda *xs: jnp.mean(row.loss(*xs))))
+    for whole, pieces in zip(
+        *map(jax.tree.leaves, (run(*args), run(*cut))), strict=True
+    ):
+        np.testing.assert_allclose(pieces, whole, rtol=1e-5, atol=1e-6)

@@ -28,13 +28,14 @@ BLUR = {"gamma": 1.0, "lr": 1e-5, "weight_decay": 0.01, "clip": None}
 SUM = {"lr": 1e-5, "weight_decay": 0.0, "clip": 1.0}
 WEIGHTS = {"gamma": 1.0, "alpha": 1.0}
 RETAIN = {"retain": {"retain": 1.0}}
+SORT = RETAIN | {"retain_loss": "nll"}
 DEFAULTS = {
     "blur.npo": BLUR | RETAIN | {"beta": 0.1},
     "blur.graddiff": BLUR | RETAIN,
     "ascent": SUM,
-    "graddiff": SUM | WEIGHTS | RETAIN,
-    "npo": SUM | WEIGHTS | RETAIN | {"beta": 0.1},
-    "simnpo": SUM | {"gamma": 0.125, "alpha": 1.0, "beta": 4.5, "delta": 0.0} | RETAIN,
+    "graddiff": SUM | WEIGHTS | SORT,
+    "npo": SUM | WEIGHTS | SORT | {"beta": 0.1},
+    "simnpo": SUM | {"gamma": 0.125, "alpha": 1.0, "beta": 4.5, "delta": 0.0} | SORT,
 }
 FORGETS = [name for name in RECIPES if name != "ascent"]
 each = pytest.mark.parametrize("name", RECIPES)

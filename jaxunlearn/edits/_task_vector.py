@@ -1,0 +1,49 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Task vectors: forgetting by subtracting what learning the forget set more added."""
+
+import jax
+import jax.numpy as jnp
+
+from jaxunlearn import _checks, trees
+from jaxunlearn.typing import Params
+
+
+def task_vector(
+    params: Params, tuned: Params, base: Params | None = None, *, scale: float = 1.0
+) -> Params:
+    """Negates a task vector: params - scale * (tuned - base), leaf by leaf.
+
+    The subtraction runs in float32 (float64 for such leaves). Scale 0 is the identity.
+
+    Args:
+        params: the model to edit.
+        tuned: `base` after finetuning on the forget set.
+        base: where that finetuning began; None means `params`.
+        scale: how many times the vector is taken away, any finite number; negative adds
+            it. MUSE takes 5.
+    Returns:
+        A tree like params, in its dtypes and, where they lie on a mesh, its shards.
+    Raises:
+        ValueError: if scale is not finite or the trees differ.
+    References: https://arxiv.org/abs/2212.04089, https://arxiv.org/abs/2407.06460
+    """
+    _checks.finite("task_vector", scale=scale)
+    base = params if base is None else base
+    shapes = [
+        {path: x.shape for path, x in trees.paths(tree).items()}
+        for tree in (params, tuned, base)
+    ]
+    for name, other in zip(("tuned", "base"), shapes[1:], strict=True):
+        if other != shapes[0]:
+            odd = sorted(p for p, _ in set(other.items()) ^ set(shapes[0].items()))
+            raise ValueError(
+                f"task_vector needs trees of one structure and shapes, but {name} and "
+                f"params differ at {_checks.listed(dict.fromkeys(odd))}."
+            )
+
+    def leaf(x, tuned, base):
+        wide = jnp.float64 if x.dtype == jnp.float64 else jnp.float32
+        vector = tuned.astype(wide) - base.astype(wide)
+        return (x.astype(wide) - jnp.asarray(scale, wide) * vector).astype(x.dtype)
+
+    return jax.tree.map(leaf, params, tuned, base)
