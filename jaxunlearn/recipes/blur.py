@@ -14,8 +14,7 @@ from types import MappingProxyType
 import optax
 
 from jaxunlearn import combine, losses, terms
-from jaxunlearn.recipes import _recipe
-from jaxunlearn.recipes import rmu as plain_rmu
+from jaxunlearn.recipes import _recipe, _rmu
 from jaxunlearn.recipes._recipe import Rate, Recipe
 from jaxunlearn.typing import Model
 
@@ -87,7 +86,7 @@ def rmu(
     *,
     gamma: float | optax.Schedule = 1 / 800,
     coefficient: float = 6.5,
-    layers: Sequence[int] = plain_rmu.LAYERS,
+    layers: Sequence[int] = _rmu.LAYERS,
     topics: int = 1,
     seed: int = 0,
     reference: str = "model",
@@ -106,7 +105,7 @@ def rmu(
             but for the length of the whole update; Adam does not see that.
     """
     layers = _recipe.layers(model, layers)
-    forget, retain = plain_rmu.pair(
+    forget, retain = _rmu.pair(
         model,
         layer=layers[-1],
         coefficient=coefficient,
@@ -118,4 +117,4 @@ def rmu(
     combiner = combine.blur(upper="retain", lower="forget", gamma=gamma)
     tx = _recipe.chain(combiner, lr=lr, weight_decay=weight_decay, clip=clip)
     parts = {"forget": forget, "retain": retain}
-    return Recipe(parts, tx, plain_rmu.trainable(layers))
+    return Recipe(parts, tx, _rmu.trainable(layers))

@@ -15,8 +15,7 @@ from collections.abc import Mapping
 from functools import partial
 
 from jaxunlearn import combine, losses, terms
-from jaxunlearn.recipes import _recipe
-from jaxunlearn.recipes import rmu as plain_rmu
+from jaxunlearn.recipes import _recipe, _rmu
 from jaxunlearn.recipes._recipe import Rate, Recipe
 from jaxunlearn.recipes.blur import RETAIN
 from jaxunlearn.typing import Model
@@ -314,7 +313,7 @@ def rmu(
     code multiplies the mean of sums by the mean of inverse lengths.
     """
     (layer,) = _recipe.layers(model, (layer,))
-    forget, retain = plain_rmu.pair(
+    forget, retain = _rmu.pair(
         model, layer=layer, coefficient=coefficient, seed=seed, tokens="answer"
     )
     return _recipe.weighted(

@@ -11,15 +11,9 @@ authors' run on Zephyr-7B, of 32 layers.
 
 from collections.abc import Sequence
 
-import jax
-import jax.numpy as jnp
-
-from jaxunlearn import combine, losses, terms
-from jaxunlearn.recipes import _recipe
+from jaxunlearn.recipes import _recipe, _rmu
 from jaxunlearn.recipes._recipe import Rate, Recipe
 from jaxunlearn.typing import Model
-
-LAYERS = (5, 6, 7)  # of Zephyr-7B: those that train; the last is read
 
 
 def wmdp(
@@ -28,7 +22,7 @@ def wmdp(
     alpha: float = 1200.0,
     coefficient: float = 6.5,
     adaptive: float | None = None,
-    layers: Sequence[int] = LAYERS,
+    layers: Sequence[int] = _rmu.LAYERS,
     topics: int = 1,
     seed: int = 0,
     reference: str = "model",
@@ -59,7 +53,7 @@ def wmdp(
         A Recipe on the streams `forget` and `retain`.
     """
     layers = _recipe.layers(model, layers)
-    forget, retain = pair(
+    forget, retain = _rmu.pair(
         model,
         layer=layers[-1],
         coefficient=coefficient,
@@ -69,42 +63,11 @@ def wmdp(
         reference=reference,
         tokens=tokens,
     )
-    total = terms.joint(
-        {"forget": forget, "retain": retain}, {"forget": 1.0, "retain": alpha}
+    return _recipe.weighted(
+        {"forget": forget, "retain": retain},
+        {"forget": 1.0, "retain": alpha},
+        lr=lr,
+        weight_decay=weight_decay,
+        clip=clip,
+        trainable=_rmu.trainable(layers),
     )
-    tx = _recipe.chain(
-        combine.weighted_sum(), lr=lr, weight_decay=weight_decay, clip=clip
-    )
-    return Recipe({"total": total}, tx, trainable(layers))
-
-
-def pair(
-    model: Model,
-    *,
-    layer: int,
-    coefficient: float,
-    adaptive: float | None = None,
-    topics: int = 1,
-    seed: int = 0,
-    reference: str = "model",
-    tokens: str = "real",
-) -> tuple[terms.BoundTerm, terms.BoundTerm]:
-    """RMU's two terms, on `forget` and on `retain`; arguments as for `wmdp`."""
-    width = model.sites["block"].units
-    keys = jax.random.split(jax.random.key(seed), topics)
-    vectors = jnp.stack(
-        [losses.steering_vector(key, width, coefficient=coefficient) for key in keys]
-    )
-    shared = {"layer": layer, "reference": reference, "tokens": tokens}
-    target = vectors if topics > 1 else vectors[0]
-    return (
-        terms.on_hidden(
-            losses.rmu, model, "forget", target=target, adaptive=adaptive, **shared
-        ),
-        terms.on_hidden(losses.rmu, model, "retain", **shared),
-    )
-
-
-def trainable(layers: Sequence[int]) -> str:
-    """The pattern of the kernels that train, for trees.split."""
-    return r"blocks/mlp/down/kernel@" + ",".join(map(str, layers))
