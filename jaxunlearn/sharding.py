@@ -92,8 +92,8 @@ def by_rules(tree: PyTree, mesh: Mesh, rules: Rules) -> PyTree:
             params, a gradient tree or a whole UnlearnState. None stays None.
         mesh: where the leaves will lie.
         rules: ordered (pattern, axes). The pattern must match the whole path, or all
-            of it from some slash on. Dimensions beyond `axes` are not cut, and scalars
-            and PRNG keys never are.
+            of it from some slash on. Dimensions beyond `axes` are not cut; those of
+            size 1 (of a mask, say), scalars and PRNG keys never are.
     Returns:
         A tree like `tree` of NamedShardings.
     Raises:
@@ -105,7 +105,7 @@ def by_rules(tree: PyTree, mesh: Mesh, rules: Rules) -> PyTree:
     def leaf(path, x):
         axes = axes_of(path, rules) if x.shape else ()
         _check(path, x.shape, axes, mesh)
-        return NamedSharding(mesh, PartitionSpec(*axes))
+        return NamedSharding(mesh, PartitionSpec(*_but_ones(x.shape, axes)))
 
     return trees.map_with_path(leaf, tree)
 
@@ -270,8 +270,9 @@ def sums(
     """Sums over all entries of all leaves of a group; on a mesh in one all-reduce.
 
     Left to the compiler, each way in which leaves are cut costs an all-reduce, one
-    after the other. Here every device adds what it holds of all leaves, a leaf that
-    lies on several devices counting once, and one small array is reduced.
+    after the other. Here every device adds what it holds of all leaves, of a leaf that
+    lies on several devices only the first of them, and one small array is reduced.
+    Sums of whole numbers are exact.
 
     Args:
         function: (index of the leaf, *arrays) -> k scalars that add up over pieces of
@@ -285,10 +286,13 @@ def sums(
     """
     columns = list(leaves.values())
 
-    def add(columns, copies):
+    def add(columns, counts):
+        parts = [function(i, *x) for i, x in enumerate(columns)]
         parts = [
-            [value / copies[i] if copies[i] > 1 else value for value in function(i, *x)]
-            for i, x in enumerate(columns)
+            own
+            if once is True
+            else [jnp.where(once, x, jnp.zeros_like(x)) for x in own]
+            for own, once in zip(parts, counts, strict=True)
         ]
         rows = [
             jnp.stack([sum(k[1:], start=k[0]) for k in zip(*own, strict=True)])
@@ -298,14 +302,21 @@ def sums(
 
     mesh = jax.sharding.get_abstract_mesh()
     if rules is None or mesh.empty or mesh.size == 1:
-        return add(columns, [1] * len(columns))
-    axes = [axes_of(path, rules) if x[0].shape else () for path, x in leaves.items()]
-    cut = [math.prod(mesh.shape[n] for a in each for n in _names(a)) for each in axes]
+        return add(columns, [True] * len(columns))
+    axes = [
+        _but_ones(x.shape, axes_of(path, rules) if x.shape else ())
+        for path, (x, *_) in leaves.items()
+    ]
     specs = [[PartitionSpec(*a)] * len(x) for a, x in zip(axes, columns, strict=True)]
+
+    def first(cut):
+        """Whether this device is the first of those that hold the same piece."""
+        held = {name for axis in cut for name in _names(axis)}
+        rest = [n for n in mesh.axis_names if n not in held and mesh.shape[n] > 1]
+        return jax.lax.axis_index(rest) == 0 if rest else True
+
     return jax.shard_map(
-        lambda own: jax.lax.psum(
-            add(own, [mesh.size // n for n in cut]), mesh.axis_names
-        ),
+        lambda own: jax.lax.psum(add(own, [first(a) for a in axes]), mesh.axis_names),
         in_specs=(specs,),
         out_specs=PartitionSpec(),
         check_vma=False,  # psum over all axes makes it the same everywhere
@@ -356,6 +367,11 @@ def _names(axis: str | Sequence[str] | None) -> tuple[str, ...]:
     return (axis,) if isinstance(axis, str) else tuple(axis or ())
 
 
+def _but_ones(shape: Sequence[int], axes: Sequence) -> tuple:
+    """The axes of those dimensions that have more than one entry."""
+    return tuple(None if n == 1 else a for n, a in zip(shape, axes, strict=False))
+
+
 def _check(path: str, shape: tuple[int, ...], axes: tuple, mesh: Mesh) -> None:
     if len(axes) > len(shape):
         raise ValueError(
@@ -368,7 +384,7 @@ def _check(path: str, shape: tuple[int, ...], axes: tuple, mesh: Mesh) -> None:
                 f"The mesh for {path!r}", mesh.axis_names, **{"a rule's axis": name}
             )
         parts = math.prod(mesh.shape[name] for name in _names(axis))
-        if size % parts:
+        if size > 1 and size % parts:
             raise ValueError(
                 f"The rule of {path!r} cuts a dimension of {size} in {parts} parts "
                 f"({axis}), got shape {shape} on the mesh {dict(mesh.shape)}. Choose "

@@ -7,6 +7,7 @@
 | `blur` | g_upper + (gamma - <g_upper, g_lower> / |g_lower|^2) g_lower | BLUR |
 | `penalty` | g_upper + strength g_lower | penalty-based bi-level |
 | `primal_dual` | w g_forget + mu g_retain, mu follows the retain loss | PDU |
+| `saliency` | another chain's update, where the forget gradient is large | SURE |
 
 A combiner goes first in a chain and the rest of the optimizer follows, clipping too:
 
@@ -25,15 +26,27 @@ linear; for the same reason `optax.MultiSteps` around a combiner is wrong.
 from jaxunlearn.combine._blur import BlurState, blur
 from jaxunlearn.combine._penalty import PenaltyState, penalty
 from jaxunlearn.combine._primal_dual import PrimalDualState, primal_dual
+from jaxunlearn.combine._saliency import (
+    MODULES,
+    ROWS,
+    WEIGHTS,
+    SaliencyState,
+    saliency,
+)
 from jaxunlearn.combine._weighted import WeightedSumState, weighted_sum
 
 __all__ = [
+    "MODULES",
+    "ROWS",
+    "WEIGHTS",
     "BlurState",
     "PenaltyState",
     "PrimalDualState",
+    "SaliencyState",
     "WeightedSumState",
     "blur",
     "penalty",
     "primal_dual",
+    "saliency",
     "weighted_sum",
 ]

@@ -28,13 +28,7 @@ def pair(
 
 def exactly(owner: str, grads: Mapping[str, PyTree], names: Sequence[str]) -> None:
     """Raises unless gradients came for the named terms, no fewer and no more."""
-    if not isinstance(grads, Mapping):
-        raise TypeError(
-            f"{owner} needs a mapping from term to gradients, got "
-            f"{type(grads).__name__}. Put the combiner first in the chain."
-        )
-    fix = "Rename the terms or the combiner's arguments."
-    _checks.has_keys(owner, "the gradients of terms", names, grads, fix)
+    has_terms(owner, grads, names)
     surplus = [name for name in grads if name not in names]
     if surplus:
         raise ValueError(
@@ -42,6 +36,17 @@ def exactly(owner: str, grads: Mapping[str, PyTree], names: Sequence[str]) -> No
             f"{_checks.listed(surplus)} too. Add those losses inside one of the terms, "
             "or combine with weighted_sum and a weight for each."
         )
+
+
+def has_terms(owner: str, grads: Mapping[str, PyTree], names: Sequence[str]) -> None:
+    """Raises unless gradients came for the named terms."""
+    if not isinstance(grads, Mapping):
+        raise TypeError(
+            f"{owner} needs a mapping from term to gradients, got "
+            f"{type(grads).__name__}. Put the combiner first in the chain."
+        )
+    fix = "Rename the terms or the combiner's arguments."
+    _checks.has_keys(owner, "the gradients of terms", names, grads, fix)
 
 
 def same_trees(owner: str, grads: Mapping[str, PyTree]) -> None:

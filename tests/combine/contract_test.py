@@ -42,6 +42,7 @@ COMBINERS = {
     "blur_inequality": partial(combine.blur, constraint="inequality", xi_max=2.0),
     "blur_leaf": partial(combine.blur, scope="leaf"),
     "blur_groups": partial(combine.blur, scope=["block/.*"]),
+    "saliency": lambda: combine.saliency(combine.blur(), percentile=50),
 }
 each = pytest.mark.parametrize("make", COMBINERS.values(), ids=COMBINERS)
 
