@@ -29,7 +29,7 @@ from ml_collections import ConfigDict, config_flags
 import jaxunlearn as ju
 from experiments import build, settings, streams, trackers
 from jaxunlearn import _checks, evaluate, sharding, trees
-from jaxunlearn.data import table
+from jaxunlearn.data import loader, source, table
 from jaxunlearn.io import checkpoint, hf, log, preempt
 
 _CONFIG = config_flags.DEFINE_config_file("config", help_string="a config's file")
@@ -72,7 +72,10 @@ def main(argv: list[str]) -> None:
             sharding.initialize(*given)
     except (*REFUSED, RuntimeError) as error:
         _refuse(error)
-    run(config)
+    try:
+        run(config)
+    except source.BadRow as error:
+        _refuse(error, status=1)
 
 
 def run(config: ConfigDict) -> dict:
@@ -96,7 +99,7 @@ def run(config: ConfigDict) -> dict:
             return json.loads(file.read_text())
         _say(f"Going on after step {done}." if found else "Beginning.")
         original, tokenizer = _original(config, built)
-        made = streams.tables(config, built.model, tokenizer)
+        made = streams.sources(config, built.model, tokenizer)
     except REFUSED as error:
         _refuse(error)
 
@@ -108,9 +111,11 @@ def run(config: ConfigDict) -> dict:
         state = found.state if found else None
     else:
         state = found.state if found else _fresh(built, original, config.seed)
-        tables = _referenced(config, built, original, made)
+        rows = _referenced(config, built, original, made)
         del original  # a copy of all that trains
-        state = _train(config, built, saved, state, frozen, tables, asked, plain)
+        batches = _loader(config, rows, found)
+        state = _train(config, built, saved, state, frozen, batches, asked, plain)
+        batches.close()
     merged = trees.merge(state.params, frozen.rest) if state else original
     result = {
         "mode": config.mode,
@@ -138,19 +143,32 @@ def run(config: ConfigDict) -> dict:
 
 
 def _referenced(config, built, original, made):
-    """The tables that the recipe reads, with the reference's log-probabilities."""
+    """The streams that the recipe reads, with the reference's log-probabilities."""
     output = Path(config.output).expanduser()
-    tables = {}
+    found = {}
     for name, columns in build.reads(built.recipe).items():
         rows, size = made[name], config.data[name].rows
-        tables[name] = rows
+        found[name] = rows
         if "ref_logps" in columns:
             score = partial(_scores, built, original, rows, size)
-            tables[name] = streams.with_reference(name, rows, output, score)
-    return tables
+            found[name] = streams.with_reference(config, name, rows, output, score)
+    return found
 
 
-def _train(config, built, saved, state, frozen, tables, asked, plain):
+def _loader(config, rows, found):
+    """This process's share of the batches, from where the checkpoint stands."""
+    sizes = {name: config.data[name].rows for name in rows}
+    share = (jax.process_index(), jax.process_count())
+    try:
+        batches = loader.streams(rows, sizes, seed=config.seed, share=share)
+        if found:
+            batches.set_state(found.data)
+        return batches
+    except REFUSED as error:
+        _refuse(error)
+
+
+def _train(config, built, saved, state, frozen, batches, asked, plain):
     """The state after the last step; ends the program if asked to stop before it."""
     output = Path(config.output).expanduser()
     done = int(state.step)
@@ -164,16 +182,15 @@ def _train(config, built, saved, state, frozen, tables, asked, plain):
             every=config.save_every,
             steps=config.steps,
             asked=asked,
+            data=lambda step: batches.get_state(),
             config=plain,
         )
     )
-    sizes = {name: config.data[name].rows for name in tables}
-    share = (jax.process_index(), jax.process_count())
     try:
         state, _ = ju.fit(
             built.step,
             state,
-            table.streams(tables, sizes, seed=config.seed, skip=done, share=share),
+            batches,
             frozen,
             steps=config.steps,
             hooks=hooks,
@@ -214,8 +231,9 @@ def _evaluate(config, built, params, made):
     """Mean negative log-probability of an answer token, and perplexity, by stream."""
     found = {}
     for name, rows in made.items():
-        size, count = config.data[name].rows, config.evaluate.rows or None
-        rows = {column: values[:count] for column, values in rows.items()}
+        size, most = config.data[name].rows, config.evaluate.rows
+        if most:
+            rows = table.take(rows, range(min(most, table.rows(rows))), name=name)
         logps, lengths = _scores(built, params, rows, size)
         nll = -float(logps.sum(dtype=np.float64)) / max(1, int(lengths.sum()))
         perplexity = math.exp(nll) if nll < 700 else math.inf

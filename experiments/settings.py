@@ -13,13 +13,14 @@ from ml_collections import ConfigDict
 from jaxunlearn import _checks
 
 MODES = ("finetune", "unlearn", "evaluate")
-SOURCES = ("synthetic", "capitals", "prose", "jsonl")
+SOURCES = ("synthetic", "capitals", "prose", "jsonl", "array_record")
 COMMON = {"source", "rows", "length"}
 STREAM = {  # what each source may be told; `rows` and `length` are common to all
     "synthetic": {"count", "seed"},
     "capitals": {"group", "others"},
     "prose": {"held_out"},
-    "jsonl": {"path", "prompt", "answer"},
+    "jsonl": {"path", "prompt", "answer", "lazy"},  # lazy: encoded when a row is read
+    "array_record": {"path", "prompt", "answer"},  # a glob; records are JSON, lazy
 }
 FREE = ("model.fields", "data", "recipe.args")  # keys that only their readers know
 # What a run may change when it goes on: none of it enters the mathematics.

@@ -1,23 +1,29 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The streams that a config names, as whole tables, with what the reference gave."""
+"""The streams that a config names, with what the reference gave.
 
+Small ones are whole tables; files that are read lazily are sources of rows.
+"""
+
+import glob
+import json
 import os
 import zlib
 from pathlib import Path
 from typing import Any
 
+import grain
 import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from jaxunlearn.data import facts, jsonl, prose, table
+from jaxunlearn.data import facts, jsonl, prose, source, table
 from jaxunlearn.typing import Model
 
-Tables = dict[str, dict[str, np.ndarray]]
+Rows = table.Table | table.Source
 
 
-def tables(config: ConfigDict, model: Model, tokenizer: Any) -> Tables:
-    """The whole table of every stream of config.data, rows of the length it says.
+def sources(config: ConfigDict, model: Model, tokenizer: Any) -> dict[str, Rows]:
+    """A table or source for every stream of config.data, rows of the length it says.
 
     Raises:
         ValueError: if a source needs a tokenizer and the model has none, or its rows
@@ -32,34 +38,32 @@ def tables(config: ConfigDict, model: Model, tokenizer: Any) -> Tables:
                 "'synthetic'."
             )
         make = {"synthetic": _synthetic, "capitals": _capitals, "prose": _prose}
-        make["jsonl"] = _jsonl
+        make |= {"jsonl": _jsonl, "array_record": _array_record}
         made[name] = make[settings.source](settings, model, tokenizer)
     return made
 
 
 def with_reference(
-    stream: str,
-    rows: dict[str, np.ndarray],
-    folder: Path,
-    score: Any,
-) -> dict[str, np.ndarray]:
-    """The table with `ref_logps`, scored once and kept in the folder.
+    config: ConfigDict, stream: str, rows: Rows, folder: Path, score: Any
+) -> Rows:
+    """The stream with `ref_logps`, scored once and kept in the folder.
 
     A restarted run must see the same numbers to the last bit, on whatever mesh.
 
     Args:
+        config: the run's; another model or other settings of the stream are scored
+            anew.
         stream: names the file.
-        rows: the table.
+        rows: its table or source.
         folder: the run's output, on a file system that all processes share.
-        score: () -> ([n] float32, ...), called where there is no file for these tokens.
+        score: () -> ([n] float32, ...), called where there is no file for these rows.
     """
     file = folder / f"reference_{stream}.npz"
-    text = rows["tokens"].tobytes() + rows["answer"].tobytes()
-    known = np.uint32(zlib.crc32(text))
+    known = _mark(config, stream, rows)
     try:
         with np.load(file) as kept:
             if kept["table"] == known:
-                return rows | {"ref_logps": kept["ref_logps"]}
+                return table.with_columns(rows, {"ref_logps": kept["ref_logps"]})
     except (OSError, ValueError, KeyError):
         pass  # not there yet
     logps = score()[0].astype(np.float32)
@@ -67,7 +71,17 @@ def with_reference(
         fresh = file.with_suffix(".new.npz")
         np.savez(fresh, ref_logps=logps, table=known)
         os.replace(fresh, file)
-    return rows | {"ref_logps": logps}
+    return table.with_columns(rows, {"ref_logps": logps})
+
+
+def _mark(config: ConfigDict, stream: str, rows: Rows) -> np.uint32:
+    """A number for what was scored: the settings, and the tokens or how many rows."""
+    model = {k: v for k, v in config.model.to_dict().items() if k != "remat"}
+    made_of = [model, config.seed, config.data[stream].to_dict(), table.rows(rows)]
+    text = json.dumps(made_of, sort_keys=True, default=str).encode()
+    if isinstance(rows, dict):
+        text += rows["tokens"].tobytes() + rows["answer"].tobytes()
+    return np.uint32(zlib.crc32(text))
 
 
 def _synthetic(settings, model, tokenizer):
@@ -104,10 +118,31 @@ def _prose(settings, model, tokenizer):
 def _jsonl(settings, model, tokenizer):
     del model
     prompt, answer = settings.get("prompt", "prompt"), settings.get("answer", "answer")
-    rows = jsonl.read_jsonl(settings.get("path", ""), (prompt, answer))
+    path = settings.get("path", "")
+    if settings.get("lazy", False):
+        return _lazy(jsonl.open_jsonl(path, (prompt, answer)), settings, tokenizer)
+    rows = jsonl.read_jsonl(path, (prompt, answer))
     return table.encode(
         tokenizer,
         [row[prompt] for row in rows],
         [row[answer] for row in rows],
         length=settings.length,
     )
+
+
+def _array_record(settings, model, tokenizer):
+    """Records of JSON; each is read from its file when its turn comes."""
+    del model
+    path = settings.get("path", "")
+    files = sorted(glob.glob(path))
+    if not files:
+        raise FileNotFoundError(
+            f"A stream needs array_record files, got none for path={path!r}. Check it."
+        )
+    records = grain.sources.ArrayRecordDataSource(files)
+    return _lazy(source.mapped(records, json.loads), settings, tokenizer)
+
+
+def _lazy(texts, settings, tokenizer):
+    fields = {name: settings.get(name, name) for name in ("prompt", "answer")}
+    return source.encoded(texts, tokenizer, length=settings.length, **fields)

@@ -24,7 +24,7 @@ from jaxunlearn.typing import Model, Params
 def answer_logps(
     model: Model,
     params: Params,
-    table: tables.Table,
+    table: tables.Table | tables.Source,
     *,
     batch_size: int = 16,
     mesh: Mesh | None = None,
@@ -34,19 +34,21 @@ def answer_logps(
     Args:
         model: the model.
         params: its parameters.
-        table: `tokens`, `mask` and optionally `answer`, each [n, L].
+        table: `tokens`, `mask` and optionally `answer`, each [n, L], or a source of
+            such rows.
         batch_size: rows at a time; data * fsdp of the mesh must divide it.
         mesh: where the params lie, if they do on one. With several processes all of
-            them call this with the whole table, run their shares of the rows and get
-            the values of all.
+            them call this with the whole table, read and run their shares of the rows
+            and get the values of all.
     Returns:
         (logps [n] float32, nats, summed over the answer; lengths [n] int32, its
         tokens).
     """
+    share = (0, 1) if mesh is None else (jax.process_index(), jax.process_count())
     logps, lengths = [], []
-    for batch in tables.padded(_inputs(table), batch_size):
-        valid = batch.pop("valid")
-        each, where = _on_mesh(model, params, batch, mesh)
+    for batch in tables.padded(table, batch_size, share=share):
+        valid = batch["valid"]
+        each, where = _on_mesh(model, params, _inputs(batch), mesh)
         logps.append(np.asarray(each).sum(axis=1)[valid])
         lengths.append(np.asarray(where).sum(axis=1)[valid])
     return np.concatenate(logps), np.concatenate(lengths).astype(np.int32)
@@ -55,18 +57,18 @@ def answer_logps(
 def reference_logps(
     model: Model,
     params: Params,
-    table: tables.Table,
+    table: tables.Table | tables.Source,
     *,
     batch_size: int = 16,
     mesh: Mesh | None = None,
-) -> dict[str, np.ndarray]:
+) -> tables.Table | tables.Source:
     """The table with a column `ref_logps` [n] float32: the reference's answer_logps.
 
     Run it once, with the weights before unlearning; the reference model is not needed
     again.
     """
     logps, _ = answer_logps(model, params, table, batch_size=batch_size, mesh=mesh)
-    return dict(table) | {"ref_logps": logps.astype(np.float32)}
+    return tables.with_columns(table, {"ref_logps": logps.astype(np.float32)})
 
 
 def perplexity(
@@ -237,9 +239,8 @@ def _rounded(length) -> int:
 def _on_mesh(model, params, batch, mesh):
     if mesh is None:
         return _target_logps(params, batch, model)
-    own = tables.own_rows(batch, (jax.process_index(), jax.process_count()))
     with jax.set_mesh(mesh):
-        return _target_logps(params, sharding.put_rows(own, mesh), model)
+        return _target_logps(params, sharding.put_rows(batch, mesh), model)
 
 
 @partial(jax.jit, static_argnums=2)

@@ -49,7 +49,8 @@ def fit(
     """Runs `step` over the loader until `steps` updates are done.
 
     The number of a step is the state's own: a state restored after 30 steps goes on
-    with the 31st, so hand it a loader that does too (data.streams has `skip`).
+    with the 31st, so hand it a loader that does too (data.streams has `skip`, a
+    data.loader its set_state).
 
     Args:
         step: from make_step, jitted with the state donated.

@@ -41,6 +41,8 @@ FILE_LIBRARIES = (
     "safetensors",
     "gguf",
     "huggingface_hub",
+    "grain",
+    "array_record",
 )
 LONGEST = 400
 SPDX = "# SPDX-License-Identifier: Apache-2.0"

@@ -17,6 +17,7 @@ HEAVY = (
     "safetensors",
     "gguf",
     "orbax",
+    "grain",
     "torch",
     "tensorflow",
     "matplotlib",
@@ -63,6 +64,7 @@ BROKEN = {
         ("jaxunlearn/evaluate.py", "from transformers import AutoTokenizer"),
         ("jaxunlearn/models/a.py", "def f():\n    import safetensors.numpy"),
         ("jaxunlearn/__init__.py", "import tokenizers"),
+        ("jaxunlearn/fit.py", "import grain"),
     ],
     plan.torch_is_for_comparison: [
         ("jaxunlearn/io/hf.py", "def f():\n    import torch"),

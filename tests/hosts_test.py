@@ -38,7 +38,7 @@ def finish(process):
 
 
 def test_two_processes_of_four_devices_train_as_one_of_eight(tmp_path):
-    """Every process loads half of the rows, and all collectives go over loopback."""
+    """Each reads half of the rows, and no other; all collectives go over loopback."""
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
         coordinator = f"localhost:{probe.getsockname()[1]}"
@@ -60,6 +60,12 @@ def test_two_processes_of_four_devices_train_as_one_of_eight(tmp_path):
             np.testing.assert_allclose(
                 two[name], one[name], rtol=1e-5, atol=1e-6, err_msg=name
             )
+    read = np.load(tmp_path / "one.npz.0.npz")
+    shares = [np.load(tmp_path / f"two.npz.{process}.npz") for process in (0, 1)]
+    assert read["scored"].tolist() == list(range(24))
+    for name, rows in read.items():
+        halves = [share[name].reshape(-1, 4) for share in shares]
+        np.testing.assert_array_equal(np.hstack(halves), rows.reshape(-1, 8))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -5,8 +5,10 @@ Ten steps of BLUR-NPO on a mesh of eight pretend devices; process 0 writes the p
 hosts_test.py runs it alone and as two processes, and compares.
 """
 
+import json
 import sys
 from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,11 +16,26 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 import jaxunlearn as ju
-from jaxunlearn import data, evaluate, recipes, sharding, trees
+from jaxunlearn import evaluate, recipes, sharding, trees
+from jaxunlearn.data import loader, table
 from tests import tiny
 
 SETTINGS = dict(width=32, heads=8, kv_heads=8, head_dim=4, hidden=32, vocab=64)
 STEPS, ROWS = 10, 8
+
+
+class Noted(NamedTuple):
+    """A table as a source that writes down which rows were read."""
+
+    table: table.Table
+    read: list
+
+    def __len__(self):
+        return table.rows(self.table)
+
+    def __getitem__(self, row):
+        self.read.append(row)
+        return {name: values[row] for name, values in self.table.items()}
 
 
 def tables():
@@ -46,16 +63,27 @@ def main(output, coordinator=None, processes=None, process=None):
     step = sharding.jit_step(plain, mesh, model.rules, state)
     share = (jax.process_index(), jax.process_count())
     made = tables()
-    made["forget"] = evaluate.reference_logps(
-        model, params, made["forget"], batch_size=ROWS, mesh=mesh
-    )
-    loader = data.streams(made, ROWS, seed=0, share=share)
-    state, log = ju.fit(step, state, loader, steps=STEPS)
+    scored = Noted(made["forget"], [])
+    logps, _ = evaluate.answer_logps(model, params, scored, batch_size=ROWS, mesh=mesh)
+    made["forget"] = table.with_columns(made["forget"], {"ref_logps": logps})
+    read = {"scored": scored.read, "forget": [], "retain": []}
+    position = None
+    for steps in (STEPS // 2, STEPS):  # the second half with a loader of its own
+        noted = {name: Noted(rows, []) for name, rows in made.items()}
+        batches = loader.streams(noted, ROWS, seed=0, share=share)
+        if position:
+            batches.set_state(json.loads(position))
+        state, log = ju.fit(step, state, batches, steps=steps)
+        position = json.dumps(batches.get_state())
+        batches.close()
+        for name, source in noted.items():  # it also reads ahead
+            read[name] += source.read[: STEPS // 2 * ROWS // share[1]]
+    np.savez(f"{output}.{share[0]}.npz", **read)
     whole = multihost_utils.process_allgather(state.params, tiled=True)
     if jax.process_index() == 0:
         leaves = {path: np.asarray(x) for path, x in trees.paths(whole).items()}
         last = {name: jnp.float32(value) for name, value in log[-1].items()}
-        leaves["ref_logps"] = made["forget"]["ref_logps"]
+        leaves["ref_logps"] = logps
         np.savez(output, **leaves, **{f"log:{k}": v for k, v in last.items()})
 
 

@@ -3,12 +3,16 @@
 
 import json
 import os
+from array import array
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from jaxunlearn import _checks
 from jaxunlearn.data import facts
+
+_MARK = b"\xef\xbb\xbf"
+_EMPTY = "{} holds no rows. Write one JSON object a line, or name another file."
 
 
 def read_jsonl(
@@ -25,6 +29,48 @@ def read_jsonl(
             or lacks a field; naming the file, if it is no UTF-8 text or holds no rows.
     """
     return [row for _, row in _rows(path, required)]
+
+
+def open_jsonl(path: str | os.PathLike, required: Sequence[str] = ()) -> "Lines":
+    """The same rows as a source, for a file that does not fit in memory.
+
+    The file is passed over once to find where its lines begin (24 bytes of memory a
+    row); a row is read and checked when it is asked for.
+
+    Raises:
+        FileNotFoundError, ValueError: as `read_jsonl`, for one row when it is read.
+    """
+    return Lines(path, required)
+
+
+class Lines:
+    """A JSON lines file, row by row, from any thread; `open_jsonl` makes it."""
+
+    def __init__(self, path: str | os.PathLike, required: Sequence[str]):
+        self.path, self._required = _file(path), tuple(required)
+        self._starts, self._ends, self._lines = array("q"), array("q"), array("q")
+        self._stream = open(self.path, "rb")  # closed with the last reference
+        end = 0
+        for line, content in enumerate(self._stream, start=1):
+            start, end = end, end + len(content)
+            if content.removeprefix(_MARK if line == 1 else b"").strip():
+                self._starts.append(start)
+                self._ends.append(end)
+                self._lines.append(line)
+        if not self._starts:
+            raise ValueError(_EMPTY.format(path))
+
+    def __len__(self) -> int:
+        return len(self._starts)
+
+    def __getitem__(self, row: int) -> dict[str, Any]:
+        start, end, line = self._starts[row], self._ends[row], self._lines[row]
+        content = os.pread(self._stream.fileno(), end - start, start)
+        try:
+            text = content.decode("utf-8-sig" if line == 1 else "utf-8")
+        except UnicodeDecodeError as error:
+            raise _not_text(self.path, start + error.start) from None
+        return _row(self.path, line, text, self._required)
 
 
 def read_facts(path: str | os.PathLike) -> list[facts.Fact]:
@@ -58,29 +104,35 @@ def _rows(
     path: str | os.PathLike, required: Sequence[str]
 ) -> list[tuple[int, dict[str, Any]]]:
     """(line number from 1, object) of every row."""
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"read_jsonl needs a file of JSON lines, but {path} is "
-            f"{'a folder' if path.is_dir() else 'not there'}. Check the path."
-        )
+    path = _file(path)
     try:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
-        raise ValueError(
-            f"{path} needs to be UTF-8 text, but byte {error.start} is not. "
-            "Save it as UTF-8."
-        ) from None
+        raise _not_text(path, error.start) from None
     found = []
     # Not splitlines(): JSON texts may hold U+2028 and its like unescaped.
     for line, content in enumerate(text.split("\n"), start=1):
         if content.strip():
             found.append((line, _row(path, line, content, required)))
     if not found:
-        raise ValueError(
-            f"{path} holds no rows. Write one JSON object a line, or name another file."
-        )
+        raise ValueError(_EMPTY.format(path))
     return found
+
+
+def _file(path: str | os.PathLike) -> Path:
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"read_jsonl needs a file of JSON lines, but {path} is "
+            f"{'a folder' if path.is_dir() else 'not there'}. Check the path."
+        )
+    return path
+
+
+def _not_text(path: Path, byte: int) -> ValueError:
+    return ValueError(
+        f"{path} needs to be UTF-8 text, but byte {byte} is not. Save it as UTF-8."
+    )
 
 
 def _row(

@@ -4,138 +4,46 @@
 Language columns are `tokens` [n, L] int32, `mask` [n, L] bool (True: a real token) and
 `answer` [n, L] bool (True: the loss reads this token as a target). Batches are drawn in
 an order that depends on the seed, the stream's name and the batch's number alone, so a
-run can be resumed anywhere with `skip`.
+run can be resumed anywhere with `skip`. What does not fit in memory is a *source*, read
+row by row; it goes wherever batches are drawn. data.loader reads ahead with grain.
 """
 
+import functools
+import itertools
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
-from functools import partial
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
 from jaxunlearn import _checks
+from jaxunlearn.data._encode import PADS
+from jaxunlearn.data._encode import ROUND_TO as ROUND_TO
+from jaxunlearn.data._encode import encode as encode
+from jaxunlearn.data._encode import encode_text as encode_text
 
 Table = Mapping[str, np.ndarray]
 
-ROUND_TO = 8
-PADS = ("right", "left")
+
+class Source(Protocol):
+    """Rows that are read one by one, in any thread: a list of dicts, an array_record
+    file, a data set of Hugging Face. Each row is a dict of arrays."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, row: int) -> Mapping[str, Any]: ...
 
 
-def encode(
-    tokenizer: Any,
-    prompts: Sequence[str],
-    answers: Sequence[str] | None = None,
-    *,
-    length: int | None = None,
-    pad: str = "right",
-) -> dict[str, np.ndarray]:
-    """Tokenises prompt + " " + answer as one text, and marks the answer's tokens.
-
-    The two are tokenised jointly, as the model would read them, and the answer is found
-    by its place among the characters: merges across the boundary cannot shift it. Every
-    token that reaches beyond the prompt belongs to the answer, its leading space
-    included.
-
-    Args:
-        tokenizer: a fast Hugging Face tokenizer. Special tokens that it puts in front
-            are kept, those that it puts behind are dropped.
-        prompts: n texts.
-        answers: n texts without leading space, or None for the prompts alone; `answer`
-            is `mask` then.
-        length: L; None takes the longest row, rounded up to a multiple of 8.
-        pad: the side that is padded; "left" for generation.
-    Returns:
-        {"tokens": [n, L] int32, "mask": [n, L] bool, "answer": [n, L] bool}.
-    Raises:
-        ValueError: if a row is longer than `length` or an answer is empty.
-    """
-    _checks.one_of("table.encode", PADS, pad=pad)
-    if isinstance(prompts, str) or isinstance(answers, str):
-        raise TypeError(
-            "table.encode needs sequences of texts, got one text. Put it in a list."
-        )
-    prompts = list(prompts)
-    if answers is None:
-        texts, starts = prompts, [0] * len(prompts)
-    else:
-        answers = list(answers)
-        if len(answers) != len(prompts):
-            raise ValueError(
-                f"table.encode needs one answer a prompt, got {len(prompts)} prompts "
-                f"and {len(answers)} answers."
-            )
-        for row, answer in enumerate(answers):
-            if not answer.strip():
-                raise ValueError(
-                    f"table.encode needs answers of at least one token, but row {row} "
-                    f"({prompts[row]!r}) has {answer!r}. Leave the row out."
-                )
-        texts = [f"{p} {a}" for p, a in zip(prompts, answers, strict=True)]
-        starts = [len(prompt) for prompt in prompts]
-
-    coded = []
-    for text, start in zip(texts, starts, strict=True):
-        ids, ends, _ = _tokenise(tokenizer, text)
-        coded.append((ids, [end > start for end in ends]))
-    longest = max((len(ids) for ids, _ in coded), default=1)
-    if length is None:
-        length = max(ROUND_TO, -(-longest // ROUND_TO) * ROUND_TO)
-    _checks.positive_int("table.encode", length=length)
-    if longest > length:
-        row = next(i for i, (ids, _) in enumerate(coded) if len(ids) > length)
-        raise ValueError(
-            f"table.encode needs rows of at most length={length} tokens, but row {row} "
-            f"has {len(coded[row][0])}: {_short(texts[row])}. "
-            f"Set length to {longest} or more (the longest row), or shorten the text."
-        )
-
-    table = _blank(len(coded), length, _pad_id(tokenizer))
-    for row, (ids, answer) in enumerate(coded):
-        at = slice(0, len(ids)) if pad == "right" else slice(length - len(ids), length)
-        table["tokens"][row, at] = ids
-        table["mask"][row, at] = True
-        table["answer"][row, at] = answer if answers is not None else True
-    return table
-
-
-def encode_text(tokenizer: Any, text: str, *, length: int) -> dict[str, np.ndarray]:
-    """Cuts prose into rows of exactly `length` tokens; what is left over is dropped.
-
-    Special tokens that the tokenizer puts in front of a text begin every row and are no
-    answer.
-
-    Returns:
-        {"tokens", "mask", "answer"}, each [n, length].
-    Raises:
-        ValueError: if the text fills no row.
-    """
-    _checks.positive_int("table.encode_text", length=length)
-    ids, _, front = _tokenise(tokenizer, text)
-    prefix, ids = ids[:front], ids[front:]
-    room = length - front
-    count = len(ids) // room if room > 0 else 0
-    if count == 0:
-        raise ValueError(
-            f"table.encode_text needs a text of at least one row of length={length} "
-            f"tokens, got {len(ids)} tokens. Give more text or a smaller length."
-        )
-    table = _blank(count, length, 0)
-    table["tokens"][:, :front] = prefix
-    table["tokens"][:, front:] = np.asarray(ids[: count * room]).reshape(count, room)
-    table["mask"][:] = True
-    table["answer"][:, front:] = True
-    return table
-
-
-def rows(table: Table, *, name: str = "data") -> int:
-    """How many rows a table has.
+def rows(table: Table | Source, *, name: str = "data") -> int:
+    """How many rows a table or a source has.
 
     Raises:
         ValueError: if it has none, or its columns differ in rows; the message says
             `name`.
     """
-    counts = {column: len(values) for column, values in table.items()}
+    counts = {"": len(table)}
+    if isinstance(table, Mapping):
+        counts = {column: len(values) for column, values in table.items()}
     if len(set(counts.values())) > 1:
         came = ", ".join(f"{column} {count}" for column, count in counts.items())
         raise ValueError(f"The {name} needs columns of as many rows, got {came}.")
@@ -147,8 +55,56 @@ def rows(table: Table, *, name: str = "data") -> int:
     return next(iter(counts.values()))
 
 
+def take(
+    source: Table | Source, index: Iterable[int], *, name: str = "data"
+) -> dict[str, np.ndarray]:
+    """The rows of these numbers, as a table.
+
+    Raises:
+        TypeError, ValueError: if rows of a source are no dicts, or differ in columns or
+            shapes; the message says `name`.
+    """
+    index = np.asarray(index)
+    if isinstance(source, Mapping):
+        return {column: np.asarray(values)[index] for column, values in source.items()}
+    read = [(row, source[row]) for row in index.tolist()]
+    first, like = read[0]
+    for row, values in read:
+        if not isinstance(values, Mapping):
+            raise TypeError(
+                f"The {name} source needs rows that are dicts of arrays, got "
+                f"{type(values).__name__} in row {row}. Decode it by data.mapped."
+            )
+        shapes = {column: np.shape(x) for column, x in values.items()}
+        wanted = {column: np.shape(x) for column, x in like.items()}
+        if shapes != wanted:
+            raise ValueError(
+                f"The {name} source needs rows of one shape, got {wanted} in row "
+                f"{first} and {shapes} in row {row}. Pad them, as data.encoded does."
+            )
+    return {c: np.stack([np.asarray(values[c]) for _, values in read]) for c in like}
+
+
+def with_columns(source: Table | Source, columns: Table) -> Table | Source:
+    """The source with more columns, or others of these names, held in memory."""
+    if isinstance(source, Mapping):
+        return dict(source) | dict(columns)
+    return _Wider(source, columns)
+
+
+class _Wider(NamedTuple):
+    source: Source
+    columns: Table
+
+    def __len__(self):
+        return len(self.source)
+
+    def __getitem__(self, row):
+        return {**self.source[row], **{c: x[row] for c, x in self.columns.items()}}
+
+
 def batches(
-    table: Table,
+    table: Table | Source,
     size: int,
     *,
     seed: int,
@@ -163,7 +119,7 @@ def batches(
     another. Batch k depends on (seed, name, k) alone.
 
     Args:
-        table: columns of n rows; n may be smaller than `size`.
+        table: columns of n rows, or a source of them; n may be smaller than `size`.
         size: B.
         seed: whole number >= 0.
         epochs: stop once every row was seen this often; the last batch is filled from
@@ -177,16 +133,17 @@ def batches(
         ValueError: at once, if the table is empty.
     """
     count = rows(table, name=name)
-    _checks.positive_int("table.batches", size=size)
-    _checks.not_negative("table.batches", seed=seed, skip=skip)
+    _checks.not_negative("table.batches", skip=skip)
     if epochs is not None:
         _checks.positive_int("table.batches", epochs=epochs)
-    stop = None if epochs is None else -(-epochs * count // size)
-    return _batches(table, count, size, (seed, zlib.crc32(name.encode())), skip, stop)
+    read = _batch(table, size, seed, name, (0, 1))
+    if epochs is None:
+        return map(read, itertools.count(int(skip)))
+    return map(read, range(int(skip), -(-epochs * count // size)))
 
 
 def streams(
-    tables: Mapping[str, Table],
+    tables: Mapping[str, Table | Source],
     sizes: Mapping[str, int] | int,
     *,
     seed: int,
@@ -196,17 +153,33 @@ def streams(
     """One batch of every stream, endlessly: {"forget": batch, "retain": batch, ...}.
 
     Args:
-        tables: stream name -> table.
+        tables: stream name -> table, or a source of rows.
         sizes: batch size of every stream, or one for all.
         seed: whole number >= 0; each stream shuffles in an order of its own.
         skip: steps to leave out at the beginning, to resume a run.
         share: (process, processes), such as (jax.process_index(), jax.process_count()):
-            only this process's rows of each batch come, an equal run of them in order.
-            Together the processes have the batches that one process would have.
+            only this process's rows of each batch are read, an equal run of them in
+            order. Together the processes have the batches that one process would have.
     Raises:
         ValueError: at once, naming the stream whose table is empty, or whose rows do
             not divide by the processes.
         KeyError: if `sizes` lacks a stream.
+    """
+    _checks.not_negative("table.streams", skip=skip)
+    return map(at(tables, sizes, seed=seed, share=share), itertools.count(int(skip)))
+
+
+def at(
+    tables: Mapping[str, Table | Source],
+    sizes: Mapping[str, int] | int,
+    *,
+    seed: int,
+    share: tuple[int, int] = (0, 1),
+) -> Callable[[int], dict[str, dict[str, np.ndarray]]]:
+    """The function from a step's number to what `streams` yields there.
+
+    The order of the rows is made anew for every epoch, and that of two epochs of each
+    stream is kept: 16 bytes a row.
     """
     if not tables:
         raise ValueError("table.streams needs at least one stream, got none.")
@@ -214,23 +187,33 @@ def streams(
         fix = "Give a batch size for every stream."
         _checks.has_keys("table.streams", "sizes for", tables, sizes, fix)
         _checks.has_keys("table.streams", "tables for", sizes, tables, fix)
-    if not isinstance(sizes, Mapping):
+    else:
         sizes = dict.fromkeys(tables, sizes)
-    each = {}
-    for name, table in tables.items():
-        part = _part(sizes[name], share, name)
-        whole = batches(table, sizes[name], seed=seed, skip=skip, name=name)
-        each[name] = map(partial(_cut, part), whole)
-    return _together(each)
+    each = {
+        name: _batch(source, sizes[name], seed, name, share)
+        for name, source in tables.items()
+    }
+    return lambda step: {name: batch(step) for name, batch in each.items()}
 
 
-def own_rows(batch: Table, share: tuple[int, int]) -> dict[str, np.ndarray]:
-    """The rows of a batch that a process hands to the mesh; `share` as in `streams`."""
-    return _cut(_part(rows(batch), share, "batch"), batch)
+def _batch(source, size, seed, name, share):
+    """From a batch's number to the batch, this process's rows of it."""
+    count = rows(source, name=name)
+    _checks.positive_int("table.batches", size=size)
+    _checks.not_negative("table.batches", seed=seed)
+    part = _part(size, share, name)
 
+    @functools.lru_cache(maxsize=2)  # a batch may reach into the next epoch
+    def order(epoch):
+        key = [seed, zlib.crc32(name.encode()), epoch]
+        return np.random.default_rng(key).permutation(count)
 
-def _cut(part: slice, batch: Table) -> dict[str, np.ndarray]:
-    return {name: column[part] for name, column in batch.items()}
+    def batch(number):
+        epoch, place = np.divmod(number * size + np.arange(size)[part], count)
+        index = [order(each)[place[epoch == each]] for each in np.unique(epoch)]
+        return take(source, np.concatenate(index), name=name)
+
+    return batch
 
 
 def _part(size: int, share: tuple[int, int], name: str) -> slice:
@@ -249,18 +232,21 @@ def _part(size: int, share: tuple[int, int], name: str) -> slice:
     return slice(process * own, (process + 1) * own)
 
 
-def padded(table: Table, size: int) -> Iterator[dict[str, np.ndarray]]:
+def padded(
+    table: Table | Source, size: int, *, share: tuple[int, int] = (0, 1)
+) -> Iterator[dict[str, np.ndarray]]:
     """All rows in order, in batches of one size, for evaluation.
 
     The last batch is filled with copies of the last row; the extra column `valid` [B]
-    bool is False there.
+    bool is False there. With a share, as in `streams`, a batch has this process's rows
+    alone, but all of `valid`.
 
     Raises:
-        ValueError: at once, if the table is empty.
+        ValueError: at once, if the table is empty, or a batch cannot be shared.
     """
     count = rows(table)
     _checks.positive_int("table.padded", size=size)
-    return _padded(table, count, size)
+    return _padded(table, count, size, _part(size, share, "batch"))
 
 
 def concat(tables: Sequence[Table], *, pad: str = "right") -> dict[str, np.ndarray]:
@@ -308,91 +294,14 @@ def check_length(table: Table, positions: int) -> None:
         )
 
 
-def _tokenise(tokenizer: Any, text: str) -> tuple[list[int], list[int], int]:
-    """Ids, the character where each ends, and how many special tokens lead."""
-    if not getattr(tokenizer, "is_fast", False):
-        raise TypeError(
-            "table needs a fast tokenizer (one that knows character offsets), got "
-            f"{type(tokenizer).__name__}. Load the tokenizer.json of the model."
-        )
-    coded = tokenizer(
-        text,
-        truncation=False,
-        return_offsets_mapping=True,
-        return_special_tokens_mask=True,
-        verbose=False,  # rows longer than the model are check_length's affair
-    )
-    ids, ends = coded["input_ids"], [end for _, end in coded["offset_mapping"]]
-    # A chat marker that is written out in the text is special too, but has its
-    # characters.
-    added = [
-        bool(special) and start == end
-        for special, (start, end) in zip(
-            coded["special_tokens_mask"], coded["offset_mapping"], strict=True
-        )
-    ]
-    last = len(ids)
-    while last and added[last - 1]:
-        last -= 1
-    front = 0
-    while front < last and added[front]:
-        front += 1
-    return ids[:last], ends[:last], front
-
-
-def _pad_id(tokenizer: Any) -> int:
-    for value in (tokenizer.pad_token_id, tokenizer.eos_token_id):
-        if value is not None:
-            return value
-    return 0
-
-
-def _blank(count: int, length: int, pad_id: int) -> dict[str, np.ndarray]:
-    return {
-        "tokens": np.full((count, length), pad_id, np.int32),
-        "mask": np.zeros((count, length), np.bool_),
-        "answer": np.zeros((count, length), np.bool_),
-    }
-
-
-def _batches(table, count, size, seed, skip, stop):
-    number = int(skip)
-    epoch, order = -1, np.arange(0)
-    while stop is None or number < stop:
-        taken = []
-        first, last = number * size, (number + 1) * size
-        while first < last:
-            if first // count != epoch:
-                epoch = first // count
-                order = np.random.default_rng([*seed, epoch]).permutation(count)
-            end = min(last, (epoch + 1) * count)
-            taken.append(order[first - epoch * count : end - epoch * count])
-            first = end
-        yield _take(table, np.concatenate(taken))
-        number += 1
-
-
-def _together(each):
-    while True:
-        yield {name: next(stream) for name, stream in each.items()}
-
-
-def _padded(table, count, size):
+def _padded(table, count, size, part):
     for first in range(0, count, size):
         index = np.arange(first, first + size)
-        batch = _take(table, np.minimum(index, count - 1))
+        batch = take(table, np.minimum(index, count - 1)[part])
         yield {**batch, "valid": index < count}
-
-
-def _take(table: Table, index: np.ndarray) -> dict[str, np.ndarray]:
-    return {name: np.asarray(column)[index] for name, column in table.items()}
 
 
 def _widen(column: np.ndarray, length: int, pad: str) -> np.ndarray:
     more = length - column.shape[1]
     sides = (0, more) if pad == "right" else (more, 0)
     return np.pad(column, [(0, 0), sides] + [(0, 0)] * (column.ndim - 2))
-
-
-def _short(text: str) -> str:
-    return repr(text if len(text) <= 60 else text[:57] + "...")

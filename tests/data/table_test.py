@@ -177,14 +177,15 @@ def test_the_shares_of_all_processes_make_up_the_batch():
                 np.testing.assert_array_equal(column, np.concatenate(own))
 
 
-def test_own_rows_of_all_processes_make_up_the_batch():
-    batch = numbered(6)
-    parts = [table.own_rows(batch, (i, 3)) for i in range(3)]
+def test_padded_shares_make_up_the_batch():
+    (batch,) = table.padded(numbered(5), 6)
+    parts = [next(table.padded(numbered(5), 6, share=(i, 3))) for i in range(3)]
     for name, column in batch.items():
         joined = np.concatenate([part[name] for part in parts])
-        np.testing.assert_array_equal(joined, column)
+        whole = np.tile(column, 3) if name == "valid" else column
+        np.testing.assert_array_equal(joined, whole)
     with pytest.raises(ValueError, match="4 processes can share equally, got 6 rows"):
-        table.own_rows(batch, (0, 4))
+        table.padded(batch, 6, share=(0, 4))
 
 
 def test_shares_that_do_not_fit_are_errors():
