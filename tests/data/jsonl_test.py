@@ -19,6 +19,7 @@ def write(tmp_path):
 def test_rows_come_in_order_and_blank_lines_are_skipped(write):
     path = write('\ufeff{"a": 1}\n\n{"a": 2, "b": "x\u2028y"}\r\n  \n')
     assert jsonl.read_jsonl(path, ["a"]) == [{"a": 1}, {"a": 2, "b": "x\u2028y"}]
+    assert list(jsonl.open_jsonl(path, ["a"])) == jsonl.read_jsonl(path, ["a"])
 
 
 @pytest.mark.parametrize(
@@ -40,6 +41,8 @@ def test_rows_come_in_order_and_blank_lines_are_skipped(write):
 def test_bad_files_are_named_with_the_line(write, text, message):
     with pytest.raises(ValueError, match=message):
         jsonl.read_jsonl(write(text), ["a"])
+    with pytest.raises(ValueError, match=message):
+        list(jsonl.open_jsonl(write(text), ["a"]))
 
 
 def test_a_missing_file_is_named(tmp_path):

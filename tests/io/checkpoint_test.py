@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Checkpoints: whole or absent, on any mesh, and never those of another run."""
 
+import errno
 import json
 import os
 import shutil
@@ -217,6 +218,56 @@ def test_a_full_disk_keeps_the_checkpoint_before(tmp_path):
     run = [sys.executable, "-c", FULL, str(tmp_path / "c")]
     done = subprocess.run(run, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
+    assert "The checkpoint of step 1 is whole. Free some disk space" in done.stdout
+    assert done.stdout.endswith("[1, 2]\n")
+
+
+NO_SPACE = """
+import sys, jax
+from pathlib import Path
+from jaxunlearn.io import checkpoint
+saved = checkpoint.open(sys.argv[1])
+def state(value):
+    return {"w": jax.random.normal(jax.random.key(value), (1 << 16,))}
+checkpoint.save(saved, 1, state(1)); checkpoint.wait(saved)
+other = Path(sys.argv[1]).parent / "other"
+with other.open("wb") as file:
+    try:
+        while True:
+            file.write(bytes(1 << 14)); file.flush()
+    except OSError as error:
+        print("errno", error.errno)
+try:
+    checkpoint.save(saved, 2, state(2)); checkpoint.wait(saved)
+except checkpoint.NotSaved as error:
+    print(error)
+other.unlink()
+saved = checkpoint.open(sys.argv[1])
+shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype,
+    sharding=jax.sharding.SingleDeviceSharding(jax.devices()[0])), state(1))
+found = checkpoint.restore(saved, shapes)
+assert found.step == 1 and (found.state["w"] == state(1)["w"]).all()
+checkpoint.save(saved, 2, state(2)); checkpoint.wait(saved)
+print(checkpoint.steps(saved))
+"""
+ALONE = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c"]
+MOUNT = 'mount -t tmpfs -o size=2m none "$0" && '
+
+
+def test_a_file_system_without_space_keeps_the_checkpoint_before(tmp_path):
+    """ENOSPC of a real file system, a small one in memory that only this test sees."""
+    try:
+        mounts = [*ALONE, MOUNT + "true", str(tmp_path)]
+        reason = subprocess.run(mounts, capture_output=True, text=True).stderr
+    except FileNotFoundError as error:
+        reason = str(error)
+    if reason:
+        pytest.skip(f"no file system can be mounted here: {reason.strip()}")
+    run = [sys.executable, "-c", NO_SPACE, str(tmp_path / "c")]
+    command = [*ALONE, MOUNT + 'exec "$@"', str(tmp_path), *run]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert f"errno {errno.ENOSPC}" in done.stdout
     assert "The checkpoint of step 1 is whole. Free some disk space" in done.stdout
     assert done.stdout.endswith("[1, 2]\n")
 
