@@ -7,6 +7,7 @@ import jax
 import pytest
 
 from jaxunlearn import losses, plan, sharding, terms
+from jaxunlearn.terms import _chunks
 from tests import tiny
 
 WIDTH, VOCAB, ROWS, LENGTH = 32, 512, 8, 65
@@ -27,7 +28,7 @@ def test_a_chunk_is_few_tokens_unless_rows_are_cut(monkeypatch, sizes, most, chu
     model, params = tiny.tiny_model(width=WIDTH, vocab=VOCAB, positions=LENGTH)
     batch = tiny.tiny_batch(ROWS, LENGTH)
     if most is not None:
-        monkeypatch.setattr(terms, "_MOST_LOGITS", most)
+        monkeypatch.setattr(_chunks, "_MOST_LOGITS", most)
     devices = jax.devices()[:1] if sizes is None else None
     mesh = sharding.make_mesh(devices=devices, **({"fsdp": 1} | (sizes or {})))
     with jax.set_mesh(mesh):
