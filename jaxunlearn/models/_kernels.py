@@ -28,7 +28,7 @@ _BEST = {"tpu": "splash", "gpu": "cudnn"}
 
 
 def choose(config: DecoderConfig) -> str:
-    """Which kernel a call runs, or "xla": what config.attention says, or what "auto" finds.
+    """Which kernel a call runs, or "xla": what config.attention says or "auto" finds.
 
     The platform is that of the mesh of the caller's `jax.set_mesh`, described machines
     included, else that of jax's default device.
