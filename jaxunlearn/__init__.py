@@ -6,6 +6,7 @@ live in `jaxunlearn.io`, data in `jaxunlearn.data`, networks in `jaxunlearn.mode
 """
 
 from jaxunlearn import attacks as attacks
+from jaxunlearn import bilevel as bilevel
 from jaxunlearn import combine as combine
 from jaxunlearn import edits as edits
 from jaxunlearn import evaluate as evaluate
