@@ -168,3 +168,22 @@ def test_the_benchmark_holds_each_method_against_a_plain_step(small_world, known
         half["time_ratio"], 2 * half["milliseconds"] / plain["milliseconds"]
     )
     assert "blur.npo" in cost.markdown(lines, 2)
+
+
+def test_pairs_stay_together_and_a_stream_without_a_table_is_refused(
+    small_world, known
+):
+    small = small_world[1]
+    tables = unlearn.tables(small)
+    assert set(tables) == {"forget", "retain", "wrong", "refusal"}
+    streams = {"forget": tables["forget"], "alternate": tables["wrong"]}
+    drawn = unlearn.batches(streams, 4, seed=1)
+    for batch in (next(drawn) for _ in range(6)):
+        first, second = batch["forget"], batch["alternate"]
+        questions = first["mask"] & ~first["answer"]
+        assert np.array_equal(questions, second["mask"] & ~second["answer"])
+        assert (first["tokens"] == second["tokens"])[questions].all()
+        assert (first["tokens"] != second["tokens"]).any()
+    lost = known["sum.npo"]._replace(tables={"retain": "nowhere"})
+    with pytest.raises(KeyError, match="LEFT_OUT"):
+        unlearn.runner(small, lost, tables, steps=2, rows=2)
