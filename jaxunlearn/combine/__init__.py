@@ -7,6 +7,8 @@
 | `blur` | g_upper + (gamma - <g_upper, g_lower> / |g_lower|^2) g_lower | BLUR |
 | `penalty` | g_upper + strength g_lower | penalty-based bi-level |
 | `primal_dual` | w g_forget + mu g_retain, mu follows the retain loss | PDU |
+| `pcgrad` | sum of g_k, each without what opposes another | Yu et al. 2020 |
+| `mgda` | the shortest convex mixture of g_k | Sener and Koltun 2018 |
 | `saliency` | another chain's update, where the forget gradient is large | SURE |
 
 A combiner goes first in a chain and the rest of the optimizer follows, clipping too:
@@ -24,6 +26,7 @@ linear; for the same reason `optax.MultiSteps` around a combiner is wrong.
 """
 
 from jaxunlearn.combine._blur import BlurState, blur
+from jaxunlearn.combine._conflict import ConflictState, mgda, pcgrad
 from jaxunlearn.combine._penalty import PenaltyState, penalty
 from jaxunlearn.combine._primal_dual import PrimalDualState, primal_dual
 from jaxunlearn.combine._saliency import (
@@ -40,11 +43,14 @@ __all__ = [
     "ROWS",
     "WEIGHTS",
     "BlurState",
+    "ConflictState",
     "PenaltyState",
     "PrimalDualState",
     "SaliencyState",
     "WeightedSumState",
     "blur",
+    "mgda",
+    "pcgrad",
     "penalty",
     "primal_dual",
     "saliency",

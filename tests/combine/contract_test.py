@@ -42,6 +42,10 @@ COMBINERS = {
     "blur_inequality": partial(combine.blur, constraint="inequality", xi_max=2.0),
     "blur_leaf": partial(combine.blur, scope="leaf"),
     "blur_groups": partial(combine.blur, scope=["block/.*"]),
+    "pcgrad": combine.pcgrad,
+    "pcgrad_seed": partial(combine.pcgrad, seed=1),
+    "mgda": combine.mgda,
+    "mgda_normalize": partial(combine.mgda, normalize=True),
     "saliency": lambda: combine.saliency(combine.blur(), percentile=50),
 }
 each = pytest.mark.parametrize("make", COMBINERS.values(), ids=COMBINERS)
