@@ -6,5 +6,6 @@ from jaxunlearn.recipes import blur as blur
 from jaxunlearn.recipes import finetune as finetune
 from jaxunlearn.recipes import openunlearning as openunlearning
 from jaxunlearn.recipes import rmu as rmu
+from jaxunlearn.recipes import sure as sure
 from jaxunlearn.recipes import surgery as surgery
 from jaxunlearn.recipes._recipe import Recipe as Recipe

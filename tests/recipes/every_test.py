@@ -73,6 +73,18 @@ def test_rmu_moves_three_kernels_of_the_chosen_layers_only():
     assert not jnp.any(merged[down][2:] != trees.paths(params)[down][2:])
 
 
+@pytest.mark.parametrize("name", ["sure.npo", "sure.graddiff"])
+def test_sure_moves_only_rows_that_the_mask_keeps(name):
+    _, params = tiny.tiny_model(remat="none")
+    state, log, _, _ = run(name, steps=1)
+    kept = {"sure.npo": 0.1, "sure.graddiff": 0.01}[name]
+    (share,) = (v for k, v in log[0].items() if k.endswith("/kept"))
+    assert 0 < share < 3 * kept
+    before, after = params["blocks"]["mlp"]["up"], state.params["blocks"]["mlp"]["up"]
+    moved = jnp.any(before["kernel"] != after["kernel"], axis=1)  # by output unit
+    assert float(jnp.mean(moved)) < 5 * kept
+
+
 def test_layers_that_the_model_lacks_are_refused():
     model, _ = tiny.tiny_model(remat="none")
     for name in SHALLOW:

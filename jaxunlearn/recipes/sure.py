@@ -1,0 +1,84 @@
+# SPDX-License-Identifier: Apache-2.0
+"""SURE: large steps, confined to what the forget gradient is large on (2410.16454).
+
+Numbers are those of the paper's appendix D for MUSE Books: rate 1e-4, ten times that of
+its baselines; a weight of 20 with the percentile 90 for NPO with KL, of 400 with 99 for
+ascent with NLL. Its code sums KL over the tokens of an answer and divides by answers
+only; here every retain loss is a mean over tokens, so for that code's balance multiply
+alpha of `npo` by the mean length of the retain answers.
+
+Common settings: alpha weighs the retain term, `retain` names the retain streams and
+their weights, percentile, unit, refresh and compat are those of `combine.saliency`, lr
+is AdamW's learning rate or schedule, weight_decay is decoupled and clip bounds the norm
+of what moves.
+"""
+
+from collections.abc import Mapping
+
+from jaxunlearn import combine, losses, terms
+from jaxunlearn.recipes import _recipe
+from jaxunlearn.recipes._recipe import Rate, Recipe
+from jaxunlearn.recipes.blur import RETAIN
+from jaxunlearn.typing import Model, Term
+
+
+def npo(
+    model: Model,
+    *,
+    beta: float = 0.1,
+    alpha: float = 20.0,
+    percentile: float = 90.0,
+    unit: str = "row",
+    refresh: str = "step",
+    compat: str | None = None,
+    lr: Rate = 1e-4,
+    weight_decay: float = 0.0,
+    clip: float | None = 1.0,
+    retain: Mapping[str, float] = RETAIN,
+) -> Recipe:
+    """NPO on `forget` (with `ref_logps`), KL to the reference on the retain streams.
+
+    Args:
+        beta: NPO's inverse temperature.
+        The others: see the module.
+    Returns:
+        A Recipe on `forget` and the retain streams, which needs the reference model.
+    """
+    return _sure(
+        _recipe.forget_npo(model, beta=beta),
+        terms.joint(_recipe.retain_parts(model, retain, "kl"), retain),
+        alpha,
+        dict(percentile=percentile, unit=unit, refresh=refresh, compat=compat),
+        dict(lr=lr, weight_decay=weight_decay, clip=clip),
+    )
+
+
+def graddiff(
+    model: Model,
+    *,
+    alpha: float = 400.0,
+    percentile: float = 99.0,
+    unit: str = "row",
+    refresh: str = "step",
+    compat: str | None = None,
+    lr: Rate = 1e-4,
+    weight_decay: float = 0.0,
+    clip: float | None = 1.0,
+    retain: Mapping[str, float] = RETAIN,
+) -> Recipe:
+    """Gradient ascent on `forget`, NLL on the retain streams; for settings see the
+    module."""
+    return _sure(
+        terms.on_logps(losses.ascent, model, "forget", reduce="token"),
+        _recipe.retain_nll(model, retain),
+        alpha,
+        dict(percentile=percentile, unit=unit, refresh=refresh, compat=compat),
+        dict(lr=lr, weight_decay=weight_decay, clip=clip),
+    )
+
+
+def _sure(forget: Term, retain: Term, alpha: float, mask: dict, rest: dict) -> Recipe:
+    weights = {"forget": 1.0, "retain": alpha}
+    chain = _recipe.chain(combine.weighted_sum(weights), **rest)
+    tx = combine.saliency(chain, **mask)
+    return Recipe({"forget": forget, "retain": retain}, tx)
