@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""docs/new-method.md, built as it stands: a loss is one file and one export."""
+"""docs/new-method.md built as it stands, and docs/methods.md held to the code."""
 
 import re
 import sys
@@ -13,6 +13,7 @@ import optax
 import pytest
 
 import jaxunlearn as ju
+from experiments import methods_table
 from jaxunlearn import combine, losses, terms
 from tests import tiny
 from tests.losses import contract_test as contract
@@ -64,3 +65,15 @@ def test_the_example_unlearns(example):
     kept, history = example["unlearn"](model, state.params, streams, steps=10)
     assert history[-1] < 0.5 * history[0], history
     assert all(jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(kept))
+
+
+def test_the_table_of_methods_is_that_of_the_code():
+    assert methods_table.PAGE.read_text(encoding="utf-8") == methods_table.page(), (
+        "Run python -m experiments.methods_table."
+    )
+
+
+def test_a_method_without_equation_and_source_is_refused(monkeypatch):
+    monkeypatch.delitem(methods_table.FACTS, "sure.npo")
+    with pytest.raises(KeyError, match=r"differs in \['sure.npo'\]"):
+        methods_table.page()
