@@ -9,6 +9,7 @@
 | `primal_dual` | w g_forget + mu g_retain, mu follows the retain loss | PDU |
 | `pcgrad` | sum of g_k, each without what opposes another | Yu et al. 2020 |
 | `mgda` | the shortest convex mixture of g_k | Sener and Koltun 2018 |
+| `adam_metric` | a chain's update, blur's products in its Adam's metric | - |
 | `saliency` | another chain's update, where the forget gradient is large | SURE |
 
 A combiner goes first in a chain and the rest of the optimizer follows, clipping too:
@@ -27,6 +28,7 @@ linear; for the same reason `optax.MultiSteps` around a combiner is wrong.
 
 from jaxunlearn.combine._blur import BlurState, blur
 from jaxunlearn.combine._conflict import ConflictState, mgda, pcgrad
+from jaxunlearn.combine._metric import adam_metric
 from jaxunlearn.combine._penalty import PenaltyState, penalty
 from jaxunlearn.combine._primal_dual import PrimalDualState, primal_dual
 from jaxunlearn.combine._saliency import (
@@ -48,6 +50,7 @@ __all__ = [
     "PrimalDualState",
     "SaliencyState",
     "WeightedSumState",
+    "adam_metric",
     "blur",
     "mgda",
     "pcgrad",

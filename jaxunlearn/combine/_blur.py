@@ -111,8 +111,10 @@ def blur(
         A transformation from {upper: gradients, lower: gradients} to one tree in the
         dtype of the upper gradients. Its `update` also takes `rules`, which say how the
         gradients lie on a mesh; with them all products cost one all-reduce of
-        [groups, 3] (make_step hands them on). Its state is a `BlurState`; a step that
-        finds stats["finite"] == 0 should keep parameters and moments as they were.
+        [groups, 3] (make_step hands them on); and `metric`, a tree of factors, one an
+        entry, to scale gradients by before products (`adam_metric` makes them). Its
+        state is a `BlurState`; a step that finds stats["finite"] == 0 should keep
+        parameters and moments as they were.
     Raises:
         ValueError: if gamma < 0, a tolerance is negative, xi_max <= 0, constraint or
             scope is unknown, the names are equal or, in update, surplus terms came, the
@@ -148,7 +150,7 @@ def blur(
         zeros = {name: jnp.zeros([], jnp.float32) for name in _STATS}
         return BlurState(jnp.zeros([], jnp.int32), zeros)
 
-    def update(grads, state, params=None, *, rules=None, **extra):
+    def update(grads, state, params=None, *, rules=None, metric=None, **extra):
         del params, extra
         g_upper, g_lower = _common.pair("blur", grads, upper, lower)
         highs, structure = jax.tree.flatten(g_upper)
@@ -158,6 +160,12 @@ def blur(
         paths = trees.paths(g_upper)
         groups = _groups(paths, scope)
         pairs = [list(pair) for pair in zip(highs, lows, strict=True)]
+        if metric is not None:
+            dtype = _common.widest(highs + lows)
+            pairs = [
+                [s.astype(dtype) * x.astype(dtype) for x in pair]
+                for s, pair in zip(jax.tree.leaves(metric), pairs, strict=True)
+            ]
         leaves = dict(zip(paths, pairs, strict=True))
         products = _products(leaves, groups, rules)
         factors, gates, finite = [], [], jnp.bool_(True)
