@@ -35,7 +35,8 @@ class BlurState(NamedTuple):
     stats: float32[] scalars of the last step, under the keys
         upper_norm, lower_norm: Euclidean norms of the two gradients, inf where not
             finite;
-        cosine: of the angle between them, 0 where either vanishes;
+        cosine: of the angle between them, 0 where either vanishes (of halves, an
+            estimate that may pass 1);
         xi: the factor of the lower gradient. With several groups, their mean weighted
             by |g_lower|^2: <u - g_upper, g_lower> / |g_lower|^2 over all leaves;
         gate: 1 where the lower gradient was used, else 0; the mean over groups;
@@ -53,13 +54,13 @@ class _Products(NamedTuple):
     lower_scale: Array
     upper: Array  # <h, h> / upper_scale^2
     both: Array  # <h, l> / (upper_scale lower_scale)
-    lower: Array  # <l, l> / lower_scale^2
+    lower: Array  # <l, l> / lower_scale^2, <a, b> of two halves
 
 
 def blur(
     *,
     upper: str = "retain",
-    lower: str = "forget",
+    lower: str | tuple[str, str] = "forget",
     gamma: float | Array | _common.Schedule = 1.0,
     constraint: str = "equality",
     scope: str | Sequence[str] = "global",
@@ -97,7 +98,11 @@ def blur(
 
     Args:
         upper: term that is minimised among the lower level's solutions.
-        lower: term that has priority.
+        lower: term that has priority. Two terms, (a, b), are its gradient on disjoint
+            halves of the rows (terms.halves): l is their mean and |l|^2 becomes <a, b>,
+            which noise does not enlarge. E |l|^2 is |E l|^2 and the variance, so that
+            on small batches one term projects too little. The gate closes where
+            <a, b> <= 0, and a third gradient tree is held.
         gamma: rate of the lower level, number or schedule of the step, >= 0.
         constraint: "equality", the paper's, takes away what h gains on the lower level
             beyond gamma |l|^2; "inequality" keeps it (the dynamic barrier of BOME).
@@ -143,7 +148,12 @@ def blur(
         _checks.positive("blur", xi_max=xi_max)
     if isinstance(scope, str):
         _checks.one_of("blur", ("global", "leaf"), scope=scope)
-    _common.different("blur", upper, lower)
+    lowers = (lower,) if isinstance(lower, str) else tuple(lower)
+    if len(lowers) > 2 or len({upper, *lowers}) != 1 + len(lowers):
+        raise ValueError(
+            f"blur needs two terms, got {upper!r} for upper and {lower!r} for lower. "
+            "A pair for lower is two more names."
+        )
 
     def init(params):
         del params
@@ -152,21 +162,23 @@ def blur(
 
     def update(grads, state, params=None, *, rules=None, metric=None, **extra):
         del params, extra
-        g_upper, g_lower = _common.pair("blur", grads, upper, lower)
+        _common.exactly("blur", grads, (upper, *lowers))
+        _common.same_trees("blur", {name: grads[name] for name in (upper, *lowers)})
+        g_upper = grads[upper]
         highs, structure = jax.tree.flatten(g_upper)
-        lows = jax.tree.leaves(g_lower)
+        lows = [jax.tree.leaves(grads[name]) for name in lowers]
         if not highs:
             raise ValueError("blur needs gradients, got a tree without leaves.")
         paths = trees.paths(g_upper)
         groups = _groups(paths, scope)
-        pairs = [list(pair) for pair in zip(highs, lows, strict=True)]
+        columns = [list(x) for x in zip(highs, *lows, strict=True)]
         if metric is not None:
-            dtype = _common.widest(highs + lows)
-            pairs = [
-                [s.astype(dtype) * x.astype(dtype) for x in pair]
-                for s, pair in zip(jax.tree.leaves(metric), pairs, strict=True)
+            dtype = _common.widest(sum(columns, []))
+            scaled = [
+                [s.astype(dtype) * x.astype(dtype) for x in column]
+                for s, column in zip(jax.tree.leaves(metric), columns, strict=True)
             ]
-        leaves = dict(zip(paths, pairs, strict=True))
+        leaves = dict(zip(paths, columns if metric is None else scaled, strict=True))
         products = _products(leaves, groups, rules)
         factors, gates, finite = [], [], jnp.bool_(True)
         for p in products:
@@ -178,7 +190,7 @@ def blur(
         new = [None] * len(highs)
         for group, xi in zip(groups, factors, strict=True):
             for i in group:
-                u = _common.mix((highs[i], lows[i]), (None, xi))
+                u = _common.mix(columns[i], (None, *[xi / len(lowers)] * len(lowers)))
                 new[i] = jnp.where(finite, u, jnp.zeros_like(u))
         stats = _stats(products, factors, gates, finite)
         count = jnp.where(finite, optax.safe_increment(state.count), state.count)
@@ -215,11 +227,12 @@ def _products(
     A sum of products of whole leaves is the fastest form on a CPU (XLA reads each leaf
     in place and adds by blocks, so 1e8 float32 squares keep seven digits).
     """
-    dtype = _common.widest([x for pair in leaves.values() for x in pair])
+    dtype = _common.widest([x for column in leaves.values() for x in column])
 
-    def plain(_, high, low):
-        high, low = high.astype(dtype), low.astype(dtype)
-        return jnp.sum(high * high), jnp.sum(high * low), jnp.sum(low * low)
+    def plain(_, high, *lows):
+        high, lows = high.astype(dtype), [x.astype(dtype) for x in lows]
+        squares = jnp.sum(lows[0] * lows[-1])
+        return jnp.sum(high * high), jnp.sum(high * _mean(lows)), squares
 
     products = sharding.sums(plain, leaves, groups, rules)
     ones = jnp.ones([len(groups), 2], dtype)
@@ -243,11 +256,11 @@ def _rescaled(
 ) -> tuple[Array, Array]:
     """Largest entries [groups, 2] and the products [groups, 3] of what is divided by
     them."""
-    pairs = list(leaves.values())
-    largest = [
-        jnp.stack([jnp.max(jnp.abs(x), initial=0).astype(dtype) for x in pair])
-        for pair in pairs
+    columns = [
+        [jnp.max(jnp.abs(x), initial=0).astype(dtype) for x in column]
+        for column in leaves.values()
     ]
+    largest = [jnp.stack([x[0], jnp.maximum(x[1], x[-1])]) for x in columns]
     scales = jnp.stack(
         [jnp.max(jnp.stack([largest[i] for i in g]), axis=0) for g in groups]
     )
@@ -256,17 +269,22 @@ def _rescaled(
     inverse = jnp.where(normal, 1.0 / jnp.where(normal, scales, 1.0), 0.0)
     group_of = {i: k for k, group in enumerate(groups) for i in group}
 
-    def dots(i, high, low):
+    def dots(i, high, *lows):
         # One reduction of three values keeps the scaled leaves out of memory, which
         # three plain sums do not. Rows first, as it adds one by one.
         a, b = inverse[group_of[i]]
-        high, low = a * high.astype(dtype), b * low.astype(dtype)
-        values, zero = (high * high, high * low, low * low), jnp.zeros([], dtype)
+        high, lows = a * high.astype(dtype), [b * x.astype(dtype) for x in lows]
+        values = (high * high, high * _mean(lows), lows[0] * lows[-1])
+        zero = jnp.zeros([], dtype)
         axes = (high.ndim - 1,) if high.ndim else ()
         rows = jax.lax.reduce(values, (zero,) * 3, _add_triples, axes)
         return [jnp.sum(row) for row in rows]
 
     return scales, sharding.sums(dots, leaves, groups, rules)
+
+
+def _mean(lows: Sequence[Array]) -> Array:
+    return lows[0] if len(lows) == 1 else 0.5 * (lows[0] + lows[1])
 
 
 def _add_triples(a: tuple[Array, ...], b: tuple[Array, ...]) -> tuple[Array, ...]:
@@ -278,7 +296,9 @@ def _finite(p: _Products) -> Array:
 
 
 def _norms(p: _Products) -> tuple[Array, Array]:
-    return p.upper_scale * jnp.sqrt(p.upper), p.lower_scale * jnp.sqrt(p.lower)
+    # <a, b> of two halves may be negative.
+    lower = jnp.sqrt(jnp.maximum(p.lower, 0))
+    return p.upper_scale * jnp.sqrt(p.upper), p.lower_scale * lower
 
 
 def _xi(
@@ -312,7 +332,7 @@ def _stats(
     cosine = xi = jnp.zeros([], jnp.float32)
     shares = zip(products, factors, upper_shares, lower_shares, strict=True)
     for p, factor, a, b in shares:
-        size = jnp.sqrt(p.upper) * jnp.sqrt(p.lower)
+        size = jnp.sqrt(p.upper) * jnp.sqrt(jnp.maximum(p.lower, 0))
         inside = finite & (size > 0)
         angle = jnp.where(inside, p.both, 0.0) / jnp.where(inside, size, 1.0)
         cosine += a * b * angle.astype(jnp.float32)

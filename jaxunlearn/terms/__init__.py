@@ -7,6 +7,7 @@
 | `on_pairs` | log-probabilities of two answers to each question, in two streams |
 | `on_tokens` | whole next-token distributions |
 | `on_hidden` | hidden states after one layer, where the forward pass then stops |
+| `halves` | what a term's does, on each half of its rows |
 | `joint` | a weighted sum of such terms in one forward pass |
 
 A term returns the sum of its loss and the number of things summed, so that the division
@@ -27,12 +28,15 @@ be `ref_logits` or `targets`. Hyperparameters are bound with functools.partial:
 
 from jaxunlearn.terms._bound import BoundTerm, JointTerm, joint
 from jaxunlearn.terms._chunks import target_logps
+from jaxunlearn.terms._halves import HalfTerm, halves
 from jaxunlearn.terms._hidden import on_hidden
 from jaxunlearn.terms._logits import on_logps, on_pairs, on_tokens
 
 __all__ = [
     "BoundTerm",
+    "HalfTerm",
     "JointTerm",
+    "halves",
     "joint",
     "on_hidden",
     "on_logps",
