@@ -28,7 +28,7 @@ from experiments.small import figures, methods, score, unlearn, world
 from jaxunlearn import _checks
 from jaxunlearn.io import log
 
-RATES = (1e-4, 3e-4, 5e-4, 1e-3)
+RATES = (1e-4, 3e-4, 5e-4, 1e-3, 2e-3)
 SEEDS = (0, 1, 2)
 STEPS, ROWS = 20, 8
 ASKED = {"forget": 48, "retain": 40}
@@ -82,11 +82,11 @@ def compare(
     judge = score.judge(small, rows=plan.asked)
     streams = unlearn.tables(small)
     if not file.exists():
-        _add(file, head(small, plan))
+        add(file, head(small, plan))
         # The reference points: nothing done, and retrained.
         for name, params in (("untouched", small.params), ("twin", small.twin)):
             lines.append({"key": name, "method": name} | score.summary(judge, params))
-            _add(file, lines[-1])
+            add(file, lines[-1])
     bar = tqdm(disable=not progress, unit="run", dynamic_ncols=True, file=sys.stderr)
     made: dict[str, unlearn.Runner] = {}
     for batch in (_first, _best, _pairs, _published):
@@ -102,7 +102,7 @@ def compare(
             published = math.isclose(run.rate, known[run.method].rate)
             line = {"key": run.key, **run._asdict(), "published": published, **about}
             lines.append(line | score.summary(judge, params))
-            _add(file, lines[-1])
+            add(file, lines[-1])
             bar.update()
     bar.close()
     return lines
@@ -173,7 +173,8 @@ def _keys(lines) -> set[str]:
     return {line["key"] for line in lines}
 
 
-def _add(file: Path, line: Line) -> None:
+def add(file: Path, line: Line) -> None:
+    """One line more in the file."""
     with file.open("a", encoding="utf-8") as out:
         out.write(json.dumps(log.plain(line)) + "\n")
 
