@@ -20,6 +20,7 @@ PLAN = weigh.Plan(
     held_out=4,
     test=6,
     updates=3,
+    warm_up=2,
     unlearn=4,
     lr=3e-3,
     grid=(0.1, 1.0),
