@@ -11,6 +11,7 @@ from jaxunlearn import combine as combine
 from jaxunlearn import edits as edits
 from jaxunlearn import evaluate as evaluate
 from jaxunlearn import losses as losses
+from jaxunlearn import metrics as metrics
 from jaxunlearn import recipes as recipes
 from jaxunlearn import sharding as sharding
 from jaxunlearn import terms as terms

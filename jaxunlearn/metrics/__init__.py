@@ -1,0 +1,115 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Metrics: arrays to values by example, and those to one number. They only look.
+
+| by example | reads | says |
+| --- | --- | --- |
+| `mean_nll`, `probability` | log-probabilities of tokens | how likely an answer is |
+| `probability_with_options` | `mean_nll` of all options | its share among them |
+| `truth_ratio`, `truth_probability` | `mean_nll` of both kinds | is right preferred |
+| `truth_score` | `truth_ratio` | the same, in [0, 1] |
+| `exact_memorization`, `extraction_strength` | `greedy_hits` | what comes back |
+| `mia_loss`, `mia_reference` | `mean_nll` | high for texts that are new |
+| `mia_zlib`, `mia_lowercase` | `mean_nll` | the same |
+| `mia_min_k`, `mia_min_k_plus_plus` | tokens' log-probabilities, logits | the same |
+| `mia_gradnorm` | one example's gradient | the same |
+| `rouge`, `exact_match` | generated texts (`cut`) and references | what of it is said |
+| `choice_accuracy`, `class_probability` | scores of options or classes | the choice |
+
+| one number | of |
+| --- | --- |
+| `mean`, `harmonic_mean` | values |
+| `auc`, and `bootstrap` for its interval | scores of members and of others |
+| `privleak`, `relative_difference` | two such areas |
+| `forget_quality` | truth ratios of the model and of a retrained one |
+| `tofu_scores`, `tofu_ratios`, `model_utility` | TOFU's questions |
+| `semeval_terms`, `semeval` | the rows of SemEval-2025 Task 4 |
+
+The first table's functions of arrays keep the leading axes, run under jit and give
+float32 (float64 if float64 came in); what could not be measured is NaN. Those of texts,
+and all of the second table, run on the host in float64 and refuse empty sets and NaN.
+`forget_quality` needs scipy and `rouge` rouge-score: the extra `metrics`.
+"""
+
+from jaxunlearn.metrics._accuracy import choice_accuracy, class_probability
+from jaxunlearn.metrics._aggregate import harmonic_mean, mean
+from jaxunlearn.metrics._memorization import (
+    exact_memorization,
+    extraction_strength,
+    greedy_hits,
+    without_last,
+)
+from jaxunlearn.metrics._mia import (
+    mia_gradnorm,
+    mia_loss,
+    mia_lowercase,
+    mia_min_k,
+    mia_min_k_plus_plus,
+    mia_reference,
+    mia_zlib,
+    standardised_logps,
+    zlib_lengths,
+)
+from jaxunlearn.metrics._probability import (
+    mean_nll,
+    probability,
+    probability_with_options,
+    truth_probability,
+    truth_ratio,
+    truth_score,
+)
+from jaxunlearn.metrics._semeval import SemEval, semeval, semeval_id, semeval_terms
+from jaxunlearn.metrics._separation import (
+    ForgetQuality,
+    Interval,
+    auc,
+    bootstrap,
+    forget_quality,
+    privleak,
+    relative_difference,
+)
+from jaxunlearn.metrics._similarity import cut, exact_match, rouge
+from jaxunlearn.metrics._tofu import TofuRows, model_utility, tofu_ratios, tofu_scores
+
+__all__ = [
+    "ForgetQuality",
+    "Interval",
+    "SemEval",
+    "TofuRows",
+    "auc",
+    "bootstrap",
+    "choice_accuracy",
+    "class_probability",
+    "cut",
+    "exact_match",
+    "exact_memorization",
+    "extraction_strength",
+    "forget_quality",
+    "greedy_hits",
+    "harmonic_mean",
+    "mean",
+    "mean_nll",
+    "mia_gradnorm",
+    "mia_loss",
+    "mia_lowercase",
+    "mia_min_k",
+    "mia_min_k_plus_plus",
+    "mia_reference",
+    "mia_zlib",
+    "model_utility",
+    "privleak",
+    "probability",
+    "probability_with_options",
+    "relative_difference",
+    "rouge",
+    "semeval",
+    "semeval_id",
+    "semeval_terms",
+    "standardised_logps",
+    "tofu_ratios",
+    "tofu_scores",
+    "truth_probability",
+    "truth_ratio",
+    "truth_score",
+    "without_last",
+    "zlib_lengths",
+]

@@ -1,0 +1,61 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the metrics share: float32 at least, checked values on the host, extras."""
+
+import importlib
+from types import ModuleType
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from jaxunlearn.typing import Array
+
+EXTRA = "pip install 'jaxunlearn[metrics]'"
+
+
+def at_least_float32(x: Any) -> Array:
+    """float32, unless the array is float64 (promotion by hand: it may be strict)."""
+    x = jnp.asarray(x)
+    return x if x.dtype == jnp.float64 else x.astype(jnp.float32)
+
+
+def counted(logps: Array, where: Array | None) -> Array:
+    """The mask, or one of the array's shape that counts all."""
+    return jnp.ones(jnp.shape(logps), bool) if where is None else where
+
+
+def on_host(owner: str, ndim: int = 1, **arrays: Any) -> list[np.ndarray]:
+    """The arrays in float64, each with `ndim` axes, at least one entry and no NaN."""
+    found = []
+    for name, array in arrays.items():
+        values = np.asarray(array, np.float64)
+        if values.ndim != ndim:
+            raise ValueError(
+                f"{owner} needs {name} with {ndim} axes, got shape {values.shape}."
+            )
+        if not values.size:
+            raise ValueError(
+                f"{owner} needs at least one value in {name}, got shape "
+                f"{values.shape}. Was the set empty?"
+            )
+        bad = np.isnan(values)
+        if bad.any():
+            first = tuple(int(i) for i in np.argwhere(bad)[0])
+            raise ValueError(
+                f"{owner} needs {name} without NaN, got {bad.sum()} of {values.size}, "
+                f"the first at {first}. An example without tokens, or a model that is "
+                "not finite, gives NaN: leave such rows out and say so."
+            )
+        found.append(values)
+    return found
+
+
+def library(owner: str, name: str) -> ModuleType:
+    """Imports a library of the extra `metrics`."""
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            f"{owner} needs {name.split('.')[0]}, which is not installed. Install the "
+            f"extra: {EXTRA}."
+        ) from error
