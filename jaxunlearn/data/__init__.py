@@ -8,6 +8,7 @@ and `answer` [n, L] bool, plus any column of your own such as `ref_logps` [n] fl
 
 from jaxunlearn.data import facts as facts
 from jaxunlearn.data import jsonl as jsonl
+from jaxunlearn.data import openunlearning as openunlearning
 from jaxunlearn.data import prose as prose
 from jaxunlearn.data import source as source
 from jaxunlearn.data import table as table

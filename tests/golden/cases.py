@@ -2,7 +2,8 @@
 """Runs a golden case through jaxunlearn: its manifest entry and inputs to outputs.
 
 Hyperparameters come from the entry, sizes from the arrays. To cover more cases, write a
-function in `golden_families/` and add a row to FAMILIES.
+function in `golden_families/` and add a row to FAMILIES, or to ON_HOST where it cannot
+be traced (texts, whole-set statistics).
 """
 
 import functools
@@ -19,13 +20,17 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from golden_families import (  # noqa: E402
+    aggregates,
     constrained,
     directions,
     edited,
     hidden,
     likelihood,
+    membership,
+    memory,
     muse,
     preference,
+    rows,
     tokens,
 )
 
@@ -53,12 +58,41 @@ FAMILIES: dict[str, Family] = {
     r"blur_muse_.*": directions.muse,
     r"blur_tofu.*": directions.tofu,
     r"blur_wmdp.*": directions.wmdp,
+    r"probability(_no_labels.*)?": memory.probability,
+    r"probability_multi.*": memory.several,
+    r"probability_w_options.*": memory.with_options,
+    r"exact_memorization.*": memory.exact,
+    r"extraction_strength.*": memory.extraction,
+    r"truth_ratio.*": memory.truth_ratio,
+    r"classifier_prob.*": memory.classifier,
+}
+ON_HOST: dict[str, Family] = {
+    r"tokenwise_logprobs.*": memory.tokenwise,
+    r"mia_.*": membership.attack,
+    r"privleak.*": membership.privleak,
+    r"rel_diff.*": membership.relative,
+    r"muse_privleak.*": membership.muse,
+    r"forget_quality_inverse.*": aggregates.inverse,
+    r"forget_quality.*": aggregates.forget_quality,
+    r"model_utility.*": aggregates.harmonic,
+    r"tofu_model_utility.*": aggregates.tofu_utility,
+    r"tofu_forget_quality.*": aggregates.tofu_forget_quality,
+    r"rouge_muse.*": aggregates.rouge_muse,
+    r"rouge.*": aggregates.rouge_openunlearning,
+    r"preprocess_chat.*": rows.chat,
+    r"preprocess_pretraining.*": rows.pretraining,
+    r"collator.*": rows.collator,
 }
 
 
 def covered(name: str) -> bool:
     """Whether a family knows the case."""
-    return any(re.fullmatch(pattern, name) for pattern in FAMILIES)
+    return _family(name) is not None
+
+
+def traced(name: str) -> bool:
+    """Whether the case runs under jit, and not on the host."""
+    return _family(name) not in ON_HOST.values()
 
 
 def run_case(case: Case, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -74,19 +108,25 @@ def run_case(case: Case, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarr
         KeyError: if the family does not give an output that the entry asks for.
     """
     name = case["name"]
-    families = (f for pattern, f in FAMILIES.items() if re.fullmatch(pattern, name))
-    family = next(families, None)
+    family = _family(name)
     if family is None:
         raise NotImplementedError(
-            f"No family of golden cases covers {name!r}; there are {list(FAMILIES)}. "
-            "Write one in tests/golden/golden_families and add it to FAMILIES."
+            f"No family of golden cases covers {name!r}; there are "
+            f"{[*FAMILIES, *ON_HOST]}. Write one in tests/golden/golden_families and "
+            "add it to FAMILIES."
         )
     wide = any(np.asarray(x).dtype == np.float64 for x in inputs.values())
     with jax.enable_x64(wide):
         arrays = {role: jax.numpy.asarray(x) for role, x in inputs.items()}
-        outputs = jax.jit(functools.partial(family, case))(arrays)
+        run = functools.partial(family, case)
+        outputs = (run if family in ON_HOST.values() else jax.jit(run))(arrays)
         outputs = {role: np.asarray(x) for role, x in outputs.items()}
     missing = sorted(set(case["outputs"]) - set(outputs))
     if missing:
         raise KeyError(f"The family of {name!r} does not give {missing}.")
     return {role: outputs[role] for role in case["outputs"]}
+
+
+def _family(name: str) -> Family | None:
+    tables = {**FAMILIES, **ON_HOST}.items()
+    return next((f for pattern, f in tables if re.fullmatch(pattern, name)), None)
