@@ -37,7 +37,8 @@ def choice_accuracy(
     References: calibrated as in Deeb and Roger 2024, https://arxiv.org/abs/2410.08827
     """
     name = "choice_accuracy"
-    scores, labels = _common.at_least_float32(scores), jnp.asarray(labels)
+    scores = _common.at_least_float32(scores)
+    labels = jnp.asarray(labels).astype(jnp.int32)
     if scores.ndim != 2 or not scores.size:
         raise ValueError(
             f"{name} needs scores [n, K] with n and K >= 1, got shape {scores.shape}."
@@ -53,11 +54,11 @@ def choice_accuracy(
     if calibrated:
         count = jnp.maximum(where.sum(0), 1).astype(scores.dtype)
         scores = scores - scores.sum(0) / count
-    options = jnp.arange(scores.shape[1]) == labels[:, None].astype(jnp.int32)
+    options = jnp.arange(scores.shape[1], dtype=jnp.int32) == labels[:, None]
     known = (options & where).any(1)
     broken = (where & jnp.isnan(scores)).any(1)
     best = jnp.argmax(jnp.where(where, scores, -jnp.inf), axis=1)
-    right = (best == labels.astype(best.dtype)).astype(jnp.float32)
+    right = (best.astype(jnp.int32) == labels).astype(jnp.float32)
     return jnp.where(known & ~broken, right, jnp.nan)
 
 

@@ -21,7 +21,9 @@ def at_least_float32(x: Any) -> Array:
 
 def counted(logps: Array, where: Array | None) -> Array:
     """The mask, or one of the array's shape that counts all."""
-    return jnp.ones(jnp.shape(logps), bool) if where is None else where
+    if where is None:
+        return jnp.ones(jnp.shape(logps), bool)
+    return jnp.asarray(where)
 
 
 def on_host(owner: str, ndim: int = 1, **arrays: Any) -> list[np.ndarray]:

@@ -26,6 +26,7 @@ def greedy_hits(logits: Array, targets: Array) -> Array:
         ValueError: if targets do not have the leading shape of logits.
     """
     _checks.same_shape("greedy_hits", logits=logits[..., 0], targets=targets)
+    logits, targets = jnp.asarray(logits), jnp.asarray(targets)
     best = jnp.argmax(logits, axis=-1).astype(targets.dtype)
     return (best == targets) & ~jnp.isnan(logits).any(-1)
 
@@ -45,6 +46,7 @@ def without_last(where: Array) -> Array:
         TypeError: if where is not boolean.
     """
     _checks.mask("without_last", where)
+    where = jnp.asarray(where)
     after = jnp.cumsum(where[..., ::-1], axis=-1)[..., ::-1]
     return where & (after > 1)
 
