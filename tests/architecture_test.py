@@ -23,6 +23,8 @@ HEAVY = (
     "matplotlib",
     "datasets",
     "pandas",
+    "rouge_score",
+    "nltk",
 )
 LICENCE = plan.SPDX + "\n"
 

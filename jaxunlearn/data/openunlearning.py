@@ -39,10 +39,12 @@ def chat(
         tokenizer: a Hugging Face tokenizer, or what can be called like one.
         questions: what the user says, the questions before the last being examples.
         answers: as many answers.
-        template: either "apply_chat_template": True and optionally "system_prompt", to
-            use the tokenizer's own; or the four tags "user_start_tag", "user_end_tag",
-            "asst_start_tag", "asst_end_tag" to write around question and answer. The
-            last answer gets no end tag.
+        template: either "apply_chat_template": True and optionally "system_prompt" and
+            "date_string", to use the tokenizer's own; or the four tags
+            "user_start_tag", "user_end_tag", "asst_start_tag", "asst_end_tag" to write
+            around question and answer, and optionally
+            "system_prompt_with_special_tokens" to begin with. The last answer gets no
+            end tag.
         length: tokens at most, before the end token; the tokenizer's own template is
             not cut.
         generate: the row to generate from: tokens of the prompt alone, and the whole
@@ -79,7 +81,8 @@ def document(
     """Running text as one row, labelled after the prefix; no end token is added.
 
     Args:
-        tokenizer: as in `chat`. What it puts in front of the empty text is no label.
+        tokenizer: as in `chat`. What it makes of the prefix is not labelled, and at
+            least one token never is.
         text: the text.
         length: tokens at most beyond those of the prefix.
         prefix: text before it that is not labelled.
@@ -92,9 +95,10 @@ def document(
     """
     _checks.positive_int("openunlearning.document", length=length)
     before = _ids(tokenizer, prefix, None)
-    joined = prefix + (" " if insert_space else "") + text
-    whole = _ids(tokenizer, joined, len(before) + length)
-    labels = [IGNORE] * len(before) + whole[len(before) :]
+    whole = _ids(tokenizer, prefix + (" " if insert_space else "") + text, None)
+    whole = whole[: len(before) + length]
+    start = max(1, len(before))
+    labels = [IGNORE] * start + whole[start:]
     return _row(before if generate else whole, labels)
 
 
@@ -152,7 +156,7 @@ def _by_tags(tokenizer, questions, answers, template, length):
     fix = "Or set apply_chat_template to use the tokenizer's own."
     _checks.has_keys("openunlearning.chat", "tags", TAGS, template, fix)
     user, user_end, assistant, assistant_end = (template[tag] for tag in TAGS)
-    prompt = ""
+    prompt = template.get("system_prompt_with_special_tokens") or ""
     for question, answer in zip(questions[:-1], answers[:-1], strict=True):
         prompt += user + question + user_end + assistant + answer + assistant_end
     prompt += user + questions[-1] + user_end + assistant
@@ -167,13 +171,15 @@ def _by_tokenizer(tokenizer, questions, answers, template, length):
     for question, answer in zip(questions, answers, strict=True):
         said.append({"role": "user", "content": question})
         said.append({"role": "assistant", "content": answer})
-    texts = (
-        tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=more)
-        for turns, more in ((said[:-1], True), (said, False))
-    )
-    return tuple(
-        list(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in texts
-    )
+    date = template.get("date_string")
+    more = {} if date is None else {"date_string": date}
+    coded = []
+    for turns, ask in ((said[:-1], True), (said, False)):
+        text = tokenizer.apply_chat_template(
+            turns, tokenize=False, add_generation_prompt=ask, **more
+        )
+        coded.append(list(tokenizer(text, add_special_tokens=False)["input_ids"]))
+    return tuple(coded)
 
 
 def _ids(tokenizer, text, length):

@@ -25,9 +25,10 @@ class Letters:
         ids = ([1] if how.get("add_special_tokens", True) else []) + [*map(ord, text)]
         return {"input_ids": ids[:max_length] if truncation else ids}
 
-    def apply_chat_template(self, said, *, tokenize, add_generation_prompt):
+    def apply_chat_template(self, said, *, tokenize, add_generation_prompt, **more):
         assert not tokenize
-        text = "".join(f"<{one['role'][0]}{one['content']}>" for one in said)
+        text = more.get("date_string", "")
+        text += "".join(f"<{one['role'][0]}{one['content']}>" for one in said)
         return text + ("<a" if add_generation_prompt else "")
 
 
@@ -48,6 +49,16 @@ def test_the_tokenizers_own_template_is_not_cut():
     assert row["labels"] == [IGNORE] * 10 + [*codes("1>"), 2]
 
 
+def test_what_may_begin_a_conversation():
+    tags = {**TAGS, "system_prompt_with_special_tokens": "S"}
+    row = openunlearning.chat(Letters(), ["x"], ["1"], template=tags, length=4)
+    assert row["input_ids"] == [1, *codes("SQx"), 2]
+    assert row["labels"] == [IGNORE] * 4 + [2]
+    own = {"apply_chat_template": True, "date_string": "d"}
+    row = openunlearning.chat(Letters(), ["x"], ["1"], template=own)
+    assert row["input_ids"] == [*codes("d<ux><a1>"), 2]
+
+
 def test_a_row_to_generate_from():
     row = openunlearning.chat(Letters(), ["x"], ["1"], template=TAGS, generate=True)
     assert row["input_ids"] == [1, *codes("Qx/A")]
@@ -61,6 +72,9 @@ def test_a_document():
     row = openunlearning.document(Letters(), "cdef", **how)
     assert row["input_ids"] == [1, *codes("ab cd")]
     assert row["labels"] == [IGNORE] * 3 + codes(" cd")
+    bare = lambda text: {"input_ids": codes(text)}  # noqa: E731
+    row = openunlearning.document(bare, "cdef", length=3)
+    assert row["labels"] == [IGNORE, *codes("de")]
     row = openunlearning.document(Letters(), "cdef", **how, generate=True)
     assert row["input_ids"] == [1, *codes("ab")]
     assert row["labels"] == [IGNORE] * 3 + codes(" cd")

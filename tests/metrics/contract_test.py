@@ -244,6 +244,23 @@ def test_padding_changes_nothing(row):
     np.testing.assert_allclose(value, clean, rtol=1e-6)
 
 
+@each
+def test_an_example_by_itself_gives_what_it_gives_in_a_batch(row):
+    args, how = arrays(row), mask(row)
+    keywords = getattr(row.metric, "keywords", {})
+    if "lengths" in keywords or getattr(row.metric, "__name__", "") == "<lambda>":
+        return  # reads arrays of its own beside the arguments
+    whole = row.metric(*args, **how)
+    for i in range(3):
+        alone = row.metric(*(x[i] for x in args), **{k: x[i] for k, x in how.items()})
+        np.testing.assert_allclose(alone, whole[i], rtol=1e-6)
+    stacked = row.metric(
+        *(jnp.stack([x, x]) for x in args),
+        **{k: jnp.stack([x, x]) for k, x in how.items()},
+    )
+    np.testing.assert_allclose(stacked, jnp.stack([whole, whole]), rtol=1e-6)
+
+
 def _over(where, x):
     return where if where.ndim == x.ndim else where[..., None]
 

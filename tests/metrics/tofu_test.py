@@ -143,6 +143,19 @@ def test_forget_quality_of_official_pairs():
         assert test.statistic == pytest.approx(values["ks_stat"], abs=1e-9), pair
 
 
+@there
+def test_rouge_of_official_generations():
+    pytest.importorskip("rouge_score")
+    (file,) = [file for name, file in runs().items() if "phi_retain99_wd0.01" in name]
+    with gzip.open(file) as opened:
+        sets = json.load(opened)
+    for name in ("forget", "real_authors"):
+        _, generated, wanted = zip(*sets[name]["generated_text"], strict=True)
+        found = metrics.rouge(generated, wanted)
+        for kind in ("rouge1_recall", "rougeL_recall"):
+            np.testing.assert_allclose(found[kind], sets[name][kind], atol=1e-9)
+
+
 def test_a_separated_pair_has_the_smallest_p_value():
     n = 40
     test = metrics.forget_quality(np.arange(n), np.arange(n) + n)
