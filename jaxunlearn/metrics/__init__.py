@@ -25,7 +25,12 @@
 | `semeval_terms`, `semeval` | the rows of SemEval-2025 Task 4 |
 
 The first table's functions of arrays keep the leading axes, run under jit and give
-float32 (float64 if float64 came in); what could not be measured is NaN. Those of texts,
+float32 (float64 if float64 came in); what could not be measured is NaN. On a model:
+
+    logps, where = terms.target_logps(model, params, batch)
+    metrics.probability(logps, where=where)                     # [B]
+
+Those of texts,
 and all of the second table, run on the host in float64 and refuse empty sets and NaN.
 `forget_quality` needs scipy and `rouge` rouge-score: the extra `metrics`.
 """
