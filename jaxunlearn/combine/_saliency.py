@@ -188,8 +188,9 @@ def _masked(mask: Params, tree: Params) -> Params:
 
 def _sizes(path: str, x: Array, units: Units) -> tuple[int, ...]:
     """How many entries a unit of the leaf spans along each axis."""
+    name = path.split(f"/{trees.LAYERS}")[0]  # layers of a kernel are kernels too
     for rule, sizes in units:
-        if not re.fullmatch(f"(?:.*/)?(?:{rule})", path):
+        if not re.fullmatch(f"(?:.*/)?(?:{rule})", name):
             continue
         if len(sizes) > x.ndim > 0:
             raise ValueError(
@@ -291,16 +292,32 @@ def _order_statistic(
 
         def below(_, x):
             # An int32 holds the entries of a matrix, not those of a stack of them.
-            found = jnp.sum(_bits(x) <= middle, axis=_last_two(x), dtype=jnp.int32)
-            return jnp.sum(found >> 16), jnp.sum(found & 0xFFFF)
+            return _digits(
+                jnp.sum(_bits(x) <= middle, axis=_last_two(x), dtype=jnp.int32)
+            )
 
-        ((upper, lower),) = sharding.sums(below, leaves, [range(len(leaves))], rules)
-        upper, lower = upper + (lower >> 16), lower & 0xFFFF
+        (digits,) = sharding.sums(below, leaves, [range(len(leaves))], rules)
+        upper, lower = _carried(digits)
         enough = (upper > needed[0]) | ((upper == needed[0]) & (lower >= needed[1]))
         return jnp.where(enough, low, middle + 1), jnp.where(enough, middle, high)
 
     bounds = (jnp.uint32(0), jnp.uint32(0x7FFFFFFF))
     return jax.lax.fori_loop(0, 31, halve, bounds)[1]
+
+
+def _digits(counts: Array) -> tuple[Array, Array, Array]:
+    """Three int32 that stand for the sum of counts and add up over leaves and devices,
+    8 million of these before the lower two, of 8 bits, leave an int32."""
+    lower = jnp.sum(counts & 0xFFFF)
+    upper, lower = jnp.sum(counts >> 16) + (lower >> 16), lower & 0xFFFF
+    return upper, lower >> 8, lower & 0xFF
+
+
+def _carried(digits: Array) -> tuple[Array, Array]:
+    """(sum >> 16, the 16 bits below) of added `_digits`."""
+    upper, middle, lower = digits
+    middle += lower >> 8
+    return upper + (middle >> 8), (middle & 0xFF) << 8 | lower & 0xFF
 
 
 def _last_two(x: Array) -> tuple[int, ...]:

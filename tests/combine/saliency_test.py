@@ -10,7 +10,8 @@ import optax
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
-from jaxunlearn import combine, sharding
+from jaxunlearn import combine, sharding, trees
+from jaxunlearn.combine import _saliency
 
 SHAPES = {
     "embed": {"embedding": (12, 8)},
@@ -129,6 +130,26 @@ def test_counts_beyond_16_bits_carry():
     tx = plain(unit="weight", percentile=75)
     stats = jax.jit(tx.update)({"forget": {"w": x}}, tx.init(None))[1].stats
     assert stats["threshold"] == 225_000  # ceil(0.75 * 299_999)
+
+
+def test_the_parts_of_a_count_do_not_overflow_on_large_meshes():
+    """A leaf of 126 layers on 4096 devices, each layer with 65535 entries below."""
+    layers, devices = 126, 4096
+    digits = _saliency._digits(jnp.full(layers, 65535, jnp.int32))
+    upper, lower = _saliency._carried(jnp.stack(digits) * jnp.int32(devices))
+    assert (int(upper) << 16) + int(lower) == layers * devices * 65535
+
+
+@pytest.mark.parametrize("unit", ["row", "module"])
+def test_chosen_layers_of_a_kernel_have_the_units_of_the_kernel(unit):
+    rng = np.random.default_rng(0)
+    kernel = jnp.asarray(rng.normal(size=(3, 8, 16)), jnp.float32)
+    chosen, _ = trees.split({"mlp": {"kernel": kernel}}, "mlp/kernel@0,2")
+    whole = {"mlp": {"kernel": kernel[jnp.array([0, 2])]}}
+    tx = plain(unit=unit, percentile=60)
+    found, expected = (tx.update({"forget": g}, tx.init(g)) for g in (chosen, whole))
+    assert_array_equal(*(jax.tree.leaves(x[0])[0] for x in (found, expected)))
+    assert found[1].stats == expected[1].stats
 
 
 @pytest.mark.parametrize("size", [1e-30, 1e30])
