@@ -31,7 +31,8 @@ except ImportError as error:
 
 
 class Loader:
-    """An endless iterator over streams; `streams` makes it."""
+    """An endless iterator over streams; `streams` makes it. A batch that could not be
+    read is tried again when the next one is asked for."""
 
     def __init__(self, batches: grain.DatasetIterator, made_of: Mapping[str, Any]):
         self._batches, self._made_of = batches, dict(made_of)
@@ -41,7 +42,12 @@ class Loader:
         return self
 
     def __next__(self) -> Streams:
-        batch = next(self._batches)
+        taken = self._batches.get_state()
+        try:
+            batch = next(self._batches)
+        except Exception:  # reading ahead goes past it, and would then count one less
+            self._batches.set_state(taken)
+            raise
         shapes = {
             stream: {column: (x.shape, str(x.dtype)) for column, x in columns.items()}
             for stream, columns in batch.items()
@@ -114,7 +120,7 @@ def streams(
     )
     batches = grain.MapDataset.range(sys.maxsize).map(read)
     made_of = {
-        "seed": seed,
+        "seed": int(seed),
         "streams": {
             name: {
                 "rows": table.rows(source),

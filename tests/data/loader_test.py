@@ -138,6 +138,41 @@ def test_rows_that_do_not_fit_are_named():
         next(batches)
 
 
+@pytest.mark.parametrize("ahead, threads", [(0, 1), (2, 1), (4, 3)])
+def test_a_batch_that_failed_is_tried_again_and_positions_stay_true(ahead, threads):
+    class Broken(Noted):
+        mended = False
+
+        def __getitem__(self, row):
+            if row == 3 and not self.mended:
+                raise ValueError("a bad sector")
+            return super().__getitem__(row)
+
+    rows = Broken(6)
+    wanted = table.streams({"forget": Noted(6)}, 1, seed=0)
+    batches = loader.streams({"forget": rows}, 1, seed=0, ahead=ahead, threads=threads)
+    taken = 0
+    while (want := next(wanted))["forget"]["row"] != 3:
+        same(next(batches), want)
+        taken += 1
+    assert 0 < taken < 6
+    for _ in range(2):
+        with pytest.raises(ValueError, match="a bad sector"):
+            next(batches)
+        assert batches.get_state()["batches"] == taken
+    rows.mended = True
+    for late in itertools.chain([want], itertools.islice(wanted, 3)):
+        same(next(batches), late)
+    assert batches.get_state()["batches"] == taken + 4
+    batches.close()
+
+
+def test_a_position_is_json_for_numpys_numbers_too():
+    batches = loader.streams({"forget": Noted(4)}, 2, seed=np.int64(3))
+    position = json.loads(json.dumps(batches.get_state()))
+    loader.streams({"forget": Noted(4)}, 2, seed=3).set_state(position)
+
+
 def test_bad_arguments_are_named_at_once():
     with pytest.raises(ValueError, match="The forget set is empty"):
         loader.streams({"forget": []}, 2, seed=0)
