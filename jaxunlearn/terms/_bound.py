@@ -206,8 +206,11 @@ def _rows(batches: list[Batch]) -> Batch:
         batches = [{"answer": batch["mask"], **batch} for batch in batches]
     shared = [
         name
-        for name, column in batches[0].items()
-        if column.ndim == 2 and all(name in other for other in batches)
+        for name in batches[0]
+        if all(
+            name in batch and batch[name].shape == batch["tokens"].shape
+            for batch in batches
+        )
     ]
     longest = max(batch["tokens"].shape[1] for batch in batches)
 

@@ -97,8 +97,9 @@ def on_pairs(
             for x, counts in zip(logps, where, strict=True)
         ]
         both = jnp.all(jnp.stack([jnp.any(counts, axis=1) for counts in where]), axis=0)
+        # Before the loss: junk of one answer would reach the other's gradient as nan.
         arguments = [
-            argument
+            jnp.where(both, argument, jnp.zeros_like(argument))
             for x, batch in zip(logps, batches, strict=True)
             for argument in (jnp.sum(x, axis=1), batch["ref_logps"])
         ]

@@ -130,6 +130,25 @@ def test_pairs_are_read_row_by_row_from_two_streams():
         term(params, streams | {"lose": cut}, None, RNG)
 
 
+@pytest.mark.parametrize("empty, other", [("win", "lose"), ("lose", "win")])
+def test_junk_beside_an_answer_that_is_not_there_changes_nothing(empty, other):
+    model, params, _, _ = setting()
+    term = terms.on_pairs(losses.dpo, model, "win", "lose")
+    streams = {
+        name: tiny.tiny_batch(seed=seed) | {"ref_logps": jnp.full(4, -6.0)}
+        for seed, name in enumerate(("win", "lose"))
+    }
+    streams[empty]["answer"] = streams[empty]["answer"].at[2].set(False)
+    assert jnp.any(streams[other]["answer"][2])
+
+    def gradient(junk):
+        own = dict(streams)
+        own[empty] = own[empty] | {"ref_logps": own[empty]["ref_logps"].at[2].set(junk)}
+        return jax.grad(lambda p: term(p, own, None, RNG)[0].mean())(params)
+
+    jax.tree.map(assert_allclose, gradient(jnp.nan), gradient(-6.0))
+
+
 def test_targets_and_skipped_tokens_reach_the_loss():
     model, params, _, batch = setting()
     for skip in (0, 2):

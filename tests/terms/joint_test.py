@@ -82,6 +82,20 @@ def test_joint_unembeds_once_where_all_parts_want_log_probabilities():
     assert products[1] == products[2] < products[3]
 
 
+def test_a_column_of_another_width_is_not_taken_for_tokens():
+    parts, streams = parts_and_streams()
+    _, params = tiny.tiny_model()
+    parts = {name: parts[name] for name in ("forget", "retain")}
+    plain, _ = terms.joint(parts)(params, streams, None, RNG)
+    wider = {
+        name: batch | {"topics": jnp.zeros((len(batch["tokens"]), 99))}
+        for name, batch in streams.items()
+        if batch
+    }
+    found, _ = terms.joint(parts)(params, wider, None, RNG)
+    close(found, plain)
+
+
 def test_joint_refuses_what_cannot_be_joined():
     parts, _ = parts_and_streams()
     with pytest.raises(ValueError, match="at least one term"):
