@@ -190,7 +190,7 @@ def _implicit(owner, upper, lower, x, y, damping, limit, w, product, solver):
 
     above, (f_x, f_y) = jax.value_and_grad(upper, (0, 1))(x, y)
     b = _common.widen(f_y)
-    start = jax.tree.map(jnp.zeros_like, b) if w is None else _common.widen(w)
+    start = jax.tree.map(jnp.zeros_like, b) if w is None else _common.like(w, b)
     solution = solver(matrix, b, start)
 
     def lower_x(y):

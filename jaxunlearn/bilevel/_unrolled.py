@@ -57,6 +57,7 @@ def unrolled(
     owner = "bilevel.unrolled"
     x, y = _common.arrays(x), _common.arrays(y)
     _common.levels(owner, x, y, upper=upper, lower=lower)
+    _checks.positive_int(owner, steps=steps)
     _common.inner(owner, tx, steps)
 
     def step(x, state):

@@ -149,7 +149,7 @@ def blur(
     if isinstance(scope, str):
         _checks.one_of("blur", ("global", "leaf"), scope=scope)
     lowers = (lower,) if isinstance(lower, str) else tuple(lower)
-    if len(lowers) > 2 or len({upper, *lowers}) != 1 + len(lowers):
+    if len(lowers) not in (1, 2) or len({upper, *lowers}) != 1 + len(lowers):
         raise ValueError(
             f"blur needs two terms, got {upper!r} for upper and {lower!r} for lower. "
             "A pair for lower is two more names."

@@ -77,6 +77,7 @@ def test_leaves_without_a_gradient_are_refused(form):
         ("neumann", dict(rate=0.0), ValueError, "rate > 0"),
         ("neumann", dict(terms=0), ValueError, "terms >= 1"),
         ("unrolled", dict(steps=0), ValueError, "steps >= 1"),
+        ("unrolled", dict(steps=0, tx=None), ValueError, "steps >= 1"),
         ("unrolled", dict(truncate=0), ValueError, "truncate >= 1"),
         ("unrolled", dict(truncate=2), ValueError, "truncate <= steps"),
         ("unrolled", dict(tx="sgd"), TypeError, "optax transformation, got str"),

@@ -163,6 +163,14 @@ def test_a_warm_start_saves_products():
     assert warm.stats["iterations"] == 0
 
 
+def test_a_warm_start_may_be_of_another_precision():
+    cold = cg(ridge.x(), best())
+    rounded = jax.tree.map(lambda a: a.astype(jnp.float32), cold.found["w"])
+    warm = cg(ridge.x(), best(), w=rounded)
+    assert 0 < warm.stats["iterations"] <= cold.stats["iterations"]
+    assert_allclose(ridge.flat(warm.dx), ridge.flat(cold.dx), atol=1e-9)
+
+
 def test_a_direction_of_negative_curvature_is_reported():
     def saddle(x, y):
         return 0.5 * jnp.sum(jnp.asarray([1.0, -0.5]) * y * y) + jnp.sum(x * y)

@@ -139,7 +139,7 @@ def test_an_odd_number_of_rows_is_an_error():
 
 
 @pytest.mark.parametrize(
-    "lower", ["retain", ("a", "a"), ("a", "b", "c"), ("retain", "a")]
+    "lower", ["retain", ("a", "a"), ("a", "b", "c"), ("retain", "a"), ()]
 )
 def test_names_that_do_not_make_two_levels_are_refused(lower):
     with pytest.raises(ValueError, match="blur needs two terms, got"):
