@@ -66,17 +66,19 @@ class Method(NamedTuple):
 
 def methods() -> dict[str, Method]:
     """Every method by name; new recipes are among them without a line here."""
-    found, decay = {}, {}
+    found, adamw = {}, {}
     for name, function in build.recipes_by_name().items():
         if name in LEFT_OUT:
             continue
         settings = inspect.signature(function).parameters
-        rate, decay[name] = (settings[x].default for x in ("lr", "weight_decay"))
+        rate = settings["lr"].default
+        kept = ("weight_decay", "eps")
+        adamw[name] = {x: settings[x].default for x in kept if x in settings}
         made = _with(function, FITTED.get(name, {}))
         found[name] = Method(name, rate, made, TABLES.get(name, {}))
     for name, blur in APART.items():
         if blur in found:
-            made = _summed(found[blur].build, decay[blur])
+            made = _summed(found[blur].build, adamw[blur])
             found[name] = found[blur]._replace(name=name, build=made)
     return dict(sorted(found.items()))
 
@@ -91,12 +93,12 @@ def _with(function, arguments):
     return lambda model, rate: function(model, lr=rate, **arguments)
 
 
-def _summed(build_blur, weight_decay):
+def _summed(build_blur, settings):
     """BLUR's terms and AdamW, their gradients merely added."""
 
     def build_sum(model, rate):
         recipe = build_blur(model, rate)
-        adamw = optax.adamw(rate, weight_decay=weight_decay)
+        adamw = optax.adamw(rate, **settings)
         return recipe._replace(tx=optax.chain(combine.weighted_sum(), adamw))
 
     return build_sum

@@ -128,7 +128,7 @@ def blur(
     Paper and code:
         - WMDP's g_f + alpha (g_r - <g_r, g_f> / |g_f|^2 g_f) is
           optax.chain(blur(gamma=1 / alpha), optax.scale(alpha)); under Adam the factor
-          alpha cancels, so alpha = 800 is gamma = 0.00125.
+          alpha cancels but for eps, so alpha = 800 is gamma = 0.00125 and eps / 800.
         - `BLO_forget_upper` is blur(upper="forget", lower="retain"); `Pen` is
           `penalty`.
         - Released code divides by |l|^2 unguarded (MUSE fails and WMDP turns to nan at

@@ -33,10 +33,12 @@ def chain(
     lr: Rate,
     weight_decay: float,
     clip: float | None,
+    eps: float = 1e-8,
 ) -> optax.GradientTransformationExtraArgs:
     """combiner -> clip by global norm -> AdamW, the order BLUR's projection needs."""
     links = [] if clip is None else [optax.clip_by_global_norm(clip)]
-    return optax.chain(combiner, *links, optax.adamw(lr, weight_decay=weight_decay))
+    adamw = optax.adamw(lr, eps=eps, weight_decay=weight_decay)
+    return optax.chain(combiner, *links, adamw)
 
 
 def retain_nll(model: Model, retain: Mapping[str, float]) -> Term:
@@ -59,11 +61,13 @@ def weighted(
     lr: Rate,
     weight_decay: float,
     clip: float | None,
+    eps: float = 1e-8,
     trainable: str = r".*",
 ) -> Recipe:
     """One joint term of weighted parts -> clip -> AdamW."""
     total = terms.joint(parts, weights)
-    tx = chain(combine.weighted_sum(), lr=lr, weight_decay=weight_decay, clip=clip)
+    rest = dict(lr=lr, weight_decay=weight_decay, clip=clip, eps=eps)
+    tx = chain(combine.weighted_sum(), **rest)
     return Recipe({"total": total}, tx, trainable)
 
 

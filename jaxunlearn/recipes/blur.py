@@ -94,6 +94,7 @@ def rmu(
     lr: Rate = 5e-5,
     weight_decay: float = 0.0,
     clip: float | None = None,
+    eps: float = 1e-6 / 800,
 ) -> Recipe:
     """BLUR with RMU's two losses, as on WMDP; see recipes.rmu.wmdp.
 
@@ -102,7 +103,8 @@ def rmu(
             clip: as for recipes.rmu.wmdp.
         gamma: how far the forget loss goes down at each step. The authors weigh the
             projected retain gradient by alpha = 800 instead, which is gamma = 1 / alpha
-            but for the length of the whole update; Adam does not see that.
+            but for the length of the whole update. Adam sees that beside eps only.
+        eps: AdamW's; the authors have 1e-6, for updates alpha times as long.
     """
     layers = _recipe.layers(model, layers)
     forget, retain = _rmu.pair(
@@ -115,6 +117,7 @@ def rmu(
         tokens=tokens,
     )
     combiner = combine.blur(upper="retain", lower="forget", gamma=gamma)
-    tx = _recipe.chain(combiner, lr=lr, weight_decay=weight_decay, clip=clip)
+    rest = dict(lr=lr, weight_decay=weight_decay, clip=clip, eps=eps)
+    tx = _recipe.chain(combiner, **rest)
     parts = {"forget": forget, "retain": retain}
     return Recipe(parts, tx, _rmu.trainable(layers))

@@ -30,6 +30,7 @@ def wmdp(
     lr: Rate = 5e-5,
     weight_decay: float = 0.0,
     clip: float | None = None,
+    eps: float = 1e-6,
 ) -> Recipe:
     """RMU on `mlp/down` of three layers, as on WMDP.
 
@@ -49,6 +50,8 @@ def wmdp(
         lr: AdamW's learning rate or schedule.
         weight_decay: decoupled.
         clip: largest norm of the gradient, or None.
+        eps: AdamW's. Means over D have gradients that are not large beside it. The
+            authors' optimizer adds it before the bias correction, optax after.
     Returns:
         A Recipe on the streams `forget` and `retain`.
     """
@@ -69,5 +72,6 @@ def wmdp(
         lr=lr,
         weight_decay=weight_decay,
         clip=clip,
+        eps=eps,
         trainable=_rmu.trainable(layers),
     )

@@ -111,8 +111,10 @@ def test_settings_reach_adamw_and_every_leaf_trains(name, bare):
     recipe = RECIPES[name](model)
     ramp = optax.linear_schedule(0.0, 1e-3, 5)
     RECIPES[name](model, lr=ramp, weight_decay=0.3)
-    assert bare[0] == {key: DEFAULTS[name][key] for key in ("lr", "weight_decay")}
-    assert bare[1] == {"lr": ramp, "weight_decay": 0.3}
+    assert bare[0] == {"eps": 1e-8} | {
+        key: DEFAULTS[name][key] for key in ("lr", "weight_decay")
+    }
+    assert bare[1] == {"lr": ramp, "weight_decay": 0.3, "eps": 1e-8}
     train, rest = trees.split(params, recipe.trainable)
     assert not jax.tree.leaves(rest)
     assert isinstance(recipe, recipes.Recipe)
@@ -267,6 +269,32 @@ def test_no_step_changes_the_default_streams(name):
     default = inspect.signature(RECIPES[name]).parameters["retain"].default
     with pytest.raises(TypeError):
         default["more"] = 1.0
+
+
+@pytest.mark.parametrize("size", [1e-3, 1e-6, 1e-8])
+@pytest.mark.parametrize("name", ["rmu.wmdp", "blur.rmu"])
+def test_the_steps_of_rmu_are_those_of_its_authors_optimizer(name, size):
+    """AdamW with eps 1e-6; gradients of 4096 units' mean are about as small."""
+    model, params = small()
+    make = {"rmu.wmdp": recipes.rmu.wmdp, "blur.rmu": blur.rmu}[name]
+    recipe = make(model, layers=(0,))
+    train, _ = trees.split(params, recipe.trainable)
+    draw = [
+        jax.tree.map(lambda x, f=f: size * f(7.0 * jnp.cumsum(x, axis=-1)), train)
+        for f in (jnp.sin, jnp.cos)
+    ]
+    adamw = optax.adamw(5e-5, eps=1e-6, weight_decay=0.0)
+    if name == "rmu.wmdp":
+        grads = {"total": draw[0]}
+        theirs = draw[0]
+    else:
+        grads = dict(zip(("forget", "retain"), draw, strict=True))
+        f, r = draw
+        part = trees.vdot(r, f) / trees.vdot(f, f)
+        theirs = jax.tree.map(lambda f, r: f + 800.0 * (r - part * f), f, r)
+    wanted, _ = adamw.update(theirs, adamw.init(train), train)
+    found, _ = recipe.tx.update(grads, recipe.tx.init(train), train)
+    close(found, wanted, rtol=1e-3, atol=1e-9)
 
 
 # Errors.
