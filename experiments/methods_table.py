@@ -123,7 +123,7 @@ def _row(name: str, function, model) -> str:
         *FACTS[name],
         ", ".join(streams),
         f"{passes}" + (f", to layer {max(until)}" if until else ""),
-        f"{ref}" if ref else "column" if column else "no",
+        ", ".join([f"{ref}"] * bool(ref) + ["column"] * column) or "no",
         f"{len(recipe.terms)}",
         ", ".join(_defaults(function)),
     )

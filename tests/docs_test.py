@@ -73,6 +73,11 @@ def test_the_table_of_methods_is_that_of_the_code():
     )
 
 
+def test_a_method_that_needs_the_reference_and_its_column_says_both():
+    (row,) = [x for x in methods_table.page().splitlines() if "`sure.npo`" in x]
+    assert row.split(" | ")[5] == "1, column"
+
+
 def test_a_method_without_equation_and_source_is_refused(monkeypatch):
     monkeypatch.delitem(methods_table.FACTS, "sure.npo")
     with pytest.raises(KeyError, match=r"differs in \['sure.npo'\]"):

@@ -96,7 +96,8 @@ def mgda(
     Args:
         terms: the terms, two or more.
         normalize: mixes g_k / |g_k| instead, so that a term with a short gradient does
-            not take all the weight (the code's "l2").
+            not take all the weight. The paper's code finds its weights so too ("l2"),
+            but then gives them to the g_k themselves, which may raise a term's loss.
         iterations: of Frank-Wolfe, >= 1; each costs a product with a matrix of as many
             rows as there are terms.
     Returns:
