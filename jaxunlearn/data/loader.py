@@ -113,6 +113,8 @@ def streams(
             iterator.
     """
     _checks.not_negative("loader.streams", ahead=ahead)
+    if ahead:
+        _checks.positive_int("loader.streams", ahead=ahead)
     _checks.positive_int("loader.streams", threads=threads)
     read = table.at(sources, sizes, seed=seed, share=share)
     options = grain.ReadOptions(

@@ -50,7 +50,7 @@ def encoded(
         pad: the side that is padded.
     Returns:
         A source of {"tokens": [L] int32, "mask": [L] bool, "answer": [L] bool}. Reading
-        a row that is longer than L, or lacks a field, raises BadRow.
+        a row that is longer than L, or lacks a field or a text there, raises BadRow.
     """
     _checks.positive_int("source.encoded", length=length)
     fields = (prompt, answer) if answer else (prompt,)
@@ -58,12 +58,23 @@ def encoded(
 
 
 def _encode(tokenizer, fields, length, pad, row) -> dict[str, np.ndarray]:
+    if not isinstance(row, Mapping):
+        raise ValueError(
+            f"source.encoded needs rows that are dicts, got {type(row).__name__}. "
+            "Decode them by data.mapped first."
+        )
     missing = [field for field in fields if field not in row]
     if missing:
         raise ValueError(
             f"source.encoded needs the fields {_checks.listed(fields)}, but there is "
             f"{_checks.listed(row)}. Name the fields by prompt and answer."
         )
+    for field in fields:
+        if not isinstance(row[field], str):
+            raise ValueError(
+                f"source.encoded needs texts, got {row[field]!r} for {field!r}. Leave "
+                "the row out, or make it a text by data.mapped."
+            )
     texts = [[row[field]] for field in fields]
     whole = table.encode(tokenizer, *texts, length=length, pad=pad)
     return {column: values[0] for column, values in whole.items()}

@@ -180,6 +180,8 @@ def test_bad_arguments_are_named_at_once():
         loader.streams({"forget": Noted(4)}, 3, seed=0, share=(0, 2))
     with pytest.raises(ValueError, match="ahead >= 0"):
         loader.streams({"forget": Noted(4)}, 2, seed=0, ahead=-1)
+    with pytest.raises(TypeError, match="whole number ahead, got ahead=1.5"):
+        loader.streams({"forget": Noted(4)}, 2, seed=0, ahead=1.5)
 
 
 def test_without_grain_the_rest_of_data_works_and_the_loader_says_what_to_install():

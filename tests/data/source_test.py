@@ -68,6 +68,20 @@ def test_a_row_that_cannot_be_encoded_is_named():
         source.mapped([b"{"], json.loads)[0]
 
 
+@pytest.mark.parametrize(
+    "row, message",
+    [
+        ({"prompt": "The", "answer": None}, "needs texts, got None for 'answer'"),
+        ({"prompt": 3, "answer": "Paris"}, "needs texts, got 3 for 'prompt'"),
+        ("prompt and answer", "needs rows that are dicts, got str"),
+    ],
+)
+def test_a_field_that_is_no_text_is_named(row, message):
+    lazy = data.encoded([*ROWS, row], tiny.tiny_tokenizer(), length=8)
+    with pytest.raises(source.BadRow, match=f"Row 4, read alone: .*{message}"):
+        lazy[4]
+
+
 def test_columns_are_added_to_rows():
     extra = {"ref_logps": np.array([1.0, 2.0], np.float32)}
     lazy = table.with_columns([{"x": 0}, {"x": 1}], extra)
