@@ -81,8 +81,8 @@ def blur(
         constraint="inequality": <u, l> = max(gamma |l|^2, <h, l>), xi = max(xi, 0)
 
     They hold for the update that this transformation returns, before Adam rescales it,
-    and with several groups on each group by itself. `xi_max` gives them up for a
-    bounded xi.
+    and with several groups on each group by itself; with two halves below, up to their
+    difference. `xi_max` gives them up for a bounded xi.
 
     | gradients | update | stats |
     | --- | --- | --- |

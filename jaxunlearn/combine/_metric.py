@@ -37,7 +37,7 @@ def adam_metric(
         the moments.
     Raises:
         ValueError: if b2 is not in (0, 1), eps <= 0 or, in init, the chain lacks either
-            part or has two.
+            part or has two, or its Adam leaves out leaves.
     References: a consequence of https://arxiv.org/abs/2506.08164, which projects before
         Adam.
     """
@@ -55,6 +55,13 @@ def adam_metric(
                     f"adam_metric needs a chain with one {name}, got {len(found)}. "
                     "Use optax.chain(combine.blur(...), optax.adamw(...))."
                 )
+        adam = optax.tree_utils.tree_get(state, "ScaleByAdamState")
+        if jax.tree.structure(adam.nu) != jax.tree.structure(params):
+            raise ValueError(
+                "adam_metric needs an Adam over all leaves that train, got one over "
+                f"{jax.tree.structure(adam.nu)}. Leave leaves out by trees.split "
+                "rather than optax.masked."
+            )
         return state
 
     def update(grads, state, params=None, **extra):

@@ -89,6 +89,12 @@ def test_on_a_mesh_by_rules_it_is_the_same():
         (optax.chain(combine.weighted_sum(), optax.adam(0.1)), "one blur, got 0"),
         (optax.chain(combine.blur(), optax.sgd(0.1)), "one Adam, got 0"),
         (optax.chain(combine.blur(), optax.adam(0.1), optax.adam(0.1)), "Adam, got 2"),
+        (
+            optax.chain(
+                combine.blur(), optax.masked(optax.adam(0.1), {"a": True, "b": False})
+            ),
+            "Adam over all leaves",
+        ),
     ],
 )
 def test_a_chain_without_either_part_is_refused(inner, message):
