@@ -5,6 +5,7 @@ import json
 
 import jax
 import numpy as np
+import optax
 import pytest
 from numpy.testing import assert_allclose
 
@@ -12,6 +13,7 @@ import jaxunlearn as ju
 from experiments.benchmarks import methods as cost
 from experiments.small import compare, figures, methods, score, unlearn
 from jaxunlearn.data import table
+from tests import tiny
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
 PLAN = compare.Plan(
@@ -31,6 +33,18 @@ def done(small_world, known, tmp_path_factory):
     with jax.numpy_dtype_promotion("standard"):
         file = tmp_path_factory.mktemp("lines") / "methods.jsonl"
         return file, compare.compare(small_world[1], file, known=known, plan=PLAN)
+
+
+@pytest.mark.parametrize("name", sorted(methods.APART))
+def test_a_sum_has_the_adamw_of_its_blur(monkeypatch, name):
+    asked = []
+    monkeypatch.setattr(optax, "adamw", lambda lr, **how: asked.append((lr, how)))
+    monkeypatch.setattr(optax, "chain", lambda *links: links)
+    model, _ = tiny.tiny_model()
+    for each in (name, methods.APART[name]):
+        methods.methods()[each].build(model, 1e-3)
+    theirs, own = {**asked[-1][1]}, {**asked[-2][1]}
+    assert {"eps": 1e-8} | own == theirs and asked[-1][0] == asked[-2][0] == 1e-3
 
 
 def test_every_setting_runs_once_on_every_seed(done):
