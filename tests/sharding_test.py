@@ -3,7 +3,7 @@
 
 import re
 import types
-from functools import partial
+from functools import cache, partial
 
 import jax
 import jax.numpy as jnp
@@ -81,22 +81,24 @@ def run(method, mesh, *, microbatch=1, steps=STEPS):
     return trees.merge(state.params, rest), metrics
 
 
-@pytest.mark.parametrize(
-    ("sizes", "method"),
-    [(sizes, blur_npo) for sizes in MESHES]
-    + [((2, 2, 2), npo_kl), ((2, 2, 2), down_kernels)],
-    ids=lambda x: getattr(x, "__name__", str(x)),
-)
+@cache
+def on_one_device(method):
+    return run(method, None)
+
+
+@pytest.mark.parametrize("sizes", MESHES, ids=str)
+@pytest.mark.parametrize("method", [blur_npo, npo_kl, down_kernels])
 def test_five_steps_on_any_mesh_equal_those_on_one_device(sizes, method):
-    expected, expected_metrics = run(method, None)
+    expected, expected_metrics = on_one_device(method)
     params, metrics = run(method, mesh_of(sizes))
     for name, value in expected_metrics.items():
-        assert_allclose(metrics[name], value, rtol=1e-4, atol=1e-5, err_msg=name)
+        rtol = 1e-5 if name.endswith("/loss") else 1e-4
+        assert_allclose(metrics[name], value, rtol=rtol, atol=1e-5, err_msg=name)
     jax.tree.map(partial(assert_allclose, rtol=0, atol=1e-5), params, expected)
 
 
 def test_microbatches_on_a_mesh_equal_the_whole_batch():
-    expected, _ = run(blur_npo, None)
+    expected, _ = on_one_device(blur_npo)
     params, _ = run(blur_npo, mesh_of((2, 2, 2)), microbatch=2)
     jax.tree.map(partial(assert_allclose, rtol=0, atol=1e-5), params, expected)
 
