@@ -55,12 +55,14 @@ class Site(NamedTuple):
         layers: how many layers carry the site.
         consumer: leaf path of the kernel that reads the site, or None where several do.
         axis: axis of one layer's consumer that indexes the units.
+        readers: leaf paths of all kernels whose input is the site's value.
     """
 
     units: int
     layers: int
     consumer: str | None = None
     axis: int = 0
+    readers: tuple[str, ...] = ()
 
 
 class Model(NamedTuple):

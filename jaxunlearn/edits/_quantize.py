@@ -127,11 +127,16 @@ def map_leaves(owner: str, params: Params, pattern: str, function) -> Params:
                 f"{owner} needs kernels [..., in, out] of floats, got {path!r} of "
                 f"shape {x.shape} and dtype {x.dtype}. Name fewer leaves in pattern."
             )
-        new = function(path, x)
-        traced = isinstance(x, jax.core.Tracer) or not isinstance(x, jax.Array)
-        return new if traced else jax.device_put(new, x.sharding)
+        return placed(function(path, x), x)
 
     return trees.map_with_path(leaf, params)
+
+
+def placed(new: Array, x: Array) -> Array:
+    """new in the shards of x, where x has any to show."""
+    if isinstance(x, jax.core.Tracer) or not isinstance(x, jax.Array):
+        return new
+    return jax.device_put(new, x.sharding)
 
 
 def wide(x: Array) -> Array:

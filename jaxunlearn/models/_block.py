@@ -27,9 +27,9 @@ def run(config, weights, x, rotation, attend, edits, index):
     """One decoder block: (x [B, L, D], {site: value})."""
     batch, length, _ = x.shape
     attention, mlp = weights["attention"], weights["mlp"]
-    h = norm(config, attention["norm"], x)
+    read = _edit(edits, "attention_in", norm(config, attention["norm"], x), index)
     q, k, v = (
-        _dense(attention[name], h).reshape(batch, length, -1, config.head_dim)
+        _dense(attention[name], read).reshape(batch, length, -1, config.head_dim)
         for name in ("q", "k", "v")
     )
     if config.qk_norm:
@@ -47,6 +47,7 @@ def run(config, weights, x, rotation, attend, edits, index):
         added = norm(config, attention["post_norm"], added)
     before, x = x, x + added
     h = norm(config, mlp["norm"], before if config.parallel else x)
+    h = _edit(edits, "mlp_in", h, index)
     active = _ACTIVATIONS[config.activation]
     if config.gated:
         units = active(_wide(mlp["gate"], h)) * _wide(mlp["up"], h)
@@ -58,7 +59,8 @@ def run(config, weights, x, rotation, attend, edits, index):
         added = norm(config, mlp["post_norm"], added)
     x = sharding.constrain(x + added, *ROWS, None)
     x = _edit(edits, "block", x, index)
-    return x, {"attention": mixed, "mlp": units, "block": x}
+    values = {"attention_in": read, "attention": mixed, "mlp_in": h, "mlp": units}
+    return x, values | {"block": x}
 
 
 def attention(config: DecoderConfig, visible: Array) -> Callable[..., Array]:

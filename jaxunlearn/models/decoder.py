@@ -34,6 +34,10 @@ _POLICIES = {
 }
 
 
+# In the order of a block: the normed input of q, k and v, what o reads, the normed
+# input of gate and up, what down reads, and the block's output.
+_SITES = ("attention_in", "attention", "mlp_in", "mlp", "block")
+
 # Width over fsdp; heads, hidden units and the vocabulary over tensor. Axis 0 of a
 # block's leaf is its layer, which the scan walks.
 RULES = (
@@ -50,17 +54,22 @@ RULES = (
 
 def make(config: DecoderConfig) -> Model:
     """The decoder that `config` describes, as a Model."""
-    attention_units = config.heads * config.head_dim
+    units, n = config.heads * config.head_dim, config.layers
+    o, down = "blocks/attention/o/kernel", "blocks/mlp/down/kernel"
+    qkv = tuple(f"blocks/attention/{name}/kernel" for name in "qkv")
+    up = tuple(
+        f"blocks/mlp/{x}/kernel" for x in (("gate", "up") if config.gated else ("up",))
+    )
     return Model(
         init=partial(init, config),
         apply=partial(apply, config),
         unembed=partial(unembed, config),
         sites={
-            "attention": Site(
-                attention_units, config.layers, "blocks/attention/o/kernel"
-            ),
-            "mlp": Site(config.hidden, config.layers, "blocks/mlp/down/kernel"),
-            "block": Site(config.width, config.layers),
+            "attention_in": Site(config.width, n, readers=qkv),
+            "attention": Site(units, n, o, readers=(o,)),
+            "mlp_in": Site(config.width, n, readers=up),
+            "mlp": Site(config.hidden, n, down, readers=(down,)),
+            "block": Site(config.width, n),
         },
         config=config,
         cache=partial(_cache.empty, config),
@@ -177,7 +186,8 @@ def apply(
         weights, window, index = layer
         attend = attends(window, index)
         rotation = _block.of_layer(rotations, window)
-        return _block.run(config, weights, x, rotation, attend, edits, index)
+        x, values = _block.run(config, weights, x, rotation, attend, edits, index)
+        return x, {site: values[site] for site in taps}
 
     if config.remat != "none":
         block = jax.checkpoint(block, policy=_POLICIES[config.remat], prevent_cse=False)
@@ -254,7 +264,7 @@ def _check_call(config, batch, taps, edits, count):
             f"{owner} has layers 0 to {config.layers - 1}, got until={count - 1}."
         )
     for site in (*taps, *edits):
-        _checks.one_of(owner, ("attention", "mlp", "block"), site=site)
+        _checks.one_of(owner, _SITES, site=site)
     for site, layers in taps.items():
         once = len(set(layers)) == len(layers) > 0
         if not once or any(not 0 <= layer < count for layer in layers):

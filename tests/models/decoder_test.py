@@ -53,7 +53,7 @@ def slow_decoder(config, params, batch):
         return x @ layer["kernel"][n] + (layer["bias"][n] if "bias" in layer else 0.0)
 
     x = p["embed"]["embedding"][tokens]
-    sites = {"attention": [], "mlp": [], "block": []}
+    sites = {name: [] for name in decoder.make(config).sites}
     length = tokens.shape[1]
     for n in range(config.layers):
         attention, mlp = p["blocks"]["attention"], p["blocks"]["mlp"]
@@ -61,7 +61,7 @@ def slow_decoder(config, params, batch):
         window = (config.windows or [None] * config.layers)[n]
         if window is not None:
             sees &= positions[:, :, None] - positions[:, None, :] < window
-        h = norm(x, attention["norm"]["scale"][n])
+        read = h = norm(x, attention["norm"]["scale"][n])
         q, k, v = (dense(attention[name], h, n) for name in "qkv")
         heads = []
         for head in range(config.heads):
@@ -82,7 +82,8 @@ def slow_decoder(config, params, batch):
         gate = dense(mlp["gate"], h, n)
         units = gate / (1 + np.exp(-gate)) * dense(mlp["up"], h, n)
         x = x + dense(mlp["down"], units, n)
-        for site, value in {"attention": mixed, "mlp": units, "block": x}.items():
+        values = {"attention_in": read, "attention": mixed, "mlp_in": h, "mlp": units}
+        for site, value in (values | {"block": x}).items():
             sites[site].append(value)
     return norm(x, p["final_norm"]["scale"]), sites
 
@@ -96,6 +97,7 @@ def test_equals_the_slow_decoder_at_real_tokens(setting, side, wrap):
         holes = jnp.arange(12) % 5 == jnp.arange(4)[:, None]
         batch["mask"] = batch["mask"] & ~holes
     taps = {"mlp": (2, 0), "attention": (1,), "block": (0, 1, 2)}
+    taps |= {"attention_in": (1, 2), "mlp_in": (0,)}
     out = wrap(partial(model.apply, taps=taps))(params, batch)
     hidden, sites = slow_decoder(model.config, params, batch)
     real = np.asarray(batch["mask"])
@@ -335,12 +337,15 @@ def test_init_makes_the_leaves_that_shapes_names(setting):
         if site.consumer is not None:
             shape = trees.paths(params)[site.consumer].shape
             assert (shape[0], shape[1 + site.axis]) == (site.layers, site.units)
+        for path in site.readers:
+            shape = trees.paths(params)[path].shape
+            assert (shape[0], shape[1]) == (site.layers, site.units)
 
 
 ERRORS = {
     "long": (dict(length=65), {}, "at most 64 tokens, got 65"),
     "tap-site": ({}, {"taps": {"mpl": (0,)}}, "Did you mean 'mlp'"),
-    "edit-site": ({}, {"edits": {"logits": lambda x, n: x}}, "'attention', 'mlp'"),
+    "edit-site": ({}, {"edits": {"logits": lambda x, n: x}}, "'attention_in', 'attent"),
     "tap-layer": ({}, {"taps": {"mlp": (3,)}}, "runs layers 0 to 2 here"),
     "tap-negative": ({}, {"taps": {"mlp": (-1,)}}, "got taps of layers"),
     "tap-twice": ({}, {"taps": {"mlp": (1, 1)}}, "got taps of layers"),
