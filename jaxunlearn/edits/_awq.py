@@ -140,7 +140,7 @@ def _search(kernels, gram, mean, *, bits, scheme, group, steps):
                 for gap in gaps
             )
 
-        ratios = jnp.arange(steps) / steps
+        ratios = jnp.arange(steps, dtype=jnp.float32) / steps
         best = ratios[jnp.argmin(jax.lax.map(error, ratios))]
         return {path: x.astype(kernels[path].dtype) for path, x in at(best).items()}
 

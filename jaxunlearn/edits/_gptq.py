@@ -87,17 +87,14 @@ def gptq(
 def _factors(hessians: Array, damping: float) -> Array:
     """Upper Cholesky factors U of (H + damping)^-1 = U^T U: [n, in, in]."""
 
-    def one(h):
-        size = len(h)
-        own = jnp.diagonal(h)
-        h = h + jnp.diag(jnp.where(own == 0, 1.0, 0.0))
-        h = h + damping * jnp.mean(jnp.diagonal(h)) * jnp.eye(size)
-        inverse = jax.scipy.linalg.cho_solve(
-            (jnp.linalg.cholesky(h), True), jnp.eye(size)
-        )
+    def factor(h):
+        one = jnp.eye(len(h), dtype=h.dtype)
+        h = h + jnp.where(jnp.diagonal(h) == 0, one, 0)
+        h = h + damping * jnp.mean(jnp.diagonal(h)) * one
+        inverse = jax.scipy.linalg.cho_solve((jnp.linalg.cholesky(h), True), one)
         return jnp.linalg.cholesky((inverse + inverse.T) / 2).T
 
-    return jax.lax.map(one, hessians)
+    return jax.lax.map(factor, hessians)
 
 
 @partial(jax.jit, static_argnames=("bits", "scheme", "group"))

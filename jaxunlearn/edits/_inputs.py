@@ -52,11 +52,11 @@ def collect(
             f"read them and at least one batch, got sites {_checks.listed(sites)} and "
             f"{len(batches)} batches. Use models.make, and data.encode for the rows."
         )
-    count = next(iter(sites.values())).layers
-    layers = tuple(range(count) if layers is None else layers)
+    layers = tuple(range(_layers(model)) if layers is None else layers)
     shapes = {name: (len(layers), site.units) for name, site in sites.items()}
+    zeros = partial(jnp.zeros, dtype=jnp.float32)
     sums = {
-        name: Inputs(jnp.zeros((*s, s[1])), jnp.zeros(s), jnp.zeros(s))
+        name: Inputs(zeros((*s, s[1])), zeros(s), zeros(s))
         for name, s in shapes.items()
     }
     tokens = 0
@@ -64,10 +64,8 @@ def collect(
         columns = {"tokens": batch["tokens"], "mask": batch["mask"]}
         sums = _add(model, layers, params, columns, sums)
         tokens += jnp.sum(batch["mask"])
-    return {
-        name: Inputs(x.gram, x.mean / jnp.maximum(tokens, 1).astype(float), x.largest)
-        for name, x in sums.items()
-    }
+    count = jnp.maximum(tokens, 1).astype(jnp.float32)
+    return {name: x._replace(mean=x.mean / count) for name, x in sums.items()}
 
 
 def map_sites(
