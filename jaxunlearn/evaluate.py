@@ -8,14 +8,14 @@ drops what was filled in.
 import math
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from jaxunlearn import _checks, losses, sharding, terms
+from jaxunlearn import _checks, losses, metrics, sharding, terms
 from jaxunlearn.data import table as tables
 from jaxunlearn.generate import generate
 from jaxunlearn.typing import Model, Params
@@ -48,10 +48,55 @@ def answer_logps(
     logps, lengths = [], []
     for batch in tables.padded(table, batch_size, share=share):
         valid = batch["valid"]
-        each, where = _on_mesh(model, params, _inputs(batch), mesh)
+        each, where = _on_mesh(_target_logps, model, params, _inputs(batch), mesh)
         logps.append(np.asarray(each).sum(axis=1)[valid])
         lengths.append(np.asarray(where).sum(axis=1)[valid])
     return np.concatenate(logps), np.concatenate(lengths).astype(np.int32)
+
+
+class TokenScores(NamedTuple):
+    """What teacher forcing says of every answer token; read by `metrics`.
+
+    Attributes:
+        logps: [n, L - 1] float32, log-probability of the token, nats.
+        hits: [n, L - 1] bool, whether it is the likeliest one.
+        standardised: [n, L - 1] float32, its log-probability in standard deviations
+            from the mean of all tokens', as Min-K%++ sorts them.
+        where: [n, L - 1] bool, True where the token belongs to the answer; elsewhere
+            the others are 0 and False. Column t is of token t + 1.
+    """
+
+    logps: np.ndarray
+    hits: np.ndarray
+    standardised: np.ndarray
+    where: np.ndarray
+
+
+def token_scores(
+    model: Model,
+    params: Params,
+    table: tables.Table | tables.Source,
+    *,
+    batch_size: int = 16,
+    mesh: Mesh | None = None,
+) -> TokenScores:
+    """One forward pass over every row, for all metrics that teacher forcing gives.
+
+        scores = evaluate.token_scores(model, params, table)
+        metrics.probability(scores.logps, where=scores.where)           # [n]
+        metrics.extraction_strength(scores.hits, where=scores.where)
+        metrics.mia_min_k(scores.logps, where=scores.where)
+        metrics.mia_min_k(scores.standardised, where=scores.where)      # Min-K%++
+
+    Args, Raises: as `answer_logps`. No array of [B, L, V] exists on the way.
+    """
+    share = (0, 1) if mesh is None else (jax.process_index(), jax.process_count())
+    found = []
+    for batch in tables.padded(table, batch_size, share=share):
+        valid = batch["valid"]
+        each = _on_mesh(_token_scores, model, params, _inputs(batch), mesh)
+        found.append([np.asarray(x)[valid] for x in each])
+    return TokenScores(*map(np.concatenate, zip(*found, strict=True)))
 
 
 def reference_logps(
@@ -236,11 +281,11 @@ def _rounded(length) -> int:
     return max(1, -(-int(length) // tables.ROUND_TO)) * tables.ROUND_TO
 
 
-def _on_mesh(model, params, batch, mesh):
+def _on_mesh(function, model, params, batch, mesh):
     if mesh is None:
-        return _target_logps(params, batch, model)
+        return function(params, batch, model)
     with jax.set_mesh(mesh):
-        return _target_logps(params, sharding.put_rows(batch, mesh), model)
+        return function(params, sharding.put_rows(batch, mesh), model)
 
 
 @partial(jax.jit, static_argnums=2)
@@ -248,6 +293,20 @@ def _target_logps(params, batch, model):
     found = terms.target_logps(model, params, batch)
     # Whole on every device, so that every process can read all of it.
     return [sharding.constrain(x, None, None) for x in found]
+
+
+@partial(jax.jit, static_argnums=2)
+def _token_scores(params, batch, model):
+    def values(logits, targets):
+        return (
+            losses.token_logps(logits, targets),
+            metrics.greedy_hits(logits, targets),
+            metrics.standardised_logps(logits, targets),
+        )
+
+    found, where = terms.target_values(model, params, batch, values)
+    found = [jnp.where(where, x, jnp.zeros_like(x)) for x in found]
+    return [sharding.constrain(x, None, None) for x in (*found, where)]
 
 
 def _inputs(table: tables.Table) -> dict[str, np.ndarray]:

@@ -74,7 +74,7 @@ class Plan(NamedTuple):
     test: int = 48
     start: float = 0.1
     pull: float = 0.03
-    strength: tuple[float, float] = (3.0, 10.0)
+    strength: tuple[float, float] = (20.0, 100.0)
     updates: int = 30
     warm_up: int = 40
     steps: int = 2

@@ -2,12 +2,13 @@
 """Log-probabilities of targets, and anything else of logits, a few tokens at a time."""
 
 import math
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 
 from jaxunlearn import _checks, losses, sharding
-from jaxunlearn.typing import Array, Batch, Model, Params
+from jaxunlearn.typing import Array, Batch, Model, Params, PyTree
 
 _MOST_LOGITS = 2**28  # of one chunk on one device of a mesh: 1 GiB in float32
 
@@ -31,6 +32,35 @@ def target_logps(
     """
     hidden = model.apply(params, batch).hidden
     return logps_of(model, params, hidden, batch, chunk)
+
+
+def target_values(
+    model: Model,
+    params: Params,
+    batch: Batch,
+    function: Callable[[Array, Array], PyTree],
+    *,
+    chunk: int | None = None,
+) -> tuple[PyTree, Array]:
+    """What a function makes of the logits before every answer token.
+
+    Args:
+        model, params, batch, chunk: as `target_logps`.
+        function: (logits [B, n, V], targets [B, n]) -> a tree of arrays [B, n], such
+            as metrics.greedy_hits; several values in one tree share a forward pass.
+    Returns:
+        (the tree of [B, L - 1], which means nothing where not counted; where
+        [B, L - 1] bool), columns as in `target_logps`.
+    """
+    hidden = model.apply(params, batch).hidden
+    targets, where = aligned(batch)
+
+    def piece(hidden, targets, where):
+        targets = jnp.where(where, targets, jnp.zeros_like(targets))
+        return function(model.unembed(params, hidden), targets)
+
+    chunk = chunk_size(model, params, hidden) if chunk is None else chunk
+    return in_chunks(piece, chunk, hidden, targets, where), where[:, :-1]
 
 
 def logps_of(model, params, hidden, batch, chunk):
@@ -98,4 +128,8 @@ def in_chunks(function, chunk, *arrays):
 
     cuts = jax.tree.map(cut, arrays)
     values = jax.lax.map(lambda xs: jax.checkpoint(function)(*xs), cuts)
-    return jnp.moveaxis(values, 0, 2).reshape(batch, whole)[:, :length]
+
+    def joined(x):
+        return jnp.moveaxis(x, 0, 2).reshape(batch, whole)[:, :length]
+
+    return jax.tree.map(joined, values)
