@@ -18,20 +18,18 @@ of three numbers over the retain rows: probability, match (in the place of TOFU'
 ROUGE-L) and the mean of max(0, 1 - truth ratio).
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from scipy import stats
 
 from experiments.small import questions
 from experiments.small.world import World
-from jaxunlearn import losses
+from jaxunlearn import evaluate, metrics
 from jaxunlearn.data import table
-from jaxunlearn.typing import Array, Batch, Model, Params
+from jaxunlearn.typing import Model, Params
 
 ROWS = {"forget": 72, "retain": 48}
 WRONG = 3
@@ -83,17 +81,20 @@ def judge(world: World, *, rows: Mapping[str, int] = ROWS, wrong: int = WRONG) -
 
 def by_row(judge: Judge, params: Params) -> dict[str, dict[str, np.ndarray]]:
     """By kind: `probability`, `exact`, `match` and `truth_ratio`, each [rows]."""
-    logps, match = _scores(judge.model, params, judge.table)
+    scores = evaluate.token_scores(judge.model, params, judge.table, batch_size=BATCH)
+    nll = metrics.mean_nll(scores.logps, where=scores.where)
+    match = metrics.exact_memorization(scores.hits, where=scores.where)
+    nll, match = np.asarray(nll), np.asarray(match)
     found, start = {}, 0
     for kind, count in judge.asked.items():
         end = start + count * (2 + judge.wrong)
-        right, other, *bad = logps[start:end].reshape(2 + judge.wrong, count)
+        right, other, *bad = nll[start:end].reshape(2 + judge.wrong, count)
         own = match[start : start + count]
         found[kind] = {
-            "probability": np.exp(right),
+            "probability": np.exp(-right),
             "exact": own == 1.0,
             "match": own,
-            "truth_ratio": np.exp(np.mean(bad, axis=0) - other),
+            "truth_ratio": np.asarray(metrics.truth_ratio(other, np.stack(bad, -1))),
         }
         start = end
     return found
@@ -104,24 +105,27 @@ def summary(judge: Judge, params: Params) -> dict[str, float]:
 
     `forget_nll` is minus the mean log-probability of a token of the forgotten answers,
     averaged over rows; `distance` the Kolmogorov-Smirnov statistic that forget quality
-    comes from, in [0, 1] and 0 at the twin.
+    comes from, in [0, 1] and 0 at the twin. A model whose scores are NaN has utility 0.
     """
     found = by_row(judge, params)
     forget, retain = found["forget"], found["retain"]
-    test = stats.ks_2samp(forget["truth_ratio"], judge.twin)
-    truth = np.mean(np.maximum(0.0, 1.0 - retain["truth_ratio"]))
-    parts = [retain["probability"].mean(), retain["match"].mean(), truth]
     means = {
         f"{kind}_{name}": float(np.mean(values))
         for kind, each in found.items()
         for name, values in each.items()
     }
+    if any(map(math.isnan, means.values())):
+        names = ("forget_nll", "forget_quality", "distance")
+        return means | dict.fromkeys(names, math.nan) | {"utility": 0.0}
+    test = metrics.forget_quality(forget["truth_ratio"], judge.twin)
+    truth = metrics.truth_score(retain["truth_ratio"], better="true_better")
+    parts = (retain["probability"], retain["match"], truth)
     floor = np.finfo(np.float32).tiny
     return means | {
         "forget_nll": float(-np.mean(np.log(forget["probability"] + floor))),
         "forget_quality": float(test.pvalue),
         "distance": float(test.statistic),
-        "utility": float(stats.hmean(parts)) if min(parts) > 0 else 0.0,
+        "utility": metrics.harmonic_mean([metrics.mean(part) for part in parts]),
     }
 
 
@@ -142,25 +146,3 @@ def _answers(wrong: int) -> Sequence[Any]:
 
     plain = (lambda row: row["answer"], lambda row: row["paraphrased_answer"])
     return (*plain, *(partial(bad, i) for i in range(wrong)))
-
-
-def _scores(model, params, rows) -> tuple[np.ndarray, np.ndarray]:
-    logps, match = [], []
-    for batch in table.padded(rows, BATCH):
-        valid = batch.pop("valid")
-        each = _batch(model, params, batch)
-        for found, values in zip((logps, match), each, strict=True):
-            found.append(np.asarray(values)[valid])
-    return np.concatenate(logps), np.concatenate(match)
-
-
-@partial(jax.jit, static_argnums=0)
-def _batch(model: Model, params: Params, batch: Batch) -> tuple[Array, Array]:
-    """Mean log-probability of the answer's tokens, and share that are likeliest."""
-    logits = model.unembed(params, model.apply(params, batch).hidden[:, :-1])
-    targets = batch["tokens"][:, 1:]
-    where = (batch["answer"] & batch["mask"])[:, 1:]
-    count = jnp.sum(where, axis=1, dtype=jnp.float32)
-    logps = losses.token_logps(logits, targets, where=where).sum(axis=1)
-    right = where & (jnp.argmax(logits, axis=-1).astype(targets.dtype) == targets)
-    return logps / count, jnp.sum(right, axis=1, dtype=jnp.float32) / count

@@ -157,3 +157,10 @@ def test_a_config_that_cannot_be_used_is_refused(tmp_path, change, message):
     c = conftest.tiny_world(tmp_path).to_dict()
     with pytest.raises(ValueError, match=message):
         world.make(world.ConfigDict(c | change))
+
+
+def test_a_broken_model_has_no_utility(small_world):
+    _, small = small_world
+    broken = jax.tree.map(lambda x: x * np.float32(np.nan), small.params)
+    found = score.summary(score.judge(small), broken)
+    assert found["utility"] == 0.0 and np.isnan(found["forget_quality"])
