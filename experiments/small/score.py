@@ -18,7 +18,6 @@ of three numbers over the retain rows: probability, match (in the place of TOFU'
 ROUGE-L) and the mean of max(0, 1 - truth ratio).
 """
 
-import math
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -80,21 +79,26 @@ def judge(world: World, *, rows: Mapping[str, int] = ROWS, wrong: int = WRONG) -
 
 
 def by_row(judge: Judge, params: Params) -> dict[str, dict[str, np.ndarray]]:
-    """By kind: `probability`, `exact`, `match` and `truth_ratio`, each [rows]."""
+    """By kind: `probability`, `exact`, `match` and `truth_ratio`, each [rows].
+
+    Where a model gives NaN its answers have probability 0 and none is preferred.
+    """
     scores = evaluate.token_scores(judge.model, params, judge.table, batch_size=BATCH)
     nll = metrics.mean_nll(scores.logps, where=scores.where)
     match = metrics.exact_memorization(scores.hits, where=scores.where)
-    nll, match = np.asarray(nll), np.asarray(match)
+    nll = np.nan_to_num(nll, nan=np.inf)  # a broken model says nothing
+    match = np.asarray(match)
     found, start = {}, 0
     for kind, count in judge.asked.items():
         end = start + count * (2 + judge.wrong)
         right, other, *bad = nll[start:end].reshape(2 + judge.wrong, count)
         own = match[start : start + count]
+        ratio = np.asarray(metrics.truth_ratio(other, np.stack(bad, -1)))
         found[kind] = {
             "probability": np.exp(-right),
             "exact": own == 1.0,
             "match": own,
-            "truth_ratio": np.asarray(metrics.truth_ratio(other, np.stack(bad, -1))),
+            "truth_ratio": np.nan_to_num(ratio, nan=1.0),
         }
         start = end
     return found
@@ -105,7 +109,7 @@ def summary(judge: Judge, params: Params) -> dict[str, float]:
 
     `forget_nll` is minus the mean log-probability of a token of the forgotten answers,
     averaged over rows; `distance` the Kolmogorov-Smirnov statistic that forget quality
-    comes from, in [0, 1] and 0 at the twin. A model whose scores are NaN has utility 0.
+    comes from, in [0, 1] and 0 at the twin.
     """
     found = by_row(judge, params)
     forget, retain = found["forget"], found["retain"]
@@ -114,9 +118,6 @@ def summary(judge: Judge, params: Params) -> dict[str, float]:
         for kind, each in found.items()
         for name, values in each.items()
     }
-    if any(map(math.isnan, means.values())):
-        names = ("forget_nll", "forget_quality", "distance")
-        return means | dict.fromkeys(names, math.nan) | {"utility": 0.0}
     test = metrics.forget_quality(forget["truth_ratio"], judge.twin)
     truth = metrics.truth_score(retain["truth_ratio"], better="true_better")
     parts = (retain["probability"], retain["match"], truth)
