@@ -14,6 +14,7 @@ from jaxunlearn import losses as losses
 from jaxunlearn import metrics as metrics
 from jaxunlearn import recipes as recipes
 from jaxunlearn import sharding as sharding
+from jaxunlearn import stats as stats
 from jaxunlearn import terms as terms
 from jaxunlearn import trees as trees
 from jaxunlearn import wrap as wrap

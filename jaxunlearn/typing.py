@@ -56,6 +56,10 @@ class Site(NamedTuple):
         consumer: leaf path of the kernel that reads the site, or None where several do.
         axis: axis of one layer's consumer that indexes the units.
         readers: leaf paths of all kernels whose input is the site's value.
+        producers: leaf paths of kernels whose outputs lead to the site's value unit by
+            unit, so that without an output its unit is 0 or unused.
+        repeats: (heads, size), where several heads read one producing unit: each run of
+            `size` outputs feeds `heads` runs of the site's units, side by side.
     """
 
     units: int
@@ -63,6 +67,8 @@ class Site(NamedTuple):
     consumer: str | None = None
     axis: int = 0
     readers: tuple[str, ...] = ()
+    producers: tuple[str, ...] = ()
+    repeats: tuple[int, int] = (1, 1)
 
 
 class Model(NamedTuple):
