@@ -104,8 +104,8 @@ def activity(
             count, sums = _add(model, params, columns, count, sums)
     if not int(count):
         raise ValueError(
-            f"{_OWNER} needs at least one real token, got none. A generator that was read "
-            "before is empty; look at the batches' masks too."
+            f"{_OWNER} needs at least one real token, got none. A generator that "
+            "was read before is empty; look at the batches' masks too."
         )
     return {name: _divide(count, x) for name, x in sums.items()}
 

@@ -7,6 +7,12 @@
 | `gptq` | rounds each kernel so that its outputs stay | 2210.17323 |
 | `awq` | scales weights of large inputs up before it rounds | 2306.00978 |
 | `llm_int8` | int8, but inputs with outliers keep their weights | 2208.07339 |
+| `unit_scores` | ranks units by forget over retain activity (`stats`) | 2403.01267 |
+| `select_units` | takes the first of them over all layers | 2403.01267 |
+| `prune_units` | removes units, exactly, in the weights | 2403.01267 |
+| `remove_units` | the same with smaller matrices | |
+| `dampen` | shrinks weights by Fisher importances (SSD) | 2308.07707 |
+| `interpolate` | merges two models, leaf by leaf | 2203.05482 |
 | `task_vector` | takes away what finetuning on the forget set added | 2212.04089 |
 
 `gptq`, `awq` and `llm_int8` look at a model's inputs on calibration rows, which
@@ -14,9 +20,17 @@
 """
 
 from jaxunlearn.edits._awq import awq, llm_int8
+from jaxunlearn.edits._dampen import dampen
 from jaxunlearn.edits._gptq import gptq
 from jaxunlearn.edits._inputs import Inputs
 from jaxunlearn.edits._inputs import collect as collect_inputs
+from jaxunlearn.edits._interpolate import interpolate
+from jaxunlearn.edits._prune import (
+    prune_units,
+    remove_units,
+    select_units,
+    unit_scores,
+)
 from jaxunlearn.edits._quantize import quantize
 from jaxunlearn.edits._task_vector import task_vector
 
@@ -24,8 +38,14 @@ __all__ = [
     "Inputs",
     "awq",
     "collect_inputs",
+    "dampen",
     "gptq",
+    "interpolate",
     "llm_int8",
+    "prune_units",
     "quantize",
+    "remove_units",
+    "select_units",
     "task_vector",
+    "unit_scores",
 ]

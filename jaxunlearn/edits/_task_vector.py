@@ -29,17 +29,7 @@ def task_vector(
     """
     _checks.finite("task_vector", scale=scale)
     base = params if base is None else base
-    shapes = [
-        {path: x.shape for path, x in trees.paths(tree).items()}
-        for tree in (params, tuned, base)
-    ]
-    for name, other in zip(("tuned", "base"), shapes[1:], strict=True):
-        if other != shapes[0]:
-            odd = sorted(p for p, _ in set(other.items()) ^ set(shapes[0].items()))
-            raise ValueError(
-                f"task_vector needs trees of one structure and shapes, but {name} and "
-                f"params differ at {_checks.listed(dict.fromkeys(odd))}."
-            )
+    check_same("task_vector", params, tuned=tuned, base=base)
 
     def leaf(x, tuned, base):
         wide = jnp.float64 if x.dtype == jnp.float64 else jnp.float32
@@ -47,3 +37,19 @@ def task_vector(
         return (x.astype(wide) - jnp.asarray(scale, wide) * vector).astype(x.dtype)
 
     return jax.tree.map(leaf, params, tuned, base)
+
+
+def check_same(owner: str, params: Params, **others: Params) -> None:
+    """Raises ValueError unless all trees have the leaves and shapes of params."""
+    wanted = _shapes(params)
+    for name, other in others.items():
+        odd = sorted(path for path, _ in _shapes(other).items() ^ wanted.items())
+        if odd:
+            raise ValueError(
+                f"{owner} needs trees of one structure and shapes, but {name} and "
+                f"params differ at {_checks.listed(dict.fromkeys(odd))}."
+            )
+
+
+def _shapes(tree: Params) -> dict[str, tuple[int, ...]]:
+    return {path: x.shape for path, x in trees.paths(tree).items()}

@@ -4,6 +4,7 @@
 | name | gives |
 | --- | --- |
 | `make` | the decoder that a `DecoderConfig` describes |
+| `resized` | the decoder for params with fewer units in their MLPs |
 | `from_nnx` | a Model, and its params, from a flax.nnx module |
 | `from_linen` | a Model, and its params, from a flax.linen module |
 | `nnx_view` | an NNX module that holds a Model's params |
@@ -13,7 +14,7 @@ Checkpoints in Hugging Face's format come in through `jaxunlearn.io.hf`.
 
 from jaxunlearn.models._config import DecoderConfig, RopeConfig
 from jaxunlearn.models._flax import from_linen, from_nnx, nnx_view
-from jaxunlearn.models.decoder import make
+from jaxunlearn.models.decoder import make, resized
 
 __all__ = [
     "DecoderConfig",
@@ -22,4 +23,5 @@ __all__ = [
     "from_nnx",
     "make",
     "nnx_view",
+    "resized",
 ]

@@ -7,6 +7,7 @@ tokens at a time. Kernels are [in, out] and float32; each block casts its own to
 compute dtype when it runs.
 """
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
@@ -55,6 +56,7 @@ RULES = (
 def make(config: DecoderConfig) -> Model:
     """The decoder that `config` describes, as a Model."""
     units, n = config.heads * config.head_dim, config.layers
+    shared = (config.heads // config.kv_heads, config.head_dim)
     o, down = "blocks/attention/o/kernel", "blocks/mlp/down/kernel"
     qkv = tuple(f"blocks/attention/{name}/kernel" for name in "qkv")
     up = tuple(
@@ -66,9 +68,11 @@ def make(config: DecoderConfig) -> Model:
         unembed=partial(unembed, config),
         sites={
             "attention_in": Site(config.width, n, readers=qkv),
-            "attention": Site(units, n, o, readers=(o,)),
+            "attention": Site(
+                units, n, o, readers=(o,), producers=qkv[2:], repeats=shared
+            ),
             "mlp_in": Site(config.width, n, readers=up),
-            "mlp": Site(config.hidden, n, down, readers=(down,)),
+            "mlp": Site(config.hidden, n, down, readers=(down,), producers=up),
             "block": Site(config.width, n),
         },
         config=config,
@@ -77,6 +81,23 @@ def make(config: DecoderConfig) -> Model:
         rules=RULES,
         low_rank=True,
     )
+
+
+def resized(model: Model, params: Params) -> Model:
+    """The decoder like `model` whose MLPs are as wide as those of `params`.
+
+    It runs what `edits.remove_units` leaves, and saves it with that width.
+
+    Raises:
+        ValueError: if model is no decoder.
+    """
+    if not isinstance(model.config, DecoderConfig):
+        raise ValueError(
+            "resized needs a model of models.make, got one whose config is a "
+            f"{type(model.config).__name__}. Build the smaller one yourself."
+        )
+    hidden = params["blocks"]["mlp"]["down"]["kernel"].shape[1]
+    return make(dataclasses.replace(model.config, hidden=hidden))
 
 
 def shapes(config: DecoderConfig) -> Params:
