@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How active the units of a model are on some data, in one pass and all at once.
+"""What a model does on some data: how active its units are, how its weights matter.
 
     forget = stats.activity(model, params, forget_batches)["mlp"]
     retain = stats.activity(model, params, retain_batches)["mlp"]
@@ -19,7 +19,16 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from jaxunlearn import _checks, sharding
-from jaxunlearn.typing import Array, Batch, Model, Params, Site
+from jaxunlearn.typing import (
+    Array,
+    Batch,
+    Model,
+    Params,
+    PRNGKey,
+    Site,
+    Streams,
+    Term,
+)
 
 _OWNER = "stats.activity"
 
@@ -37,7 +46,7 @@ class Activity(NamedTuple):
 
     Paper and code: the released package's `std` is the unbiased variance, and its `rms`
     the root of that variance squared plus the squared mean. These here are the
-    statistics by their names.
+    statistics by their names; `as_released` gives its numbers.
 
     References: https://arxiv.org/abs/2403.01267
     """
@@ -150,6 +159,102 @@ def pooled(activity: Activity, site: Site) -> Activity:
     )
 
 
+def as_released(activity: Activity) -> Activity:
+    """`std` and `rms` as the package that the paper's code runs on computes them.
+
+    `std` is the unbiased variance, `rms` the root of its square plus the squared mean;
+    one token alone gives NaN. Only to compare numbers: `std` ranks units alike where
+    eps is small, `rms` does not.
+    """
+    tokens = activity.count.astype(jnp.float32)
+    variance = jnp.square(activity.std) * (tokens / (tokens - 1))
+    rms = jnp.sqrt(jnp.square(variance) + jnp.square(activity.mean))
+    return activity._replace(std=variance, rms=rms)
+
+
+def fisher(
+    term: Term,
+    params: Params,
+    batches: Iterable[Streams],
+    rng: PRNGKey,
+    *,
+    rows: int = 1,
+    ref: Params | None = None,
+    mesh: Mesh | None = None,
+) -> Params:
+    """The diagonal of the empirical Fisher information: means of squared gradients.
+
+    With `terms.on_logps(losses.nll, model, stream)` and one row at a time, the mean
+    over rows of (d log p(answer) / d weight)^2. Pieces in which the term counts nothing
+    are left out.
+
+    Args:
+        term: whose mean over the rows of a piece is differentiated.
+        params: all of its leaves are looked at.
+        batches: each with the streams that the term reads; read once.
+        rng: for terms that draw.
+        rows: whose mean gradient is squared together; must divide each batch's. 1 is
+            the definition and takes a pass a row; the whole batch is what the released
+            code of `edits.dampen`'s paper does, and as fast as a step.
+        ref: the reference model's parameters, if the term needs them.
+        mesh: where the params lie, if they do on one. Rows of a piece are cut over it,
+            so data * fsdp of it must divide `rows`.
+    Returns:
+        A tree like params, float32, >= 0.
+    Raises:
+        ValueError: if rows do not divide a batch, or the term counts nothing at all.
+        KeyError: if a batch lacks a stream.
+    References: https://arxiv.org/abs/2308.07707
+    """
+    owner = "stats.fisher"
+    _checks.positive_int(owner, rows=rows)
+    add = jax.jit(partial(_add_squares, term, rows), donate_argnums=0)
+    sums = jax.tree.map(lambda x: jnp.zeros_like(x, jnp.float32), params)
+    state = jnp.float32(0), sums
+    place = contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh)
+    with place:
+        for index, batch in enumerate(batches):
+            _checks.has_keys(owner, "stream", term.reads, batch, "Add it to batches.")
+            streams = {name: dict(batch[name]) for name in term.reads}
+            if mesh is not None:
+                streams = sharding.put_rows(streams, mesh)
+            for x in jax.tree.leaves(streams):
+                if x.shape[0] % rows:
+                    raise ValueError(
+                        f"{owner} needs rows that divide each batch, got rows={rows} "
+                        f"and a batch of {x.shape[0]}."
+                    )
+            state = add(state, params, streams, ref, jax.random.fold_in(rng, index))
+    pieces, sums = state
+    if not float(pieces):
+        raise ValueError(
+            f"{owner} needs at least one row in which the term counts something, got "
+            "none. A generator that was read before is empty; look at the masks too."
+        )
+    return jax.tree.map(lambda x: x / pieces, sums)
+
+
+def _add_squares(term, rows, state, params, streams, ref, rng):
+    def mean(params, piece, rng):
+        total, _ = term(params, piece, ref, rng)
+        counted = jnp.any(total.count > 0).astype(jnp.float32)
+        return jnp.sum(total.mean()), counted
+
+    def add(state, piece):
+        pieces, sums = state
+        grads, counted = jax.grad(mean, has_aux=True)(params, *piece)
+        sums = jax.tree.map(
+            lambda total, g: total + counted * jnp.square(g.astype(jnp.float32)),
+            sums,
+            grads,
+        )
+        return (pieces + counted, sums), None
+
+    cut = jax.tree.map(lambda x: x.reshape(-1, rows, *x.shape[1:]), streams)
+    count = jax.tree.leaves(cut)[0].shape[0]
+    return jax.lax.scan(add, state, (cut, jax.random.split(rng, count)))[0]
+
+
 def _shape(site: Site) -> tuple[int, int]:
     return site.layers, site.units
 
@@ -166,7 +271,7 @@ def _add(model, params, batch, count, sums):
     ours_or_1, after_or_1 = jnp.maximum(ours, 1), jnp.maximum(after, 1)
 
     def over_tokens(x):
-        return jnp.sum(x, axis=(1, 2))
+        return jnp.sum(x, axis=(1, 2), dtype=x.dtype)
 
     def add(name, so_far):
         # Junk of padding may be anything, NaN too.

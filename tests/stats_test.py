@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose
 
-from jaxunlearn import sharding, stats
+from jaxunlearn import edits, losses, sharding, stats, terms, trees
 from jaxunlearn.models import decoder
 from jaxunlearn.typing import Model, Outputs, Site
 from tests import tiny
@@ -128,3 +128,89 @@ def test_a_site_that_does_not_exist_is_named():
     model, params = tiny.tiny_model()
     with pytest.raises(ValueError, match="site='mpl'.*Did you mean 'mlp'"):
         stats.activity(model, params, [], ["mpl"])
+
+
+def test_sixty_four_bits_change_nothing():
+    z = np.random.default_rng(0).normal(size=(12, 3))
+    pieces = [row(np.arange(6)), row(np.arange(6, 12))]
+    with jax.enable_x64(True):
+        found = stats.activity(showing(z), {}, pieces, ["units"])["units"]
+    assert {x.dtype.name for x in found} == {"int32", "float32"}
+    assert_same(found, by_name(z[None]), rtol=2e-6)
+
+
+def test_as_released_keeps_the_variance_where_a_root_belongs():
+    z = np.random.default_rng(0).normal(size=(30, 4)) + 1
+    found = stats.activity(showing(z), {}, [row(np.arange(30))], ["units"])["units"]
+    quirky = stats.as_released(found)
+    variance = z.var(0, ddof=1)
+    assert_allclose(quirky.std, variance[None], rtol=1e-5)
+    assert_allclose(quirky.rms, np.hypot(variance, z.mean(0))[None], rtol=1e-5)
+    assert_allclose(quirky.abs, found.abs)
+
+
+def fisher_of(params, batches, **kwargs):
+    model, _ = tiny.tiny_model()
+    term = terms.on_logps(losses.nll, model, "forget")
+    streams = [{"forget": batch} for batch in batches]
+    return term, stats.fisher(term, params, streams, jax.random.key(0), **kwargs)
+
+
+def test_fisher_is_the_mean_of_each_rows_squared_gradient():
+    _, params = tiny.tiny_model()
+    batches = [tiny.tiny_batch(seed=seed) for seed in (0, 1)]
+    batches[1]["answer"] = batches[1]["answer"].at[2].set(False)  # counts nothing
+    term, found = fisher_of(params, batches)
+
+    def loss(params, piece):
+        return term(params, {"forget": piece}, None, jax.random.key(0))[0].mean()
+
+    rows = [{k: x[i : i + 1] for k, x in b.items()} for b in batches for i in range(4)]
+    grads = [jax.grad(loss)(params, piece) for n, piece in enumerate(rows) if n != 6]
+    wanted = jax.tree.map(lambda *g: sum(np.square(x) for x in g) / 7, *grads)
+    for path, x in trees.paths(found).items():
+        scale = np.abs(trees.paths(wanted)[path]).max()
+        assert_allclose(x, trees.paths(wanted)[path], atol=1e-5 * scale, err_msg=path)
+
+
+def test_fisher_on_a_mesh_is_that_on_one_device():
+    _, params = tiny.tiny_model()
+    batches = [tiny.tiny_batch(8, seed=seed) for seed in (0, 1)]
+    _, wanted = fisher_of(params, batches, rows=4)
+    mesh = sharding.make_mesh(fsdp=4, tensor=2)
+    cut = jax.device_put(params, sharding.by_rules(params, mesh, decoder.RULES))
+    _, found = fisher_of(cut, batches, rows=4, mesh=mesh)
+    for x, y in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
+        assert_allclose(x, y, atol=1e-5 * np.abs(y).max())
+
+
+def test_dampening_by_fisher_hurts_the_forget_row_most():
+    _, params = tiny.tiny_model()
+    forget, retain = (tiny.tiny_batch(4, seed=seed) for seed in (0, 1))
+    term, f = fisher_of(params, [forget])
+    _, d = fisher_of(params, [forget, retain])
+    new = edits.dampen(params, f, d, alpha=1.9)
+
+    def rise(batch):
+        before, after = (
+            term(p, {"forget": batch}, None, jax.random.key(0))[0].mean()
+            for p in (params, new)
+        )
+        return float(after - before)
+
+    assert rise(forget) > rise(retain)
+
+
+def test_fisher_of_bad_batches():
+    _, params = tiny.tiny_model()
+    batch = tiny.tiny_batch()
+    with pytest.raises(ValueError, match="rows=3 and a batch of 4"):
+        fisher_of(params, [batch], rows=3)
+    with pytest.raises(ValueError, match="term counts something, got none"):
+        fisher_of(params, [])
+    silent = batch | {"answer": jnp.zeros_like(batch["answer"])}
+    with pytest.raises(ValueError, match="term counts something, got none"):
+        fisher_of(params, [silent])
+    term, _ = fisher_of(params, [batch])
+    with pytest.raises(KeyError, match="reads stream 'forget', but there is 'x'"):
+        stats.fisher(term, params, [{"x": batch}], jax.random.key(0))
