@@ -20,6 +20,8 @@ HEAVY = (
     "grain",
     "torch",
     "tensorflow",
+    "tensorflow_datasets",
+    "pyarrow",
     "matplotlib",
     "datasets",
     "pandas",

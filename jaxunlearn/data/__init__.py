@@ -3,17 +3,32 @@
 
 A *table* is a dict of columns, rows first: `tokens` [n, L] int32, `mask` [n, L] bool
 and `answer` [n, L] bool, plus any column of your own such as `ref_logps` [n] float32.
-`data.loader`, which reads ahead, imports grain and is therefore imported by name.
+Benchmarks have a file each (`tofu`, `lume`, `muse`, `wmdp`, `mmlu`, `rtt_facts`), whose
+`read` gives the rows of one of their tables. `data.loader`, which reads ahead, imports
+grain, and `data.builders` tensorflow-datasets: both are therefore imported by name.
 """
 
+from jaxunlearn.data import audit as audit
 from jaxunlearn.data import facts as facts
+from jaxunlearn.data import files as files
 from jaxunlearn.data import jsonl as jsonl
+from jaxunlearn.data import lume as lume
+from jaxunlearn.data import mmlu as mmlu
+from jaxunlearn.data import muse as muse
+from jaxunlearn.data import official as official
 from jaxunlearn.data import openunlearning as openunlearning
 from jaxunlearn.data import prose as prose
+from jaxunlearn.data import rtt_facts as rtt_facts
 from jaxunlearn.data import source as source
 from jaxunlearn.data import table as table
+from jaxunlearn.data import tofu as tofu
+from jaxunlearn.data import wmdp as wmdp
+from jaxunlearn.data.audit import drop_long as drop_long
+from jaxunlearn.data.audit import overlap as overlap
 from jaxunlearn.data.facts import Cloze as Cloze
 from jaxunlearn.data.facts import Fact as Fact
+from jaxunlearn.data.files import columns as columns
+from jaxunlearn.data.files import read_rows as read_rows
 from jaxunlearn.data.jsonl import open_jsonl as open_jsonl
 from jaxunlearn.data.jsonl import read_facts as read_facts
 from jaxunlearn.data.jsonl import read_jsonl as read_jsonl

@@ -38,7 +38,8 @@ def encode(
     Returns:
         {"tokens": [n, L] int32, "mask": [n, L] bool, "answer": [n, L] bool}.
     Raises:
-        ValueError: if a row is longer than `length` or an answer is empty.
+        ValueError: if rows are longer than `length`, saying how many (`data.drop_long`
+            leaves them out), or if an answer is empty or has no token.
     """
     _checks.one_of("table.encode", PADS, pad=pad)
     if isinstance(prompts, str) or isinstance(answers, str):
@@ -64,20 +65,30 @@ def encode(
         texts = [f"{p} {a}" for p, a in zip(prompts, answers, strict=True)]
         starts = [len(prompt) for prompt in prompts]
 
-    coded = []
+    coded, lost = [], []
     for text, start in zip(texts, starts, strict=True):
         ids, ends, _ = _tokenise(tokenizer, text)
         coded.append((ids, [end > start for end in ends]))
+        if answers is not None and not any(end > start + 1 for end in ends):
+            lost.append(len(coded) - 1)  # at most the space before it has a token
+    if lost:
+        raise ValueError(
+            f"table.encode needs answers of at least one token, but the tokenizer "
+            f"makes nothing of {answers[lost[0]]!r} in row {lost[0]} ({len(lost)} of "
+            f"{len(coded)} rows). Leave such rows out."
+        )
     longest = max((len(ids) for ids, _ in coded), default=1)
     if length is None:
         length = max(ROUND_TO, -(-longest // ROUND_TO) * ROUND_TO)
     _checks.positive_int("table.encode", length=length)
     if longest > length:
-        row = next(i for i, (ids, _) in enumerate(coded) if len(ids) > length)
+        long = [i for i, (ids, _) in enumerate(coded) if len(ids) > length]
+        row = long[0]
         raise ValueError(
             f"table.encode needs rows of at most length={length} tokens, but row {row} "
-            f"has {len(coded[row][0])}: {_short(texts[row])}. "
-            f"Set length to {longest} or more (the longest row), or shorten the text."
+            f"has {len(coded[row][0])}: {_short(texts[row])} ({len(long)} of "
+            f"{len(coded)} rows are too long). Set length to {longest} or more (the "
+            "longest row), shorten the texts, or leave such rows out by data.drop_long."
         )
 
     table = _blank(len(coded), length, _pad_id(tokenizer))
@@ -87,6 +98,16 @@ def encode(
         table["mask"][row, at] = True
         table["answer"][row, at] = answer if answers is not None else True
     return table
+
+
+def lengths(
+    tokenizer: Any, prompts: Sequence[str], answers: Sequence[str] | None = None
+) -> np.ndarray:
+    """[n] int: the tokens that each row would have in `encode`."""
+    texts = prompts
+    if answers is not None:
+        texts = [f"{p} {a}" for p, a in zip(prompts, answers, strict=True)]
+    return np.asarray([len(_tokenise(tokenizer, text)[0]) for text in texts], int)
 
 
 def encode_text(tokenizer: Any, text: str, *, length: int) -> dict[str, np.ndarray]:

@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Reading JSON lines: one object a line, every complaint with file and line."""
 
+import gzip
 import json
 import os
+import zlib
 from array import array
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,7 +23,7 @@ def read_jsonl(
     """Every object of a JSON lines file, in order; blank lines are skipped.
 
     Args:
-        path: a UTF-8 text file.
+        path: a UTF-8 text file; one that ends in .gz is unpacked.
         required: fields that every row must have.
     Raises:
         FileNotFoundError: if there is no such file.
@@ -48,6 +50,11 @@ class Lines:
 
     def __init__(self, path: str | os.PathLike, required: Sequence[str]):
         self.path, self._required = _file(path), tuple(required)
+        if self.path.suffix == ".gz":
+            raise ValueError(
+                f"open_jsonl needs a plain file, as it jumps from row to row, got "
+                f"{path}. Unpack it, or read it whole by read_jsonl."
+            )
         self._starts, self._ends, self._lines = array("q"), array("q"), array("q")
         self._stream = open(self.path, "rb")  # closed with the last reference
         end = 0
@@ -105,11 +112,7 @@ def _rows(
 ) -> list[tuple[int, dict[str, Any]]]:
     """(line number from 1, object) of every row."""
     path = _file(path)
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise _not_text(path, error.start) from None
-    found = []
+    text, found = read_text(path), []
     # Not splitlines(): JSON texts may hold U+2028 and its like unescaped.
     for line, content in enumerate(text.split("\n"), start=1):
         if content.strip():
@@ -117,6 +120,26 @@ def _rows(
     if not found:
         raise ValueError(_EMPTY.format(path))
     return found
+
+
+def read_text(path: Path) -> str:
+    """A UTF-8 file's text, without its byte order mark; .gz is unpacked.
+
+    Raises:
+        ValueError: naming the file, if it is no UTF-8 text, or no whole gzip file.
+    """
+    content = path.read_bytes()
+    if path.suffix == ".gz":
+        try:
+            content = gzip.decompress(content)
+        except (OSError, EOFError, zlib.error) as error:
+            raise ValueError(
+                f"{path} needs to be a whole gzip file, got {error}. Copy it anew."
+            ) from None
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise _not_text(path, error.start) from None
 
 
 def _file(path: str | os.PathLike) -> Path:

@@ -1,0 +1,164 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Rows of a file by its ending: JSON lines, JSON, CSV, Parquet, plain lines.
+
+    rows = files.read_rows("mine.csv", ("question", "answer"))
+    table.encode(tokenizer, *files.columns(rows, "question", "answer"))
+
+Parquet needs pyarrow (`pip install 'jaxunlearn[data]'`), all else nothing.
+"""
+
+import csv
+import io
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from jaxunlearn import _checks
+from jaxunlearn.data import jsonl
+
+ENDINGS = (".jsonl", ".json", ".csv", ".parquet")
+
+
+def read_rows(
+    path: str | os.PathLike, required: Sequence[str] = ()
+) -> list[dict[str, Any]]:
+    """Every row of a file, in order, as a dict of its columns.
+
+    Args:
+        path: a file that ends in .jsonl, .json (a list of objects, or JSON lines),
+            .csv (the first line names the columns, all values are texts) or .parquet;
+            .gz may follow all but the last.
+        required: columns that every row must have.
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: naming the file and, where it has them, the line: for another
+            ending, no rows, no UTF-8 text, broken syntax or a missing column.
+        ImportError: for Parquet without pyarrow.
+    """
+    path = Path(path)
+    name = path.name.removesuffix(".gz")
+    ending = Path(name).suffix
+    if ending not in ENDINGS or (ending == ".parquet" and name != path.name):
+        raise ValueError(
+            f"read_rows needs a file that ends in one of {_checks.listed(ENDINGS)}, "
+            f"got {path}. Rename or convert it."
+        )
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"read_rows needs a file, but {path} is "
+            f"{'a folder' if path.is_dir() else 'not there'}. Check the path."
+        )
+    if ending == ".jsonl":
+        return jsonl.read_jsonl(path, required)
+    if ending == ".json":
+        rows = _json(path, required)
+    else:
+        rows = _csv(path) if ending == ".csv" else _parquet(path)
+    if not rows:
+        raise ValueError(f"{path} holds no rows. Name another file.")
+    for number, row in enumerate(rows):
+        if not isinstance(row, dict):
+            raise ValueError(
+                f"{path}, row {number}: needs an object, got a {type(row).__name__}. "
+                'Write {"field": value, ...}.'
+            )
+        _has(path, number, row, required)
+    return rows
+
+
+def columns(rows: Sequence[dict[str, Any]], *names: str) -> tuple[list[Any], ...]:
+    """The values of these columns, a list each."""
+    if rows:
+        _checks.has_keys("columns", "columns", names, rows[0], "Name another column.")
+    return tuple([row[name] for row in rows] for name in names)
+
+
+def read_texts(path: str | os.PathLike, *, lines: bool = False) -> list[dict[str, str]]:
+    """Texts without columns as rows {"text": text}.
+
+    Args:
+        path: a JSON list of texts, rows that already have `text`, or plain text
+            (.txt), one row as it stands.
+        lines: reads any file as plain text, one row a line; blank lines are left out.
+    Raises:
+        FileNotFoundError, ValueError: as read_rows.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"read_texts needs a file, but {path} is not there.")
+    ending = Path(path.name.removesuffix(".gz")).suffix
+    if lines:
+        texts = [x for x in jsonl.read_text(path).split("\n") if x.strip()]
+        texts = [text.removesuffix("\r") for text in texts]
+    elif ending == ".txt":
+        texts = [jsonl.read_text(path)]
+    elif ending == ".json":
+        texts = _json(path, ())
+    else:
+        return read_rows(path, ("text",))
+    if any(isinstance(text, dict) for text in texts):
+        return read_rows(path, ("text",))
+    if not any(isinstance(text, str) and text.strip() for text in texts):
+        raise ValueError(f"{path} holds no texts. Name another file.")
+    return [{"text": text} for text in texts]
+
+
+def _json(path: Path, required: Sequence[str]) -> list[Any]:
+    """A JSON list, or JSON lines under this ending, as some official files are."""
+    text = jsonl.read_text(path)
+    if not text.lstrip().startswith("["):
+        return jsonl.read_jsonl(path, required)
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(
+            f"{path}, line {error.lineno}: needs a JSON list, got {error.msg} at "
+            f"column {error.colno}. Mend the file."
+        ) from None
+
+
+def _csv(path: Path) -> list[dict[str, str]]:
+    reader = csv.DictReader(io.StringIO(jsonl.read_text(path), newline=""), strict=True)
+    rows = []
+    try:
+        for row in reader:
+            if None in row or None in row.values():
+                raise ValueError(
+                    f"{path}, line {reader.line_num}: needs {len(reader.fieldnames)} "
+                    "values, as its first line has, got more or fewer. Put values "
+                    'with commas in "quotes".'
+                )
+            rows.append(row)
+    except csv.Error as error:
+        raise ValueError(
+            f"{path}, line {reader.reader.line_num}: needs CSV, got "
+            f"{error}. Mend the line."
+        ) from None
+    return rows
+
+
+def _parquet(path: Path) -> list[dict[str, Any]]:
+    try:
+        from pyarrow import ArrowInvalid, parquet
+    except ImportError as error:
+        raise ImportError(
+            f"Reading {path} needs pyarrow, which is not installed. Run "
+            "pip install 'jaxunlearn[data]'."
+        ) from error
+    try:
+        return parquet.ParquetFile(path).read().to_pylist()
+    except ArrowInvalid as error:
+        raise ValueError(
+            f"{path} needs to be a Parquet file, got: {error}. Copy it anew."
+        ) from None
+
+
+def _has(path, number, row, required) -> None:
+    missing = [name for name in required if name not in row]
+    if missing:
+        raise ValueError(
+            f"{path}, row {number}: needs {_checks.listed(missing)}, but the row has "
+            f"{_checks.listed(row)}. Add the column or rename one."
+        )
