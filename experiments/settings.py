@@ -13,13 +13,26 @@ from ml_collections import ConfigDict
 from jaxunlearn import _checks
 
 MODES = ("finetune", "unlearn", "evaluate")
-SOURCES = ("synthetic", "capitals", "prose", "jsonl", "array_record")
+SOURCES = (
+    "synthetic",
+    "capitals",
+    "prose",
+    "jsonl",
+    "file",
+    "benchmark",
+    "array_record",
+)
 COMMON = {"source", "rows", "length"}
 STREAM = {  # what each source may be told; `rows` and `length` are common to all
     "synthetic": {"count", "seed"},
     "capitals": {"group", "others"},
     "prose": {"held_out"},
     "jsonl": {"path", "prompt", "answer", "lazy"},  # lazy: encoded when a row is read
+    # path: .jsonl, .json, .csv or .parquet. long: "drop" leaves out, and counts, rows
+    # over the length; else they are refused.
+    "file": {"path", "prompt", "answer", "long"},
+    # a table of TOFU and the like: data.tofu.read(table, folder, check=check)
+    "benchmark": {"name", "table", "folder", "check", "prompt", "answer", "long"},
     "array_record": {"path", "prompt", "answer"},  # a glob; records are JSON, lazy
 }
 FREE = ("model.fields", "data", "recipe.args")  # keys that only their readers know
@@ -134,6 +147,7 @@ def _check_stream(stream: str, settings: dict[str, Any]) -> None:
     known = COMMON | STREAM[settings["source"]]
     for name in settings:
         _checks.one_of(owner, sorted(known), key=name)
+    _checks.one_of(owner, ("refuse", "drop"), long=settings.get("long", "refuse"))
     for name in ("rows", "length"):
         _checks.positive_int(owner, **{name: settings.get(name)})
 

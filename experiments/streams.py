@@ -16,10 +16,12 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from jaxunlearn.data import facts, jsonl, prose, source, table
+from jaxunlearn import _checks, data
+from jaxunlearn.data import facts, files, jsonl, prose, source, table
 from jaxunlearn.typing import Model
 
 Rows = table.Table | table.Source
+BENCHMARKS = ("tofu", "lume", "muse", "wmdp", "mmlu", "rtt_facts")
 
 
 def sources(config: ConfigDict, model: Model, tokenizer: Any) -> dict[str, Rows]:
@@ -28,8 +30,11 @@ def sources(config: ConfigDict, model: Model, tokenizer: Any) -> dict[str, Rows]
     Raises:
         ValueError: if a source needs a tokenizer and the model has none, or its rows
             do not fit; what the readers of files raise.
+    Warns:
+        UserWarning: with the ids, or else the prompts, that are in both `forget` and
+            `retain`, where both are read from a file or a benchmark.
     """
-    made = {}
+    made, read = {}, {}
     for name, settings in config.data.items():
         if settings.source != "synthetic" and tokenizer is None:
             raise ValueError(
@@ -39,8 +44,66 @@ def sources(config: ConfigDict, model: Model, tokenizer: Any) -> dict[str, Rows]
             )
         make = {"synthetic": _synthetic, "capitals": _capitals, "prose": _prose}
         make |= {"jsonl": _jsonl, "array_record": _array_record}
-        made[name] = make[settings.source](settings, model, tokenizer)
+        if settings.source in ("file", "benchmark"):
+            read[name] = _rows(settings)
+            made[name] = _encoded(read[name], settings, tokenizer)
+        else:
+            made[name] = make[settings.source](settings, model, tokenizer)
+    if {"forget", "retain"} <= set(read):
+        _told(config, read["forget"], read["retain"])
     return made
+
+
+def _told(config: ConfigDict, forget: list[dict], retain: list[dict]) -> None:
+    """Warns of what is in both: by id, or by prompt where rows have none."""
+    if all("id" in row for row in (*forget, *retain)):
+        data.overlap(forget, retain)
+        return
+    prompts = [
+        [{"prompt": x} for x in _prompts(config.data[name], rows)]
+        for name, rows in (("forget", forget), ("retain", retain))
+    ]
+    data.overlap(*prompts, by="prompt")
+
+
+def _prompts(settings: ConfigDict, rows: list[dict]) -> list[str]:
+    return list(dict.fromkeys(row[_column(settings)] for row in rows))
+
+
+def _rows(settings: ConfigDict) -> list[dict[str, Any]]:
+    """What a file or a benchmark's table holds."""
+    if settings.source == "file":
+        wanted = (_column(settings), settings.get("answer", "answer"))
+        return files.read_rows(settings.get("path", ""), wanted)
+    _checks.one_of("A stream", BENCHMARKS, name=settings.get("name"))
+    return getattr(data, settings.name).read(
+        settings.get("table", ""),
+        settings.get("folder") or None,
+        check=settings.get("check", True),
+    )
+
+
+def _encoded(rows, settings, tokenizer):
+    prompt, answer = _column(settings), settings.get("answer", "answer")
+    for number, row in enumerate(rows):
+        for column in (prompt, answer):
+            if not isinstance(row.get(column), str):
+                raise ValueError(
+                    f"A stream needs a text in {column!r}, got "
+                    f"{row.get(column)!r} in row {number}, which has "
+                    f"{_checks.listed(row)}. Name columns by prompt and answer."
+                )
+    if settings.get("long", "refuse") == "drop":
+        names = {"prompt": prompt, "answer": answer, "length": settings.length}
+        rows = data.drop_long(rows, tokenizer, **names)
+    texts = files.columns(rows, prompt, answer)
+    return table.encode(tokenizer, *texts, length=settings.length)
+
+
+def _column(settings: ConfigDict) -> str:
+    """The prompt's column; benchmarks call theirs a question unless told otherwise."""
+    usual = "question" if settings.source == "benchmark" else "prompt"
+    return settings.get("prompt", usual)
 
 
 def with_reference(

@@ -1,0 +1,97 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Streams from users' files and benchmarks' tables, and what is wrong with them."""
+
+import json
+import warnings
+
+import pytest
+from ml_collections import ConfigDict
+
+from experiments import settings, streams
+from tests import tiny
+from tests.data.official_test import LUME, lines
+
+ROWS = [
+    {"id": str(i), "prompt": f"The capital of Land {i} is", "answer": f"Town {i}."}
+    for i in range(4)
+]
+COMMON = {"rows": 2, "length": 32}
+
+
+@pytest.fixture
+def write(tmp_path):
+    def write(name, rows):
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(lines(*rows), encoding="utf-8")
+        return str(path)
+
+    return write
+
+
+def made(**data):
+    config = ConfigDict({"data": {k: COMMON | v for k, v in data.items()}})
+    for name, stream in config.data.items():
+        settings._check_stream(name, dict(stream))
+    return streams.sources(config, None, tiny.tiny_tokenizer())
+
+
+def test_files_and_tables_become_streams(write, tmp_path):
+    csv = tmp_path / "retain.csv"
+    csv.write_text("question,reply\nWhat is it?,A test.\n")
+    write("lume/forget.jsonl", LUME)
+    table = {"source": "benchmark", "name": "lume", "table": "forget"}
+    columns = {"prompt": "input", "answer": "output"}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        got = made(
+            forget=table | columns | {"folder": str(tmp_path), "check": False},
+            retain={"source": "file", "path": str(csv)}
+            | {"prompt": "question", "answer": "reply"},
+        )
+    assert got["forget"]["tokens"].shape == (4, 32)
+    assert got["retain"]["tokens"].shape == (1, 32)
+
+
+def test_ids_in_both_streams_are_told(write):
+    forget = {"source": "file", "path": write("forget.jsonl", ROWS)}
+    retain = {"source": "file", "path": write("retain.jsonl", ROWS[2:])}
+    with pytest.warns(UserWarning, match="2 of the values of 'id' .*both.*'2', '3'"):
+        made(forget=forget, retain=retain)
+    bare = [{k: row[k] for k in ("prompt", "answer")} for row in ROWS]
+    retain["path"] = write("bare.json", bare[3:])
+    with pytest.warns(UserWarning, match="1 of the values of 'prompt' .*Land 3 is"):
+        made(forget=forget, retain=retain)
+
+
+def test_rows_over_the_length_are_refused_or_counted(write):
+    long = ROWS[0] | {"prompt": "The capital of " * 40}
+    stream = {"source": "file", "path": write("forget.jsonl", [long, *ROWS[1:]])}
+    with pytest.raises(ValueError, match="1 of 4 rows are too long"):
+        made(forget=stream)
+    with pytest.warns(UserWarning, match="1 of 4 rows have more than 32 tokens"):
+        got = made(forget=stream | {"long": "drop"})
+    assert len(got["forget"]["tokens"]) == 3
+
+
+@pytest.mark.parametrize(
+    "stream, message",
+    [
+        ({"source": "benchmark", "name": "tofuu"}, "Did you mean 'tofu'"),
+        ({"source": "file", "path": "a.jsonl", "long": "cut"}, "'refuse', 'drop'"),
+        ({"source": "file", "path": "a.txt"}, "a file that ends in"),
+        ({"source": "file", "pth": "a.txt"}, "Did you mean 'path'"),
+    ],
+)
+def test_what_is_wrong_is_said(stream, message):
+    with pytest.raises(ValueError, match=message):
+        made(forget=stream)
+
+
+def test_columns_that_are_no_texts_are_refused(tmp_path):
+    (tmp_path / "wmdp").mkdir()
+    row = {"question": "2 + 2?", "choices": ["1", "2", "3", "4"], "answer": 3}
+    (tmp_path / "wmdp" / "bio_questions.json").write_text(json.dumps([row]))
+    stream = {"source": "benchmark", "name": "wmdp", "table": "bio", "check": False}
+    with pytest.raises(ValueError, match="text in 'answer', got 3 in row 0"):
+        made(forget=stream | {"folder": str(tmp_path)})
