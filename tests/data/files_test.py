@@ -29,7 +29,7 @@ def write(tmp_path):
     [
         ("a.csv", CSV),
         ("a.csv", "\ufeff" + CSV),
-        ("a.csv.gz", gzip.compress(CSV.encode())),
+        ("a.csv.gz", gzip.compress(CSV.encode(), mtime=0)),
         ("a.json", json.dumps(ROWS)),
         ("a.json", "\n".join(json.dumps(row) for row in ROWS)),
         ("a.jsonl", "\n".join(json.dumps(row) for row in ROWS)),
