@@ -3,7 +3,7 @@
 
 | edit | does | source |
 | --- | --- | --- |
-| `quantize` | rounds weights to int8 .. int2, NF4 or FP4 | 2410.16454, 2305.14314 |
+| `quantize` | rounds weights: int8 .. int2, NF4, FP4, GGUF | 2410.16454, 2305.14314 |
 | `gptq` | rounds each kernel so that its outputs stay | 2210.17323 |
 | `awq` | scales weights of large inputs up before it rounds | 2306.00978 |
 | `llm_int8` | int8, but inputs with outliers keep their weights | 2208.07339 |

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Rounding weights to few bits: whole-number grids and the code books NF4 and FP4.
+"""Rounding weights to few bits: whole-number grids, code books and ggml's blocks.
 
 Weights come back in their own dtype, rounded ("fake quantized"), so that the same model
 runs them: what a deployed model computes with, up to its kernels' arithmetic.
@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxunlearn import _checks, trees
+from jaxunlearn.edits import _ggml
 from jaxunlearn.typing import Array, Params
 
 LINEAR = r"blocks/.*/kernel"
@@ -27,7 +28,7 @@ NF4 = (
 )
 # bitsandbytes' sign, two bits of exponent, one of fraction; the smallest is subnormal.
 FP4 = tuple(x / 12 for x in (0.0, 0.0625, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0))
-_KINDS = (*BITS, "nf4", "fp4")
+_KINDS = (*BITS, "nf4", "fp4", *_ggml.KINDS)
 
 # Scheme -> the code that the largest |w| falls on, of 2^(bits - 1) = half.
 _REACH = {
@@ -63,24 +64,28 @@ def quantize(
     without double quantization. Where 64 does not divide the inputs, blocks run on into
     the next output's weights and the last one is short, as there.
 
-    Weights round in float32 (float64 for such leaves). Scales have 16 bits, so that a
-    code times a scale is exact ("symmetric_half" keeps them whole). Quantizing twice is
-    quantizing once, bit by bit: for code books in every dtype; for "symmetric" in
-    float32, and for "asymmetric" there too unless a group's end lies halfway between
-    codes. In narrower dtypes it holds up to their rounding. The other two schemes
-    shrink the range each time. So quantize the model that was trained, not one that was
-    quantized.
+    "q4_0", "q4_1" and "q8_0" are what a GGUF file gives back, blocks of 32 along the
+    input axis with scales of float16: to the bit what `gguf`'s quantizer says, in
+    float32, so that `hf.save_gguf` keeps these values as they are.
+
+    Weights round in float32 (float64 for such leaves, but not for GGUF's kinds). Scales
+    of whole numbers have 16 bits, so that a code times a scale is exact
+    ("symmetric_half" keeps them whole). Quantizing twice is quantizing once, bit by
+    bit: for code books in every dtype; for "symmetric" and GGUF's kinds in float32, and
+    for "asymmetric" there too unless a group's end lies halfway between codes. In
+    narrower dtypes it holds up to their rounding. The other two schemes shrink the
+    range each time. So quantize the model that was trained, not one that was quantized.
 
     Args:
         params: the model to edit; kernels are [..., in, out], and each entry of the
             leading axes (a layer) is quantized by itself.
-        kind: "int8", "int4", "int3", "int2", "nf4" or "fp4". The released code of
-            2410.16454 runs "fp4" for its 4 bits, and LLM.int8 for 8, which without
-            outliers is "int8" (see `llm_int8`).
+        kind: "int8", "int4", "int3", "int2", "nf4", "fp4", "q4_0", "q4_1" or "q8_0".
+            The released code of 2410.16454 runs "fp4" for its 4 bits, and LLM.int8 for
+            8, which without outliers is "int8" (see `llm_int8`).
         group: which weights share a scale: that many along the input axis, "channel"
-            (all inputs of an output) or "tensor". None means "channel", and blocks of
-            64 for code books.
-        scheme: of whole numbers, see above; code books have none.
+            (all inputs of an output) or "tensor". None means "channel", blocks of 64
+            for code books and of 32, which cannot be others, for GGUF's kinds.
+        scheme: of whole numbers, see above; the others have none.
         pattern: regular expression matched against whole leaf paths. By default the
             linear kernels of the blocks, without embeddings, norms and biases.
     Returns:
@@ -97,12 +102,20 @@ def quantize(
         group = "channel" if group is None else group
         check_grid("quantize", scheme, group)
         function = partial(_to_grid, bits=BITS[kind], scheme=scheme, group=group)
-    else:
-        if scheme != "symmetric":
+        return map_leaves("quantize", params, pattern, function)
+    if scheme != "symmetric":
+        raise ValueError(
+            f"quantize needs whole numbers for a scheme, got scheme={scheme!r} "
+            f"with kind={kind!r}. Leave it out, or take {_checks.listed(BITS)}."
+        )
+    if kind in _ggml.KINDS:
+        if group not in (None, _ggml.BLOCK):
             raise ValueError(
-                f"quantize needs whole numbers for a scheme, got scheme={scheme!r} "
-                f"with kind={kind!r}. Leave it out, or take {_checks.listed(BITS)}."
+                f"quantize needs group={_ggml.BLOCK} for GGUF's {kind!r}, got "
+                f"group={group!r}. Leave it out, or take {_checks.listed(BITS)}."
             )
+        function = partial(_to_ggml, kind=kind)
+    else:
         group = 64 if group is None else group
         _checks.positive_int("quantize to a code book", group=group)
         function = partial(_to_book, kind=kind, block=group)
@@ -224,6 +237,21 @@ def _look_up_leaf(x, *, kind, block):
     return jnp.swapaxes(rows.reshape(*w.shape[:-2], outputs, inputs), -1, -2).astype(
         x.dtype
     )
+
+
+def _to_ggml(path, x, *, kind):
+    if x.shape[-2] % _ggml.BLOCK:
+        raise ValueError(
+            f"quantize needs kernels whose inputs {_ggml.BLOCK} divides for GGUF's "
+            f"{kind!r}, got {path!r} with {x.shape[-2]} inputs. Name fewer leaves in "
+            f"pattern, or take {_checks.listed(BITS)}."
+        )
+    return _ggml_leaf(x, kind=kind)
+
+
+@partial(jax.jit, static_argnames="kind")
+def _ggml_leaf(x, *, kind):
+    return _ggml.rounded(x.astype(jnp.float32), kind).astype(x.dtype)
 
 
 def _in_book(blocks: Array, kind: str, axis: int) -> Array:

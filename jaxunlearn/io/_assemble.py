@@ -67,9 +67,14 @@ def assemble(source: Source, dtype: np.dtype, shardings: PyTree | None) -> Param
     )
 
 
-def specs(params: Params, config: _config.DecoderConfig) -> list[_safetensors.Spec]:
+def specs(
+    params: Params, config: _config.DecoderConfig, kind: str = "hf"
+) -> list[_safetensors.Spec]:
     """What to write, after checking that the params are those of the config.
 
+    Args:
+        params, config: what belongs together.
+        kind: whose names and shapes, "hf" or "gguf".
     Raises:
         ValueError: leaves missing, left over or misshaped, all reported together.
     """
@@ -78,7 +83,7 @@ def specs(params: Params, config: _config.DecoderConfig) -> list[_safetensors.Sp
     }
     leaves = trees.paths(params)
     _names.check(
-        "hf.save",
+        "hf.save" if kind == "hf" else "hf.save_gguf",
         "the params",
         needed,
         {path: tuple(leaf.shape) for path, leaf in leaves.items()},
@@ -96,7 +101,7 @@ def specs(params: Params, config: _config.DecoderConfig) -> list[_safetensors.Sp
 
     return [
         _safetensors.Spec(name, tensor.shape, lambda tensor=tensor: values(tensor))
-        for name, tensor in _names.tensors(config).items()
+        for name, tensor in _names.tensors(config, kind).items()
     ]
 
 

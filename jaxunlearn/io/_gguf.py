@@ -59,6 +59,8 @@ def open_file(path: Path) -> File:
             raise ValueError("its bytes are in the other order")
         fields = {name: field.contents() for name, field in reader.fields.items()}
         arch = fields.get("general.architecture")
+        heads = fields.get("llama.attention.head_count")
+        kv_heads = fields.get("llama.attention.head_count_kv", heads)
         tensors = {
             tensor.name: Entry(
                 path,
@@ -66,7 +68,7 @@ def open_file(path: Path) -> File:
                 tuple(int(axis) for axis in tensor.shape[::-1]),
                 int(tensor.data_offset),
                 int(tensor.n_bytes),
-                _heads(arch, fields, tensor.name),
+                heads_of(arch, tensor.name, heads, kv_heads),
             )
             for tensor in reader.tensors
         }
@@ -80,14 +82,13 @@ def open_file(path: Path) -> File:
     return File(path, fields, tensors)
 
 
-def library():
+def library(need: str = f"{_OWNER} needs the gguf package to read a .gguf file"):
     """The `gguf` package, or an ImportError that says where it comes from."""
     try:
         import gguf
     except ImportError as error:
         raise ImportError(
-            f"{_OWNER} needs the gguf package to read a .gguf file, and it is not "
-            "installed. Install jaxunlearn[demo]."
+            f"{need}, and it is not installed. Install jaxunlearn[demo]."
         ) from error
     return gguf
 
@@ -135,17 +136,11 @@ def tokenizer(file: File):
     return _gguf_tokenizer.build(file.fields)
 
 
-def _heads(arch: str | None, fields: dict[str, Any], name: str) -> int | None:
+def heads_of(arch: str | None, name: str, heads: int, kv_heads: int) -> int | None:
     """How many heads the rows of a permuted tensor belong to, None if not permuted."""
-    if arch != "llama":
-        return None
     part = name.split(".")[2:3]
-    heads = fields.get("llama.attention.head_count")
-    if part == ["attn_q"]:
-        return heads
-    if part == ["attn_k"]:
-        return fields.get("llama.attention.head_count_kv", heads)
-    return None
+    permuted = {"attn_q": heads, "attn_k": kv_heads} if arch == "llama" else {}
+    return permuted.get(part[0]) if part else None
 
 
 def _unpermute(values: np.ndarray, heads: int) -> np.ndarray:

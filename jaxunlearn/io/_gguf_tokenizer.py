@@ -22,6 +22,7 @@ _WORDS = {
     "llama-bpe": _HEAD + r"\p{N}{1,3}" + _TAIL,
     "qwen2": _HEAD + r"\p{N}" + _TAIL,
 }
+RULES = tuple(rule for rule in _WORDS if rule != "default")  # those that say one thing
 
 
 def build(fields: dict[str, Any]):

@@ -3,6 +3,7 @@
 
     model, params, tokenizer = hf.load("path/or/name")
     hf.save(params, model, "unlearned/", tokenizer=tokenizer)
+    hf.save_gguf(params, model, "unlearned.gguf", tokenizer=tokenizer)  # in 4 bits
 
 Weights stream tensor by tensor into one stacked leaf at a time, largest leaf first, so
 the host never holds much more than the model itself. On a mesh it reads and holds no
@@ -26,7 +27,14 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from jaxunlearn import _checks, sharding
-from jaxunlearn.io import _assemble, _gguf, _hf_config, _names, _safetensors
+from jaxunlearn.io import (
+    _assemble,
+    _gguf,
+    _gguf_write,
+    _hf_config,
+    _names,
+    _safetensors,
+)
 from jaxunlearn.models import _config, decoder
 from jaxunlearn.typing import Model, Params, Rules
 
@@ -163,6 +171,54 @@ def save(
     except BaseException:
         _remove_if_empty(path, fresh)
         raise
+
+
+def save_gguf(
+    params: Params,
+    model: Model,
+    path: str | os.PathLike,
+    *,
+    tokenizer: Any = None,
+    scheme: str = "q4_0",
+) -> None:
+    """Writes a GGUF file that llama.cpp and `load` open: Llama, Mistral, Qwen2 and 3.
+
+    Kernels are rounded to the scheme, with the values of `edits.quantize` of that name.
+    Embedding and unembedding are float16, norms and biases float32; with "f32" all is.
+    The file is written beside `path` first and read again, so that a save which fails
+    leaves an earlier file as it was.
+
+    Args:
+        params: the whole tree; merge the halves of a split first.
+        model: the decoder the params belong to.
+        path: a file that ends in .gguf, made or overwritten.
+        tokenizer: a fast tokenizer of byte-level BPE to put into the file, which
+            llama.cpp needs to read text. It goes in only if it can be rebuilt exactly.
+        scheme: "q4_0", "q4_1", "q8_0", "f16" or "f32".
+    Raises:
+        ValueError: if the params are not those of the model, the format has no words
+            for the model or the tokenizer, blocks of 32 do not divide a kernel's
+            inputs, or values are not finite or too large for float16 scales.
+        ImportError: without the `gguf` package.
+        OSError: if the file cannot be written.
+    """
+    path = Path(path)
+    if path.suffix != ".gguf" or path.is_dir():
+        raise ValueError(
+            f"hf.save_gguf needs a file name that ends in .gguf, got {path}. Name one."
+        )
+    if not isinstance(model.config, _config.DecoderConfig):
+        raise ValueError(
+            "hf.save_gguf needs a model made by hf.load or models.decoder, got one "
+            f"with config={model.config!r}."
+        )
+    _gguf_write.check(model.config, scheme)
+    specs = _assemble.specs(params, model.config, "gguf")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".saving-", dir=path.parent) as inside:
+        fresh = Path(inside) / path.name
+        _gguf_write.write(fresh, model.config, specs, tokenizer, scheme)
+        os.replace(fresh, path)
 
 
 def smollm2_path() -> Path:

@@ -250,3 +250,79 @@ def test_nf4_agrees_with_qwix():
     w = kernel(2, 128, 48, seed=3)
     theirs = qwix.quantize(w, "nf4", channelwise_axes=(0, 2), tiled_axes={1: 64})
     assert_allclose(one(w, "nf4"), qwix.dequantize(theirs), rtol=1e-6)
+
+
+GGUF = ("q4_0", "q4_1", "q8_0")
+
+
+def gguf_values(w, kind):
+    """What gguf's quantizer and dequantizer make of [..., in, out], rows along in."""
+    gguf = pytest.importorskip("gguf")
+    name = gguf.GGMLQuantizationType[kind.upper()]
+    rows = np.ascontiguousarray(np.swapaxes(np.asarray(w, np.float32), -1, -2))
+    back = gguf.quants.dequantize(gguf.quants.quantize(rows, name), name)
+    return np.swapaxes(back, -1, -2)
+
+
+@pytest.mark.parametrize("wrap", [lambda f: f, jax.jit], ids=["eager", "jit"])
+@pytest.mark.parametrize("kind", GGUF)
+def test_gguf_kinds_are_gguf_s_bit_by_bit(kind, wrap):
+    rng = np.random.default_rng(7)
+    sizes = 10.0 ** rng.uniform(-8, 3, size=(3, 1, 200))  # float16's subnormals too
+    for w in (
+        rng.normal(size=(3, 128, 200)) * 0.02,
+        rng.normal(size=(3, 128, 200)) * sizes,
+        rng.integers(-8, 8, size=(3, 128, 200)) * 0.5,  # halfway between codes
+        rng.normal(size=(3, 128, 200)) * (rng.random((3, 128, 200)) < 0.01),  # zeros
+    ):
+        w = jnp.asarray(w, jnp.float32)
+        new = wrap(partial(one, kind=kind))(w)
+        assert_array_equal(new, gguf_values(w, kind))
+        assert_array_equal(one(new, kind), new)  # twice is once
+
+
+def test_gguf_kinds_by_hand():
+    w = jnp.zeros((32, 1)).at[:4, 0].set(jnp.array([-8.0, 3.4, 0.6, 7.9]))
+    assert_array_equal(one(w, "q4_0")[:5, 0], [-8.0, 3.0, 1.0, 7.0, 0.0])
+    w = jnp.full((32, 1), 2.0).at[:4, 0].set(jnp.array([17.0, 2.4, 2.6, 9.5]))
+    assert_array_equal(one(w, "q4_1")[:5, 0], [17.0, 2.0, 3.0, 10.0, 2.0])
+    w = jnp.zeros((32, 1)).at[:4, 0].set(jnp.array([127.0, -0.5, 0.49, 2.5]))
+    assert_array_equal(one(w, "q8_0")[:5, 0], [127.0, -1.0, 0.0, 3.0, 0.0])
+
+
+@pytest.mark.parametrize("kind", GGUF)
+def test_gguf_kinds_keep_shards_and_dtypes(kind):
+    _, params = tiny.tiny_model(width=32, hidden=64, heads=4, kv_heads=2, head_dim=8)
+    mesh = sharding.make_mesh(fsdp=4, tensor=2)
+    placed = jax.device_put(params, sharding.by_rules(params, mesh, decoder.RULES))
+    new, whole = (edits.quantize(p, kind) for p in (placed, params))
+    jax.tree.map(assert_array_equal, new, whole)
+    path = "blocks/mlp/down/kernel"
+    for tree in (new, placed):
+        place = trees.paths(tree)[path].sharding
+        assert place.is_equivalent_to(trees.paths(placed)[path].sharding, 3)
+    half = one(kernel(64, 8, dtype=jnp.bfloat16), kind)
+    assert half.dtype == jnp.bfloat16
+
+
+@pytest.mark.parametrize(
+    "settings, message",
+    [
+        (dict(), "inputs 32 divides for GGUF's 'q4_0', got 'blocks/.*' with 16 inputs"),
+        (dict(group=16), "group=32 for GGUF's 'q4_0', got group=16"),
+        (dict(scheme="asymmetric"), "whole numbers for a scheme"),
+    ],
+    ids=["inputs", "group", "scheme"],
+)
+def test_gguf_kinds_refuse(settings, message):
+    _, params = tiny.tiny_model()
+    with pytest.raises(ValueError, match=message):
+        edits.quantize(params, "q4_0", **settings)
+
+
+def test_codes_are_not_quantized_again():
+    """A model that holds codes, not weights, is refused; one that holds the rounded
+    weights stays as it is (above)."""
+    codes = jnp.arange(-4, 4, dtype=jnp.int8)[:, None]
+    with pytest.raises(ValueError, match="of floats, got .* dtype int8"):
+        one(codes, "int4")

@@ -1,0 +1,294 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Writing GGUF files, a tensor at a time, through the `gguf` package.
+
+The metadata says what the decoder is and how its tokenizer cuts text. Neither is taken
+on trust: the file is read again before it gets its name, and a tokenizer goes in only
+if the one rebuilt from the metadata gives the same tokens.
+
+Reference: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
+"""
+
+import dataclasses
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxunlearn import _checks
+from jaxunlearn.io import _gguf, _gguf_tokenizer, _safetensors
+from jaxunlearn.models import _config, _rope
+
+SCHEMES = {
+    "f32": "ALL_F32",
+    "f16": "MOSTLY_F16",
+    "q8_0": "MOSTLY_Q8_0",
+    "q4_0": "MOSTLY_Q4_0",
+    "q4_1": "MOSTLY_Q4_1",
+}
+_ARCHITECTURES = {"llama": "llama", "mistral": "llama"} | dict.fromkeys(
+    ("qwen2", "qwen3")
+)
+_OWNER = "hf.save_gguf"
+_BLOCK = 32
+_TABLES = ("token_embd.weight", "output.weight")  # float16 where kernels have less
+_LARGEST = {"f16": 65504.0, "q8_0": 65504.0 * 127, "q4_0": 65504.0 * 8}
+_UNUSED, _NORMAL, _CONTROL, _USER = 5, 1, 3, 4  # kinds of tokens
+# What tokenizers differ on: digits, contractions, spaces, lines, capitals, accents.
+_PIECES = 2000  # of the tokenizer's own, spelt one after another
+_PROBE = (
+    "Hello world, it's 3 o'clock; I'LL say 12345678 things we'd\n\n  indent\tand\r\n"
+    "   trailing   \n naïve cafe\u0301 — 中文字符 日本語 Здравствуйте ½ ² 😀 x1y22z333 "
+    "__init__(self): #!/usr/bin $$% ... ''' don't DON'T   (a+b)=c "
+)
+
+
+def check(config: _config.DecoderConfig, scheme: str) -> None:
+    """Raises ValueError where the format has no words for the decoder."""
+    _checks.one_of(_OWNER, SCHEMES, scheme=scheme)
+    wanted = {
+        "family": (config.family, tuple(_ARCHITECTURES)),
+        "windows": (config.windows, (None,)),
+        "rope.kind": (
+            config.rope and config.rope.kind,
+            ("default", "linear", "yarn", "llama3"),
+        ),
+    }
+    for name, (came, known) in wanted.items():
+        if came not in known:
+            raise ValueError(
+                f"{_OWNER} needs {name} to be one of {_checks.listed(known)}, got "
+                f"{came!r}. Save it with hf.save, and convert it with llama.cpp."
+            )
+
+
+def write(
+    file: Path,
+    config: _config.DecoderConfig,
+    specs: list[_safetensors.Spec],
+    tokenizer: Any,
+    scheme: str,
+) -> None:
+    """Writes the file and reads its metadata again.
+
+    Args:
+        file: where it goes; not there yet.
+        config: that `check` accepted.
+        specs: every tensor under its name in GGUF.
+        tokenizer: a transformers fast tokenizer of byte-level BPE, or None.
+        scheme: of the kernels, one of SCHEMES.
+    Raises:
+        ValueError: if the tokenizer or a setting does not come back as it was, a row
+            does not end where a block does, or values are too large for the scheme.
+    """
+    gguf = _gguf.library(f"{_OWNER} needs the gguf package to write a .gguf file")
+    arch = _ARCHITECTURES[config.family] or config.family
+    tokens = {} if tokenizer is None else _tokens(tokenizer, config, arch)
+    writer = gguf.GGUFWriter(file, arch)
+    _add_settings(gguf, writer, config, scheme)
+    _add_tokens(writer, tokens, config.vocab)
+    if config.rope.kind == "llama3":
+        plain = dataclasses.replace(config.rope, kind="default", factor=1.0)
+        plain, scaled = (
+            np.asarray(_rope.frequencies(rope, config.head_dim, 1)[0])
+            for rope in (plain, config.rope)
+        )
+        shape = plain.shape
+        divisors = _safetensors.Spec("rope_freqs.weight", shape, lambda: plain / scaled)
+        specs = [divisors, *specs]
+    kinds = [_kind(gguf, spec, scheme) for spec in specs]
+    for spec, kind in zip(specs, kinds, strict=True):
+        values, size = gguf.constants.GGML_QUANT_SIZES[kind]
+        count = math.prod(spec.shape) // values * size
+        writer.add_tensor_info(spec.name, spec.shape, np.dtype(np.float32), count, kind)
+    try:
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_ti_data_to_file()
+        for spec, kind in zip(specs, kinds, strict=True):
+            writer.write_tensor_data(_packed(gguf, spec, kind, config, arch))
+    finally:
+        writer.close()
+    _read_again(file, config)
+
+
+def _kind(gguf, spec: _safetensors.Spec, scheme: str):
+    """The type of a tensor: vectors whole, tables in float16 at least."""
+    if len(spec.shape) == 1:
+        scheme = "f32"
+    elif spec.name in _TABLES and scheme != "f32":
+        scheme = "f16"
+    elif scheme.startswith("q") and spec.shape[-1] % _BLOCK:
+        raise ValueError(
+            f"{_OWNER} needs kernels whose inputs {_BLOCK} divides for "
+            f"scheme={scheme!r}, got {spec.name!r} with {spec.shape[-1]} inputs. Take "
+            "scheme='f16'."
+        )
+    return gguf.GGMLQuantizationType[scheme.upper()]
+
+
+def _packed(gguf, spec, kind, config, arch) -> np.ndarray:
+    values = np.ascontiguousarray(spec.make(), np.float32)
+    limit = _LARGEST.get(kind.name.lower(), _LARGEST["f16"])
+    largest = float(np.max(np.abs(values), initial=0.0))
+    if not largest <= (np.finfo(np.float32).max if kind.name == "F32" else limit):
+        raise ValueError(
+            f"{_OWNER} needs finite values up to {limit:g} for {kind.name}, got "
+            f"{largest:g} in {spec.name!r}. Look at the params, or take scheme='f32'."
+        )
+    heads = _gguf.heads_of(arch, spec.name, config.heads, config.kv_heads)
+    values = values if heads is None else _permute(values, heads)
+    return gguf.quants.quantize(values, kind)
+
+
+def _permute(values: np.ndarray, heads: int) -> np.ndarray:
+    """[heads, 2, half, ...] halves to [heads, half, 2, ...] neighbours."""
+    split = values.reshape(heads, 2, values.shape[0] // heads // 2, *values.shape[1:])
+    return np.ascontiguousarray(split.swapaxes(1, 2)).reshape(values.shape)
+
+
+def _add_settings(gguf, writer, config: _config.DecoderConfig, scheme: str) -> None:
+    writer.add_type("model")
+    writer.add_file_type(gguf.LlamaFileType[SCHEMES[scheme]])
+    writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
+    writer.add_block_count(config.layers)
+    writer.add_context_length(config.positions)
+    writer.add_embedding_length(config.width)
+    writer.add_feed_forward_length(config.hidden)
+    writer.add_head_count(config.heads)
+    writer.add_head_count_kv(config.kv_heads)
+    writer.add_key_length(config.head_dim)
+    writer.add_value_length(config.head_dim)
+    writer.add_layer_norm_rms_eps(config.norm_eps)
+    writer.add_rope_dimension_count(config.head_dim)
+    rope = config.rope
+    writer.add_rope_freq_base(rope.theta)
+    if rope.kind in ("linear", "yarn"):
+        kind = gguf.RopeScalingType[rope.kind.upper()]
+        writer.add_rope_scaling_type(kind)
+        writer.add_rope_scaling_factor(rope.factor)
+    if rope.kind == "yarn":
+        original = rope.original_positions or config.positions
+        writer.add_rope_scaling_orig_ctx_len(original)
+        writer.add_rope_scaling_yarn_beta_fast(rope.beta_fast)
+        writer.add_rope_scaling_yarn_beta_slow(rope.beta_slow)
+
+
+def _add_tokens(writer, tokens: dict[str, Any], vocab: int) -> None:
+    writer.add_vocab_size(vocab)
+    if not tokens:
+        writer.add_tokenizer_model("none")
+        return
+    writer.add_tokenizer_model(tokens["tokenizer.ggml.model"])
+    writer.add_tokenizer_pre(tokens["tokenizer.ggml.pre"])
+    writer.add_token_list(tokens["tokenizer.ggml.tokens"])
+    writer.add_token_types(tokens["tokenizer.ggml.token_type"])
+    writer.add_token_merges(tokens["tokenizer.ggml.merges"])
+    writer.add_add_bos_token(tokens["tokenizer.ggml.add_bos_token"])
+    for name, add in (
+        ("bos", writer.add_bos_token_id),
+        ("eos", writer.add_eos_token_id),
+        ("unknown", writer.add_unk_token_id),
+        ("padding", writer.add_pad_token_id),
+    ):
+        if f"tokenizer.ggml.{name}_token_id" in tokens:
+            add(tokens[f"tokenizer.ggml.{name}_token_id"])
+    if "tokenizer.chat_template" in tokens:
+        writer.add_chat_template(tokens["tokenizer.chat_template"])
+
+
+def _tokens(tokenizer, config, arch: str) -> dict[str, Any]:
+    """The metadata of a tokenizer, by key.
+
+    The rule that cuts a text into words has a name alone, so every name we know is
+    tried, and the first whose tokenizer gives the same tokens is taken.
+    """
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    state = json.loads(backend.to_str()) if backend is not None else {}
+    core = state.get("model", {})
+    if core.get("type") != "BPE":
+        raise ValueError(
+            f"{_OWNER} needs a fast tokenizer of byte-level BPE, got "
+            f"{type(tokenizer).__name__} of type {core.get('type')!r}. Leave it out, "
+            "or save with hf.save and convert with llama.cpp."
+        )
+    pieces = dict(core["vocab"])
+    kinds = dict.fromkeys(pieces, _NORMAL)
+    for token in state.get("added_tokens", []):
+        pieces[token["content"]] = token["id"]
+        kinds[token["content"]] = _CONTROL if token["special"] else _USER
+    if max(pieces.values()) >= config.vocab:
+        raise ValueError(
+            f"{_OWNER} needs a row of the embedding for every token, got "
+            f"{max(pieces.values()) + 1} tokens and {config.vocab} rows. Pass the "
+            "tokenizer that belongs to the model."
+        )
+    listed = [f"[PAD{i}]" for i in range(config.vocab)]
+    types = [_UNUSED] * config.vocab
+    for piece, index in pieces.items():
+        listed[index], types[index] = piece, kinds[piece]
+    merges = [x if isinstance(x, str) else " ".join(x) for x in core["merges"]]
+    plain = backend.encode("a", add_special_tokens=False).ids
+    whole, bos = backend.encode("a").ids, tokenizer.bos_token_id
+    fields = {
+        "general.architecture": arch,
+        f"{arch}.context_length": config.positions,
+        "tokenizer.ggml.model": "gpt2",
+        "tokenizer.ggml.tokens": listed,
+        "tokenizer.ggml.token_type": types,
+        "tokenizer.ggml.merges": merges,
+        "tokenizer.ggml.add_bos_token": bos is not None and whole == [bos, *plain],
+    }
+    for name, index in (
+        ("bos", bos),
+        ("eos", tokenizer.eos_token_id),
+        ("unknown", tokenizer.unk_token_id),
+        ("padding", tokenizer.pad_token_id),
+    ):
+        if index is not None:
+            fields[f"tokenizer.ggml.{name}_token_id"] = index
+    if isinstance(tokenizer.chat_template, str):
+        fields["tokenizer.chat_template"] = tokenizer.chat_template
+    special = [piece for piece, kind in kinds.items() if kind != _NORMAL]
+    own = range(0, config.vocab, -(-config.vocab // _PIECES))
+    own = "".join(listed[i] for i in own if types[i] == _NORMAL)
+    texts = [
+        _PROBE,
+        *_PROBE.split(" "),
+        " ".join(special),
+        backend.decoder.decode([own]),
+    ]
+    wanted = [backend.encode(text).ids for text in texts]
+    for rule in _gguf_tokenizer.RULES:
+        fields["tokenizer.ggml.pre"] = rule
+        again = _gguf_tokenizer.build(fields).backend_tokenizer
+        if [again.encode(text).ids for text in texts] == wanted:
+            return fields
+    raise ValueError(
+        f"{_OWNER} needs a tokenizer that GGUF can name, got one that cuts text as "
+        f"none of {_checks.listed(_gguf_tokenizer.RULES)} does. Leave it out, or save "
+        "with hf.save and convert with llama.cpp."
+    )
+
+
+def _read_again(file: Path, config: _config.DecoderConfig) -> None:
+    """Raises ValueError unless the file's metadata describe the same arithmetic."""
+    found = _gguf.config(
+        _gguf.open_file(file), compute_dtype=config.compute_dtype, remat=config.remat
+    )
+    changed = []
+    for field in dataclasses.fields(config):
+        was, now = getattr(config, field.name), getattr(found, field.name)
+        same = was == now or (
+            isinstance(was, float) and np.isclose(was, now, rtol=1e-6)
+        )
+        if field.name == "rope":  # llama3 is a list of divisors in the file
+            same = same or (was.kind == "llama3" and was.theta == now.theta)
+        if not same and field.name not in ("family", "source", "attention"):
+            changed.append(f"{field.name}={was!r}, read back as {now!r}")
+    if changed:
+        raise ValueError(
+            f"{_OWNER} needs settings that GGUF holds, got {'; '.join(changed)}. Save "
+            "it with hf.save, and convert it with llama.cpp."
+        )
