@@ -2,7 +2,7 @@
 """One method in one small world: compiled once, run at many rates and seeds."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -130,10 +130,12 @@ def runner(
     return Runner(recipe, compiled, seconds, fresh, own, frozen, rows, steps)
 
 
-def run(made: Runner, *, rate: float, seed: int) -> tuple[Params, dict[str, Any]]:
+def run(
+    made: Runner, *, rate: float, seed: int, hooks: Sequence[Callable[..., None]] = ()
+) -> tuple[Params, dict[str, Any]]:
     """(params after all steps, {"finite", "steps", "seconds"}).
 
-    A run that is no longer finite ends with its last good params.
+    A run that is no longer finite ends with its last good params. Hooks as for ju.fit.
     """
     state = made.state(seed)
     scaled = optax.tree_utils.tree_set(
@@ -142,7 +144,9 @@ def run(made: Runner, *, rate: float, seed: int) -> tuple[Params, dict[str, Any]
     state, start, finite = state.replace(opt_state=scaled), time.perf_counter(), True
     loader = batches(made.tables, made.rows, seed=seed)
     try:
-        state, _ = ju.fit(made.step, state, loader, made.frozen, steps=made.steps)
+        state, _ = ju.fit(
+            made.step, state, loader, made.frozen, steps=made.steps, hooks=hooks
+        )
     except ju.NotFinite as error:
         state, finite = error.state, False
     about = {

@@ -1,0 +1,178 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What an evaluation refuses, warns of and counts; its command and its config."""
+
+import json
+import subprocess
+import sys
+import warnings
+
+import pytest
+
+from experiments.configs import evaluate as config_file
+from experiments.evaluation import folder as folders
+from experiments.evaluation import tasks
+from jaxunlearn.io import hf
+from tests import tiny
+from tests.architecture import ROOT
+from tests.data.official_test import DATA, lines, there
+from tests.experiments.questions_of_lands import SETTINGS, asked, rows, score
+
+
+def test_a_retain_log_of_other_data_is_refused(made, retrained, tmp_path):
+    found = asked(forget=rows("f", 6, start=1))
+    message = (
+        rf"{retrained.name}.*\(retrained\) belongs to other data: for the task "
+        r"'forget' it has digest \w{16}\.\.\., this one has digest \w{16}"
+    )
+    with pytest.raises(ValueError, match=message):
+        score(made, tmp_path, found, retain=retrained)
+    settings = SETTINGS._replace(prompt="Q: {question}")
+    with pytest.raises(ValueError, match="other settings: prompt '{question}' there"):
+        score(made, tmp_path, retain=retrained, settings=settings)
+    with pytest.raises(FileNotFoundError, match="Evaluate that model first"):
+        score(made, tmp_path, retain=tmp_path / "nowhere")
+    assert not (tmp_path / "rows").exists()
+
+
+def test_rows_over_the_length_are_counted_told_and_left_out(made, tmp_path):
+    found = {"forget": rows("f")}
+    found["forget"][2]["perturbed_answer"][1] = "the city of the river " * 12
+    with pytest.warns(UserWarning, match="1 of 6 rows are longer than 64.*'f2' has"):
+        got = score(made, tmp_path, found)
+    left = got["tasks"]["forget"]["rows_left_out"]
+    assert (left["value"], left["n"]) == (1, 6)
+    ids = [row["id"] for row in folders.rows(tmp_path, "forget")]
+    assert ids == ["f0", "f1", "f3", "f4", "f5"]
+    about = json.loads((tmp_path / "about.json").read_text())
+    assert about["left_out"] == {"forget": ["f2"]}
+    with pytest.warns(UserWarning, match="6 of 6 rows|no room for 60"):
+        with pytest.raises(ValueError, match="no row is left"):
+            settings = SETTINGS._replace(new_tokens=60)
+            warnings.warn("6 of 6 rows", stacklevel=1)
+            score(made, tmp_path, {"forget": rows("f")}, settings=settings)
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"answer": None}, "row 1: needs 'answer', but the row has"),
+        ({"answer": 3}, "needs a text in 'answer', got 3"),
+        ({"answer": " "}, "'forget', answer: .* at least one token, but row 1"),
+        ({"paraphrased_answer": ""}, "paraphrased_answer: .* at least one token"),
+        ({"perturbed_answer": "a"}, "needs a list of texts in 'perturbed_answer'"),
+        ({"perturbed_answer": ["a"]}, "as many values in each, or in none"),
+        ({"id": "f0"}, "rows 0 and 1 both have 'f0'"),
+        ({"choices": ["x", "y"]}, "an answer that is one of its choices"),
+    ],
+)
+def test_rows_that_cannot_be_scored_are_named(made, tmp_path, change, message):
+    found = rows("f", 3)
+    found[1] |= change
+    with pytest.raises(ValueError, match=message):
+        score(made, tmp_path, {"forget": found})
+
+
+def test_a_tokenizer_that_makes_nothing_of_an_answer_is_told(made, tmp_path):
+    import tokenizers
+
+    model, params, _ = made
+    tokenizer = tiny.tiny_tokenizer()
+    tokenizer.backend_tokenizer.normalizer = tokenizers.normalizers.Replace("zzz", "")
+    found = rows("f", 3)
+    found[2]["answer"] = "zzz"
+    with pytest.raises(ValueError, match="the tokenizer makes nothing of 'zzz' in row"):
+        score((model, params, tokenizer), tmp_path, {"forget": found})
+
+
+def test_rows_in_forget_and_retain_are_told_with_their_ids(made, tmp_path):
+    found = asked(retain=[*rows("r", 3), *rows("f", 2, start=4)])
+    with pytest.warns(UserWarning, match="2 of the values of 'id' .*'f4', 'f5'"):
+        score(made, tmp_path, found)
+    bare = [{k: v for k, v in row.items() if k != "id"} for row in rows("f")]
+    found = {name: tasks.make(name, bare) for name in ("forget", "retain")}
+    with pytest.warns(UserWarning, match="6 of the values of 'question'"):
+        assert len(tasks.overlap(found)) == 6
+
+
+def command(*more):
+    return subprocess.run(
+        [sys.executable, "-m", "experiments.evaluate", *more],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_the_command_evaluates_and_refuses(made, tmp_path):
+    model, params, tokenizer = made
+    hf.save(params, model, tmp_path / "model", tokenizer=tokenizer)
+    (tmp_path / "forget.jsonl").write_text(lines(*rows("f")))
+    (tmp_path / "empty.jsonl").write_text("")
+    (tmp_path / "bytes.jsonl").write_bytes(b'{"question": "\xff"}\n')
+    (tmp_path / "config.py").write_text(
+        "from experiments import evaluate\n\n\ndef get_config():\n"
+        "    c = evaluate.defaults()\n    c.resamples, c.score.new_tokens = 20, 4\n"
+        "    c.tasks = dict(forget=dict(source='file', path=''))\n    return c\n"
+    )
+    flags = [
+        f"--config={tmp_path / 'config.py'}",
+        f"--config.model={tmp_path / 'model'}",
+        f"--config.output={tmp_path / 'eval'}",
+    ]
+    path = "--config.tasks.forget.path="
+    good = [*flags, f"{path}{tmp_path / 'forget.jsonl'}"]
+    ran = command(*good)
+    assert ran.returncode == 0 and "forget: probability" in ran.stdout, ran.stderr
+    about = json.loads((tmp_path / "eval" / "about.json").read_text())
+    assert about["command"].startswith("python -m experiments.evaluate --config=")
+    again = command(*good)
+    assert "Nothing changed" in again.stderr and again.stdout == ran.stdout
+    for name, message in (
+        ("empty.jsonl", "holds no rows"),
+        ("bytes.jsonl", "needs to be UTF-8 text, but byte 14"),
+        ("nowhere.jsonl", "is not there"),
+    ):
+        ran = command(*flags, f"{path}{tmp_path / name}")
+        assert ran.returncode == 2 and message in ran.stderr, ran.stderr
+        assert ran.stderr.count("\n") == 1
+
+
+def test_the_configs_tasks_read_tofu_and_what_is_wrong_is_said(tmp_path):
+    c = config_file.get_config("05")
+    assert c.tasks.forget.table == "forget05_perturbed"
+    with pytest.raises(FileNotFoundError, match="forget05_perturbed.json"):
+        tasks.read(c.tasks.to_dict(), str(tmp_path))
+    for change, message in (
+        ({"sorce": "file"}, "Did you mean 'source'"),
+        ({"source": "file", "path": "x.jsonl", "columns": {"anser": "a"}}, "'answer'"),
+        ({"source": "benchmark", "name": "tofuu"}, "Did you mean 'tofu'"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            tasks.read({"forget": change})
+
+
+def test_columns_of_a_file_get_our_names(tmp_path):
+    file = tmp_path / "mine.jsonl"
+    file.write_text(lines({"key": 7, "input": "Who?", "output": "Nobody."}))
+    columns = {"id": "key", "question": "input", "answer": "output"}
+    task = {"source": "file", "path": str(file), "columns": columns}
+    (row,) = tasks.read({"forget": task})["forget"].rows
+    assert row == {"id": 7, "question": "Who?", "answer": "Nobody."}
+    with pytest.raises(ValueError, match="needs 'reply', but the row has"):
+        task["columns"] = {"question": "input", "answer": "reply"}
+        tasks.read({"forget": task})
+
+
+@there("tofu", "forget05_perturbed.jsonl")
+def test_tofus_own_tables_are_tasks():
+    found = tasks.read(config_file.get_config("05").tasks.to_dict(), str(DATA))
+    sizes = {name: len(task.rows) for name, task in found.items()}
+    assert sizes == {
+        "forget": 200,
+        "retain": 400,
+        "real_authors": 100,
+        "world_facts": 117,
+        "holdout": 200,
+    }
+    assert found["world_facts"].kind == "options"

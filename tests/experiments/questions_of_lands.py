@@ -1,0 +1,48 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Rows about lands that are nowhere, and evaluations of a tiny model of them."""
+
+from experiments import evaluate as evaluation
+from experiments.evaluation import tasks
+
+SETTINGS = tasks.Settings(new_tokens=4)
+
+
+def rows(kind, count=6, *, wrong=2, paraphrase=True, start=0):
+    found = []
+    for i in range(start, start + count):
+        row = {"id": f"{kind}{i}", "question": f"The capital of Land {i} is what?"}
+        row["answer"] = f"the city of Town {i}."
+        if paraphrase:
+            row["paraphrased_answer"] = f"Town {i} is the capital."
+        if wrong:
+            row["perturbed_answer"] = [f"the river {i + j}." for j in range(wrong)]
+        found.append(row)
+    return found
+
+
+def asked(**more):
+    plain = dict(paraphrase=False, wrong=3)
+    found = {
+        "forget": rows("f"),
+        "retain": rows("r", 7),
+        "real_authors": rows("a", 5, **plain),
+        "world_facts": rows("w", 4, **plain),
+        "holdout": rows("h", 8, paraphrase=False, wrong=0),
+    }
+    return found | more
+
+
+def score(made, output, found=None, **more):
+    model, params, tokenizer = made
+    settings = more.pop("settings", SETTINGS)
+    return evaluation.evaluate_model(
+        model,
+        more.pop("params", params),
+        tokenizer,
+        asked() if found is None else found,
+        output,
+        settings=settings,
+        resamples=50,
+        batch_size=4,
+        **more,
+    )
