@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Time of rounding and of GPTQ on SmolLM2-135M, and on how many kernels GPTQ errs less.
+"""Time of rounding, GPTQ and AWQ on SmolLM2-135M, and how much less the two err.
 
-    python -m experiments.benchmarks.quantize --output runs/quantize.json
+    python -m experiments.benchmarks.quantize --output experiments/results/quantize.json
 
 Calibrates on rows of CPython's language reference. A kernel is one layer of one stacked
-leaf; its error is ||(W' - W)^T X||^2 on the calibration rows, by each kernel's own
-inputs in the model as it is. Times are wall clock and include compilation. The bars:
-rounding within 5 seconds, GPTQ with 32 rows of 512 tokens within 10 minutes.
+leaf; its error is ||(W' - W)^T X||^2 by its own inputs in the model as it is: on the
+calibration rows, and on as many rows of the text that no edit has seen. Each edit is
+compared with plain rounding on the same grid, which for AWQ is the asymmetric one.
+Times are wall clock and include compilation. The bars: rounding within 5 seconds, GPTQ
+with 32 rows of 512 tokens within 10 minutes.
 
 SmolLM2's file holds its kernels in 4 bits already, in groups of 32 with a smallest
 value each; loading makes floats of them. That grid is none of `quantize`'s, as its zero
@@ -15,8 +17,10 @@ lies between codes.
 
 import argparse
 import json
+import os
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +33,7 @@ from jaxunlearn.io import hf
 from jaxunlearn.typing import Batch, Model, Params
 
 KINDS = ("int4", "int3")
+EDITS = (("gptq", edits.gptq, "symmetric"), ("awq", edits.awq, "asymmetric"))
 
 
 def main(argv: list[str] | None = None) -> dict:
@@ -36,16 +41,21 @@ def main(argv: list[str] | None = None) -> dict:
     flags = _flags(argv)
     model, params, tokenizer = hf.load(flags.model or hf.smollm2_path())
     rows = data.encode_text(tokenizer, prose.prose()[0], length=flags.length)
-    if len(rows["tokens"]) < flags.rows:
+    if len(rows["tokens"]) < 2 * flags.rows:
         raise ValueError(
-            f"The benchmark needs {flags.rows} rows of {flags.length} tokens, got "
+            f"The benchmark needs {2 * flags.rows} rows of {flags.length} tokens, got "
             f"{len(rows['tokens'])} from the text. Take fewer or shorter ones."
         )
-    batches = [
-        {name: x[i : min(i + flags.batch, flags.rows)] for name, x in rows.items()}
-        for i in range(0, flags.rows, flags.batch)
-    ]
-    result = measure(model, params, batches, group=flags.group, at_once=flags.at_once)
+
+    def batches(first):
+        stop = first + flags.rows
+        return [
+            {name: x[i : min(i + flags.batch, stop)] for name, x in rows.items()}
+            for i in range(first, stop, flags.batch)
+        ]
+
+    settings = dict(group=flags.group, at_once=flags.at_once)
+    result = measure(model, params, batches(0), batches(flags.rows), **settings)
     result = {"rows": flags.rows, "length": flags.length} | result
     print(json.dumps(result, indent=2))
     if flags.output:
@@ -59,39 +69,53 @@ def measure(
     model: Model,
     params: Params,
     batches: list[Batch],
+    unseen: list[Batch],
     *,
     group: int | str,
     at_once: int | None = None,
 ) -> dict[str, Any]:
-    """Seconds of each edit, and the kernels on which GPTQ errs less than rounding."""
-    inputs, seconds = _timed(lambda: edits.collect_inputs(model, params, batches))
+    """Seconds of each edit, and the kernels on which it errs less than rounding.
+
+    Args:
+        model, params: what is quantized.
+        batches: calibration rows.
+        unseen: rows that only errors are measured on.
+        group: of weights with one scale, as for `edits.quantize`.
+        at_once: layers a pass, as for `edits.gptq`.
+    """
+    seen, seconds = _timed(lambda: edits.collect_inputs(model, params, batches))
+    inputs = {"seen": seen, "unseen": edits.collect_inputs(model, params, unseen)}
     result = {
         "device": jax.devices()[0].device_kind,
+        "cores": len(os.sched_getaffinity(0)),
         "group": group,
         "at_once": at_once,
         "collect_seconds": seconds,
     }
     for kind in KINDS:
-        plain, round_seconds = _timed(
-            lambda kind=kind: edits.quantize(params, kind, group=group)
-        )
-        ours, gptq_seconds = _timed(
-            lambda kind=kind: edits.gptq(
-                model, params, batches, kind, group=group, at_once=at_once
-            )
-        )
-        plain, ours = (errors(model, params, p, inputs) for p in (plain, ours))
-        ratios = np.concatenate([ours[path] / plain[path] for path in plain])
-        result[kind] = {
-            "quantize_seconds": round_seconds,
-            "gptq_seconds": gptq_seconds,
-            "kernels": len(ratios),
-            "gptq_errs_less": int((ratios < 1).sum()),
-            "median_error_ratio": float(np.median(ratios)),
-            "largest_error_ratio": float(ratios.max()),
-        }
-        print(f"{kind}: {result[kind]}", flush=True)
+        result[kind] = {}
+        for name, edit, scheme in EDITS:
+            how = dict(kind=kind, group=group, scheme=scheme)
+            plain, round_seconds = _timed(partial(edits.quantize, params, **how))
+            calibrated = partial(edit, model, params, batches, at_once=at_once, **how)
+            ours, edit_seconds = _timed(calibrated)
+            row = {"round_seconds": round_seconds, "seconds": edit_seconds}
+            for rows, own in inputs.items():
+                ratios = _ratios(model, params, ours, plain, own)
+                row[rows] = {
+                    "kernels": len(ratios),
+                    "errs_less": int((ratios < 1).sum()),
+                    "median_error_ratio": float(np.median(ratios)),
+                    "largest_error_ratio": float(ratios.max()),
+                }
+            result[kind][name] = row
+            print(f"{kind} {name}: {row}", flush=True)
     return result
+
+
+def _ratios(model, params, ours, plain, inputs) -> np.ndarray:
+    ours, plain = (errors(model, params, p, inputs) for p in (ours, plain))
+    return np.concatenate([ours[path] / plain[path] for path in plain])
 
 
 def errors(

@@ -54,8 +54,8 @@ def gptq(
         A tree like params, in its dtypes and shards. It lies on grids as `quantize`
         gives them, if not on those of its own new extremes: twice is not once.
     Raises:
-        ValueError: as `quantize`; if there are no batches, or the inputs of a kernel
-            are not finite.
+        ValueError: as `quantize`; if there are no batches, fewer real tokens than a
+            kernel has inputs, or inputs that are not finite.
     Paper and code: the released code sets weights to 0 whose input was 0 on every row;
         here they are rounded. Its option to take inputs by falling H_jj is not here.
     References: https://arxiv.org/abs/2210.17323
@@ -68,6 +68,7 @@ def gptq(
     def edit(kernels, inputs):
         for path, kernel in kernels.items():
             _quantize.check_group("gptq", path, kernel.shape, group)
+        _check_tokens(kernels, inputs)
         factors = _factors(2 * inputs.gram, damping)
         traced = isinstance(factors, jax.core.Tracer)
         if not traced and not jnp.all(jnp.isfinite(factors)):
@@ -81,6 +82,17 @@ def gptq(
     return _inputs.map_sites(
         "gptq", model, params, batches, edit, pattern=pattern, at_once=at_once
     )
+
+
+def _check_tokens(kernels, inputs: _inputs.Inputs) -> None:
+    """Raises ValueError where H cannot have full rank; a traced count is not known."""
+    units = inputs.gram.shape[-1]
+    if not isinstance(inputs.tokens, jax.core.Tracer) and inputs.tokens < units:
+        raise ValueError(
+            f"gptq needs at least as many calibration tokens as a kernel has inputs, "
+            f"got {int(inputs.tokens)} tokens and {_checks.listed(kernels)} with "
+            f"{units} inputs: without more, H is what damping makes it. Give more rows."
+        )
 
 
 @jax.jit

@@ -20,11 +20,13 @@ class Inputs(NamedTuple):
         gram: [n layers, units, units], the sum of x x^T.
         mean: [n, units], the mean of |x|.
         largest: [n, units], the maximum of |x|.
+        tokens: int32[], how many real tokens that were.
     """
 
     gram: Array
     mean: Array
     largest: Array
+    tokens: Array
 
 
 def collect(
@@ -43,7 +45,7 @@ def collect(
     Returns:
         Inputs by the site's name.
     Raises:
-        ValueError: if no site names a reader, or there is no batch.
+        ValueError: if no site names a reader, or there is no batch or no real token.
     """
     sites = {name: site for name, site in model.sites.items() if site.readers}
     if not sites or not batches:
@@ -56,14 +58,18 @@ def collect(
     shapes = {name: (len(layers), site.units) for name, site in sites.items()}
     zeros = partial(jnp.zeros, dtype=jnp.float32)
     sums = {
-        name: Inputs(zeros((*s, s[1])), zeros(s), zeros(s))
+        name: Inputs(zeros((*s, s[1])), zeros(s), zeros(s), jnp.zeros([], jnp.int32))
         for name, s in shapes.items()
     }
-    tokens = 0
     for batch in batches:
         columns = {"tokens": batch["tokens"], "mask": batch["mask"]}
         sums = _add(model, layers, params, columns, sums)
-        tokens += jnp.sum(batch["mask"])
+    tokens = next(iter(sums.values())).tokens
+    if not isinstance(tokens, jax.core.Tracer) and not tokens:
+        raise ValueError(
+            "edits that look at inputs need rows with real tokens, got "
+            f"{len(batches)} batches whose masks are all False. Look at the mask."
+        )
     count = jnp.maximum(tokens, 1).astype(jnp.float32)
     return {name: x._replace(mean=x.mean / count) for name, x in sums.items()}
 
@@ -142,6 +148,7 @@ def _add(model, layers, params, batch, sums):
             total.gram + gram,
             total.mean + jnp.sum(size, axis=(1, 2)),
             jnp.maximum(total.largest, jnp.max(size, axis=(1, 2))),
+            total.tokens + jnp.sum(batch["mask"], dtype=jnp.int32),
         )
 
     return {name: add(name, total) for name, total in sums.items()}

@@ -131,6 +131,15 @@ def test_gptq_of_inputs_that_go_apart_is_plain_rounding(group, scheme):
     assert_array_equal(one(new), one(edits.quantize(params, "int3", **settings)))
 
 
+@pytest.mark.parametrize("group", ["channel", 8])
+@pytest.mark.parametrize("kind", ["int4", "int3"])
+def test_gptq_leaves_a_model_already_on_its_grid(kind, group):
+    model, params = tiny.tiny_model(**WIDE)
+    once = edits.quantize(params, kind, group=group)
+    twice = edits.gptq(model, once, calibration(), kind, group=group)
+    jax.tree.map(assert_array_equal, twice, once)
+
+
 def test_gptq_rounds_weights_of_inputs_never_seen():
     model, batch = reading(correlated(30, 8) * (np.arange(8) != 3))
     params = params_of(np.random.default_rng(0).normal(size=(8, 6)))
@@ -292,6 +301,13 @@ def test_what_cannot_be_is_refused():
         edits.llm_int8(model, params, [])
     with refused(match="got sites nothing and 2 batches"):
         edits.collect_inputs(model._replace(sites={}), params, batches)
+    few = [tiny.tiny_batch(1, 12, answer=False)]
+    with refused(match=r"gptq needs at least as many .* tokens and .* Give more rows"):
+        edits.gptq(model, params, few)
+    blank = [few[0] | {"mask": jnp.zeros_like(few[0]["mask"])}]
+    for edit in (edits.gptq, edits.awq, edits.llm_int8):
+        with refused(match="1 batches whose masks are all False"):
+            edit(model, params, blank)
     with refused(match="damping > 0"):
         edits.gptq(model, params, batches, damping=0.0)
     nan = jax.tree.map(lambda x: x * jnp.nan, params["embed"])

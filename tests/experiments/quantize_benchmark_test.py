@@ -1,23 +1,31 @@
 # SPDX-License-Identifier: Apache-2.0
 """The benchmark of quantization counts what it says, on a tiny decoder."""
 
+import jax
 import numpy as np
 
-from experiments.benchmarks import quantize
+from experiments.benchmarks import gguf, quantize
 from jaxunlearn import edits
 from tests import tiny
 
 
-def test_every_kernel_is_counted():
+def test_every_kernel_is_counted_on_rows_seen_and_unseen():
     model, params = tiny.tiny_model()
-    batches = [tiny.tiny_batch(8, 24, answer=False)]
-    found = quantize.measure(model, params, batches, group=8)
+    seen, unseen = (
+        [tiny.tiny_batch(8, 24, seed=seed, answer=False)] for seed in (0, 1)
+    )
+    found = quantize.measure(model, params, seen, unseen, group=8)
     for kind in quantize.KINDS:
-        own = found[kind]
-        assert own["kernels"] == 7 * model.config.layers
-        assert own["gptq_errs_less"] >= 0.9 * own["kernels"]
-        assert own["median_error_ratio"] < 0.9
-        assert 0 < own["quantize_seconds"] and 0 < own["gptq_seconds"]
+        for name, _, _ in quantize.EDITS:
+            row = found[kind][name]
+            assert 0 < row["round_seconds"] and 0 < row["seconds"]
+            for rows in ("seen", "unseen"):
+                assert row[rows]["kernels"] == 7 * model.config.layers
+                assert 0 < row[rows]["median_error_ratio"] < 1.1
+        gptq = found[kind]["gptq"]
+        assert gptq["seen"]["errs_less"] >= 0.9 * gptq["seen"]["kernels"]
+        assert gptq["seen"]["median_error_ratio"] < 0.9
+        assert gptq["seen"] != gptq["unseen"]
 
 
 def test_error_is_that_of_the_outputs():
@@ -31,3 +39,15 @@ def test_error_is_that_of_the_outputs():
     kernel = [p["blocks"]["mlp"]["down"]["kernel"] for p in (new, params)]
     gap = np.einsum("nblu,nuo->nblo", x, kernel[0] - kernel[1])
     np.testing.assert_allclose(got, (gap**2).sum((1, 2, 3)), rtol=1e-3)
+
+
+def test_perplexity_is_that_of_the_tokens_after_the_first():
+    model, params = tiny.tiny_model()
+    tokens = np.random.default_rng(0).integers(0, model.config.vocab, (3, 8))
+    rows = {"tokens": tokens.astype(np.int32), "mask": np.ones((3, 8), bool)}
+    rows["answer"] = rows["mask"]
+    hidden = model.apply(params, rows).hidden
+    logps = jax.nn.log_softmax(model.unembed(params, hidden))[:, :-1]
+    wanted = np.exp(-np.mean(np.take_along_axis(logps, tokens[:, 1:, None], -1)))
+    got = gguf.perplexity(model, params, rows)
+    np.testing.assert_allclose(got, wanted, rtol=1e-4)

