@@ -111,7 +111,13 @@ def summary(judge: Judge, params: Params) -> dict[str, float]:
     averaged over rows; `distance` the Kolmogorov-Smirnov statistic that forget quality
     comes from, in [0, 1] and 0 at the twin.
     """
-    found = by_row(judge, params)
+    return summary_of(judge, by_row(judge, params))
+
+
+def summary_of(
+    judge: Judge, found: Mapping[str, Mapping[str, np.ndarray]]
+) -> dict[str, float]:
+    """`summary` of what `by_row` found."""
     forget, retain = found["forget"], found["retain"]
     means = {
         f"{kind}_{name}": float(np.mean(values))

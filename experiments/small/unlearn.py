@@ -138,8 +138,9 @@ def run(
     A run that is no longer finite ends with its last good params. Hooks as for ju.fit.
     """
     state = made.state(seed)
+    kept = optax.tree_utils.tree_get(state.opt_state, "step_size")  # as the params are
     scaled = optax.tree_utils.tree_set(
-        state.opt_state, step_size=jax.numpy.float32(rate)
+        state.opt_state, step_size=jax.numpy.asarray(rate, kept.dtype)
     )
     state, start, finite = state.replace(opt_state=scaled), time.perf_counter(), True
     loader = batches(made.tables, made.rows, seed=seed)
