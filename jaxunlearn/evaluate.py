@@ -17,7 +17,7 @@ from jax.sharding import Mesh
 
 from jaxunlearn import _checks, losses, metrics, sharding, terms
 from jaxunlearn.data import table as tables
-from jaxunlearn.generate import generate
+from jaxunlearn.generate import generate, ready, rows_axis
 from jaxunlearn.typing import Model, Params
 
 
@@ -150,6 +150,7 @@ def completions(
     order = np.argsort(lengths, kind="stable")
     room = getattr(model.config, "longest", table["tokens"].shape[1]) - max_new_tokens
     texts = [""] * len(prompts)
+    params = ready(model, params)
     for start in range(0, len(order), batch_size):
         index = order[start : start + batch_size]
         full = np.resize(index, batch_size)  # the last batch repeats its first rows
@@ -270,11 +271,10 @@ def _option_logps(params, batch, model):
     return logps.sum(axis=1).reshape(rows, count)
 
 
-def _repeat(x, count):
-    """Repeats the rows of a cache's leaf: axis 1 of [N, B, ...], axis 0 of [B, S]."""
-    if x.ndim == 0:
-        return x
-    return jnp.repeat(x, count, axis=1 if x.ndim > 2 else 0)
+def _repeat(leaf, count):
+    """Repeats the rows of a cache's leaf, each beside itself."""
+    axis = rows_axis(leaf)
+    return leaf if axis is None else jnp.repeat(leaf, count, axis=axis)
 
 
 def _rounded(length) -> int:

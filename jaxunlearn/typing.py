@@ -85,7 +85,11 @@ class Model(NamedTuple):
         config: what built the model, for exporters; None where nothing did.
         cache: (batch_size, length) -> empty key-value cache; None if it cannot
             decode.
+            Rows are axis 0 of its arrays, or axis 1 of those of five axes, which have
+            all layers; what has no axis counts the tokens of a row so far.
         extend: (params, batch, cache) -> (hidden, cache), appends the batch's tokens.
+        ready: params -> params as a loop of `extend` reads them fastest; None where
+            they are best as they are.
         rules: how the params lie on a mesh, for `sharding.by_rules`.
         low_rank: whether a kernel with `lora_a` and `lora_b` beside it (`wrap.lora`)
             adds x @ lora_a @ lora_b to its product.
@@ -98,6 +102,7 @@ class Model(NamedTuple):
     config: Any = None
     cache: Callable[..., PyTree] | None = None
     extend: Callable[..., tuple[Array, PyTree]] | None = None
+    ready: Callable[[Params], Params] | None = None
     rules: Rules = ((".*", ()),)
     low_rank: bool = False
 

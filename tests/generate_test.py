@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Decoding equals repeated full passes; ends, samples and refuses as promised."""
 
+import importlib
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,6 +12,7 @@ from numpy.testing import assert_array_equal
 import jaxunlearn as ju
 from tests import tiny
 
+generate = importlib.import_module("jaxunlearn.generate")
 NEW = 6
 SETTINGS = {
     "plain": {},
@@ -79,6 +82,46 @@ def test_padding_and_neighbours_do_not_matter(greedy):
     assert_array_equal(
         ju.generate(model, params, plain, max_new_tokens=NEW), expected[[2]]
     )
+
+
+def test_rows_of_unlike_length_begin_in_pieces():
+    model, params = tiny.tiny_model()
+    long = tiny.tiny_batch(rows=32, length=40, answer=False)
+    cut = jnp.where(jnp.arange(32) % 2 == 0, 40, 4 + jnp.arange(32) % 5)
+    right = jnp.arange(32) % 3 == 0
+    place = jnp.arange(40)
+    near = jnp.where(right[:, None], place, 39 - place) < cut[:, None]
+    batch = {"tokens": long["tokens"], "mask": near}
+    pieces, back = generate._pieces(batch)
+    widths = [piece["tokens"].shape[1] for piece in pieces]
+    assert len(pieces) > 1 and widths[0] == 8 and widths[-1] == 40
+    assert sum(int(piece["mask"].sum()) for piece in pieces) == int(near.sum())
+    assert sorted(back.tolist()) == list(range(32))
+    new = ju.generate(model, params, batch, max_new_tokens=NEW)
+    assert_array_equal(new, slow(model, params, batch, NEW))
+    # Under jit the lengths are not known, and nothing is sorted.
+    traced = jax.jit(lambda b: ju.generate(model, params, b, max_new_tokens=NEW))
+    assert_array_equal(traced(batch), new)
+
+
+def test_layers_stacked_give_the_same(greedy):
+    model, params, expected = greedy
+
+    def stacked(rows, length):
+        cache = model.cache(rows, length)
+        return cache | {x: jnp.stack(cache[x]) for x in ("keys", "values")}
+
+    scanned = model._replace(cache=stacked, ready=None)
+    assert_array_equal(
+        ju.generate(scanned, params, mixed(), max_new_tokens=NEW), expected
+    )
+
+
+def test_the_first_of_equals_is_the_likeliest():
+    logits = jnp.array([[1.0, 3.0, 3.0], [2.0, 2.0, 2.0], [0.0, -jnp.inf, 1.0]])
+    assert_array_equal(generate._likeliest(logits), jnp.argmax(logits, axis=-1))
+    lost = jnp.full((2, 3), jnp.nan)  # a broken model still names a token
+    assert generate._likeliest(lost).max() < 3
 
 
 def test_the_end_token_stops_a_row_and_fills_it(greedy):

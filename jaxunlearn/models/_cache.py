@@ -4,22 +4,49 @@
 import jax
 import jax.numpy as jnp
 
+from jaxunlearn import sharding
 from jaxunlearn.models import _block
 from jaxunlearn.models._config import DecoderConfig
 from jaxunlearn.typing import Array, Batch, Params, PyTree
 
 
 def empty(config: DecoderConfig, batch_size: int, length: int) -> PyTree:
-    """A key-value cache with room for `length` tokens of `batch_size` sequences."""
-    shape = (config.layers, batch_size, length, config.kv_heads, config.head_dim)
-    dtype = jnp.dtype(config.compute_dtype)
+    """A key-value cache with room for `length` tokens of `batch_size` sequences.
+
+    Keys and values are [B, K, length, head_dim], as attention's products read them. On
+    CPUs they are one array a layer, so that a token is written in place and nothing
+    else is moved; elsewhere all layers are stacked, [N, ...], and scanned.
+    """
+    shape = (batch_size, config.kv_heads, length, config.head_dim)
+    dtype, count = jnp.dtype(config.compute_dtype), config.layers
+
+    def room():
+        if sharding.platform() == "cpu":
+            return tuple(jnp.zeros(shape, dtype) for _ in range(count))
+        return jnp.zeros((count, *shape), dtype)
+
     return {
-        "keys": jnp.zeros(shape, dtype),
-        "values": jnp.zeros(shape, dtype),
+        "keys": room(),
+        "values": room(),
         "mask": jnp.zeros((batch_size, length), jnp.bool_),
         "positions": jnp.zeros((batch_size, length), jnp.int32),
         "used": jnp.int32(0),
     }
+
+
+def ready(config: DecoderConfig, params: Params) -> Params:
+    """The params as `extend` reads them fastest, for a loop that calls it many times.
+
+    On CPUs `blocks` becomes a tuple of layers, a copy of their weights: inside the loop
+    XLA would copy every layer out of the stack again for every token.
+    """
+    if sharding.platform() != "cpu" or isinstance(params["blocks"], tuple):
+        return params
+    blocks = tuple(
+        jax.tree.map(lambda leaf, index=index: leaf[index], params["blocks"])
+        for index in range(config.layers)
+    )
+    return {**params, "blocks": blocks}
 
 
 def extend(
@@ -29,7 +56,7 @@ def extend(
 
     Args:
         config: the model.
-        params: tree as `shapes` gives it.
+        params: tree as `shapes` or `ready` gives it.
         batch: `tokens` [B, T] int32 and `mask` [B, T] bool, a prompt or the next token.
         cache: from `empty` or an earlier call. The caller keeps used + T <=
             length.
@@ -56,17 +83,23 @@ def extend(
 
         def attend(q, k, v):
             nonlocal keys, values
-            keys = jax.lax.dynamic_update_slice(keys, k, (0, start, 0, 0))
-            values = jax.lax.dynamic_update_slice(values, v, (0, start, 0, 0))
-            return _block.attention(config, visible)(q, keys, values)
+            at = (0, 0, start, 0)
+            keys = jax.lax.dynamic_update_slice(keys, jnp.swapaxes(k, 1, 2), at)
+            values = jax.lax.dynamic_update_slice(values, jnp.swapaxes(v, 1, 2), at)
+            swapped = jnp.swapaxes(keys, 1, 2), jnp.swapaxes(values, 1, 2)
+            return _block.attention(config, visible)(q, *swapped)
 
         rotation = _block.of_layer(rotations, window)
         x, _ = _block.run(config, weights, x, rotation, attend, {}, index)
         return x, (keys, values)
 
-    layers = _block.layers(config, params["blocks"], config.layers)
     x = _block.embed(config, params, tokens, positions)
-    x, (keys, values) = jax.lax.scan(body, x, (layers, cache["keys"], cache["values"]))
+    keys, values, blocks = cache["keys"], cache["values"], params["blocks"]
+    if isinstance(keys, tuple):
+        x, keys, values = _one_by_one(config, body, x, blocks, keys, values)
+    else:
+        layers = _block.layers(config, blocks, config.layers)
+        x, (keys, values) = jax.lax.scan(body, x, (layers, keys, values))
     cache = {
         "keys": keys,
         "values": values,
@@ -75,3 +108,17 @@ def extend(
         "used": start + tokens.shape[1],
     }
     return _block.norm(config, params["final_norm"], x), cache
+
+
+def _one_by_one(config, body, x, blocks, keys, values):
+    """`lax.scan` of the body over layers that are arrays of their own."""
+    if not isinstance(blocks, tuple):
+        blocks = ready(config, {"blocks": blocks})["blocks"]
+    _, windows, numbers = _block.layers(config, None, config.layers)
+    found = []
+    for index, each in enumerate(zip(blocks, keys, values, strict=True)):
+        window = None if windows is None else windows[index]
+        layer = (each[0], window, numbers[index])
+        x, cached = body(x, (layer, *each[1:]))
+        found.append(cached)
+    return x, *zip(*found, strict=True)

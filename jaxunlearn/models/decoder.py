@@ -78,6 +78,7 @@ def make(config: DecoderConfig) -> Model:
         config=config,
         cache=partial(_cache.empty, config),
         extend=partial(_cache.extend, config),
+        ready=partial(_cache.ready, config),
         rules=RULES,
         low_rank=True,
     )

@@ -1,0 +1,63 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Running tokens onto the end of a cache equals one pass over all of them."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+from numpy.testing import assert_allclose
+
+from jaxunlearn import sharding
+from tests import tiny
+
+SETTINGS = {
+    "plain": {},
+    "windows": {"windows": (3, None, 1), "kv_heads": 1},
+    "qk-norm": {"qk_norm": True},
+}
+
+
+@pytest.mark.parametrize("platform", ["cpu", "tpu"])
+@pytest.mark.parametrize("name", SETTINGS)
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_extending_a_cache_equals_one_pass(name, side, platform, monkeypatch):
+    # Layers one by one in arrays of their own, or stacked and scanned.
+    monkeypatch.setattr(sharding, "platform", lambda: platform)
+    model, params = tiny.tiny_model(**SETTINGS[name])
+    batch = tiny.tiny_batch(rows=3, length=10, side=side, answer=False)
+    expected = model.apply(params, batch).hidden
+    extend = jax.jit(model.extend)
+    for cuts in ((10,), (6, 1, 3), (1,) * 10):
+        cache, start, pieces = model.cache(3, 13), 0, []
+        assert isinstance(cache["keys"], tuple) == (platform == "cpu")
+        for size in cuts:
+            piece = {name: x[:, start : start + size] for name, x in batch.items()}
+            hidden, cache = extend(params, piece, cache)
+            pieces.append(hidden)
+            start += size
+        hidden = jnp.concatenate(pieces, axis=1)
+        real = batch["mask"]
+        assert_allclose(hidden[real], expected[real], rtol=1e-4, atol=1e-5)
+        assert int(cache["used"]) == 10
+
+
+def test_ready_params_extend_alike():
+    model, params = tiny.tiny_model(windows=(3, None, None))
+    batch = tiny.tiny_batch(rows=3, length=10, answer=False)
+    expected, _ = model.extend(params, batch, model.cache(3, 10))
+    ready = model.ready(params)
+    assert isinstance(ready["blocks"], tuple) and len(ready["blocks"]) == 3
+    assert model.ready(ready) is ready
+    hidden, _ = model.extend(ready, batch, model.cache(3, 10))
+    assert_allclose(hidden, expected, rtol=1e-6)
+
+
+def test_a_right_padded_prompt_goes_on_after_its_last_real_token():
+    model, params = tiny.tiny_model(windows=(3, None, None))
+    prompt = tiny.tiny_batch(rows=3, length=8, side="right", answer=False)
+    new = {"tokens": jnp.array([[3], [5], [7]]), "mask": jnp.ones((3, 1), jnp.bool_)}
+    _, cache = model.extend(params, prompt, model.cache(3, 9))
+    hidden, _ = model.extend(params, new, cache)
+    left = tiny.tiny_batch(rows=3, length=8, side="left", answer=False)
+    whole = {name: jnp.concatenate([left[name], new[name]], axis=1) for name in new}
+    expected = model.apply(params, whole).hidden[:, -1:]
+    assert_allclose(hidden, expected, rtol=1e-4, atol=1e-5)
