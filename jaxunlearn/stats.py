@@ -10,7 +10,7 @@ reads (of gated MLPs the product); of `attention`, what the output projection re
 """
 
 import contextlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -117,6 +117,76 @@ def activity(
             "was read before is empty; look at the batches' masks too."
         )
     return {name: _divide(count, x) for name, x in sums.items()}
+
+
+class Moments(NamedTuple):
+    """First and second moments of a site's values h over real tokens.
+
+    Attributes:
+        count: int32[], how many tokens.
+        mean: [n layers, units] float32, the mean of h.
+        second: [n layers, units, units] float32, the mean of h h^T, uncentred.
+    """
+
+    count: Array
+    mean: Array
+    second: Array
+
+
+def moments(
+    model: Model,
+    params: Params,
+    batches: Iterable[Batch],
+    places: Mapping[str, Sequence[int]],
+) -> dict[str, Moments]:
+    """Means and second moments of values at some layers of sites, from one pass.
+
+    Sums are float32, batch by batch, and divided once.
+
+    Args:
+        model: whose values are looked at.
+        params: its parameters.
+        batches: rows with `tokens` and `mask`; read once.
+        places: site -> layers.
+    Returns:
+        Moments by the site's name, in the order of its layers.
+    Raises:
+        ValueError: if a site or layer does not exist, or there is no real token.
+    """
+    owner = "stats.moments"
+    for site in places:
+        _checks.one_of(owner, model.sites, site=site)
+    taps = tuple((site, tuple(layers)) for site, layers in places.items())
+    total = None
+    for batch in batches:
+        columns = {"tokens": batch["tokens"], "mask": batch["mask"]}
+        new = _moment_sums(model, taps, params, columns)
+        total = new if total is None else jax.tree.map(jnp.add, total, new)
+    if total is None or not int(total[0]):
+        raise ValueError(
+            f"{owner} needs at least one real token, got none. A generator that was "
+            "read before is empty; look at the batches' masks too."
+        )
+    count, sums = total
+    return {
+        site: Moments(count, *(x / count.astype(jnp.float32) for x in pair))
+        for site, pair in sums.items()
+    }
+
+
+@partial(jax.jit, static_argnames=("model", "taps"))
+def _moment_sums(model, taps, params, batch):
+    real = batch["mask"][None, :, :, None]
+    values = model.apply(params, batch, taps=dict(taps)).taps
+
+    def sums(x):
+        x = jnp.where(real, x.astype(jnp.float32), 0)
+        highest = jax.lax.Precision.HIGHEST
+        second = jnp.einsum("nbld,nble->nde", x, x, precision=highest)
+        return jnp.sum(x, axis=(1, 2)), second
+
+    count = jnp.sum(batch["mask"], dtype=jnp.int32)
+    return count, {site: sums(x) for site, x in values.items()}
 
 
 def pooled(activity: Activity, site: Site) -> Activity:

@@ -45,6 +45,7 @@ def run(config, weights, x, rotation, attend, edits, index):
     added = _dense(attention["o"], mixed)
     if config.post_norms:
         added = norm(config, attention["post_norm"], added)
+    attended = added = _edit(edits, "attention_out", added, index)
     before, x = x, x + added
     h = norm(config, mlp["norm"], before if config.parallel else x)
     h = _edit(edits, "mlp_in", h, index)
@@ -57,10 +58,11 @@ def run(config, weights, x, rotation, attend, edits, index):
     added = _dense(mlp["down"], units)
     if config.post_norms:
         added = norm(config, mlp["post_norm"], added)
+    added = _edit(edits, "mlp_out", added, index)
     x = sharding.constrain(x + added, *ROWS, None)
     x = _edit(edits, "block", x, index)
-    values = {"attention_in": read, "attention": mixed, "mlp_in": h, "mlp": units}
-    return x, values | {"block": x}
+    values = {"attention_in": read, "attention": mixed, "attention_out": attended}
+    return x, values | {"mlp_in": h, "mlp": units, "mlp_out": added, "block": x}
 
 
 def attention(config: DecoderConfig, visible: Array) -> Callable[..., Array]:

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The decoder's key-value cache: an empty one, and running tokens onto its end."""
 
+from collections.abc import Callable, Mapping
+
 import jax
 import jax.numpy as jnp
 
@@ -50,7 +52,12 @@ def ready(config: DecoderConfig, params: Params) -> Params:
 
 
 def extend(
-    config: DecoderConfig, params: Params, batch: Batch, cache: PyTree
+    config: DecoderConfig,
+    params: Params,
+    batch: Batch,
+    cache: PyTree,
+    *,
+    edits: Mapping[str, Callable[[Array, Array], Array]] | None = None,
 ) -> tuple[Array, PyTree]:
     """Appends the batch's tokens to the cache and returns their hidden states.
 
@@ -60,6 +67,7 @@ def extend(
         batch: `tokens` [B, T] int32 and `mask` [B, T] bool, a prompt or the next token.
         cache: from `empty` or an earlier call. The caller keeps used + T <=
             length.
+        edits: as the decoder's `apply` takes them.
     Returns:
         (hidden [B, T, D] final normed, the longer cache).
     """
@@ -90,7 +98,7 @@ def extend(
             return _block.attention(config, visible)(q, *swapped)
 
         rotation = _block.of_layer(rotations, window)
-        x, _ = _block.run(config, weights, x, rotation, attend, {}, index)
+        x, _ = _block.run(config, weights, x, rotation, attend, edits or {}, index)
         return x, (keys, values)
 
     x = _block.embed(config, params, tokens, positions)

@@ -35,9 +35,13 @@ _POLICIES = {
 }
 
 
-# In the order of a block: the normed input of q, k and v, what o reads, the normed
-# input of gate and up, what down reads, and the block's output.
-_SITES = ("attention_in", "attention", "mlp_in", "mlp", "block")
+# In the order of a block: the normed input of q, k and v, what o reads, what attention
+# adds to the residual stream, the normed input of gate and up, what down reads, what
+# the MLP adds, and the block's output.
+_SITES = (
+    *("attention_in", "attention", "attention_out"),
+    *("mlp_in", "mlp", "mlp_out", "block"),
+)
 
 # Width over fsdp; heads, hidden units and the vocabulary over tensor. Axis 0 of a
 # block's leaf is its layer, which the scan walks.
@@ -62,6 +66,8 @@ def make(config: DecoderConfig) -> Model:
     up = tuple(
         f"blocks/mlp/{x}/kernel" for x in (("gate", "up") if config.gated else ("up",))
     )
+    # A norm between a kernel and what it adds: no output is a unit of the site then.
+    adds = (lambda path: ()) if config.post_norms else (lambda path: (path,))
     return Model(
         init=partial(init, config),
         apply=partial(apply, config),
@@ -71,8 +77,10 @@ def make(config: DecoderConfig) -> Model:
             "attention": Site(
                 units, n, o, readers=(o,), producers=qkv[2:], repeats=shared
             ),
+            "attention_out": Site(config.width, n, producers=adds(o)),
             "mlp_in": Site(config.width, n, readers=up),
             "mlp": Site(config.hidden, n, down, readers=(down,), producers=up),
+            "mlp_out": Site(config.width, n, producers=adds(down)),
             "block": Site(config.width, n),
         },
         config=config,

@@ -7,8 +7,33 @@
 | `add_lora` | params with fresh low-rank leaves |
 | `merge_lora` | plain params again, the products added to the kernels |
 | `LORA` | the pattern of those leaves, for `trees.split` |
+| `projection` | a Model that takes directions away from values at chosen layers |
+| `add_projection` | params with a task's directions, those of earlier tasks constant |
+| `fold_projection` | plain params again, where the fold into kernels is exact |
+| `taken` | an orthonormal basis of all that is taken away |
+| `directions` | where a task's directions begin: PCA or contrast of moments |
+| `PROJECTION` | the pattern of the directions that train, for `trees.split` |
 """
 
+from jaxunlearn.wrap._directions import directions
 from jaxunlearn.wrap._lora import LORA, add_lora, lora, merge_lora
+from jaxunlearn.wrap._projection import (
+    PROJECTION,
+    add_projection,
+    fold_projection,
+    projection,
+    taken,
+)
 
-__all__ = ["LORA", "add_lora", "lora", "merge_lora"]
+__all__ = [
+    "LORA",
+    "PROJECTION",
+    "add_lora",
+    "add_projection",
+    "directions",
+    "fold_projection",
+    "lora",
+    "merge_lora",
+    "projection",
+    "taken",
+]

@@ -77,13 +77,16 @@ def slow_decoder(config, params, batch):
             weights /= weights.sum(-1, keepdims=True)
             heads.append(weights @ v[..., shared])
         mixed = np.concatenate(heads, axis=-1)
-        x = x + dense(attention["o"], mixed, n)
+        attended = dense(attention["o"], mixed, n)
+        x = x + attended
         h = norm(x, mlp["norm"]["scale"][n])
         gate = dense(mlp["gate"], h, n)
         units = gate / (1 + np.exp(-gate)) * dense(mlp["up"], h, n)
-        x = x + dense(mlp["down"], units, n)
+        added = dense(mlp["down"], units, n)
+        x = x + added
         values = {"attention_in": read, "attention": mixed, "mlp_in": h, "mlp": units}
-        for site, value in (values | {"block": x}).items():
+        values |= {"attention_out": attended, "mlp_out": added, "block": x}
+        for site, value in values.items():
             sites[site].append(value)
     return norm(x, p["final_norm"]["scale"]), sites
 
@@ -97,7 +100,12 @@ def test_equals_the_slow_decoder_at_real_tokens(setting, side, wrap):
         holes = jnp.arange(12) % 5 == jnp.arange(4)[:, None]
         batch["mask"] = batch["mask"] & ~holes
     taps = {"mlp": (2, 0), "attention": (1,), "block": (0, 1, 2)}
-    taps |= {"attention_in": (1, 2), "mlp_in": (0,)}
+    taps |= {
+        "attention_in": (1, 2),
+        "mlp_in": (0,),
+        "mlp_out": (2,),
+        "attention_out": (1,),
+    }
     out = wrap(partial(model.apply, taps=taps))(params, batch)
     hidden, sites = slow_decoder(model.config, params, batch)
     real = np.asarray(batch["mask"])
