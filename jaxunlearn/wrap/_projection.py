@@ -77,7 +77,8 @@ def projection(model: Model, places: Mapping[str, Sequence[int]]) -> Model:
             projects `block`; `fold_projection` needs a site that a kernel alone writes
             or reads.
     Returns:
-        A Model that reads the leaves of `add_projection` and runs without them too.
+        A Model that reads the leaves of `add_projection` and runs without them too;
+        its rules leave them whole on every device.
     Raises:
         ValueError: if a site or layer does not exist, a layer comes twice, or the model
             has projections already.
@@ -101,7 +102,11 @@ def projection(model: Model, places: Mapping[str, Sequence[int]]) -> Model:
             )
     kept = tuple((site, tuple(layers)) for site, layers in places.items())
     apply = _Projected(model, kept)
-    return model._replace(apply=apply, extend=model.extend and _Extend(apply))
+    return model._replace(
+        apply=apply,
+        extend=model.extend and _Extend(apply),
+        rules=((rf"{_KEY}/.*", ()), *model.rules),
+    )
 
 
 def add_projection(

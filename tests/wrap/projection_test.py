@@ -1,13 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """Projections: idempotent over tasks, only new directions train, exact folds only."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
-from jaxunlearn import stats, trees, wrap
+from jaxunlearn import sharding, stats, trees, wrap
 from jaxunlearn.io import hf
 from tests import tiny
 
@@ -102,6 +104,13 @@ def test_folded_params_give_the_logits_of_the_projected_model(site):
     assert_allclose(logits(base, folded, batch), expected, atol=1e-4)
     plain = {k: x for k, x in params.items() if k != "projection"}
     assert np.abs(logits(base, plain, batch) - expected).max() > 1e-3
+
+
+def test_the_rules_leave_directions_whole_on_every_device():
+    _, model, params = projected(tasks=2)
+    for path in trees.paths(params):
+        axes = sharding.axes_of(path, model.rules)
+        assert (axes == ()) == bool(re.match("projection/|.*/scale", path))
 
 
 def test_a_cache_sees_the_projection_too():
