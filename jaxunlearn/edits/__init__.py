@@ -9,6 +9,7 @@
 | `llm_int8` | int8, but inputs with outliers keep their weights | 2208.07339 |
 | `unit_scores` | ranks units by forget over retain activity (`stats`) | 2403.01267 |
 | `select_units` | takes the first of them over all layers | 2403.01267 |
+| `prune_loop` | prunes a little at a time, until a rule says stop | 2403.01267 |
 | `prune_units` | removes units, exactly, in the weights | 2403.01267 |
 | `remove_units` | the same with smaller matrices | |
 | `dampen` | shrinks weights by Fisher importances (SSD) | 2308.07707 |
@@ -31,17 +32,20 @@ from jaxunlearn.edits._prune import (
     select_units,
     unit_scores,
 )
+from jaxunlearn.edits._prune_loop import Pruned, prune_loop
 from jaxunlearn.edits._quantize import quantize
 from jaxunlearn.edits._task_vector import task_vector
 
 __all__ = [
     "Inputs",
+    "Pruned",
     "awq",
     "collect_inputs",
     "dampen",
     "gptq",
     "interpolate",
     "llm_int8",
+    "prune_loop",
     "prune_units",
     "quantize",
     "remove_units",
