@@ -4,6 +4,7 @@
 import re
 
 import jax
+import jax.numpy as jnp
 import pytest
 
 from jaxunlearn import losses, plan, sharding, terms
@@ -40,6 +41,16 @@ def test_a_chunk_is_few_tokens_unless_rows_are_cut(monkeypatch, sizes, most, chu
         if int(rows) == ROWS
     }
     assert shapes == {chunk}
+
+
+@pytest.mark.parametrize(
+    ("rows", "length", "chunk"),
+    [(2, 513, 128), (8, 513, 32), (300, 513, 32), (1, 65, 32), (1, 2, 1)],
+)
+def test_few_rows_unembed_more_tokens_each(rows, length, chunk):
+    model, params = tiny.tiny_model(width=WIDTH, vocab=VOCAB, positions=length)
+    hidden = jnp.zeros((rows, length, WIDTH))
+    assert _chunks.chunk_size(model, params, hidden) == chunk
 
 
 def test_on_a_mesh_few_chunks_move_less():
