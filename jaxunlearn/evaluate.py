@@ -312,5 +312,6 @@ def _token_scores(params, batch, model):
 def _inputs(table: tables.Table) -> dict[str, np.ndarray]:
     fix = "data.encode makes both."
     _checks.has_keys("evaluate", "columns", ("tokens", "mask"), table, fix)
-    names = [name for name in ("tokens", "mask", "answer") if name in table]
+    known = ("tokens", "mask", "answer", "image")
+    names = [name for name in known if name in table]
     return {name: np.asarray(table[name]) for name in names}

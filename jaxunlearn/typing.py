@@ -22,7 +22,8 @@ Batch = Mapping[str, Array]
 """Columns of one stream. Language: `tokens` [B, L] int32, `mask` [B, L] bool (True: a
 real token), and optionally `answer` [B, L] bool (True: the loss reads this token as a
 target; every real token if absent) and `ref_logps` [B] float32 (nats, summed over the
-answer)."""
+answer). Images: `image` [B, H, W, C], and a row of two tokens of which the second is
+the label; see `models.vision`."""
 
 Streams = Mapping[str, Batch]
 """One batch for each named stream, such as {"forget": ..., "retain": ...}."""

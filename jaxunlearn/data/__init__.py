@@ -4,13 +4,15 @@
 A *table* is a dict of columns, rows first: `tokens` [n, L] int32, `mask` [n, L] bool
 and `answer` [n, L] bool, plus any column of your own such as `ref_logps` [n] float32.
 Benchmarks have a file each (`tofu`, `lume`, `muse`, `wmdp`, `mmlu`, `rtt_facts`), whose
-`read` gives the rows of one of their tables. `data.loader`, which reads ahead, imports
-grain, and `data.builders` tensorflow-datasets: both are therefore imported by name.
+`read` gives the rows of one of their tables; `images` reads pictures. `data.loader`,
+which reads ahead, imports grain, and `data.builders` tensorflow-datasets: both are
+therefore imported by name.
 """
 
 from jaxunlearn.data import audit as audit
 from jaxunlearn.data import facts as facts
 from jaxunlearn.data import files as files
+from jaxunlearn.data import images as images
 from jaxunlearn.data import jsonl as jsonl
 from jaxunlearn.data import lume as lume
 from jaxunlearn.data import mmlu as mmlu

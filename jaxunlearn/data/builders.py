@@ -7,9 +7,11 @@
     tfds.builder("tofu/forget10", file_format="array_record")   # the same, for tfds
 
 Importing this module, which needs the extra `data`, registers the builders `tofu`,
-`lume`, `muse`, `wmdp`, `mmlu`, `rtt_facts` and `capitals`. Every table is a config of
-its builder ("news/raw/forget" is "news_raw_forget") with one split, "train", in the
-order of its file. `source` returns rows as the readers do; tfds gives texts as bytes.
+`lume`, `muse`, `wmdp`, `mmlu`, `rtt_facts` and `capitals`, and `local_` before the
+names of images' data sets, of which tfds has builders too (`tfds_images`). Every table
+is a config of its builder ("news/raw/forget" is "news_raw_forget") with one split,
+"train", in the order of its file. `source` returns rows as the readers do; tfds gives
+texts as bytes.
 """
 
 import dataclasses
@@ -25,6 +27,7 @@ import numpy as np
 from jaxunlearn import _checks
 from jaxunlearn.data import (
     facts,
+    images,
     lume,
     mmlu,
     muse,
@@ -78,7 +81,13 @@ CAPITALS = official.Benchmark(
 BENCHMARKS: Mapping[str, tuple[official.Benchmark, Callable[..., official.Rows]]] = {
     module.BENCHMARK.name: (module.BENCHMARK, module.read)
     for module in (tofu, lume, muse, wmdp, mmlu, rtt_facts)
-} | {"capitals": (CAPITALS, partial(official.read, CAPITALS))}
+} | {
+    name: (benchmark, partial(official.read, benchmark))
+    for name, benchmark in {
+        "capitals": CAPITALS,
+        **{f"local_{name}": each for name, each in images.BENCHMARKS.items()},
+    }.items()
+}
 
 
 def source(
@@ -97,7 +106,7 @@ def source(
 
     Args:
         name: the benchmark: "tofu", "lume", "muse", "wmdp", "mmlu", "rtt_facts",
-            "capitals".
+            "capitals", "local_fashion_mnist" and the like.
         which: the table.
         folder, check, download: as official.read.
         cache: where records are written; ~/tensorflow_datasets by default.
@@ -125,6 +134,29 @@ def source(
     builder.download_and_prepare()
     records = builder.as_data_source(split=SPLIT)
     return sources.mapped(records, partial(_decode, about.columns))
+
+
+def tfds_images(
+    name: str, split: str, *, data_dir: str | os.PathLike | None = None
+) -> table.Table:
+    """A table of images of tfds's own builder, such as "cifar10" or "fashion_mnist".
+
+    Downloads what is missing, where the network allows; `images.read` reads local
+    files.
+
+    Args:
+        name: a builder whose rows have an `image` and a `label`.
+        split: such as "train" or "test[:1000]".
+        data_dir: where records are written; ~/tensorflow_datasets by default.
+    """
+    builder = tfds.builder(name, data_dir=data_dir, file_format=FORMAT)
+    builder.download_and_prepare()
+    rows = builder.as_data_source(split=split)
+    pixels = np.stack([row["image"] for row in rows])
+    labels = np.array([row["label"] for row in rows])
+    return images.table(
+        pixels, labels, classes=builder.info.features["label"].num_classes
+    )
 
 
 def config_name(which: str) -> str:
@@ -182,11 +214,15 @@ _FEATURES = {
     "text": tfds.features.Text,
     "int": lambda: np.int64,
     "texts": lambda: tfds.features.Sequence(tfds.features.Text()),
+    "image": lambda: tfds.features.Tensor(
+        shape=(None, None, None), dtype=np.uint8, encoding="zlib"
+    ),
 }
 _DECODED = {
     "text": lambda value: value.decode(),
     "int": int,
     "texts": lambda values: [value.decode() for value in values],
+    "image": np.asarray,
 }
 
 
@@ -218,4 +254,15 @@ def _builder(name: str) -> type[_Builder]:
 Tofu, Lume, Muse = _builder("tofu"), _builder("lume"), _builder("muse")
 Wmdp, Mmlu = _builder("wmdp"), _builder("mmlu")
 RttFacts, Capitals = _builder("rtt_facts"), _builder("capitals")
-_BUILDERS = {x.name: x for x in (Tofu, Lume, Muse, Wmdp, Mmlu, RttFacts, Capitals)}
+LocalFashionMnist = _builder("local_fashion_mnist")
+LocalCifar10, LocalCifar10Subset = (
+    _builder("local_cifar10"),
+    _builder("local_cifar10_subset"),
+)
+_BUILDERS = {
+    each.name: each
+    for each in (
+        *(Tofu, Lume, Muse, Wmdp, Mmlu, RttFacts, Capitals),
+        *(LocalFashionMnist, LocalCifar10, LocalCifar10Subset),
+    )
+}

@@ -24,7 +24,7 @@ from jaxunlearn import _checks
 from jaxunlearn.data import files
 
 VARIABLE = "JAXUNLEARN_DATA"
-KINDS = ("text", "int", "texts")  # str, int, list of str
+KINDS = ("text", "int", "texts", "image")  # str, int, list of str, uint8 [H, W, C]
 SECONDS = 20.0  # without an answer, a download gives up
 
 Rows = list[dict[str, Any]]
@@ -178,7 +178,12 @@ def _row(path, number, row, columns) -> dict[str, Any]:
     return row
 
 
-_WORDS = {"text": "a text", "int": "a whole number", "texts": "a list of texts"}
+_WORDS = {
+    "text": "a text",
+    "int": "a whole number",
+    "texts": "a list of texts",
+    "image": "an image [H, W, C] of uint8",
+}
 
 
 def _is(value: Any, kind: str) -> bool:
@@ -186,6 +191,8 @@ def _is(value: Any, kind: str) -> bool:
         return isinstance(value, str)
     if kind == "int":
         return isinstance(value, int) and not isinstance(value, bool)
+    if kind == "image":
+        return getattr(value, "ndim", 0) == 3 and str(value.dtype) == "uint8"
     return isinstance(value, list) and all(isinstance(x, str) for x in value)
 
 

@@ -201,7 +201,7 @@ def _streams(parts: Sequence[BoundTerm]) -> tuple[str, ...]:
 
 def _rows(batches: list[Batch]) -> Batch:
     """The rows of all batches as one: the [B, L] columns that all have, widened to the
-    longest, and `answer` if any has it."""
+    longest, `answer` if any has it, and images of one shape and dtype."""
     if any("answer" in batch for batch in batches):
         batches = [{"answer": batch["mask"], **batch} for batch in batches]
     shared = [
@@ -212,9 +212,20 @@ def _rows(batches: list[Batch]) -> Batch:
             for batch in batches
         )
     ]
+    if all("image" in batch for batch in batches):
+        images = [batch["image"] for batch in batches]
+        if len({(x.shape[1:], x.dtype) for x in images}) > 1:
+            raise ValueError(
+                "terms.joint needs images of one shape and dtype in all streams, got "
+                f"{[(x.shape[1:], str(x.dtype)) for x in images]}. Make all of them "
+                "float32 in [0, 1], as data.images.as_float does."
+            )
+        shared.append("image")
     longest = max(batch["tokens"].shape[1] for batch in batches)
 
     def widen(x):
+        if x.ndim > 2:
+            return x
         return jnp.pad(x, ((0, 0), (0, longest - x.shape[1])))
 
     return {

@@ -12,9 +12,11 @@
 | `fold_projection` | plain params again, where the fold into kernels is exact |
 | `taken` | an orthonormal basis of all that is taken away |
 | `directions` | where a task's directions begin: PCA or contrast of moments |
+| `augment` | a Model that shifts and mirrors images while it trains |
 | `PROJECTION` | the pattern of the directions that train, for `trees.split` |
 """
 
+from jaxunlearn.wrap._augment import augment
 from jaxunlearn.wrap._directions import directions
 from jaxunlearn.wrap._lora import LORA, add_lora, lora, merge_lora
 from jaxunlearn.wrap._projection import (
@@ -30,6 +32,7 @@ __all__ = [
     "PROJECTION",
     "add_lora",
     "add_projection",
+    "augment",
     "directions",
     "fold_projection",
     "lora",

@@ -74,6 +74,7 @@ def test_tables_of_our_own_need_no_file(tmp_path):
 
 def test_tfds_alone_finds_every_builder_and_its_manual_folder(folder, tmp_path):
     names = ("tofu", "lume", "muse", "wmdp", "mmlu", "rtt_facts", "capitals")
+    names += ("local_fashion_mnist", "local_cifar10", "local_cifar10_subset")
     assert set(names) == set(builders.BENCHMARKS)
     for name in names:
         found = tfds.builder(name, data_dir=tmp_path / "tfds")

@@ -1,0 +1,374 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Image classifiers as Models: the small CNN, MLP, VGG-16, ResNet-18 and a small ViT.
+
+    model = models.vision.make(models.VisionConfig("cnn", shape=(32, 32, 3)))
+    params = model.init(jax.random.key(0))
+    train, rest = trees.split(params, models.vision.TRAINABLE)
+    ...                                       # make_step, fit: as for language models
+    params = models.vision.with_statistics(model, params, batches)
+
+An image is a row of two tokens, the picture and its label, of which the label is the
+answer: batches have `image` [B, H, W, C], `tokens` [B, 2] and `mask` [B, 2], as
+data.images.table makes them. The last features stand where a decoder has the hidden
+state before that answer, so every term, loss, recipe, metric and attack on language
+models reads image models too.
+
+A network is three parts, `begin`, `middle` and `final`, cut where the condensation
+paper cuts it. Statistics of batch normalisation are data: leaves under `batch_stats`,
+beside the parts, which no term ever moves. With an rng, as terms pass it while
+training, the parts in `trains` use those of the batch (and dropout); all else uses the
+leaves. `with_statistics` measures them anew after training.
+"""
+
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from jaxunlearn import _checks
+from jaxunlearn.typing import Array, Batch, Model, Outputs, Params, PRNGKey
+
+PARTS = ("begin", "middle", "final")
+TRAINABLE = r"(begin|middle|final)/.*"
+"""All leaves but the statistics, for trees.split."""
+
+_STATS = "batch_stats"
+_NORM = {"mlp": "none", "cnn": "batch", "vgg16": "none", "resnet18": "batch"}
+FAMILIES = (*_NORM, "vit")
+
+
+@dataclasses.dataclass(frozen=True)
+class VisionConfig:
+    """A network for images.
+
+    Attributes:
+        family: one of FAMILIES.
+        shape: (H, W, C) of an image, pixels.
+        classes: number of classes.
+        width: factor on the width of every layer; 1 is the paper's.
+        norm: "batch" or "none" after convolutions; None is the paper's (none in VGG).
+        stem: of ResNet: "cifar" (3 x 3, nothing thrown away) or "imagenet" (7 x 7 with
+            stride 2 and pooling, what the paper's code runs on 32 x 32 images).
+        dropout: rate before the head of the CNN.
+        depth, heads, patch: of the ViT: blocks, attention heads, pixels a patch side.
+        mean, std: what pixels in [0, 1] are normalised by; one number or one a channel.
+    """
+
+    family: str = "cnn"
+    shape: tuple[int, int, int] = (32, 32, 3)
+    classes: int = 10
+    width: float = 1.0
+    norm: str | None = None
+    stem: str = "cifar"
+    dropout: float = 0.5
+    depth: int = 12
+    heads: int = 3
+    patch: int = 4
+    mean: tuple[float, ...] = (0.5,)
+    std: tuple[float, ...] = (0.25,)
+
+
+def make(config: VisionConfig, *, trains: Sequence[str] = PARTS) -> Model:
+    """The network that a config describes.
+
+    Args:
+        config: the network.
+        trains: parts that behave as in training where `apply` gets an rng; name those
+            whose leaves train, so that a frozen part stays the function it was.
+    Returns:
+        A Model. `apply` gives features as hidden [B, 2, D], those of the image first;
+        its only tap, "statistics", is what batch normalisation saw. `unembed` gives
+        logits of the classes.
+    Raises:
+        ValueError: for a family, norm, stem or part there is not, or a shape too small.
+            `apply` raises for images of another shape, TypeError for another dtype.
+    """
+    owner = "vision.make"
+    _checks.one_of(owner, FAMILIES, family=config.family)
+    _checks.one_of(owner, (None, "batch", "none"), norm=config.norm)
+    _checks.one_of(owner, ("cifar", "imagenet"), stem=config.stem)
+    _checks.positive(owner, width=config.width)
+    for part in trains:
+        _checks.one_of(owner, PARTS, trains=part)
+    least = 32 if config.family == "vgg16" else 16 if config.family == "cnn" else 1
+    if min(config.shape[:2]) < least:
+        raise ValueError(
+            f"{owner} needs images of at least {least} x {least} pixels for "
+            f"{config.family!r}, got shape={config.shape}. Pad them, or take 'mlp'."
+        )
+    net = _Net(config)
+
+    def init(rng: PRNGKey) -> Params:
+        image = jnp.zeros((1, *config.shape), jnp.float32)
+        found = dict(net.init(rng, image, (), method="logits"))
+        stats = {_STATS: found[_STATS]} if _STATS in found else {}
+        return {**found["params"], **stats}
+
+    def apply(
+        params: Params,
+        batch: Batch,
+        *,
+        taps: Mapping | None = None,
+        edits: Mapping | None = None,
+        until: int | None = None,
+        rng: PRNGKey | None = None,
+    ) -> Outputs:
+        if edits or until is not None or set(taps or ()) - {"statistics"}:
+            raise ValueError(
+                "An image model has no sites but the tap 'statistics', so it takes no "
+                "other taps, no edits and no until."
+            )
+        image = _pixels(config, batch)
+        out, new = net.apply(
+            _variables(params),
+            image,
+            () if rng is None else tuple(trains),
+            mutable=[_STATS],
+            rngs=None if rng is None else {"dropout": rng},
+            method="features",
+        )
+        tapped = {"statistics": new.get(_STATS, {})} if taps else {}
+        return Outputs(jnp.stack([out, jnp.zeros_like(out)], axis=1), tapped)
+
+    def unembed(params: Params, hidden: Array) -> Array:
+        head = params["final"]["head"]
+        logits = hidden @ head["kernel"].astype(hidden.dtype)
+        return (logits + head["bias"].astype(hidden.dtype)).astype(jnp.float32)
+
+    return Model(init, apply, unembed, {}, config)
+
+
+def features(model: Model, params: Params, batch: Batch) -> Array:
+    """The features [B, D] that the head reads, without dropout."""
+    return model.apply(params, batch).hidden[:, 0]
+
+
+def with_statistics(
+    model: Model, params: Params, batches: Iterable[Batch], rng: PRNGKey | None = None
+) -> Params:
+    """Params whose statistics of batch normalisation are those of these batches.
+
+    Means over the batches of the mean and the square of each channel, with all parts
+    that the model `trains` normalising by the batch, as training saw them: what the
+    running averages of other libraries estimate. Leaves of other parts stay.
+
+    Args:
+        model: of `make`.
+        params: its parameters, statistics included.
+        batches: of equal size, of the data that is kept; statistics of forgotten images
+            would stay in the model.
+        rng: for dropout and augmentation; key 0 if None.
+    Returns:
+        A tree like params.
+    Raises:
+        ValueError: if there are no batches.
+    """
+    if _STATS not in params:
+        return params
+    rng = jax.random.key(0) if rng is None else rng
+
+    @jax.jit
+    def seen(params, batch, rng):
+        taps = {"statistics": (0,)}
+        found = model.apply(params, batch, taps=taps, rng=rng).taps["statistics"]
+        return jax.tree.map(
+            lambda s: {"mean": s["mean"], "square": s["var"] + jnp.square(s["mean"])},
+            found,
+            is_leaf=_is_norm,
+        )
+
+    total, count = None, 0
+    for count, batch in enumerate(batches, 1):
+        new = seen(params, dict(batch), jax.random.fold_in(rng, count))
+        total = new if total is None else jax.tree.map(jnp.add, total, new)
+    if not count:
+        raise ValueError("with_statistics needs at least one batch, got none.")
+
+    def divided(sums):
+        mean = sums["mean"] / count
+        return {"mean": mean, "var": sums["square"] / count - jnp.square(mean)}
+
+    stats = jax.tree.map(divided, total, is_leaf=lambda x: "square" in x)
+    return {**params, _STATS: stats}
+
+
+def _is_norm(node: Any) -> bool:
+    return isinstance(node, Mapping) and set(node) == {"mean", "var"}
+
+
+def _variables(params: Params) -> dict:
+    found = {"params": {part: params[part] for part in PARTS}}
+    if _STATS in params:
+        found[_STATS] = jax.lax.stop_gradient(params[_STATS])
+    return found
+
+
+def _pixels(config: VisionConfig, batch: Batch) -> Array:
+    """The batch's images, normalised, float32; its shape and dtype are looked at."""
+    _checks.has_keys(
+        "An image model", "columns", ("image",), batch, "data.images.table makes them."
+    )
+    image = batch["image"]
+    if image.shape[1:] != tuple(config.shape) or image.ndim != 4:
+        raise ValueError(
+            f"An image model needs images [B, {', '.join(map(str, config.shape))}], "
+            f"got shape {image.shape}. Set VisionConfig.shape, or resize the images."
+        )
+    if image.dtype == jnp.uint8:
+        image = image.astype(jnp.float32) / 255
+    elif not jnp.issubdtype(image.dtype, jnp.floating):
+        raise TypeError(
+            "An image model needs uint8 pixels in [0, 255] or floats in [0, 1], got "
+            f"{image.dtype}."
+        )
+    mean, std = (jnp.asarray(x, jnp.float32) for x in (config.mean, config.std))
+    return (image.astype(jnp.float32) - mean) / std
+
+
+class _Net(nn.Module):
+    config: VisionConfig
+
+    def setup(self):
+        begin, middle, final = _layers(self.config)
+        self.begin = _Part(begin, self.config)
+        self.middle = _Part(middle, self.config)
+        self.final = _Final(final, self.config)
+
+    def features(self, x, train):
+        x = self.begin(x, "begin" in train)
+        x = self.middle(x, "middle" in train)
+        return self.final(x, "final" in train)
+
+    def logits(self, x, train):
+        return self.final.head(self.features(x, train))
+
+
+class _Final(nn.Module):
+    layers: tuple
+    config: VisionConfig
+
+    def setup(self):
+        self.body = _Part(self.layers, self.config)
+        self.head = nn.Dense(self.config.classes)
+
+    def __call__(self, x, train):
+        return self.body(x, train)
+
+
+class _Part(nn.Module):
+    """A run of layers, each a tuple: its kind and its numbers."""
+
+    layers: tuple
+    config: VisionConfig
+
+    @nn.compact
+    def __call__(self, x, train):
+        for kind, *numbers in self.layers:
+            x = _KINDS[kind](self.config, x, train, *numbers)
+        return x
+
+
+def _conv(config, x, train, width, size=3, stride=1, relu=True):
+    norm = config.norm or _NORM[config.family]
+    padding = [(size // 2, size // 2)] * 2
+    plain = norm == "none"
+    x = nn.Conv(width, (size, size), stride, padding=padding, use_bias=plain)(x)
+    # Momentum 0: what was seen is exactly the batch's; with_statistics averages it.
+    x = x if plain else nn.BatchNorm(not train, momentum=0.0, epsilon=1e-5)(x)
+    return nn.relu(x) if relu else x
+
+
+def _pool(config, x, train, size=2, stride=2, pad=0):
+    return nn.max_pool(x, (size, size), (stride, stride), [(pad, pad)] * 2)
+
+
+def _block(config, x, train, width, stride):
+    """Two convolutions beside a shortcut (He et al. 2015, arXiv 1512.03385)."""
+    y = _conv(config, x, train, width, 3, stride)
+    y = _conv(config, y, train, width, relu=False)
+    if x.shape != y.shape:
+        x = _conv(config, x, train, width, 1, stride, relu=False)
+    return nn.relu(x + y)
+
+
+class _Patches(nn.Module):
+    """Patches as tokens, a token for the class before them, and learned positions."""
+
+    side: int
+    width: int
+
+    @nn.compact
+    def __call__(self, x):
+        x = nn.Conv(self.width, (self.side, self.side), self.side)(x)
+        x = x.reshape(x.shape[0], -1, self.width)
+        start = nn.initializers.normal(0.02)
+        first = self.param("first", start, (1, 1, self.width))
+        x = jnp.concatenate([jnp.tile(first, (x.shape[0], 1, 1)), x], axis=1)
+        return x + self.param("positions", start, (1, *x.shape[1:]))
+
+
+def _attend(config, x, train, width):
+    y = nn.LayerNorm()(x)
+    x = x + nn.MultiHeadDotProductAttention(config.heads)(y, y)
+    y = nn.Dense(4 * width)(nn.LayerNorm()(x))
+    return x + nn.Dense(width)(nn.gelu(y))
+
+
+_KINDS = {
+    "conv": _conv,
+    "pool": _pool,
+    "block": _block,
+    "patches": lambda config, x, train, width: _Patches(config.patch, width)(x),
+    "attend": _attend,
+    "relu": lambda config, x, train: nn.relu(x),
+    "flat": lambda config, x, train: x.reshape(x.shape[0], -1),
+    "mean": lambda config, x, train: jnp.mean(x, axis=(1, 2)),
+    "first": lambda config, x, train: nn.LayerNorm()(x)[:, 0],
+    "dense": lambda config, x, train, width: nn.relu(nn.Dense(width)(x)),
+    "dropout": lambda config, x, train: nn.Dropout(config.dropout)(
+        x, deterministic=not train
+    ),
+}
+
+
+def _layers(config: VisionConfig) -> tuple[tuple, tuple, tuple]:
+    """The layers of the three parts."""
+
+    def w(width):
+        return max(1, round(width * config.width))
+
+    def convs(*widths):
+        return tuple(("conv", w(width)) for width in widths)
+
+    pool = (("pool",),)
+    if config.family == "mlp":
+        return (("flat",), ("dense", w(512))), (("dense", w(128)),), ()
+    if config.family == "cnn":
+        two = [(*convs(a), *pool, *convs(b), *pool) for a, b in ((32, 64), (128, 256))]
+        last = ("flat",), ("dense", w(1024)), ("dropout",)
+        return two[0], two[1], last
+    if config.family == "vgg16":
+        return (
+            (*convs(64, 64), *pool, *convs(128, 128), *pool),
+            (*convs(256, 256, 256), *pool, *convs(512), ("conv", w(512), 3, 1, False)),
+            (("relu",), *convs(512), *pool, *convs(512, 512, 512), *pool, ("flat",)),
+        )
+    if config.family == "resnet18":
+        first = convs(64)
+        if config.stem == "imagenet":
+            first = ("conv", w(64), 7, 2), ("pool", 3, 2, 1)
+
+        def stage(width, stride):
+            return ("block", w(width), stride), ("block", w(width), 1)
+
+        return (
+            (*first, *stage(64, 1), *stage(128, 2)),
+            stage(256, 2),
+            (*stage(512, 2), ("mean",)),
+        )
+    width = w(192) // config.heads * config.heads
+    blocks = (("attend", width),) * config.depth
+    return (("patches", width), *blocks[:2]), (*blocks[2:], ("first",)), ()

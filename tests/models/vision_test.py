@@ -1,0 +1,254 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Image models are models like any other; their statistics are data."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from numpy.testing import assert_allclose, assert_array_equal
+
+import jaxunlearn as ju
+from jaxunlearn import (
+    combine,
+    data,
+    evaluate,
+    losses,
+    metrics,
+    models,
+    recipes,
+    terms,
+    trees,
+    wrap,
+)
+from jaxunlearn.data import images
+from jaxunlearn.models import vision
+
+KEY = jax.random.key(0)
+
+
+def tiny_net(family="cnn", **settings):
+    settings = dict(shape=(16, 16, 1), classes=4, width=0.03, depth=3) | settings
+    model = vision.make(vision.VisionConfig(family, **settings))
+    return model, model.init(KEY)
+
+
+def tiny_images(rows=8, shape=(16, 16, 1), seed=0, classes=4):
+    rng = np.random.default_rng(seed)
+    pixels = rng.integers(0, 256, (rows, *shape), np.uint8)
+    return images.table(pixels, np.arange(rows) % classes, classes=classes)
+
+
+def fitted(model, params, parts, tx, streams, steps=3, microbatch=1, ref=None):
+    train, rest = trees.split(params, vision.TRAINABLE)
+    with jax.numpy_dtype_promotion("standard"):
+        state = ju.init_state(train, tx, KEY)
+        step = jax.jit(ju.make_step(parts, tx, microbatch=microbatch))
+        return ju.fit(step, state, [streams] * steps, ju.Frozen(rest, ref), steps=steps)
+
+
+@pytest.mark.parametrize("family", vision.FAMILIES)
+def test_every_family_gives_logits_of_its_classes_and_learns(family):
+    shape = (32, 32, 1) if family == "vgg16" else (16, 16, 1)
+    width = 0.05 if family == "vit" else 0.03
+    model, params = tiny_net(family, shape=shape, width=width, dropout=0.0)
+    batch = tiny_images(shape=shape)
+    hidden = model.apply(params, batch).hidden
+    assert hidden.shape[:2] == (8, 2)
+    logits = model.unembed(params, hidden[:, 0])
+    assert logits.shape == (8, 4) and logits.dtype == jnp.float32
+    assert set(params) - {"batch_stats"} == set(vision.PARTS)
+    term = terms.on_logps(losses.nll, model, "train")
+    tx = optax.chain(combine.weighted_sum(), optax.adam(1e-2))
+    state, log = fitted(model, params, {"train": term}, tx, {"train": batch})
+    assert int(state.step) == 3 and log[0]["finite"]
+    moved = jax.tree.map(lambda a, b: (a != b).any(), state.params, params_of(params))
+    assert all(map(bool, jax.tree.leaves(moved["final"]["head"])))
+
+
+def params_of(params):
+    return trees.split(params, vision.TRAINABLE)[0]
+
+
+def test_the_papers_sizes():
+    sizes = {}
+    for family in vision.FAMILIES[:4]:
+        model = vision.make(vision.VisionConfig(family))
+        shapes = trees.paths(params_of(jax.eval_shape(model.init, KEY)))
+        sizes[family] = sum(x.size for x in shapes.values())
+    assert sizes["mlp"] == 3072 * 512 + 512 + 512 * 128 + 128 + 128 * 10 + 10
+    assert sizes["resnet18"] == 11_173_962  # with a 3 x 3 stem
+    convolutions = 27 * 32 + 9 * (32 * 64 + 64 * 128 + 128 * 256) + 2 * 480
+    assert sizes["cnn"] == convolutions + 1024 * 1024 + 1024 + 1024 * 10 + 10
+    assert sizes["vgg16"] == 14_714_688 + 5130
+
+
+def test_a_term_is_the_cross_entropy_of_the_label():
+    model, params = tiny_net()
+    batch = tiny_images()
+    logits = model.unembed(params, vision.features(model, params, batch))
+    labels = jnp.asarray(images.labels_of(batch))
+    wanted = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+    term = terms.on_logps(losses.nll, model, "train")
+    train, rest = trees.split(params, vision.TRAINABLE)
+    total, _ = term(trees.merge(train, rest), {"train": batch}, None, None)
+    assert int(total.count) == 8
+    assert_allclose(total.mean(), wanted.mean(), rtol=1e-5)
+    scores = evaluate.token_scores(model, params, batch, batch_size=3)
+    assert_allclose(-scores.logps[:, 0], wanted, rtol=1e-4, atol=1e-6)
+    assert_array_equal(scores.hits[:, 0], logits.argmax(1) == labels)
+    assert scores.where.all()
+    assert_allclose(
+        metrics.mean_nll(jnp.asarray(scores.logps)), wanted, rtol=1e-4, atol=1e-6
+    )
+
+
+def test_recipes_of_language_run_on_images_unchanged():
+    model, params = tiny_net()
+    forget = evaluate.reference_logps(model, params, tiny_images())
+    streams = {"forget": forget, "retain": tiny_images(12, seed=1)}
+    for make in (
+        partial(recipes.blur.npo, model),
+        partial(recipes.blur.graddiff, model),
+        partial(recipes.sure.npo, model, percentile=50.0),
+        partial(recipes.openunlearning.undial, model),
+    ):
+        recipe = make(lr=1e-3)
+        state, log = fitted(
+            model, params, recipe.terms, recipe.tx, streams, steps=2, ref=params
+        )
+        assert all(entry["finite"] for entry in log) and int(state.step) == 2
+
+
+def test_joint_terms_see_the_images_of_all_streams():
+    model, params = tiny_net("mlp")
+    streams = {"a": tiny_images(4), "b": tiny_images(8, seed=1)}
+    parts = {name: terms.on_logps(losses.nll, model, name) for name in streams}
+    total, _ = terms.joint(parts, {"a": 1.0, "b": -2.0})(params, streams, None, None)
+    a, b = (parts[n](params, streams, None, None)[0].mean() for n in streams)
+    assert_allclose(jnp.sum(total.mean()), a - 2 * b, rtol=1e-6)
+    streams["b"] = images.as_float(streams["b"])
+    with pytest.raises(ValueError, match="one shape and dtype in all streams"):
+        terms.joint(parts)(params, streams, None, None)
+
+
+def test_statistics_are_data_and_measured_exactly():
+    model, params = tiny_net()
+    batch = tiny_images(8)
+    stats = params["batch_stats"]["begin"]["BatchNorm_0"]
+    assert_array_equal(stats["mean"], 0)
+    halves = [{k: v[i : i + 4] for k, v in batch.items()} for i in (0, 4)]
+    new = vision.with_statistics(model, params, halves)
+    image = (jnp.asarray(batch["image"], jnp.float32) / 255 - 0.5) / 0.25
+    kernel = params["begin"]["Conv_0"]["kernel"]
+    x = jax.lax.conv_general_dilated(
+        image, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+    got = new["batch_stats"]["begin"]["BatchNorm_0"]
+    assert_allclose(got["mean"], x.mean((0, 1, 2)), rtol=1e-4, atol=1e-6)
+    assert_allclose(got["var"], x.var((0, 1, 2)), rtol=1e-4, atol=1e-6)
+    assert_array_equal(params["batch_stats"]["begin"]["BatchNorm_0"]["mean"], 0)
+    assert new["begin"] is params["begin"]
+    with pytest.raises(ValueError, match="at least one batch"):
+        vision.with_statistics(model, params, [])
+    plain, without = tiny_net(norm="none")
+    assert vision.with_statistics(plain, without, []) is without
+
+
+def test_no_gradient_reaches_the_statistics_and_no_step_moves_them():
+    model, params = tiny_net()
+    batch = tiny_images()
+
+    def loss(params):
+        return jnp.sum(model.apply(params, batch).hidden ** 2)
+
+    grads = jax.grad(loss)(params)
+    assert all((x == 0).all() for x in jax.tree.leaves(grads["batch_stats"]))
+    assert any((x != 0).any() for x in jax.tree.leaves(grads["begin"]))
+
+
+def test_training_normalises_by_the_batch_in_the_parts_that_train_alone():
+    model, params = tiny_net(dropout=0.0)
+    frozen = vision.make(model.config, trains=("final",))
+    batch = tiny_images()
+    still = vision.features(model, params, batch)
+    assert_array_equal(frozen.apply(params, batch, rng=KEY).hidden[:, 0], still)
+    training = model.apply(params, batch, rng=KEY).hidden[:, 0]
+    assert jnp.abs(training - still).max() > 1e-3
+
+
+def test_dropout_is_on_where_there_is_an_rng():
+    model, params = tiny_net(norm="none", dropout=0.5, width=0.1)
+    batch = tiny_images()
+    a, b = (model.apply(params, batch, rng=r).hidden for r in jax.random.split(KEY))
+    assert (a != b).any()
+    assert_array_equal(
+        model.apply(params, batch).hidden, model.apply(params, batch).hidden
+    )
+
+
+def test_augmentation_shifts_and_mirrors_while_training_alone():
+    model, params = tiny_net("mlp")
+    other = wrap.augment(model, pad=2)
+    batch = tiny_images()
+    assert_array_equal(
+        other.apply(params, batch).hidden, model.apply(params, batch).hidden
+    )
+    seen = other.apply(params, batch, rng=KEY).hidden
+    assert (seen != model.apply(params, batch, rng=KEY).hidden).any()
+    from jaxunlearn.wrap import _augment
+
+    image = jnp.asarray(batch["image"])
+    assert_array_equal(_augment.shifted(image, KEY, 0, False), image)
+    moved = np.asarray(_augment.shifted(image, KEY, 2, True))
+    wide = np.pad(batch["image"], ((0, 0), (2, 2), (2, 2), (0, 0)))
+    for row in range(8):
+        options = [
+            wide[row, i : i + 16, j : j + 16][:, ::side]
+            for i in range(5)
+            for j in range(5)
+            for side in (1, -1)
+        ]
+        assert any((moved[row] == option).all() for option in options)
+    with pytest.raises(ValueError, match="pad >= 0, got pad=-1"):
+        wrap.augment(model, pad=-1)
+
+
+def test_a_run_streams_images_and_resumes_at_the_same_row():
+    table = tiny_images(10)
+    first, second = (
+        next(data.streams({"r": table}, 4, seed=0, skip=k)) for k in (0, 1)
+    )
+    assert first["r"]["image"].shape == (4, 16, 16, 1)
+    assert (first["r"]["image"] != second["r"]["image"]).any()
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "says"),
+    [
+        ({"image": np.zeros((2, 16, 16), np.uint8)}, ValueError, r"\[B, 16, 16, 1\]"),
+        ({"image": np.zeros((2, 8, 8, 1), np.uint8)}, ValueError, "got shape"),
+        ({"image": np.zeros((2, 16, 16, 1), np.int32)}, TypeError, "got int32"),
+    ],
+)
+def test_wrong_images_are_refused(change, error, says):
+    model, params = tiny_net()
+    with pytest.raises(error, match=says):
+        model.apply(params, change)
+
+
+def test_wrong_settings_are_refused():
+    with pytest.raises(ValueError, match="Did you mean 'vgg16'"):
+        vision.make(vision.VisionConfig("vgg"))
+    with pytest.raises(ValueError, match="at least 32 x 32 pixels for 'vgg16'"):
+        vision.make(vision.VisionConfig("vgg16", shape=(28, 28, 1)))
+    with pytest.raises(ValueError, match="trains to be one of"):
+        vision.make(vision.VisionConfig(), trains=("head",))
+    model, params = tiny_net()
+    with pytest.raises(ValueError, match="no sites but the tap"):
+        model.apply(params, tiny_images(), until=1)
+    with pytest.raises(KeyError, match="data.images.table"):
+        model.apply(params, {"tokens": jnp.zeros((2, 2))})
+    assert models.vision is vision
