@@ -1,0 +1,160 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Fast distribution matching: a bucket's images blended into one like them."""
+
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from jaxunlearn import _checks
+from jaxunlearn.data import table as tables
+from jaxunlearn.typing import Array, Model, Params
+
+
+class Condensed(NamedTuple):
+    """A table of one image a bucket.
+
+    Attributes:
+        table: `image` [k, H, W, C] float32 (a blend may leave [0, 1] a little),
+            `tokens` and `mask` as of other images; labels are the buckets' classes.
+        buckets: [k] int, the bucket of each image, rising; empty ones have none.
+        losses: [k] float32, the last value of what was minimised.
+    """
+
+    table: tables.Table
+    buckets: np.ndarray
+    losses: np.ndarray
+
+
+def condense(
+    model: Model,
+    params: Params,
+    table: tables.Table,
+    features: Array,
+    buckets: np.ndarray,
+    *,
+    steps: int = 100,
+    lr: float = 1e-3,
+    most: int = 1024,
+) -> Condensed:
+    """One image for each bucket, a weighted sum of its images whose features match.
+
+    For a bucket of images x_i with features phi the weights w, from 1 / N on, minimise
+
+        || (1/N) sum_i phi(x_i) - phi(sum_i w_i x_i) ||^2
+
+    by Adam; w is neither normalised nor kept positive. Buckets are done many at a time,
+    with the values that each would have alone, as Adam works entry by entry.
+
+    Args:
+        model: of models.vision, run without dropout and with its stored statistics.
+        params: its parameters, trained.
+        table: the images of all buckets.
+        features: [n, D] float, the model's features of them.
+        buckets: [n] int >= 0; all images of a bucket have one label.
+        steps, lr: of Adam.
+        most: images held at a time, padding included.
+    Returns:
+        The condensed images and their losses.
+    Raises:
+        ValueError: if the numbers of rows differ, or labels within a bucket.
+    References: Khan 2024, https://arxiv.org/abs/2402.00195
+    """
+    owner = "synth.condense"
+    _checks.positive_int(owner, steps=steps, most=most)
+    _checks.positive(owner, lr=lr)
+    labels = labels_of_buckets(owner, table, buckets)
+    features = np.asarray(features, np.float32)
+    if len(features) != len(buckets):
+        raise ValueError(
+            f"{owner} needs features of all {len(buckets)} images, got "
+            f"{len(features)}. Run the model over the table."
+        )
+    names = np.array(sorted(labels), np.int64)
+    order = np.argsort(buckets, kind="stable")
+    members = np.split(order, np.flatnonzero(np.diff(np.asarray(buckets)[order])) + 1)
+    image = np.asarray(table["image"])
+    made = np.empty((len(names), *image.shape[1:]), np.float32)
+    losses = np.empty(len(names), np.float32)
+    for places, height, width in _groups([len(rows) for rows in members], most):
+        full = np.resize(places, height)  # the last group repeats its first buckets
+        index = np.zeros((height, width), np.int64)
+        real = np.zeros((height, width), bool)
+        for row, place in enumerate(full):
+            size = len(members[place])
+            index[row, :size], real[row, :size] = members[place], True
+        mean = np.stack([features[members[place]].mean(0) for place in full])
+        new, loss = _blend(params, image[index], real, mean, model, steps, lr)
+        made[places] = np.asarray(new)[: len(places)]
+        losses[places] = np.asarray(loss)[: len(places)]
+    return Condensed(one_a_bucket(made, labels, names), names, losses)
+
+
+def one_a_bucket(
+    made: np.ndarray, labels: dict[int, int], names: np.ndarray
+) -> tables.Table:
+    """A table of images, one of each bucket."""
+    of = [labels[int(name)] for name in names]
+    tokens = np.stack([np.zeros(len(of), np.int32), np.array(of, np.int32)], axis=1)
+    return {"image": made, "tokens": tokens, "mask": np.ones(tokens.shape, bool)}
+
+
+def labels_of_buckets(owner: str, table: tables.Table, buckets: Any) -> dict[int, int]:
+    """Bucket -> label; ValueError unless a bucket's images have one."""
+    buckets, labels = np.asarray(buckets), np.asarray(table["tokens"])[:, 1]
+    if buckets.shape != labels.shape:
+        raise ValueError(
+            f"{owner} needs a bucket for each of {len(labels)} images, got "
+            f"{buckets.shape}. kmeans_per_class gives them."
+        )
+    found: dict[int, int] = {}
+    for bucket, label in zip(buckets.tolist(), labels.tolist(), strict=True):
+        if found.setdefault(bucket, label) != label:
+            raise ValueError(
+                f"{owner} needs images of one class in a bucket, got labels "
+                f"{found[bucket]} and {label} in bucket {bucket}."
+            )
+    return found
+
+
+def _groups(sizes: list[int], most: int):
+    """Buckets of like size together: (their places, height, width) of the array that
+    holds them; widths are powers of two, and heights one for each width."""
+    widths = [1 << (size - 1).bit_length() for size in sizes]
+    for width in sorted(set(widths)):
+        places = [place for place, each in enumerate(widths) if each == width]
+        height = min(max(1, most // width), len(places))
+        for first in range(0, len(places), height):
+            yield np.array(places[first : first + height]), height, width
+
+
+@partial(jax.jit, static_argnums=(4, 5, 6))
+def _blend(params, image, real, mean, model, steps, lr):
+    """Blends [b, H, W, C] of images [b, n, H, W, C], and their losses [b]."""
+    if image.dtype == jnp.uint8:
+        image = image.astype(jnp.float32) / 255
+
+    def blended(weights):
+        return jnp.einsum("bn,bnhwc->bhwc", jnp.where(real, weights, 0), image)
+
+    def loss(weights):
+        found = model.apply(params, {"image": blended(weights)}).hidden[:, 0]
+        each = jnp.sum((mean - found) ** 2, axis=1)
+        return jnp.sum(each), each
+
+    tx = optax.adam(lr)
+    weights = real.astype(jnp.float32)
+    weights = weights / jnp.sum(weights, axis=1, keepdims=True)
+
+    def step(carry, _):
+        weights, state = carry
+        grads = jax.grad(loss, has_aux=True)(weights)[0]
+        updates, state = tx.update(grads, state)
+        return (optax.apply_updates(weights, updates), state), None
+
+    start = (weights, tx.init(weights))
+    (weights, _), _ = jax.lax.scan(step, start, length=steps)
+    return blended(weights), loss(weights)[1]
