@@ -125,11 +125,11 @@ def write_rows(
 ) -> str:
     """Writes rows and tokens; the digest of the rows' file."""
     if shown:
-        _replace(folder / "tokens" / f"{task}.jsonl", _lines(shown))
+        replace(folder / "tokens" / f"{task}.jsonl", _lines(shown))
     else:
         (folder / "tokens" / f"{task}.jsonl").unlink(missing_ok=True)
     text = _lines(found)
-    _replace(folder / "rows" / f"{task}.jsonl", text)
+    replace(folder / "rows" / f"{task}.jsonl", text)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -211,7 +211,7 @@ def read(path: Path) -> Any:
 def write(path: Path, value: Any) -> None:
     """Writes JSON, whole or not at all."""
     text = json.dumps(log.plain(value), ensure_ascii=False, indent=1)
-    _replace(path, text + "\n")
+    replace(path, text + "\n")
 
 
 def _lines(found: Sequence[Any]) -> str:
@@ -220,7 +220,8 @@ def _lines(found: Sequence[Any]) -> str:
     )
 
 
-def _replace(path: Path, text: str) -> None:
+def replace(path: Path, text: str) -> None:
+    """Writes text, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     fresh = path.with_name(path.name + ".new")
     fresh.write_text(text, encoding="utf-8")
