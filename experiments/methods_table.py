@@ -28,6 +28,10 @@ FACTS = {  # recipe -> (what it descends, arXiv numbers)
     "blur.graddiff": ("the same, f: log p", "2506.08164"),
     "blur.rmu": (f"the same, f: {RMU}, r: mean (h - h_ref)^2", "2506.08164"),
     "finetune.nll": ("-log p", "maximum likelihood"),
+    "mrp.graddiff": (
+        "log p + alpha NLL_r, over directions W, h -> h - (h Q^T) Q, Q spans W",
+        "2508.15449",
+    ),
     "openunlearning.ascent": ("log p", "2210.01504"),
     "openunlearning.graddiff": ("gamma log p + alpha NLL_r", "2203.12817"),
     "openunlearning.npo": (f"gamma {NPO} + alpha NLL_r", "2404.05868"),

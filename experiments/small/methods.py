@@ -34,6 +34,7 @@ APART = {
 }
 LEFT_OUT = {
     "finetune.nll": "it forgets nothing; it is what the others are measured against",
+    "mrp.graddiff": "its directions come topic by topic: experiments/small/mrp.py",
     "openunlearning.altpo": "needs answers that the model made up when sampled",
     "openunlearning.task_vector": "a finetuning whose edit comes after it",
     "surgery.weighted": "needs new facts in the place of the old ones",

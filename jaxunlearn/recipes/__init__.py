@@ -4,6 +4,7 @@ numbers."""
 
 from jaxunlearn.recipes import blur as blur
 from jaxunlearn.recipes import finetune as finetune
+from jaxunlearn.recipes import mrp as mrp
 from jaxunlearn.recipes import openunlearning as openunlearning
 from jaxunlearn.recipes import rmu as rmu
 from jaxunlearn.recipes import sure as sure

@@ -10,6 +10,7 @@
 | `projection` | a Model that takes directions away from values at chosen layers |
 | `add_projection` | params with a task's directions, those of earlier tasks constant |
 | `fold_projection` | plain params again, where the fold into kernels is exact |
+| `places` | the sites and layers of such a Model |
 | `taken` | an orthonormal basis of all that is taken away |
 | `directions` | where a task's directions begin: PCA or contrast of moments |
 | `augment` | a Model that shifts and mirrors images while it trains |
@@ -23,6 +24,7 @@ from jaxunlearn.wrap._projection import (
     PROJECTION,
     add_projection,
     fold_projection,
+    places,
     projection,
     taken,
 )
@@ -37,6 +39,7 @@ __all__ = [
     "fold_projection",
     "lora",
     "merge_lora",
+    "places",
     "projection",
     "taken",
 ]

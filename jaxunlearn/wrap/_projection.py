@@ -161,6 +161,11 @@ def add_projection(
     return params | {_KEY: leaves}
 
 
+def places(model: Model) -> dict[str, tuple[int, ...]]:
+    """Site -> layers that `projection` was asked for; ValueError for another model."""
+    return dict(_settings("wrap.places", model).places)
+
+
 def taken(params: Params) -> dict[str, Array]:
     """Site -> [n layers, r, units]: orthonormal rows that span what is taken away."""
     return {site: _basis(leaves) for site, leaves in params.get(_KEY, {}).items()}

@@ -7,7 +7,7 @@ import pytest
 
 import jaxunlearn as ju
 from experiments import build
-from jaxunlearn import evaluate, trees
+from jaxunlearn import evaluate, recipes, trees, wrap
 from tests import tiny
 
 SHALLOW = {
@@ -38,7 +38,12 @@ def streams():
 def run(name, steps=8):
     model, params = tiny.tiny_model(remat="none")
     settings = SHALLOW.get(name, {}) | STRONG.get(name, {})
-    recipe = build.recipes_by_name()[name](model, lr=1e-3, **settings)
+    if name.startswith("mrp"):
+        model = wrap.projection(model, {"mlp_out": (0, 2)})
+        rows = ([streams()[kind]] for kind in ("forget", "retain"))
+        params = recipes.mrp.begin(params, model, *rows, spared=3)
+    rates = {"lr": 0.05 if name.startswith("mrp") else 1e-3}
+    recipe = build.recipes_by_name()[name](model, **rates, **settings)
     train, rest = trees.split(params, recipe.trainable)
     needs_ref = any(term.needs_ref for term in recipe.terms.values())
     frozen = ju.Frozen(rest, params if needs_ref else None)
