@@ -20,6 +20,7 @@ from jaxunlearn import trees as trees
 from jaxunlearn import wrap as wrap
 from jaxunlearn.fit import NotFinite as NotFinite
 from jaxunlearn.fit import fit as fit
+from jaxunlearn.fit import fit_stages as fit_stages
 from jaxunlearn.generate import generate as generate
 from jaxunlearn.step import UnlearnState as UnlearnState
 from jaxunlearn.step import init_state as init_state

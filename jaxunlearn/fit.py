@@ -1,16 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """The Python loop around a step: data in, metrics out, hooks in between."""
 
+import itertools
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from functools import reduce
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
-from jaxunlearn import _checks
+from jaxunlearn import _checks, trees
 from jaxunlearn.step import Step, UnlearnState
-from jaxunlearn.typing import Frozen, Streams
+from jaxunlearn.typing import Frozen, Params, Streams
 
 Entry = Mapping[str, float | int]
 Hook = Callable[[UnlearnState, Entry], bool | None]
@@ -23,7 +25,7 @@ class NotFinite(FloatingPointError):
     """A loss or a gradient was not finite; nothing was updated by that step.
 
     Attributes:
-        state: the last good state.
+        state: the last good state (of `fit_stages`, the states of all parts).
         log: entries of the steps before and of the failed one.
         step: the failed step's number, from 0.
         term: the term to blame.
@@ -93,6 +95,109 @@ def fit(
         if bar:
             bar.close()
     return state, log
+
+
+class Stage(NamedTuple):
+    """So many updates of one part of the params, while all others stay."""
+
+    part: str
+    steps: int
+
+
+def fit_stages(
+    steps: Mapping[str, Step],
+    states: Mapping[str, UnlearnState],
+    batches: Mapping[str, Callable[[int], Streams]],
+    stages: Sequence[Stage],
+    rest: Params = None,
+    *,
+    ref: Params | None = None,
+    hooks: Sequence[Hook] = (),
+    after: Callable[[str, Params, Params], Params] | None = None,
+) -> tuple[dict[str, UnlearnState], Params, list[dict[str, Any]]]:
+    """Trains parts of a model in turns, each with an optimizer state of its own.
+
+    In a stage the leaves of one part train and no other moves. A part's state (its
+    moments, its count of steps) waits while others train and goes on when its turn
+    comes again. States given after an interruption go on where they stood: stages that
+    they have behind them are left out, and batch k of a part is its k-th in any case.
+
+    Args:
+        steps: a part's step, from make_step, jitted with the state donated.
+        states: a part's state; `params` of different parts share no leaf. Given up.
+        batches: a part's function from its own count of steps to streams, such as
+            data.table.at gives.
+        stages: what trains, in order.
+        rest: leaves that are in no part.
+        ref: the reference model, if a term asks for it.
+        hooks: as for fit; True ends everything.
+        after: called when a stage is done with (its part, params of all parts and rest,
+            rest); returns the rest to go on with, such as statistics measured anew.
+    Returns:
+        (states, rest, log); log entries have the number of the `stage` and its `part`.
+    Raises:
+        KeyError: if a stage's part lacks a step, a state or batches.
+        ValueError: for a stage without steps, or states that these stages, in this
+            order, do not lead to.
+        NotFinite: as fit, with the states of all parts.
+    """
+    states, log = dict(states), []
+    for what, given in (("steps", steps), ("states", states), ("batches", batches)):
+        parts = dict.fromkeys(stage.part for stage in stages)
+        _checks.has_keys("fit_stages", what, parts, given, "Give one for every part.")
+    _in_order(stages, {part: int(state.step) for part, state in states.items()})
+    target = dict.fromkeys(states, 0)
+    for number, (part, count) in enumerate(stages):
+        target[part] += count
+        if int(states[part].step) >= target[part]:
+            continue
+        others = [state.params for name, state in states.items() if name != part]
+        frozen = reduce(trees.merge, others, rest) if rest else _merged(others)
+        loader = map(batches[part], itertools.count(int(states[part].step)))
+        try:
+            states[part], new = fit(
+                steps[part],
+                states[part],
+                loader,
+                Frozen(frozen, ref),
+                steps=target[part],
+                hooks=hooks,
+            )
+        except NotFinite as error:
+            error.state = {**states, part: error.state}
+            raise
+        log += [{"stage": number, "part": part, **entry} for entry in new]
+        if int(states[part].step) < target[part]:
+            break
+        if after is not None:
+            rest = after(part, trees.merge(states[part].params, frozen), rest)
+    return states, rest, log
+
+
+def _merged(halves: Sequence[Params]) -> Params | None:
+    return reduce(trees.merge, halves) if halves else None
+
+
+def _in_order(stages: Sequence[Stage], done: Mapping[str, int]) -> None:
+    """ValueError unless going through the stages in order leads to these counts."""
+    left = dict(done)
+    open_stage = False
+    for part, count in stages:
+        _checks.positive_int("A stage", steps=count)
+        had = min(left[part], count)
+        if open_stage and had:
+            raise ValueError(
+                f"fit_stages needs states that its stages lead to in order, got step "
+                f"counts {dict(done)} for {[tuple(stage) for stage in stages][:6]}... "
+                "Take the states and the stages of one run."
+            )
+        left[part] -= had
+        open_stage |= had < count
+    if any(left.values()):
+        raise ValueError(
+            f"fit_stages needs stages beyond its states, got step counts {dict(done)}, "
+            "more than the stages have. Take the states and stages of one run."
+        )
 
 
 def _next(batches, number: int, steps: int) -> Streams:

@@ -51,6 +51,7 @@ DISTRIBUTIONS = {
     "PIL": "pillow",
     "absl": "absl-py",
     "yaml": "pyyaml",
+    "sklearn": "scikit-learn",
 }
 
 

@@ -12,6 +12,7 @@
 | `mia_zlib`, `mia_lowercase` | `mean_nll` | the same |
 | `mia_min_k`, `mia_min_k_plus_plus` | tokens' log-probabilities, logits | the same |
 | `mia_gradnorm` | one example's gradient | the same |
+| `unlearning_metric`, `overfitting_metric` | gradients | the condensation paper's |
 | `rouge`, `exact_match` | generated texts (`cut`) and references | what of it is said |
 | `choice_accuracy`, `class_probability` | scores of options or classes | the choice |
 
@@ -20,6 +21,8 @@
 | `mean`, `harmonic_mean` | values |
 | `auc`, and `bootstrap` for its interval | scores of members and of others |
 | `privleak`, `relative_difference` | two such areas |
+| `attack_accuracy`, `attack_members` | scores, by a fitted logistic regression |
+| `attack_threshold` | scores, by the best threshold elsewhere |
 | `forget_quality` | truth ratios of the model and of a retrained one |
 | `tofu_scores`, `tofu_ratios`, `model_utility` | TOFU's questions |
 | `semeval_terms`, `semeval` | the rows of SemEval-2025 Task 4 |
@@ -37,6 +40,16 @@ and all of the second table, run on the host in float64 and refuse empty sets an
 
 from jaxunlearn.metrics._accuracy import choice_accuracy, class_probability
 from jaxunlearn.metrics._aggregate import harmonic_mean, mean
+from jaxunlearn.metrics._attackers import (
+    Logistic,
+    Threshold,
+    attack_accuracy,
+    attack_members,
+    attack_threshold,
+    logistic_regression,
+    stratified_splits,
+)
+from jaxunlearn.metrics._gradients import overfitting_metric, unlearning_metric
 from jaxunlearn.metrics._memorization import (
     exact_memorization,
     extraction_strength,
@@ -78,8 +91,13 @@ from jaxunlearn.metrics._tofu import TofuRows, model_utility, tofu_ratios, tofu_
 __all__ = [
     "ForgetQuality",
     "Interval",
+    "Logistic",
     "SemEval",
+    "Threshold",
     "TofuRows",
+    "attack_accuracy",
+    "attack_members",
+    "attack_threshold",
     "auc",
     "bootstrap",
     "choice_accuracy",
@@ -91,6 +109,7 @@ __all__ = [
     "forget_quality",
     "greedy_hits",
     "harmonic_mean",
+    "logistic_regression",
     "mean",
     "mean_nll",
     "mia_gradnorm",
@@ -101,6 +120,7 @@ __all__ = [
     "mia_reference",
     "mia_zlib",
     "model_utility",
+    "overfitting_metric",
     "privleak",
     "probability",
     "probability_with_options",
@@ -110,11 +130,13 @@ __all__ = [
     "semeval_id",
     "semeval_terms",
     "standardised_logps",
+    "stratified_splits",
     "tofu_ratios",
     "tofu_scores",
     "truth_probability",
     "truth_ratio",
     "truth_score",
+    "unlearning_metric",
     "without_last",
     "zlib_lengths",
 ]

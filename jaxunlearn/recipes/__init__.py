@@ -3,6 +3,7 @@
 numbers."""
 
 from jaxunlearn.recipes import blur as blur
+from jaxunlearn.recipes import condensation as condensation
 from jaxunlearn.recipes import finetune as finetune
 from jaxunlearn.recipes import mrp as mrp
 from jaxunlearn.recipes import openunlearning as openunlearning

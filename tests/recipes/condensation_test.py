@@ -1,0 +1,190 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Staged unlearning moves the named parts alone, keeps three optimizers, resumes."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from numpy.testing import assert_array_equal
+
+import jaxunlearn as ju
+from jaxunlearn import trees
+from jaxunlearn.data import images, table
+from jaxunlearn.fit import NotFinite, Stage, fit_stages
+from jaxunlearn.models import vision
+from jaxunlearn.recipes import condensation
+from jaxunlearn.recipes.condensation import PARTS, STREAMS
+
+KEY = jax.random.key(0)
+CONFIG = vision.VisionConfig("cnn", shape=(16, 16, 1), classes=4, width=0.03)
+
+
+@pytest.fixture(autouse=True)
+def adam_promotes():
+    with jax.numpy_dtype_promotion("standard"):
+        yield
+
+
+def tiny_images(rows, seed):
+    rng = np.random.default_rng(seed)
+    pixels = rng.integers(0, 256, (rows, 16, 16, 1), np.uint8)
+    return images.table(pixels, np.arange(rows) % 4, classes=4)
+
+
+class Run:
+    """A plan of two rounds on a tiny network, with all that fit_stages takes."""
+
+    def __init__(self, **settings):
+        nets = {part: vision.make(CONFIG, trains=(part,)) for part in PARTS}
+        how = dict(rounds=2, threshold=1, final_steps=2, lr=1e-2) | settings
+        self.plan = condensation.unlearn(nets, **how)
+        self.params = nets["begin"].init(KEY)
+        data = {"reduced": tiny_images(12, 0), "kept": tiny_images(8, 1)}
+        self.rest = trees.split(self.params, r"batch_stats/.*")[0]
+        self.states, self.steps, self.batches = {}, {}, {}
+        for part, recipe in self.plan.parts.items():
+            train, _ = trees.split(self.params, recipe.trainable)
+            self.states[part] = ju.init_state(train, recipe.tx, KEY)
+            step = ju.make_step(recipe.terms, recipe.tx)
+            self.steps[part] = jax.jit(step, donate_argnums=0)
+            stream = STREAMS[part]
+            self.batches[part] = table.at({stream: data[stream]}, 4, seed=0)
+
+    def fit(self, stages=None, states=None, **how):
+        stages = self.plan.stages(3) if stages is None else stages
+        states = jax.tree.map(jnp.copy, self.states if states is None else states)
+        return fit_stages(self.steps, states, self.batches, stages, self.rest, **how)
+
+
+def whole(states, rest):
+    for state in states.values():
+        rest = trees.merge(rest, state.params)
+    return rest
+
+
+def test_the_plan_is_the_papers():
+    plan = Run(threshold=1).plan
+    wanted = [("begin", 3), ("final", 2), ("begin", 3), ("middle", 3)]
+    assert [tuple(stage) for stage in plan.stages(3)] == wanted
+    # The released numbers for a class: the threshold exceeds the rounds.
+    never = Run(threshold=25).plan.stages(3)
+    assert [stage.part for stage in never] == ["begin", "begin", "middle"]
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_a_stage_moves_every_leaf_of_its_part_and_no_other_bit(part):
+    run = Run()
+    states, rest, log = run.fit([Stage(part, 2)])
+    before, after = (trees.paths(x) for x in (run.params, whole(states, rest)))
+    assert before.keys() == after.keys()
+    for path, leaf in before.items():
+        same = np.asarray(leaf).tobytes() == np.asarray(after[path]).tobytes()
+        # The biases before a ReLU that is dead may stay; kernels may not.
+        assert same or path.startswith(f"{part}/"), path
+        assert not (same and path.startswith(f"{part}/") and "kernel" in path), path
+    for name in set(PARTS) - {part}:
+        pair = map(jax.tree.leaves, (run.states[name], states[name]))
+        for a, b in zip(*pair, strict=True):
+            if not jnp.issubdtype(a.dtype, jax.dtypes.prng_key):
+                assert_array_equal(a, b)
+    assert [(entry["stage"], entry["part"]) for entry in log] == [(0, part)] * 2
+
+
+def test_optimizer_states_persist_across_stages():
+    run = Run()
+    states, _, log = run.fit()
+    assert {part: int(state.step) for part, state in states.items()} == {
+        "begin": 6,
+        "middle": 3,
+        "final": 2,
+    }
+    counts = {part: _adam_count(state) for part, state in states.items()}
+    assert counts == {"begin": 6, "middle": 3, "final": 2}
+    # Fresh moments in the second begin stage would give other weights.
+    first, rest, _ = run.fit([Stage("begin", 3), Stage("final", 2)])
+    recipe = run.plan.parts["begin"]
+    fresh = ju.init_state(first["begin"].params, recipe.tx, KEY)
+    first["begin"] = first["begin"].replace(opt_state=fresh.opt_state)
+    other, *_ = run.fit(states=first)
+    moved = jax.tree.map(
+        lambda a, b: bool((a != b).any()), other["begin"].params, states["begin"].params
+    )
+    assert any(jax.tree.leaves(moved))
+
+
+def _adam_count(state):
+    found = [
+        int(leaf)
+        for path, leaf in trees.paths(state.opt_state).items()
+        if path.endswith("count")
+    ]
+    return max(found)
+
+
+@pytest.mark.parametrize("stop", range(1, 11, 3))
+def test_an_interrupted_run_goes_on_bit_for_bit(stop):
+    run = Run()
+    whole_run, rest, log = run.fit()
+    seen = []
+
+    def interrupt(state, entry):
+        seen.append(entry)
+        return len(seen) == stop
+
+    half, _, first = run.fit(hooks=[interrupt])
+    assert len(first) == stop
+    end, _, second = run.fit(states=half)
+    assert [e["retain/loss"] for e in (*first, *second)] == [
+        e["retain/loss"] for e in log
+    ]
+    pair = jax.tree.leaves(whole(whole_run, rest)), jax.tree.leaves(whole(end, rest))
+    for a, b in zip(*pair, strict=True):
+        assert np.asarray(a).tobytes() == np.asarray(b).tobytes()
+    assert run.fit(states=end)[2] == []
+
+
+def test_after_a_stage_the_rest_may_change():
+    run, calls = Run(), []
+
+    def after(part, params, rest):
+        calls.append((part, set(params)))
+        return jax.tree.map(lambda x: x + 1, rest)
+
+    _, rest, _ = run.fit([Stage("begin", 1), Stage("final", 1)], after=after)
+    leaves = {"begin", "middle", "final", "batch_stats"}
+    assert calls == [("begin", leaves), ("final", leaves)]
+    jax.tree.map(lambda a, b: assert_array_equal(a, b + 2), rest, run.rest)
+
+
+def test_what_is_not_finite_is_told_with_the_states_of_all_parts():
+    run = Run()
+    good = run.batches["final"]
+
+    def bad(number):
+        streams = good(number)
+        pixels = images.as_float(streams["kept"])
+        return {"kept": {**pixels, "image": pixels["image"] * np.nan}}
+
+    run.batches["final"] = bad
+    with pytest.raises(NotFinite) as error:
+        run.fit()
+    assert {p: int(s.step) for p, s in error.value.state.items()} == {
+        "begin": 3,
+        "middle": 0,
+        "final": 0,
+    }
+
+
+def test_states_and_stages_that_do_not_go_together_are_refused():
+    run = Run()
+    states, *_ = run.fit([Stage("middle", 1)])
+    with pytest.raises(ValueError, match="states that its stages lead to in order"):
+        run.fit(states=states)
+    with pytest.raises(ValueError, match="more than the stages have"):
+        run.fit([Stage("begin", 1)], states=states)
+    with pytest.raises(ValueError, match="steps >= 1, got steps=0"):
+        run.fit([Stage("begin", 0)])
+    with pytest.raises(KeyError, match="reads steps 'head'"):
+        run.fit([Stage("head", 1)])
+    with pytest.raises(KeyError, match="Make one for every part"):
+        condensation.unlearn({"begin": vision.make(CONFIG)})
