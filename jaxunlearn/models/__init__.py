@@ -8,11 +8,13 @@
 | `from_nnx` | a Model, and its params, from a flax.nnx module |
 | `from_linen` | a Model, and its params, from a flax.linen module |
 | `nnx_view` | an NNX module that holds a Model's params |
+| `gan.make` | a generator and a discriminator of images |
 | `vision.make` | an image classifier: CNN, MLP, VGG-16, ResNet-18, ViT |
 
 Checkpoints in Hugging Face's format come in through `jaxunlearn.io.hf`.
 """
 
+from jaxunlearn.models import gan as gan
 from jaxunlearn.models import vision as vision
 from jaxunlearn.models._config import DecoderConfig, RopeConfig
 from jaxunlearn.models._flax import from_linen, from_nnx, nnx_view
@@ -23,6 +25,7 @@ __all__ = [
     "RopeConfig",
     "from_linen",
     "from_nnx",
+    "gan",
     "make",
     "nnx_view",
     "resized",

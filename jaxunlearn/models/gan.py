@@ -1,0 +1,145 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Generators and discriminators of images, as pure functions over dicts of arrays.
+
+    net = models.gan.make(models.gan.GanConfig((28, 28, 1), ups=2))
+    params = net.init(jax.random.key(0))
+    images = net.draw(params["generator"], latents)            # [B, H, W, C] in [0, 1]
+
+The defaults are DCGAN's for 32 x 32 pixels. Pixels are in [0, 1] on both sides, as
+image models take them. Batch normalisation always uses the batch, and the
+discriminator sees real and drawn images in passes of their own.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from jaxunlearn import _checks
+from jaxunlearn.typing import Array, Params, PRNGKey
+
+
+@dataclasses.dataclass(frozen=True)
+class GanConfig:
+    """A pair of networks.
+
+    Attributes:
+        shape: (H, W, C) of an image; H and W are multiples of 2 ** ups.
+        latent: entries of a latent vector.
+        width: channels of the discriminator's first layer, doubled at each next; the
+            generator's the other way round.
+        ups: how often the generator doubles the sides.
+        norm: batch normalisation in the discriminator, after its first layer; the
+            losses with a gradient penalty want none.
+    """
+
+    shape: tuple[int, int, int] = (32, 32, 3)
+    latent: int = 100
+    width: int = 64
+    ups: int = 3
+    norm: bool = True
+
+
+class Gan(NamedTuple):
+    """A pair of networks.
+
+    Attributes:
+        init: rng -> {"generator": params, "discriminator": params}.
+        draw: (generator's params, latents [B, latent]) -> images [B, H, W, C].
+        judge: (discriminator's params, images) -> logits [B] float32, high for real.
+        config: what built it.
+    """
+
+    init: Callable[[PRNGKey], Params]
+    draw: Callable[[Params, Array], Array]
+    judge: Callable[[Params, Array], Array]
+    config: GanConfig
+
+
+def make(config: GanConfig) -> Gan:
+    """The pair that a config describes.
+
+    Raises:
+        ValueError: if the shape does not divide, or a number is below 1.
+    """
+    _checks.positive_int(
+        "gan.make", latent=config.latent, width=config.width, ups=config.ups
+    )
+    step = 2**config.ups
+    if any(side % step for side in config.shape[:2]):
+        raise ValueError(
+            f"gan.make needs sides that divide by 2 ** ups = {step}, got "
+            f"shape={config.shape}. Change ups."
+        )
+    generator, discriminator = _Generator(config), _Discriminator(config)
+
+    def init(rng):
+        a, b = jax.random.split(rng)
+        latents = jnp.zeros((2, config.latent), jnp.float32)
+        images = jnp.zeros((2, *config.shape), jnp.float32)
+        return {
+            "generator": generator.init(a, latents)["params"],
+            "discriminator": discriminator.init(b, images)["params"],
+        }
+
+    def draw(params, latents):
+        return generator.apply({"params": params}, latents)
+
+    def judge(params, images):
+        if images.dtype == jnp.uint8:
+            images = images.astype(jnp.float32) / 255
+        return discriminator.apply({"params": params}, images)
+
+    return Gan(init, draw, judge, config)
+
+
+_START = nn.initializers.normal(0.02)
+
+
+class _Norm(nn.Module):
+    """Batch normalisation by the batch at hand, in training and after."""
+
+    @nn.compact
+    def __call__(self, x):
+        scale = self.param("scale", nn.initializers.ones, x.shape[-1:])
+        bias = self.param("bias", nn.initializers.zeros, x.shape[-1:])
+        axes = tuple(range(x.ndim - 1))
+        mean, var = jnp.mean(x, axes), jnp.var(x, axes)
+        return (x - mean) * jax.lax.rsqrt(var + 1e-5) * scale + bias
+
+
+class _Generator(nn.Module):
+    config: GanConfig
+
+    @nn.compact
+    def __call__(self, z):
+        c = self.config
+        height, width, colours = c.shape
+        start = c.width * 2 ** (c.ups - 1)
+        few = height // 2**c.ups, width // 2**c.ups
+        x = nn.Dense(few[0] * few[1] * start, kernel_init=_START)(z)
+        x = nn.relu(_Norm()(x.reshape(-1, *few, start)))
+        for i in range(c.ups - 1):
+            channels = start // 2 ** (i + 1)
+            x = nn.ConvTranspose(channels, (4, 4), (2, 2), kernel_init=_START)(x)
+            x = nn.relu(_Norm()(x))
+        x = nn.ConvTranspose(colours, (4, 4), (2, 2), kernel_init=_START)(x)
+        return (jnp.tanh(x) + 1) / 2
+
+
+class _Discriminator(nn.Module):
+    config: GanConfig
+
+    @nn.compact
+    def __call__(self, image):
+        c = self.config
+        x = 2 * image - 1
+        for i in range(c.ups):
+            x = nn.Conv(c.width * 2**i, (4, 4), 2, kernel_init=_START)(x)
+            x = _Norm()(x) if c.norm and i else x
+            x = nn.leaky_relu(x, 0.2)
+        x = nn.Dense(1, kernel_init=_START)(x.reshape(len(x), -1))
+        return x[:, 0].astype(jnp.float32)

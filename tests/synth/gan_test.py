@@ -1,0 +1,263 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Two GANs in one step, labels turned round, and a toy that forgets a class."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from numpy.testing import assert_allclose, assert_array_equal
+
+import jaxunlearn as ju
+from jaxunlearn import combine, evaluate, losses, recipes, synth, terms, trees
+from jaxunlearn.data import images, table
+from jaxunlearn.models import gan as gans
+from jaxunlearn.models import vision
+
+KEY = jax.random.key(0)
+SHAPE = (4, 4, 1)
+CLASSES = 4
+
+
+@pytest.fixture(autouse=True)
+def adam_promotes():
+    with jax.numpy_dtype_promotion("standard"):
+        yield
+
+
+def blobs(rows=160, seed=0):
+    """Images of four classes: each has a quarter of its own that is bright."""
+    rng = np.random.default_rng(seed)
+    labels = np.arange(rows) % CLASSES
+    pixels = rng.random((rows, *SHAPE)) * 0.3
+    for quarter in range(CLASSES):
+        y, x = divmod(quarter, 2)
+        pixels[labels == quarter, 2 * y : 2 * y + 2, 2 * x : 2 * x + 2] += 0.6
+    return images.table(pixels, labels, classes=CLASSES)
+
+
+def small_gan(**settings):
+    how = dict(latent=8, width=8, ups=1, norm=False) | settings
+    return gans.make(gans.GanConfig(SHAPE, **how))
+
+
+def test_networks_have_the_shapes_and_ranges_of_images():
+    net = gans.make(gans.GanConfig((8, 12, 1), ups=2, width=2, latent=5))
+    params = net.init(KEY)
+    drawn = net.draw(params["generator"], jax.random.normal(KEY, (3, 5)))
+    assert drawn.shape == (3, 8, 12, 1)
+    assert float(drawn.min()) >= 0 and float(drawn.max()) <= 1
+    assert net.judge(params["discriminator"], drawn).shape == (3,)
+    whole = gans.make(gans.GanConfig())
+    shapes = jax.eval_shape(whole.init, KEY)
+    assert shapes["generator"]["Dense_0"]["kernel"].shape == (100, 4 * 4 * 256)
+    latents = jax.ShapeDtypeStruct((3, 100), jnp.float32)
+    out = jax.eval_shape(whole.draw, shapes["generator"], latents)
+    assert out.shape == (3, 32, 32, 3)
+    with pytest.raises(ValueError, match=r"divide by 2 \*\* ups = 8"):
+        gans.make(gans.GanConfig((28, 28, 1)))
+
+
+@pytest.mark.parametrize("loss", synth.GAN_LOSSES)
+def test_a_term_moves_its_own_network_alone_by_its_loss(loss):
+    net, batch = small_gan(), blobs(8)
+    params = {"forget": net.init(KEY)}
+    real = net.judge(params["forget"]["discriminator"], jnp.asarray(batch["image"]))
+    latents = jax.random.normal(KEY, (8, 8))
+    drawn = net.draw(params["forget"]["generator"], latents)
+    made = net.judge(params["forget"]["discriminator"], drawn)
+    d, g = np.asarray(real, np.float64), np.asarray(made, np.float64)
+    wanted = {
+        "nonsaturating": (
+            np.log1p(np.exp(-d)) + np.log1p(np.exp(g)),
+            np.log1p(np.exp(-g)),
+        ),
+        "hinge": (np.maximum(1 - d, 0) + np.maximum(1 + g, 0), -g),
+        "relativistic": (np.log1p(np.exp(g - d)), np.log1p(np.exp(d - g))),
+    }[loss]
+    for trains, values in zip(("discriminator", "generator"), wanted, strict=True):
+        term = synth.GanTerm(net, "forget", trains, loss, 0.0)
+
+        def mean(params, term=term):
+            return term(params, {"forget": batch}, None, KEY)[0].mean()
+
+        assert_allclose(mean(params), values.mean(), rtol=1e-5, atol=1e-7)
+        grads = trees.paths(jax.grad(mean)(params))
+        for path, x in grads.items():
+            if f"/{trains}/" not in path:
+                assert not jnp.any(x), path
+        assert any(jnp.any(x) for p, x in grads.items() if f"/{trains}/" in p)
+
+
+def test_the_penalty_is_the_squared_slope_at_real_images():
+    net, batch = small_gan(), blobs(4)
+    params = {"forget": net.init(KEY)}
+    plain, paid = (
+        synth.GanTerm(net, "forget", "discriminator", "hinge", r1) for r1 in (0.0, 2.0)
+    )
+    a, b = (t(params, {"forget": batch}, None, KEY)[0].sum for t in (plain, paid))
+    judge = net.judge
+    slope = jax.vmap(
+        jax.grad(lambda x: judge(params["forget"]["discriminator"], x[None])[0])
+    )(jnp.asarray(batch["image"]))
+    assert_allclose(b - a, jnp.sum(slope**2), rtol=1e-3, atol=1e-6)
+
+
+def test_generators_come_to_draw_what_their_stream_holds():
+    data = blobs()
+    split = images.split_class(data, 0)
+    streams = {"forget": split.forget, "retain": split.retain}
+    net = small_gan(width=16)
+    how = dict(batch_size=32, loss="relativistic", r1=1.0, lr=5e-3)
+    params, log = synth.fit_gans(net, streams, rng=KEY, steps=150, **how)
+    assert len(log) == 150 and set(params) == {"forget", "retain"}
+    drawn = {
+        name: synth.draw_images(
+            net.draw, params[name]["generator"], 100, latent=8, rng=KEY, batch_size=64
+        )
+        for name in streams
+    }
+    assert drawn["forget"].shape == (100, *SHAPE)
+    bright = {k: x.mean(0)[..., 0] for k, x in drawn.items()}
+    assert bright["forget"][:2, :2].mean() > 2 * bright["forget"][2:, 2:].mean()
+    assert bright["retain"][:2, :2].mean() < bright["retain"][2:, 2:].mean()
+    again = synth.draw_images(
+        net.draw, params["forget"]["generator"], 100, latent=8, rng=KEY, batch_size=64
+    )
+    assert_array_equal(again, drawn["forget"])
+
+
+def test_a_gan_that_diverges_stops_with_the_last_good_networks():
+    net, data = small_gan(), {"forget": blobs(32)}
+    seen = []
+
+    def keep(state, entry):
+        seen.append(jax.device_get(state.params))
+
+    with pytest.raises(synth.Diverged, match="beyond 3.0 for 3 steps") as error:
+        synth.fit_gans(
+            net,
+            data,
+            rng=KEY,
+            steps=400,
+            batch_size=16,
+            loss="hinge",
+            lr=0.5,
+            limit=3.0,
+            patience=3,
+            every=1,
+            hooks=[keep],
+        )
+    found = error.value
+    assert len(found.log) < 400 and found.step == len(found.log) - 3
+    good = seen[found.step - 1] if found.step else {"forget": net.init(KEY)}
+    jax.tree.map(assert_array_equal, found.params, good)
+    broken = blobs(32)
+    broken["image"] = broken["image"] * np.float32(np.nan)
+    with pytest.raises(synth.Diverged, match="needed finite losses") as error:
+        synth.fit_gans(net, {"forget": broken}, rng=KEY, steps=5, batch_size=16)
+    assert error.value.step == 0
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(error.value.params))
+
+
+@pytest.mark.parametrize("rule", synth.RULES)
+@pytest.mark.parametrize("classes", [2, 3, 4, 7, 10])
+def test_no_label_stays_itself(rule, classes):
+    labels = np.tile(np.arange(classes), 200)
+    logits = np.random.default_rng(0).normal(size=(len(labels), classes))
+    new = synth.invert_labels(labels, classes, rule=rule, rng=KEY, logits=logits)
+    assert (new != labels).all() and new.min() >= 0 and new.max() < classes
+    again = synth.invert_labels(labels, classes, rule=rule, rng=KEY, logits=logits)
+    assert_array_equal(new, again)
+    if rule == "reflect" and classes % 2 == 0:
+        assert_array_equal(new, classes - 1 - labels)
+    if rule == "random_wrong":
+        assert len(np.unique(new[labels == 0])) == classes - 1
+
+
+def test_rules_that_lack_something_are_refused():
+    with pytest.raises(ValueError, match="Did you mean 'reflect'"):
+        synth.invert_labels([0], 2, rule="reflekt")
+    with pytest.raises(ValueError, match="labels 0 to 2"):
+        synth.invert_labels([0, 2], 2)
+    with pytest.raises(ValueError, match="needs rng"):
+        synth.invert_labels([0], 2, rule="random_wrong")
+    with pytest.raises(ValueError, match="needs logits"):
+        synth.invert_labels([0], 2, rule="least_likely")
+    with pytest.raises(ValueError, match="Did you mean 'hinge'"):
+        synth.fit_gans(small_gan(), {"a": blobs(8)}, rng=KEY, steps=1, loss="hing")
+
+
+def test_the_mix_has_every_row_and_turns_round_what_is_forgotten():
+    split = images.split_class(blobs(40), 1)
+    drawn = images.table(np.full((6, *SHAPE), 0.5), np.full(6, 1), classes=CLASSES)
+    mixed = synth.reorganise(
+        split.forget, split.retain, drawn, drawn, classes=CLASSES, rule="shift"
+    )
+    counts = np.bincount(mixed["source"], minlength=4)
+    assert_array_equal(counts, [30, 6, 10, 6])
+    labels = images.labels_of(mixed)
+    assert_array_equal(labels[:30], images.labels_of(split.retain))
+    assert set(labels[30:36]) == {1} and set(labels[36:]) == {2}
+    assert_array_equal(mixed["image"][:30], split.retain["image"])
+
+
+def test_labels_are_the_models_own_without_dropout():
+    config = vision.VisionConfig("mlp", shape=SHAPE, classes=CLASSES, width=0.1)
+    model = vision.make(config)
+    params, data = model.init(KEY), blobs(10)
+    found, sure = synth.pseudo_label(model, params, data["image"], batch_size=4)
+    logits = model.unembed(params, vision.features(model, params, data))
+    assert_array_equal(images.labels_of(found), logits.argmax(1))
+    assert_allclose(sure, jax.nn.softmax(logits).max(1), rtol=1e-5)
+
+
+def test_a_class_is_forgotten_and_the_others_are_kept():
+    data = blobs()
+    split = images.split_class(data, 0)
+    config = vision.VisionConfig("mlp", shape=SHAPE, classes=CLASSES, width=0.1)
+    model = vision.make(config)
+
+    def trained(params, recipe, tables, steps):
+        train, rest = trees.split(params, vision.TRAINABLE)
+        state = ju.init_state(train, recipe.tx, KEY)
+        step = jax.jit(ju.make_step(recipe.terms, recipe.tx), donate_argnums=0)
+        loader = table.streams(tables, 32, seed=0)
+        state, _ = ju.fit(step, state, loader, ju.Frozen(rest), steps=steps)
+        return trees.merge(state.params, rest)
+
+    def accuracy(params, data):
+        return evaluate.token_scores(model, params, data).hits.mean()
+
+    term = terms.on_logps(losses.nll, model, "train")
+    tx = optax.chain(combine.weighted_sum(), optax.adam(1e-2))
+    first = recipes.Recipe({"train": term}, tx)
+    params = trained(model.init(KEY), first, {"train": data}, 80)
+    assert accuracy(params, data) > 0.98
+    net = small_gan(width=16)
+    streams = {"forget": split.forget, "retain": split.retain}
+    how = dict(batch_size=32, loss="relativistic", r1=1.0, lr=5e-3)
+    pairs, _ = synth.fit_gans(net, streams, rng=KEY, steps=120, **how)
+    drawn = {
+        name: synth.pseudo_label(
+            model,
+            params,
+            synth.draw_images(
+                net.draw, pairs[name]["generator"], 40, latent=8, rng=KEY
+            ),
+        )[0]
+        for name in streams
+    }
+    mixed = synth.reorganise(
+        split.forget,
+        split.retain,
+        drawn["forget"],
+        drawn["retain"],
+        classes=CLASSES,
+        rule="random_wrong",
+        rng=KEY,
+    )
+    tune = recipes.finetune.nll(model, lr=1e-2, streams={"mixed": 1.0})
+    new = trained(params, tune, {"mixed": mixed}, 60)
+    assert accuracy(new, split.forget) < 0.1
+    assert accuracy(new, split.retain) > accuracy(params, split.retain) - 0.02
