@@ -74,10 +74,10 @@ def defaults() -> ConfigDict:
             "length": 256,  # tokens of a row
             "batch": 4,  # rows in memory at a time
             "first": 20480,  # tokens of each text, at most, looked at before step 1
-            "again": 4096,  # and before every later step
-            "scored": 4096,  # tokens of each text that are scored
+            "again": 2048,  # and before every later step
+            "scored": 2048,  # tokens of each text that are scored
             "fraction": 0.02,  # of all neurons, a step
-            "steps": 8,
+            "steps": 6,
             "eps": 1e-3,
             "seeds": (0,),  # of random pruning
         }
@@ -193,14 +193,15 @@ def activities(model, params, texts, config, step) -> tuple[Any, dict[str, float
     tokens, found, spent = config.first if step == 1 else config.again, {}, {}
     for side, text in texts.items():
         rows = {name: x[: tokens // config.length] for name, x in text.seen.items()}
-        start = time.perf_counter()
+        start = time.perf_counter(), time.process_time()
         batches = (
             {**batch, "mask": batch["mask"] & batch["valid"][:, None]}
             for batch in tables.padded(rows, config.batch)
         )
         found[side] = stats.activity(model, params, batches, (SITE,))[SITE]
         jax.block_until_ready(found[side])
-        spent[f"statistics_seconds_{side}"] = time.perf_counter() - start
+        spent[f"statistics_seconds_{side}"] = time.perf_counter() - start[0]
+        spent[f"statistics_core_seconds_{side}"] = time.process_time() - start[1]
         spent[f"statistics_tokens_{side}"] = int(found[side].count)
     return found, spent
 
@@ -278,9 +279,9 @@ def _check(config: ConfigDict) -> None:
 
 
 def head(config: ConfigDict, origin: Mapping[str, str]) -> dict[str, Any]:
-    """What the lines of a file have in common."""
-    plain = {k: v for k, v in config.to_dict().items() if k not in ("output", "data")}
-    plain["seeds"] = list(plain["seeds"])
+    """What the lines of a file have in common; more steps and seeds may follow."""
+    apart = ("output", "data", "steps", "seeds")
+    plain = {k: v for k, v in config.to_dict().items() if k not in apart}
     return {"config": plain, "texts": dict(origin)}
 
 

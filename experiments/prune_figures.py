@@ -137,15 +137,18 @@ def _times(lines, about) -> list[str]:
     first = [x for x in lines[1:] if x["step"] == 1 and x["forget"]]
     out = ["## Time and exactness", ""]
     if first:
-        seconds = [first[0][f"statistics_seconds_{side}"] for side in SIDES]
+        texts = [
+            f"{first[0][f'statistics_tokens_{side}']} tokens of {side} "
+            f"{first[0][f'statistics_seconds_{side}']:.0f} s "
+            f"({first[0][f'statistics_core_seconds_{side}']:.0f} s of one core)"
+            for side in SIDES
+        ]
         chosen = max(x["choose_seconds"] for x in lines[1:] if x["forget"])
         out.append(
-            f"- Statistics over {first[0]['statistics_tokens_code']} tokens of code "
-            f"took {seconds[0]:.0f} s, with compilation, and over "
-            f"{first[0]['statistics_tokens_prose']} of prose {seconds[1]:.0f} s; the "
-            f"bar is {LIMITS[0]:.0f} s on two cores. From statistics to a mask, "
-            f"scoring and selecting, at most {chosen:.2f} s; the bar is "
-            f"{LIMITS[1]:.0f} s. Other work ran on the machine."
+            f"- Statistics over {' and '.join(texts)}, compilation included and "
+            f"other work on the machine; the bar is {LIMITS[0]:.0f} s on two cores. "
+            "From statistics to a mask, scoring and selecting, at most "
+            f"{chosen:.2f} s; the bar is {LIMITS[1]:.0f} s."
         )
     check = about["checks"]
     return [

@@ -15,8 +15,10 @@ same command goes on. --draw only writes the figures from those lines.
 
 import json
 import math
+import shlex
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,7 +28,7 @@ from tqdm import tqdm
 
 from experiments.small import figures, methods, score, unlearn, world
 from jaxunlearn import _checks
-from jaxunlearn.io import log
+from jaxunlearn.io import checkpoint, log
 
 RATES = (1e-4, 3e-4, 5e-4, 1e-3, 2e-3)
 SEEDS = (0, 1, 2)
@@ -112,6 +114,16 @@ def head(small: world.World, plan: Plan) -> Line:
     """What the lines of a file have in common; its first line."""
     sizes = dict(steps=plan.steps, rows=plan.rows, asked=dict(plan.asked))
     return {"key": "head", "world": small.digest, **sizes}
+
+
+def provenance(small: world.World) -> dict[str, Any]:
+    """Of a run from the command line: parameters, command and versions."""
+    module = Path(sys.argv[0]).stem
+    return {
+        "parameters": small.about["parameters"],
+        "command": f"python -m experiments.small.{module} {shlex.join(sys.argv[1:])}",
+        "versions": {name: metadata.version(name) for name in checkpoint.LIBRARIES},
+    }
 
 
 def read(file: Path, expected: Line) -> list[Line]:

@@ -39,6 +39,7 @@ class Runner(NamedTuple):
         frozen: what does not train, and the reference if a term asks for it.
         rows: of each stream at a step.
         steps: of a run.
+        places: stream -> the table that it draws from.
     """
 
     recipe: Recipe
@@ -49,6 +50,7 @@ class Runner(NamedTuple):
     frozen: ju.Frozen
     rows: int
     steps: int
+    places: dict[str, str]
 
 
 def tables(world: World) -> dict[str, table.Table]:
@@ -127,7 +129,23 @@ def runner(
     batch = next(batches(own, rows, seed=0))
     compiled = step.lower(fresh(0), batch, frozen).compile()
     seconds = time.perf_counter() - start
-    return Runner(recipe, compiled, seconds, fresh, own, frozen, rows, steps)
+    return Runner(recipe, compiled, seconds, fresh, own, frozen, rows, steps, places)
+
+
+def elsewhere(made: Runner, params: Params, streams: dict[str, table.Table]) -> Runner:
+    """The same compiled step from other params and on other rows, of the same shapes.
+
+    The reference, where a term asks for one, stays that of the world.
+    """
+    train, rest = trees.split(params, made.recipe.trainable)
+
+    def fresh(seed: int) -> ju.UnlearnState:
+        return ju.init_state(train, made.recipe.tx, jax.random.key(seed))
+
+    own = {name: streams[place] for name, place in made.places.items()}
+    return made._replace(
+        state=fresh, tables=own, frozen=made.frozen._replace(rest=rest)
+    )
 
 
 def run(

@@ -127,6 +127,7 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_masks(done, texts, tmp_path)
 def test_the_table_says_drops_and_their_ratio(done, tmp_path):
     line = dict(seed=0, forget="code", step=1, removed=0.02, choose_seconds=0.1)
     line |= dict(statistics_seconds_code=2.0, statistics_seconds_prose=1.0)
+    line |= dict(statistics_core_seconds_code=3.0, statistics_core_seconds_prose=1.5)
     line |= dict(statistics_tokens_code=24, statistics_tokens_prose=24)
     line |= dict(method="selective", key="x")
     before = dict(key="step 0", step=0, code=0.5, prose=0.4)
