@@ -60,7 +60,7 @@ def of_task(
         Rows in the order of `kept`, as this module describes them; and, for a task to
         forget, {"id", "prompt", "tokens", "logps"} of SHOWN rows at most.
     """
-    scores = _scores(model, params, kept.tables, batch_size, mesh)
+    scores = column_scores(model, params, kept.tables, batch_size, mesh)
     right = scores["answer"]
     found = _of_answer(right, settings)
     found |= _of_others(scores, found["nll"], task.kind, settings)
@@ -115,8 +115,21 @@ def _gradnorms(params, batch, model, stacked, last):
     return jax.lax.map(one, batch)
 
 
-def _scores(model, params, tables, batch_size, mesh) -> dict[str, TokenScores]:
-    """Of every column, by rows of like length."""
+def column_scores(
+    model: Model,
+    params: Params,
+    tables: Mapping[str, table.Table],
+    batch_size: int = 32,
+    mesh: Mesh | None = None,
+) -> dict[str, TokenScores]:
+    """`evaluate.token_scores` of every column, rows of like length together.
+
+    Args:
+        model, params: who is asked.
+        tables: column -> table, all of one shape.
+        batch_size: rows at a time.
+        mesh: where the params lie, if they do on one.
+    """
     joined = table.concat(list(tables.values()))
     count, length = joined["tokens"].shape
     out = [np.zeros((count, length - 1), x) for x in (float, bool, float, bool)]

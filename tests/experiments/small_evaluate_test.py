@@ -1,0 +1,132 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The small world's evaluation: original, retrained and unlearned, and their report."""
+
+import json
+
+import pytest
+
+from experiments import report
+from experiments.evaluation import folder as folders
+from experiments.reports import read
+from experiments.small import evaluate, unlearn
+from tests.data.official_test import DATA, there
+
+pytestmark = pytest.mark.usefixtures("standard_promotion")
+RATES = {"blur.npo": 2e-3}
+STEPS = 3
+
+
+@pytest.fixture(scope="module")
+def evaluated(small_world, tmp_path_factory, standard_promotion):
+    """(the folder, seconds, what was said, what was asked)."""
+    _, small = small_world
+    folder, said = tmp_path_factory.mktemp("evaluations"), []
+    asked = evaluate.read(small)
+    settings = dict(rates=RATES, steps=STEPS, resamples=20, command="here")
+    seconds = evaluate.run(small, folder, asked, say=said.append, **settings)
+    return folder, seconds, said, asked
+
+
+def test_each_model_has_an_evaluation_told_apart_by_its_role(evaluated):
+    folder, seconds, said, asked = evaluated
+    assert list(asked) == ["forget", "retain"]
+    abouts = {
+        name: folders.read(folder / name / "about.json")
+        for name in ("original", "retrained", "blur_npo")
+    }
+    assert set(seconds["evaluation"]) == set(abouts)
+    assert all(x > 0 for each in seconds.values() for x in each.values())
+    roles = {name: about["role"] for name, about in abouts.items()}
+    assert roles["blur_npo"] == "unlearned" and roles["original"] == "original"
+    assert (
+        abouts["blur_npo"]["method"] == "blur.npo" and abouts["blur_npo"]["seed"] == 0
+    )
+    assert abouts["retrained"]["retain"] is None
+    assert abouts["original"]["retain"].endswith("retrained")
+    assert len({about["params_digest"] for about in abouts.values()}) == 3
+    assert said[0] == "retrained:" and "blur_npo:" in said
+
+
+def test_the_original_knows_what_the_retrained_does_not(evaluated):
+    folder, *_ = evaluated
+    found = {
+        name: folders.read(folder / name / "metrics.json")
+        for name in ("original", "retrained")
+    }
+    known, unknown = (
+        found[x]["tasks"]["forget"]["probability"]["value"] for x in found
+    )
+    assert known > 0.8 > 0.5 > unknown
+    assert found["original"]["overall"]["forget_quality"]["value"] < 0.5
+    assert "forget_quality" not in found["retrained"]["overall"]
+
+
+def test_the_log_of_unlearning_lies_beside_and_the_report_shows_it(evaluated, tmp_path):
+    folder, *_ = evaluated
+    lines = (folder / "blur_npo" / "training.jsonl").read_text().splitlines()
+    steps = [json.loads(line)["step"] for line in lines]
+    assert len(steps) == STEPS and steps == sorted(set(steps))
+    runs = read.load([folder])
+    assert [run.name for run in runs] == ["original", "retrained", "blur_npo"]
+    page = report.write(runs, tmp_path, examples=2).read_text(encoding="utf-8")
+    assert 'id="training"' in page and "blur_npo" in page
+    assert page.count("<details") == 2
+
+
+def test_the_same_again_asks_nothing(evaluated, small_world):
+    folder, _, _, asked = evaluated
+    said = []
+    settings = dict(rates={}, resamples=20, command="here")
+    evaluate.run(small_world[1], folder, asked, say=said.append, **settings)
+    assert [line for line in said if line.startswith("Nothing changed")] == said[1::2]
+    assert len(said) == 4
+
+
+def test_unlearning_starts_from_the_model_each_time(evaluated, small_world):
+    folder, _, _, asked = evaluated
+    _, small = small_world
+    runner = unlearn.runner(
+        small,
+        evaluate.methods.methods()["blur.npo"],
+        unlearn.tables(small),
+        steps=STEPS,
+        rows=evaluate.ROWS,
+    )
+    params, _ = unlearn.run(runner, rate=RATES["blur.npo"], seed=0)
+    about = folders.read(folder / "blur_npo" / "about.json")
+    assert folders.params_digest(params) == about["params_digest"]
+
+
+def test_a_method_that_is_not_known_is_refused(small_world, tmp_path):
+    with pytest.raises(ValueError, match="blur.npo"):
+        evaluate.run(small_world[1], tmp_path, {}, rates={"blur.npoo": 1e-3})
+    assert not list(tmp_path.iterdir())
+
+
+def of_tofu(small):
+    return small._replace(about={"config": {"facts": {"source": "tofu"}}})
+
+
+def test_tofus_tables_are_asked_for_by_name(small_world, tmp_path):
+    with pytest.raises(FileNotFoundError, match="forget01_perturbed"):
+        evaluate.read(of_tofu(small_world[1]), "01", str(tmp_path))
+
+
+@there("tofu", "forget05_perturbed.jsonl")
+def test_a_world_of_tofus_authors_is_asked_all_of_tofu(small_world):
+    found = evaluate.read(of_tofu(small_world[1]), "05", str(DATA))
+    assert {name: len(rows) for name, rows in found.items()} == {
+        "forget": 200,
+        "retain": 400,
+        "real_authors": 100,
+        "world_facts": 117,
+        "holdout": 200,
+    }
+
+
+@pytest.mark.parametrize(
+    "method, name",
+    [("blur.npo", "blur_npo"), ("openunlearning.npo", "npo"), ("surgery", "surgery")],
+)
+def test_names_of_folders(method, name):
+    assert evaluate.short(method) == name
