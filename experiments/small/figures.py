@@ -234,9 +234,7 @@ def _plot(lines, rows, file: Path) -> None:
 
     figure, axes = pyplot.subplots(figsize=(9, 6))
     names = list(dict.fromkeys(row["method"] for row in rows))
-    colours = dict(
-        zip(names, pyplot.cm.tab20(np.linspace(0, 1, len(names))), strict=True)
-    )
+    looks = {name: (f"C{i % 10}", "osD^v"[i // 10 % 5]) for i, name in enumerate(names)}
     for row in rows:
         quality, utility = row["log10_forget_quality"], row["utility"]
         best = row["setting"] != "published"
@@ -245,8 +243,8 @@ def _plot(lines, rows, file: Path) -> None:
             quality[0],
             xerr=utility[1],
             yerr=quality[1],
-            fmt="o" if best else "x",
-            color=colours[row["method"]],
+            fmt=looks[row["method"]][1] if best else "x",
+            color=looks[row["method"]][0],
             label=row["method"] if best else None,
             capsize=2,
         )
@@ -266,7 +264,7 @@ def _plot(lines, rows, file: Path) -> None:
     axes.set_xlabel("utility over rows to keep (right is better)")
     axes.set_ylabel("log10 forget quality (up is better)")
     axes.set_title(
-        "Small world: circles at the best rate of the sweep, "
+        "Small world: filled marks at the best rate of the sweep, "
         "crosses at the published rate"
     )
     axes.legend(fontsize=8, ncol=2)

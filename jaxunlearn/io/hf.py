@@ -283,7 +283,13 @@ def _open_folder(folder: Path, compute_dtype: str, remat: str) -> _assemble.Sour
     config = _hf_config.parse(text, compute_dtype=compute_dtype, remat=remat)
     generation = folder / _GENERATION
     if generation.is_file():
-        kept = json.loads(text) | {_KEPT: json.loads(generation.read_text())}
+        try:
+            kept = json.loads(text) | {_KEPT: json.loads(generation.read_text())}
+        except ValueError as error:
+            raise ValueError(
+                f"hf.load needs {generation} in JSON, got text that does not parse "
+                f"({error}). Copy it again, or delete it: weights do not need it."
+            ) from error
         config = _hf_config.parse(
             json.dumps(kept), compute_dtype=compute_dtype, remat=remat
         )

@@ -118,8 +118,8 @@ def joint(
     Returns:
         A Term that reports `<name>/loss` of each part before weighting.
     Raises:
-        ValueError: without terms, with terms on different models, or a weight not
-            finite.
+        ValueError: without terms, with terms on different models, with one that is
+            not of this room's `on_*` functions (a half, say), or a weight not finite.
     """
     if not terms:
         raise ValueError("terms.joint needs at least one term, got none.")
@@ -128,6 +128,13 @@ def joint(
     _checks.has_keys("terms.joint", "weights", terms, weights, fix)
     _checks.has_keys("terms.joint", "terms", weights, terms, fix)
     _checks.finite("terms.joint", **weights)
+    for name, term in terms.items():
+        if not isinstance(term, BoundTerm):
+            raise ValueError(
+                "terms.joint needs terms that on_logps, on_tokens and their like made, "
+                f"got a {type(term).__name__} as {name!r}. Keep it apart and join the "
+                "gradients with combine.weighted_sum."
+            )
     models = [term.model for term in terms.values()]
     if any(model is not models[0] for model in models):
         raise ValueError(

@@ -35,8 +35,8 @@ def on_hidden(
         stream: name of the stream to read.
         layer: index of the block whose output is read; later ones do not run.
         target: [D]; or [K, D], one vector a topic, and then the batch's column `topic`
-            [B] int32 says which of them each row has. None takes the reference's states
-            of the same tokens.
+            [B] int32 says which of them each row has; a topic that is not there makes
+            the loss NaN. None takes the reference's states of the same tokens.
         adaptive: makes the target point along `target`, `adaptive` times as long as the
             reference's own state of that token (losses.adaptive_target).
         reference: where the reference's states come from, if the target needs them:
@@ -79,7 +79,12 @@ def on_hidden(
             "answer": lambda: batch["answer"] & batch["mask"],
             "all": lambda: jnp.ones_like(batch["mask"]),
         }[tokens]()
-        aim = target[batch["topic"]][:, None] if by_topic else target
+        aim = target
+        if by_topic:
+            topic = jnp.asarray(batch["topic"])
+            topic = jnp.where(topic < 0, len(target), topic)  # -1 is no topic either
+            rows = jnp.asarray(target).at[topic]
+            aim = rows.get(mode="fill", fill_value=jnp.nan)[:, None]
         if refers:
             if reference == "column":
                 states = batch["ref_hidden"]

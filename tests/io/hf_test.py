@@ -343,3 +343,12 @@ def test_the_hub_hands_over_a_folder(tiny, folder, monkeypatch):
     assert asked["name"] == "owner/model"
     assert "*.safetensors" in asked["patterns"]
     assert not any(".bin" in p or ".py" in p or p == "*" for p in asked["patterns"])
+
+
+def test_generation_settings_that_do_not_parse_say_so(tiny, tmp_path, says):
+    model, params = tiny
+    hf.save(params, model, tmp_path)
+    (tmp_path / "generation_config.json").write_text('{"do_sam')
+    with pytest.raises(ValueError) as info:
+        hf.load(tmp_path)
+    says(info, "generation_config.json in JSON", "delete it")

@@ -57,6 +57,9 @@ def test_the_mean_distance_of_the_tokens_that_count(tokens, reduce):
     rows = VECTORS[batch["topic"]][:, None]
     got = value(topics, params, batch).mean()
     assert_allclose(got, expected(states, rows, where, reduce), rtol=1e-5)
+    for unknown in (len(VECTORS), -1):
+        other = batch | {"topic": batch["topic"].at[0].set(unknown)}
+        assert np.isnan(value(topics, params, other).mean())
     held = make(tokens=tokens)
     ref_states = model.apply(ref, batch, until=1).hidden
     got = value(held, params, batch, ref).mean()

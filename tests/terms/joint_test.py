@@ -110,3 +110,10 @@ def test_joint_refuses_what_cannot_be_joined():
     another = terms.on_logps(losses.nll, other, "x")
     with pytest.raises(ValueError, match="terms on one model"):
         terms.joint(parts | {"another": another})
+
+
+def test_joint_refuses_a_half():
+    parts, _ = parts_and_streams()
+    parts["forget"] = terms.halves(parts["forget"])[0]
+    with pytest.raises(ValueError, match="got a HalfTerm as 'forget'. Keep it apart"):
+        terms.joint(parts)
