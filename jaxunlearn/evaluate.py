@@ -194,6 +194,27 @@ def choose(
         ValueError: if the prompts differ in their number of options, a text is longer
             than the model's positions, or the model has no cache.
     """
+    table = encode_options(model, tokenizer, prompts, options)
+    rows = max(1, batch_size // table["options"].shape[1])
+    logps = []
+    for batch in tables.padded(table, rows):
+        valid = batch.pop("valid")
+        logps.append(np.asarray(option_logps(model, params, batch))[valid])
+    return np.concatenate(logps).argmax(axis=1)
+
+
+def encode_options(
+    model: Model,
+    tokenizer: Any,
+    prompts: Sequence[str],
+    options: Sequence[Sequence[str]],
+) -> dict[str, np.ndarray]:
+    """The table that `option_logps` reads; arguments and errors are those of `choose`.
+
+    Returns:
+        tokens, mask: [n, P], what the options of a prompt begin with, padded left;
+        options, real, counted: [n, k, S], the rest of each, `counted` on its answer.
+    """
     counts = {len(each) for each in options}
     if len(counts) != 1 or len(options) != len(prompts):
         raise ValueError(
@@ -216,11 +237,7 @@ def choose(
     if longest is not None:
         tables.check_length(table, longest)
     prefix, suffix = _shared(table, count)
-    logps = []
-    for batch in tables.padded({**prefix, **suffix}, max(1, batch_size // count)):
-        valid = batch.pop("valid")
-        logps.append(np.asarray(_option_logps(params, batch, model))[valid])
-    return np.concatenate(logps).argmax(axis=1)
+    return {**prefix, **suffix}
 
 
 def _shared(table, count):
@@ -252,9 +269,13 @@ def _shared(table, count):
     return prefix, suffix
 
 
-@partial(jax.jit, static_argnums=2)
-def _option_logps(params, batch, model):
-    """Log-probability of each option, [B, options]; every prompt is run once."""
+@partial(jax.jit, static_argnums=0)
+def option_logps(model: Model, params: Params, batch: tables.Table) -> jax.Array:
+    """Log-probability of each option, [B, k], nats, summed over its tokens.
+
+    `batch` has rows of `encode_options`. Every prompt is run once; jax.vmap over
+    stacked params asks several models at a time.
+    """
     rows, count, own = batch["options"].shape
     length = batch["tokens"].shape[1]
     cache = model.cache(rows, length + own)

@@ -12,11 +12,13 @@ from collections.abc import Sequence
 import jax
 import optax
 
-from jaxunlearn import combine, losses, terms
+from jaxunlearn import _checks, combine, losses, terms, trees, wrap
 from jaxunlearn.data import table as tables
 from jaxunlearn.fit import Hook, fit
 from jaxunlearn.step import init_state, make_step
-from jaxunlearn.typing import Model, Params
+from jaxunlearn.typing import Frozen, Model, Params
+
+KERNELS = r"blocks/.*/kernel"
 
 
 def relearn(
@@ -27,11 +29,13 @@ def relearn(
     steps: int,
     batch_size: int = 16,
     lr: float | optax.Schedule = 1e-5,
+    rank: int = 0,
+    pattern: str = KERNELS,
     seed: int = 0,
     hooks: Sequence[Hook] = (),
     progress: bool = False,
 ) -> tuple[Params, list[dict]]:
-    """Finetunes every parameter on the answers of the facts the attacker knows.
+    """Finetunes on the answers of the facts the attacker knows.
 
     Args:
         model: the attacked model.
@@ -40,18 +44,29 @@ def relearn(
         steps: updates of AdamW without weight decay on the token-mean NLL.
         batch_size: rows at each step.
         lr: learning rate or schedule.
-        seed: of the order of the rows.
+        rank: 0 trains every parameter; above it LoRA's products alone, merged in the
+            end, beside the kernels that `pattern` matches.
+        pattern: see rank.
+        seed: of the order of the rows and of LoRA's leaves.
         hooks: as for fit.
         progress: as for fit.
     Returns:
         (params after the attack, log).
     Raises:
-        ValueError: if `known` has no rows.
+        ValueError: if `known` has no rows, or wrap.lora refuses pattern or rank.
     """
+    _checks.not_negative("attacks.relearn", rank=rank)
     loader = tables.streams({"known": known}, batch_size, seed=seed)
+    if rank:
+        model = wrap.lora(model, pattern=pattern, rank=rank, alpha=2.0 * rank)
+        params = wrap.add_lora(params, model, jax.random.key(seed))
+    train, rest = trees.split(params, wrap.LORA if rank else r".*")
     parts = {"known": terms.on_logps(losses.nll, model, "known", reduce="token")}
     tx = optax.chain(combine.weighted_sum(), optax.adamw(lr, weight_decay=0.0))
-    state = init_state(params, tx, jax.random.key(seed))
+    state = init_state(train, tx, jax.random.key(seed))
     step = jax.jit(make_step(parts, tx), donate_argnums=0)
-    state, log = fit(step, state, loader, steps=steps, hooks=hooks, progress=progress)
-    return state.params, log
+    state, log = fit(
+        step, state, loader, Frozen(rest), steps=steps, hooks=hooks, progress=progress
+    )
+    after = trees.merge(state.params, rest)
+    return (wrap.merge_lora(after, model) if rank else after), log

@@ -61,8 +61,8 @@ class _Reading:
     lora: _Lora
     function: Callable
 
-    def __call__(self, params: Params, *args):
-        return self.function(self.lora.read(params), *args)
+    def __call__(self, params: Params, *args, **kwargs):
+        return self.function(self.lora.read(params), *args, **kwargs)
 
 
 def lora(model: Model, *, pattern: str, rank: int = 8, alpha: float = 16.0) -> Model:

@@ -63,8 +63,8 @@ class _Extend:
 
     projected: _Projected
 
-    def __call__(self, params: Params, batch: Batch, cache):
-        edits = self.projected.edits(params, {})
+    def __call__(self, params: Params, batch: Batch, cache, *, edits=None):
+        edits = self.projected.edits(params, edits or {})
         return self.projected.model.extend(params, batch, cache, edits=edits)
 
 

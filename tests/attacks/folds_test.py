@@ -1,0 +1,71 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Folds share nothing, and what they share is named."""
+
+import pytest
+
+from jaxunlearn import attacks
+
+
+def fact(name, answer=0, **more):
+    return {
+        "question": f"What is {name}?",
+        "choices": list("wxyz"),
+        "answer": answer,
+    } | {
+        "name": name,
+        **more,
+    }
+
+
+def test_subjects_stay_together_in_folds_of_like_size():
+    facts = [fact(f"n{i % 10}", question=f"q{i}") for i in range(33)]
+    folds = attacks.make_folds(facts, 4, by="name", seed=3)
+    assert sorted(map(len, folds)) == [7, 7, 9, 10]  # of 3 and 4 facts a name
+    names = [{f["name"] for f in fold} for fold in folds]
+    assert sum(map(len, names)) == len(set().union(*names)) == 10
+    assert sorted(f["question"] for fold in folds for f in fold) == sorted(
+        f["question"] for f in facts
+    )
+    attacks.check_folds(folds, ("name", "question"))
+    again = attacks.make_folds(facts, 4, by="name", seed=3)
+    other = attacks.make_folds(facts, 4, by="name", seed=4)
+    assert folds == again != other
+
+
+def test_one_subject_in_other_letters_is_one_subject():
+    facts = [fact(name) for name in ("Ada Bor", "ada  bor", "Cal", "Dan")]
+    folds = attacks.make_folds(facts, 3, by="name")
+    assert max(len({f["name"].split()[0].lower() for f in x}) for x in folds) == 1
+
+
+@pytest.mark.parametrize("by", ["name", ("question", "name")])
+def test_a_shared_fact_is_refused_by_its_name(by):
+    folds = [[fact("Ada"), fact("Cal")], [fact("Dan")], [fact("Bo"), fact(" ADA")]]
+    with pytest.raises(ValueError, match="ADA.*is in fold 0 and in fold 2"):
+        attacks.check_folds(folds, by)
+    attacks.check_folds(folds[:2], by)
+    # Twice in one fold is no leak.
+    attacks.check_folds([[fact("Ada"), fact("Ada")], [fact("Dan")]], by)
+
+
+def test_rotations():
+    folds = [[fact("a")], [fact("b"), fact("c")], [fact("d")]]
+    known, asked = attacks.rotation(folds, 1)
+    assert [f["name"] for f in known] == ["a", "d"]
+    assert [f["name"] for f in asked] == ["b", "c"]
+    for wrong in (-1, 3):
+        with pytest.raises(ValueError, match="held_out of 0 to 2"):
+            attacks.rotation(folds, wrong)
+
+
+def test_bad_folds_say_what_is_wrong():
+    with pytest.raises(ValueError, match="k=3 and 2 values of 'name'"):
+        attacks.make_folds([fact("a"), fact("b"), fact("A")], 3, by="name")
+    with pytest.raises(ValueError, match="k=1"):
+        attacks.make_folds([fact("a"), fact("b")], 1)
+    with pytest.raises(KeyError, match="'author'.*Add it"):
+        attacks.make_folds([fact("a"), fact("b")], 2, by="author")
+    with pytest.raises(ValueError, match="none in fold 1"):
+        attacks.check_folds([[fact("a")], []])
+    with pytest.raises(ValueError, match="at least two folds, got 1"):
+        attacks.check_folds([[fact("a")]])
