@@ -5,7 +5,7 @@ Every author has eight facts, each asked once. No two authors share a name, and 
 wrong answers of a question are the right one with another value in its place.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -133,24 +133,54 @@ def rows(*, forget: int, retain: int, seed: int = 0) -> dict[str, list[dict[str,
     }
 
 
-def _about(name: str, rng: np.random.Generator) -> list[dict[str, Any]]:
-    found = []
-    for kind, question, answer, other in FACTS:
-        values = VALUES[kind]
-        picked = rng.choice(len(values), WRONG + 1, replace=False)
-        right, *wrong = (values[i] for i in picked)
-        found.append(
-            {
-                "author": name,
-                "question": question.format(name=name),
-                "answer": answer.format(name=name, value=right),
-                "paraphrased_answer": other.format(name=name, value=right),
-                "perturbed_answer": [
-                    other.format(name=name, value=value) for value in wrong
-                ],
-            }
-        )
+def fictitious(
+    rows: Sequence[Mapping[str, Any]], *, seed: int = 0
+) -> list[dict[str, Any]]:
+    """The same questions about the same authors with other answers: new biographies.
+
+    Args:
+        rows: of `rows`.
+        seed: whole number >= 0.
+    Returns:
+        Rows in the same order and columns; no old value is among their answers.
+    Raises:
+        ValueError: if a row is not one of `rows`.
+    """
+    _checks.not_negative("biographies.fictitious", seed=seed)
+    rng, found = np.random.default_rng([seed, 1]), []
+    for row in rows:
+        name = row["author"]
+        known = [fact for fact in FACTS if fact[1].format(name=name) == row["question"]]
+        if not known:
+            raise ValueError(
+                "biographies.fictitious needs rows of biographies.rows, got the "
+                f"question {row['question']!r}."
+            )
+        kind, _, answer, _ = known[0]
+        others = [
+            value
+            for value in VALUES[kind]
+            if answer.format(name=name, value=value) != row["answer"]
+        ]
+        found.append(_asked(name, known[0], others, rng))
     return found
+
+
+def _about(name: str, rng: np.random.Generator) -> list[dict[str, Any]]:
+    return [_asked(name, fact, VALUES[fact[0]], rng) for fact in FACTS]
+
+
+def _asked(name, fact, values, rng) -> dict[str, Any]:
+    _, question, answer, other = fact
+    picked = rng.choice(len(values), WRONG + 1, replace=False)
+    right, *wrong = (values[i] for i in picked)
+    return {
+        "author": name,
+        "question": question.format(name=name),
+        "answer": answer.format(name=name, value=right),
+        "paraphrased_answer": other.format(name=name, value=right),
+        "perturbed_answer": [other.format(name=name, value=value) for value in wrong],
+    }
 
 
 VALUES: Mapping[str, list[str]] = {

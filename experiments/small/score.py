@@ -136,6 +136,24 @@ def summary_of(
     }
 
 
+def chosen(model: Model, params: Params, options: table.Table, count: int):
+    """[n] int: which of each question's `count` answers is likeliest.
+
+    Args:
+        model, params: who is asked.
+        options: [n * count] rows, the answers of one question one after another.
+        count: answers of a question.
+    Returns:
+        The index of the answer with the highest mean log-probability of a token; where
+        a model gives NaN the answer is never chosen.
+    """
+    scores = evaluate.token_scores(model, params, options, batch_size=BATCH)
+    nll = metrics.mean_nll(scores.logps, where=scores.where)
+    nll = np.nan_to_num(nll, nan=np.inf).reshape(-1, count)
+    broken = ~np.isfinite(nll).any(1)
+    return np.where(broken, -1, nll.argmin(1))
+
+
 def in_words(summary: Mapping[str, float]) -> str:
     """A line for people."""
     return (
