@@ -1,0 +1,268 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One exported model in lm-evaluation-harness and under our own scoring, on MMLU.
+
+    python -m experiments.benchmarks.harness --model runs/quickstart/model \\
+        --output experiments/results/harness_mmlu
+
+500 questions of MMLU's test file, spread over all its subjects, as a local task of the
+harness: zero-shot, once with letters and once with the answers' texts to choose from.
+Three ways to an accuracy: the harness's own model on the exported folder (transformers,
+torch), our decoder in the harness (experiments/harness.py), and `evaluate.choose` with
+no harness. All take the likeliest option by its summed log-probability.
+
+Reads MMLU from --folder or the folder that JAXUNLEARN_DATA names.
+"""
+
+import argparse
+import json
+import os
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from experiments.small import questions
+from jaxunlearn import data, evaluate
+from jaxunlearn.io import hf
+
+COUNT = 500
+CLOSE = 2  # questions by which accuracies may differ
+FORMS = ("letters", "texts")
+LETTERS = ("A", "B", "C", "D")
+LIBRARIES = ("jaxunlearn", "jax", "lm_eval", "transformers", "torch")
+
+Row = Mapping[str, Any]
+
+
+def main(argv: list[str] | None = None) -> dict[str, Any]:
+    """Runs all three, prints and writes what came out."""
+    flags = _flags(argv)
+    os.environ["HF_HUB_OFFLINE"] = "1"  # the harness reads local files alone
+    place = Path(flags.model).expanduser()
+    rows = data.mmlu.read("test", questions.data_folder(flags.folder))
+    rows = spread(rows, flags.count)
+    with tempfile.TemporaryDirectory() as folder:
+        write_task(rows, Path(folder))
+        found, seconds = {}, {}
+        for name in ("hf", "jaxunlearn"):
+            start = time.perf_counter()
+            found[f"harness, {name}"] = in_harness(name, place, Path(folder))
+            seconds[f"harness, {name}"] = time.perf_counter() - start
+    start = time.perf_counter()
+    model, params, tokenizer = hf.load(place, remat="none")
+    found["evaluate.choose"] = {
+        form: picks(model, params, tokenizer, rows, form) for form in FORMS
+    }
+    seconds["evaluate.choose"] = time.perf_counter() - start
+    result = compare(rows, found)
+    result |= {
+        "seconds": seconds,
+        "questions": len(rows),
+        "subjects": len({row["subject"] for row in rows}),
+        "versions": {name: metadata.version(name) for name in LIBRARIES},
+        "command": f"python -m experiments.benchmarks.harness --model {flags.model}",
+    }
+    text = "\n".join(in_words(result))
+    print(text)
+    if flags.output:
+        out = Path(flags.output)
+        out.parent.mkdir(parents=True, exist_ok=True)
+        whole = json.dumps(result, indent=1) + "\n"
+        out.with_suffix(".json").write_text(whole, encoding="utf-8")
+        out.with_suffix(".md").write_text(text + "\n", encoding="utf-8")
+    return result
+
+
+def spread(rows: Sequence[Row], count: int) -> list[Row]:
+    """`count` rows at equal distances.
+
+    Raises:
+        ValueError: if there are fewer.
+    """
+    if not 1 <= count <= len(rows):
+        raise ValueError(
+            f"The comparison needs 1 to {len(rows)} questions, got count={count}."
+        )
+    return [rows[i * len(rows) // count] for i in range(count)]
+
+
+def prompt(row: Row, form: str) -> str:
+    """What stands before the answer, without a space behind it."""
+    if form == "texts":
+        return f"Question: {row['question'].strip()}\nAnswer:"
+    options = zip(LETTERS, row["choices"], strict=True)
+    lines = [f"{letter}. {choice}" for letter, choice in options]
+    return "\n".join([row["question"].strip(), *lines, "Answer:"])
+
+
+def options(row: Row, form: str) -> list[str]:
+    """What can be chosen, without leading spaces."""
+    return list(LETTERS) if form == "letters" else [x.strip() for x in row["choices"]]
+
+
+def write_task(rows: Sequence[Row], folder: Path) -> None:
+    """The questions as files that the harness reads, a task for each form."""
+    for form in FORMS:
+        lines = [
+            json.dumps(
+                {
+                    "prompt": prompt(row, form),
+                    "options": options(row, form),
+                    "answer": row["answer"],
+                }
+            )
+            for row in rows
+        ]
+        file = folder / f"{form}.jsonl"
+        file.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        settings = {  # YAML holds JSON
+            "task": f"local_{form}",
+            "dataset_path": "json",
+            "dataset_kwargs": {
+                "data_files": {"test": str(file)},
+                "cache_dir": str(folder / "cache"),
+            },
+            "test_split": "test",
+            "output_type": "multiple_choice",
+            "doc_to_text": "{{prompt}}",
+            "doc_to_choice": "{{options}}",
+            "doc_to_target": "answer",
+            "target_delimiter": " ",
+            "metric_list": [
+                {"metric": "acc", "aggregation": "mean", "higher_is_better": True}
+            ],
+        }
+        text = json.dumps(settings, indent=1) + "\n"
+        (folder / f"{form}.yaml").write_text(text, encoding="utf-8")
+
+
+def in_harness(name: str, model: Path, folder: Path) -> dict[str, list[int]]:
+    """Form -> the option picked of every question, by a model in the harness.
+
+    Args:
+        name: "hf", the harness's own on torch, or "jaxunlearn", ours.
+        model: an exported folder.
+        folder: as `write_task` fills it.
+    """
+    import lm_eval
+    from lm_eval import tasks
+
+    from experiments import harness
+
+    settings: dict[str, Any] = {"model": "hf", "batch_size": 8, "device": "cpu"}
+    settings["model_args"] = {"pretrained": str(model), "dtype": "float32"}
+    if name == "jaxunlearn":
+        loaded = hf.load(model, remat="none")
+        settings = {"model": harness.Decoder(*loaded)}
+    found = lm_eval.simple_evaluate(
+        **settings,
+        tasks=[f"local_{form}" for form in FORMS],
+        task_manager=tasks.TaskManager(
+            include_path=str(folder), include_defaults=False
+        ),
+        bootstrap_iters=0,
+    )
+    picked = {}
+    for form in FORMS:
+        samples = found["samples"][f"local_{form}"]
+        logps = [
+            [each[0] for each in sample["filtered_resps"]]
+            for sample in sorted(samples, key=lambda sample: sample["doc_id"])
+        ]
+        picked[form] = np.asarray(logps).argmax(1).tolist()
+        right = np.mean([sample["acc"] for sample in samples])
+        told = found["results"][f"local_{form}"]["acc,none"]
+        if abs(right - told) > 1e-9:
+            raise ValueError(
+                f"The harness needs to say the mean of its samples, got {told} for "
+                f"{right}. Another version of lm_eval may report otherwise."
+            )
+    return picked
+
+
+def picks(model, params, tokenizer, rows: Sequence[Row], form: str) -> list[int]:
+    """The option that our own scoring picks of every question."""
+    prompts = [prompt(row, form) for row in rows]
+    choices = [options(row, form) for row in rows]
+    found = evaluate.choose(model, params, tokenizer, prompts, choices)
+    return found.tolist()
+
+
+def compare(
+    rows: Sequence[Row], found: Mapping[str, Mapping[str, Sequence[int]]]
+) -> dict[str, Any]:
+    """Accuracies, and by how many questions each differs from the harness's own.
+
+    Args:
+        rows: the questions.
+        found: way -> form -> picked options; the first way is compared with.
+    """
+    labels = np.asarray([row["answer"] for row in rows])
+    first = next(iter(found))
+    result: dict[str, Any] = {"right": {}, "accuracy": {}, "picked_otherwise": {}}
+    for way, forms in found.items():
+        right = {
+            form: int((np.asarray(x) == labels).sum()) for form, x in forms.items()
+        }
+        result["right"][way] = right
+        result["accuracy"][way] = {x: n / len(rows) for x, n in right.items()}
+        result["picked_otherwise"][way] = {
+            form: int((np.asarray(x) != np.asarray(found[first][form])).sum())
+            for form, x in forms.items()
+        }
+    result["most_apart"] = max(
+        abs(result["right"][way][form] - result["right"][first][form])
+        for way in found
+        for form in FORMS
+    )
+    result["met"] = result["most_apart"] <= CLOSE
+    return result
+
+
+def in_words(result: Mapping[str, Any]) -> list[str]:
+    """The figures as Markdown."""
+    versions = ", ".join(f"{k} {v}" for k, v in result["versions"].items())
+    heads = [f"{form}: right | accuracy | picked otherwise" for form in FORMS]
+    out = [
+        "# MMLU in lm-evaluation-harness and under our own scoring",
+        "",
+        f"`{result['command']}`: {result['questions']} questions of "
+        f"{result['subjects']} subjects, zero-shot; the letters A to D or the answers' "
+        "texts to choose from, by summed log-probability. *Picked otherwise*: "
+        "questions where another option is likeliest than in the first row. "
+        f"{versions}.",
+        "",
+        f"| | {' | '.join(heads)} | seconds |",
+        "| --- |" + " --- |" * (3 * len(FORMS) + 1),
+    ]
+    for way, right in result["right"].items():
+        cells = [
+            f"{right[x]} | {result['accuracy'][way][x]:.3f} | "
+            f"{result['picked_otherwise'][way][x]}"
+            for x in FORMS
+        ]
+        out.append(f"| {way} | {' | '.join(cells)} | {result['seconds'][way]:.0f} |")
+    out += [
+        "",
+        f"The numbers of right answers are at most {result['most_apart']} apart (at "
+        f"most {CLOSE} asked for): {'met' if result['met'] else 'not met'}. Chance is "
+        "0.25.",
+    ]
+    return out
+
+
+def _flags(argv):
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", required=True, help="an exported folder")
+    parser.add_argument("--folder", default="", help="above mmlu/")
+    parser.add_argument("--count", type=int, default=COUNT)
+    parser.add_argument("--output", help="path without suffix of .json and .md")
+    return parser.parse_args(argv)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,161 @@
+# SPDX-License-Identifier: Apache-2.0
+"""lm-evaluation-harness with our decoder, on local tasks; skipped where absent."""
+
+import json
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from numpy.testing import assert_allclose
+
+lm_eval = pytest.importorskip("lm_eval", reason="needs the extra `harness`")
+
+from experiments import harness  # noqa: E402
+from experiments.benchmarks import harness as benchmark  # noqa: E402
+from jaxunlearn import evaluate, metrics  # noqa: E402
+from jaxunlearn.data import table  # noqa: E402
+from jaxunlearn.generate import generate  # noqa: E402
+from jaxunlearn.io import hf  # noqa: E402
+from tests.experiments.questions_of_lands import rows  # noqa: E402
+
+
+@pytest.fixture(autouse=True)
+def offline(monkeypatch, tmp_path):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("LM_HARNESS_CACHE_PATH", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def decoder(made):
+    return harness.Decoder(*made, batch_size=4)
+
+
+def choices(count=8):
+    """Four-way questions of different lengths."""
+    return [
+        {
+            "subject": f"s{i % 3}",
+            "question": "Which " + "city " * (i % 4) + f"is {i}?",
+            "choices": [f"Town {i + j}" for j in range(4)],
+            "answer": i % 4,
+        }
+        for i in range(count)
+    ]
+
+
+def request(*args):
+    return SimpleNamespace(args=args)
+
+
+def test_log_probabilities_are_those_of_our_scoring(made, decoder):
+    model, params, tokenizer = made
+    questions = [row["question"] for row in rows("f")]
+    answers = [row["answer"] for row in rows("f")]
+    pairs = zip(questions, answers, strict=True)
+    found = decoder.loglikelihood(
+        [request(q, f" {a}") for q, a in pairs], disable_tqdm=True
+    )
+    encoded = table.encode(tokenizer, questions, answers)
+    wanted, _ = evaluate.answer_logps(model, params, encoded)
+    assert_allclose([logp for logp, _ in found], wanted, rtol=1e-4)
+    assert not any(greedy for _, greedy in found)
+
+
+def test_what_greedy_decoding_gives_is_told(made, decoder):
+    model, params, tokenizer = made
+    ids = tokenizer.encode("The city")
+    batch = {"tokens": np.asarray([ids]), "mask": np.ones((1, len(ids)), bool)}
+    new = np.asarray(generate(model, params, batch, max_new_tokens=3))[0].tolist()
+    other = [*new[:2], (new[2] + 1) % len(tokenizer)]
+    found = decoder._loglikelihood_tokens(
+        [(("", ""), ids, new), (("", ""), ids, other), (("", ""), ids, new[:1])]
+    )
+    assert [greedy for _, greedy in found] == [True, False, True]
+
+
+def test_a_rolling_text_is_scored_whole_whatever_its_windows(made, decoder):
+    model, params, tokenizer = made
+    short, long = "The city is here.", "The river flows to the sea. " * 40
+    assert len(tokenizer.encode(long)) > 2 * model.config.longest
+    found = decoder.loglikelihood_rolling([request(short), request(long), request("")])
+    ids = tokenizer.encode(short)
+    whole = np.asarray([[tokenizer.eos_token_id, *ids]], np.int32)
+    mask = np.ones_like(whole, bool)
+    batch = {"tokens": whole, "mask": mask, "answer": mask}
+    wanted = evaluate.token_scores(model, params, batch).logps.sum()
+    assert_allclose(found[0], wanted, rtol=1e-4)
+    assert found[1] < found[0] < 0 and found[2] == 0.0
+
+
+def test_answers_are_generated_greedily_up_to_a_stop_word(made, decoder):
+    model, params, tokenizer = made
+    prompts = ["The capital", "A river flows to", "Kenya"]
+    free = {"until": [], "max_gen_toks": 6}
+    got = decoder.generate_until([request(x, free) for x in prompts])
+    wanted = evaluate.completions(model, params, tokenizer, prompts, max_new_tokens=6)
+    assert got == [text.strip() for text in wanted]
+    stop = next(x for text in wanted for x in text if x.strip())
+    stopped = {"until": stop, "max_gen_toks": 6, "do_sample": False}
+    got = decoder.generate_until([request(x, stopped) for x in prompts])
+    assert got == [metrics.cut(text, [stop]) for text in wanted]
+    with pytest.raises(ValueError, match="decodes greedily, but the task asks"):
+        decoder.generate_until([request("x", {"do_sample": True})])
+
+
+def test_texts_over_the_positions_are_counted_and_refused(made, decoder):
+    longest = made[0].config.longest
+    long = (("", ""), [5] * longest, [7, 7])
+    fits = (("", ""), [5] * (longest - 1), [7])
+    assert len(decoder._loglikelihood_tokens([fits])) == 1
+    message = (
+        f"at most {longest} tokens, but 2 of 3 are longer, the longest {longest + 2}"
+    )
+    with pytest.raises(ValueError, match=message):
+        decoder._loglikelihood_tokens([long, fits, long])
+    with pytest.raises(ValueError, match="batch_size"):
+        harness.Decoder(*made, batch_size=0)
+
+
+def test_a_local_task_gives_the_accuracy_of_our_own_scoring(made, tmp_path):
+    model, params, tokenizer = made
+    found = choices()
+    benchmark.write_task(found, tmp_path)
+    hf.save(params, model, tmp_path / "model", tokenizer=tokenizer)
+    ways = {
+        "ours": benchmark.in_harness("jaxunlearn", tmp_path / "model", tmp_path),
+        "choose": {
+            form: benchmark.picks(model, params, tokenizer, found, form)
+            for form in benchmark.FORMS
+        },
+    }
+    try:
+        import torch  # noqa: F401
+
+        ways["hf"] = benchmark.in_harness("hf", tmp_path / "model", tmp_path)
+    except ImportError:
+        pass
+    result = benchmark.compare(found, ways)
+    for way in ways:
+        assert result["picked_otherwise"][way] == {"letters": 0, "texts": 0}, way
+    assert result["most_apart"] == 0 and result["met"]
+
+
+def test_questions_are_spread_and_accuracies_counted():
+    assert [row["answer"] for row in benchmark.spread(choices(8), 4)] == [0, 2, 0, 2]
+    with pytest.raises(ValueError, match="1 to 8 questions, got count=9"):
+        benchmark.spread(choices(8), 9)
+    found = choices(4)
+    right = [row["answer"] for row in found]
+    ways = {"a": dict.fromkeys(benchmark.FORMS, right)}
+    ways["b"] = {"letters": [0, 0, 0, 0], "texts": right}
+    result = benchmark.compare(found, ways)
+    assert result["right"] == {
+        "a": {"letters": 4, "texts": 4},
+        "b": {"letters": 1, "texts": 4},
+    }
+    assert result["picked_otherwise"]["b"] == {"letters": 3, "texts": 0}
+    assert result["most_apart"] == 3 and not result["met"]
+    told = {"seconds": dict(a=1.0, b=2.0), "questions": 4, "subjects": 3}
+    told |= {"versions": {}, "command": "x"}
+    text = "\n".join(benchmark.in_words(json.loads(json.dumps(result | told))))
+    assert "| b | 1 | 0.250 | 3 | 4 | 1.000 | 0 | 2 |" in text and "not met" in text
