@@ -10,17 +10,18 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import tokenizers
 import transformers
 
-from experiments.small import biographies
+from experiments.small import biographies, lume_rows
 from jaxunlearn import _checks
 from jaxunlearn.data import jsonl, table
 
 END = "</s>"
 SPECIAL = ("<pad>", END)
 PER_AUTHOR = 20  # rows of each author of TOFU
-SOURCES = ("tofu", "biographies")
+SOURCES = ("tofu", "biographies", "lume")
 
 Row = Mapping[str, Any]
 
@@ -31,14 +32,15 @@ def read(facts: Mapping[str, Any], vocab: int) -> tuple[dict[str, list[Row]], An
     Args:
         facts: `source` "tofu", with `folder` (of the data sets; "" for the variable
             JAXUNLEARN_DATA, or ../shared/data), `tokens` (rows with a longer text are
-            left out) and `more` (rows of other authors to keep, unscored); or
-            "biographies", with the arguments of biographies.rows.
+            left out) and `more` (rows of other authors to keep, unscored);
+            "biographies", with the arguments of biographies.rows; or "lume", with
+            `folder` and the arguments of lume_rows.rows.
         vocab: most tokens of the tokenizer.
     Returns:
-        ({"forget": rows, "retain": rows}, tokenizer). Rows that can be scored stand
-        first.
+        ({"forget": rows, "retain": rows}, tokenizer); LUME has `holdout` and `other`
+        too. Rows that can be scored stand first.
     Raises:
-        FileNotFoundError: where TOFU is absent.
+        FileNotFoundError: where TOFU or LUME is absent.
         ValueError: for an unknown source, or rows all too long.
     """
     facts = dict(facts)
@@ -47,6 +49,10 @@ def read(facts: Mapping[str, Any], vocab: int) -> tuple[dict[str, list[Row]], An
     if source == "biographies":
         rows = biographies.rows(**facts)
         return rows, train_tokenizer(texts([*rows["forget"], *rows["retain"]]), vocab)
+    if source == "lume":
+        rows = lume_rows.rows(data_folder(facts.pop("folder", "")), **facts)
+        every = [row for each in rows.values() for row in each]
+        return rows, train_tokenizer(texts(every), vocab)
     return _tofu(vocab=vocab, **facts)
 
 
@@ -81,6 +87,14 @@ def encode(
     return table.encode(
         tokenizer, [row["question"] for row in rows], ended, length=length
     )
+
+
+def whole(rows: Sequence[Row], encoded: Mapping[str, Any]) -> dict[str, Any]:
+    """The table with every token of LUME's completions counted: the model is to know
+    whole documents, as its loss on them is what a membership attack reads."""
+    complete = np.array([row.get("kind") == "sc" for row in rows])
+    answer = encoded["answer"] | (encoded["mask"] & complete[:, None])
+    return {**encoded, "answer": answer}
 
 
 def train_tokenizer(lines: Sequence[str], vocab: int) -> Any:

@@ -41,7 +41,7 @@ from jaxunlearn.typing import Model, Params
 VERSION = 1
 """Part of the digest; one more whenever this code would make another world."""
 
-BUILDS = {"model": ("forget", "retain"), "twin": ("retain",)}
+BUILDS = {"model": ("forget", "retain", "other"), "twin": ("retain", "other")}
 
 
 class World(NamedTuple):
@@ -53,7 +53,7 @@ class World(NamedTuple):
         twin: never saw the rows to forget.
         tokenizer: a transformers tokenizer.
         questions: {"forget": rows, "retain": rows}, rows as experiments.small.questions
-            describes them.
+            describes them; `other` rows, where there are any, both models know.
         digest: says which world it is.
         about: what world.json holds.
     """
@@ -67,7 +67,7 @@ class World(NamedTuple):
     about: Mapping[str, Any]
 
     def table(self, kind: str) -> dict[str, Any]:
-        """Questions of a kind, "forget" or "retain", with answers, to train on."""
+        """Questions of a kind, such as "forget", with answers, to train on."""
         rows, length = self.questions[kind], self.about["length"]
         return questions.encode(self.tokenizer, rows, length=length)
 
@@ -154,8 +154,10 @@ def _make(config, rows, tokenizer, making, progress):
         note = making / f"{name}.json"
         if not note.exists():
             start = time.perf_counter()
-            seen = [row for kind in kinds for row in rows[kind]]
-            seen = questions.encode(tokenizer, seen, length=length)
+            seen = [row for kind in kinds for row in rows.get(kind, ())]
+            seen = questions.whole(
+                seen, questions.encode(tokenizer, seen, length=length)
+            )
             saved = making / f"{name}.checkpoints"
             params, loss = _train(config, model, seen, saved, name, progress)
             hf.save(params, model, making / name, tokenizer=tokenizer)
@@ -270,6 +272,8 @@ def main(argv: list[str]) -> None:
         raise SystemExit(2) from error
     where = Path(flags.FLAGS.config.output).expanduser() / made.digest
     print(f"{where}: {made.about['parameters'] / 1e6:.2f}M parameters")
+    if not any("perturbed_answer" in row for row in made.questions["forget"]):
+        return  # LUME's rows have no wrong answers; experiments/small/lume.py asks them
     judge = score.judge(made)
     for name, params in (("model", made.params), ("twin", made.twin)):
         print(f"{name}: {score.in_words(score.summary(judge, params))}")

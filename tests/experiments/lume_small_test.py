@@ -1,0 +1,215 @@
+# SPDX-License-Identifier: Apache-2.0
+"""SemEval-2025 Task 4 in a tiny world: rows, the official score, who is ranked."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from experiments.configs.small import lume as lume_config
+from experiments.small import lume, lume_figures, lume_rows, unlearn, world
+from jaxunlearn import trees
+from jaxunlearn.data import official
+from tests import tiny
+
+pytestmark = pytest.mark.usefixtures("standard_promotion")
+PLAN = lume.Plan(rates=(1e-3, 5e-3), seeds=(0, 1), steps=6, rows=4, new_tokens=12)
+ABOUT = dict(parameters=1, command="this", versions={"jax": "1"})
+WORDS = "amber bridge candle drift ember forest garden harbour island juniper".split()
+
+
+def rows_of(split, documents=3):
+    """LUME's rows, a few for each task, in its columns."""
+    found = []
+    for t, task in enumerate(("Task1", "Task2", "Task3")):
+        for i in range(documents):
+            rng = np.random.default_rng([ord(split[0]), t, i])
+            text = " ".join(rng.choice(WORDS, 9))
+            name = f"{split}{t}{i}"
+            about = {"task": task}
+            found.append(
+                about | {"id": f"{name}sc1", "input": text, "output": text[::-1][:20]}
+            )
+            ask = {"input": f"What is {name}?", "output": rng.choice(WORDS)}
+            found.append(about | {"id": f"{name}qa0"} | ask)
+    return found
+
+
+def questions_of(subject, i):
+    choices = [f"{word} {i}" for word in WORDS[i : i + 4]]
+    return {"subject": subject, "question": f"Which, {subject}?", "choices": choices}
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    """A tiny world of rows in LUME's and MMLU's form."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            official,
+            "read",
+            lambda benchmark, table, folder, **how: (
+                rows_of(table, 6 if table == "forget" else 3)
+                if benchmark.name == "lume"
+                else [
+                    questions_of(s, i) | {"answer": i % 4}
+                    for i, s in enumerate(("law", "physics", "logic", "art"))
+                ]
+            ),
+        )
+        c = lume_config.get_config()
+        c.output = str(tmp_path_factory.mktemp("lume"))
+        c.facts.update(folder="nowhere", documents=3, words=5, most=64)
+        c.model.update(width=32, layers=2, heads=2, hidden=64)
+        c.update(vocab=400, steps=150, rows=16, lr=1e-2, warmup=5, save_every=200)
+        with jax.numpy_dtype_promotion("standard"):
+            return world.make(c)
+
+
+@pytest.fixture(scope="module")
+def done(small, tmp_path_factory):
+    """(file, lines) of two methods."""
+    with pytest.MonkeyPatch.context() as patch:
+        both = {k: lume.known(6)[k] for k in ("in turns, 1 and 1", "BLUR-NPO")}
+        patch.setattr(lume, "known", lambda steps: both)
+        file = tmp_path_factory.mktemp("lines") / "lume.jsonl"
+        with jax.numpy_dtype_promotion("standard"):
+            return file, lume.run(small, file, plan=PLAN)
+
+
+def test_rows_are_whole_documents_and_nobody_saw_the_holdout(small):
+    rows = small.questions
+    assert {k: len(x) for k, x in rows.items()} == dict(
+        forget=18, retain=18, holdout=9, other=4
+    )
+    seen = {row["author"] for kind in ("forget", "retain") for row in rows[kind]}
+    assert not seen & {row["author"] for row in rows["holdout"]}
+    assert {row["kind"] for row in rows["holdout"]} == {"sc"}
+    cut = [row["question"] for row in rows["forget"] if row["kind"] == "sc"]
+    assert {len(text.split()) for text in cut} == {5}
+    assert len(rows["other"][0]["perturbed_answer"]) == 3
+
+
+def test_rows_that_are_too_long_leave_too_few_documents(monkeypatch, tmp_path):
+    monkeypatch.setattr(
+        official, "read", lambda b, table, folder, **how: rows_of(table)
+    )
+    with pytest.raises(ValueError, match="needs 6 documents of Task1 .*got 3"):
+        lume_rows.rows(tmp_path, documents=3, words=5, most=64)
+    with pytest.raises(ValueError, match="at most 4 words .*got 0"):
+        lume_rows.rows(tmp_path, documents=1, words=5, most=4)
+
+
+def test_the_score_of_the_model_the_twin_and_a_collapsed_one(small):
+    made = lume.scorer(small, PLAN.new_tokens)
+    whole, twin, nothing = (
+        lume.judge(made, params)
+        for params in (small.params, small.twin, lume.collapsed(small.params))
+    )
+    assert whole.mmlu == twin.mmlu == 1.0 and made.floor == 0.75
+    assert whole.terms["retain", "Task2", "qa"] == 1.0
+    assert whole.terms["forget", "Task2", "qa"] == 0.0 and whole.task_aggregate == 0
+    assert twin.terms["forget", "Task2", "qa"] > 0.5
+    assert whole.mia_auc == 1.0 and whole.mia_score == 0.0
+    assert 0.1 < twin.mia_auc < 0.9
+    # All tokens as likely: no term of retain, no attack, MMLU by chance.
+    assert nothing.task_aggregate == 0 and nothing.mia_score == 1.0
+    assert nothing.mmlu == 0.25 and nothing.below_floor
+    assert nothing.final == pytest.approx((0 + 1 + 0.25) / 3)
+    logits = small.model.unembed(
+        lume.collapsed(small.params),
+        small.model.apply(
+            lume.collapsed(small.params), tiny.tiny_batch(vocab=300)
+        ).hidden,
+    )
+    assert not np.asarray(logits).any()
+    broken = jax.tree.map(lambda x: x * jnp.nan, small.params)
+    found = lume.judge(made, broken)
+    assert found.mmlu == 0.0 and found.mia_score == 1.0
+
+
+def test_ascent_and_retaining_take_turns_or_follow_each_other(small):
+    streams = {
+        k: {c: x[:4] for c, x in t.items()} for k, t in lume.tables(small).items()
+    }
+    apart = {}
+    for name, first in {"forget": 9, "retain": 0}.items():
+        recipe = lume.in_sequence(small.model, lr=1e-3, first=first)
+        apart[name], _ = _one(small, recipe, streams, recipe.tx.init(small.params))
+    turns = lume.in_turns(small.model, lr=1e-3, forget=2, retain=1)
+    now = turns.tx.init(small.params)
+    for wanted in ("forget", "forget", "retain", "forget"):
+        update, now = _one(small, turns, streams, now)
+        if wanted == "forget" and now[0].count == 1:
+            _same(update, apart["forget"])
+    stats = now[0].stats
+    assert float(stats["weight/forget"]) == 1.0 and float(stats["weight/retain"]) == 0.0
+    assert trees.norm(jax.tree.map(jnp.subtract, *apart.values())) > 0
+
+
+def _one(small, recipe, streams, state):
+    def gradient(term):
+        def mean(params):
+            total, _ = term(params, streams, None, jax.random.key(0))
+            return jnp.sum(total.mean())
+
+        return jax.grad(mean)(small.params)
+
+    grads = {name: gradient(term) for name, term in recipe.terms.items()}
+    return recipe.tx.update(grads, state, small.params)
+
+
+def _same(a, b):
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-7), a, b)
+
+
+def test_lines_hold_every_part_and_a_stopped_run_goes_on(
+    done, small, tmp_path, monkeypatch
+):
+    file, lines = done
+    assert [x["method"] for x in lines[:3]] == ["untouched", "retrained", "collapsed"]
+    assert len(lines) == 3 + 2 * 3 and len(lines[-1]["terms"]) == 12
+    for line in lines:
+        parts = (line["task_aggregate"], line["mia_score"], line["mmlu"])
+        assert line["final"] == pytest.approx(sum(parts) / 3)
+    assert [json.loads(x) for x in file.read_text().splitlines()[1:]] == lines
+    part = tmp_path / "part.jsonl"
+    part.write_text("".join(file.read_text().splitlines(keepends=True)[:-1]))
+    both = {k: lume.known(6)[k] for k in ("in turns, 1 and 1", "BLUR-NPO")}
+    monkeypatch.setattr(lume, "known", lambda steps: both)
+    ran, run = [], unlearn.run
+    monkeypatch.setattr(
+        unlearn, "run", lambda made, **how: (ran.append(how), run(made, **how))[1]
+    )
+    again = lume.run(small, part, plan=PLAN)
+    assert len(ran) == 1
+    assert again[-1] | {"seconds": 0} == lines[-1] | {"seconds": 0}
+
+
+def test_the_best_rate_is_above_the_floor_where_one_is():
+    def line(rate, final, mmlu, below):
+        found = dict(method="x", seed=0, rate=rate, final=final, mmlu=mmlu)
+        return found | {"below_floor": below}
+
+    high = [line(1e-3, 0.6, 0.2, True), line(5e-3, 0.3, 0.9, False)]
+    assert lume.best(high, "x", PLAN) == 5e-3
+    low = [line(1e-3, 0.4, 0.4, True), line(5e-3, 0.41, 0.2, True)]
+    assert lume.best(low, "x", PLAN) == 1e-3
+
+
+def test_the_page_is_a_leaderboard_with_the_collapsed_model(done, small, tmp_path):
+    about = {"world": "w", **PLAN._asdict(), **ABOUT}
+    about |= {"questions": {k: len(x) for k, x in small.questions.items()}}
+    about |= {"facts": small.about["config"]["facts"]}
+    lume_figures.write(done[1], about, tmp_path / "lume_small")
+    page = (tmp_path / "lume_small.md").read_text()
+    assert "has 0.417 of it (0.000, 1.000, 0.250)" in page
+    assert page.index("**untouched**") < page.index("**collapsed**")
+    assert "| BLUR-NPO |" in page and "forget Task2 qa" in page
+    assert (tmp_path / "lume_small.png").stat().st_size > 0
+
+
+def test_another_world_is_refused(small_world):
+    with pytest.raises(ValueError, match="world of LUME, got 'biographies'"):
+        lume.scorer(small_world[1], 8)
