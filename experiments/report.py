@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.evaluation import folder as folders
-from experiments.reports import figures, read, tables, tokens
+from experiments.reports import attacks, figures, read, tables, tokens
 
 TEMPLATES = Path(__file__).with_name("reports")
 LIBRARIES = ("jinja2", "matplotlib")
@@ -69,8 +69,7 @@ def write(
         "colours": figures.colours(runs),
         "examples": tokens.examples(runs, most=examples),
         "scale": tokens.scale(),
-        "cards": [x for x in map(tables.card, runs) if x],
-        "attack_tables": [x for run in runs for x in tables.attack_tables(run)],
+        "attack_tables": [x for run in runs for x in tables.of_attacks(run)],
         "versions": _versions(runs),
         "made": {name: metadata.version(name) for name in LIBRARIES},
         "left_out": _left_out(runs),
@@ -85,7 +84,7 @@ def write(
 def _attacks(runs, output: Path) -> list[figures.Figure]:
     found = []
     for number, run in enumerate(runs):
-        for name, attack in run.attacks.items():
+        for name, attack in attacks.curves(run).items():
             file = output / f"attack_{number}_{name}.png"
             drawn = figures.attack(name, attack, file)
             if drawn:

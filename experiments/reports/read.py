@@ -4,10 +4,10 @@
 Of a folder as experiments/evaluation/folder.py describes it, and what may lie beside:
 
     training.jsonl or metrics.jsonl   an entry a step of the run that made the model
-    attacks/NAME.json                 {"attack", "measure", "chance", "x": {"label",
-                                      "values"}, "curves": {name: values}}; a file
-                                      without curves is shown number by number
-    card.json                         {"measure", "chance", "rows": [flat objects]}
+    attacks/NAME.json, card.json      of experiments/attack.py; or {"attack",
+                                      "measure", "chance", "x": {"label", "values"},
+                                      "curves": {name: values}} of another attack,
+                                      shown number by number if it has no curves
 """
 
 import json
@@ -150,6 +150,9 @@ def _attack(file: Path) -> Mapping[str, Any]:
     if not isinstance(found, dict):
         raise ValueError(f"{file} needs one JSON object, got {_short(found)}.")
     if "curves" not in found:
+        if "sweep" in (found.get("result") or {}):
+            _has(file, found["result"]["sweep"], ("hits",))
+            _has(file, found, ("unit",))
         return found
     _has(file, found, ("x", "measure"))
     _has(file, found["x"], ("values",))

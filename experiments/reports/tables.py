@@ -5,7 +5,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from experiments.reports import read
+from experiments.reports import attacks, read
 
 LIKE, HIGH, LOW = "like the retrained model's", "higher is better", "lower is better"
 TITLES = {
@@ -100,25 +100,31 @@ def of_tasks(runs: Sequence[read.Run]) -> list[Table]:
     return found
 
 
-def card(run: read.Run) -> Table | None:
-    """A run's robustness card."""
-    if not run.card:
-        return None
-    return _flat(
-        f"Robustness card: {run.name}",
-        [str(run.card[x]) for x in ("measure",) if x in run.card],
-        run.card.get("chance"),
-        run.card["rows"],
-    )
-
-
-def attack_tables(run: read.Run) -> list[Table]:
-    """Attacks that left numbers and no curves."""
-    return [
-        _flat(f"{attack.get('attack', name)}: {run.name}", [], None, [_scalars(attack)])
-        for name, attack in run.attacks.items()
-        if "curves" not in attack and _scalars(attack)
-    ]
+def of_attacks(run: read.Run) -> list[Table]:
+    """A run's robustness card, and attacks that left numbers and no curves."""
+    found = []
+    if run.card:
+        title = f"Robustness card: {run.name}"
+        note = [str(run.card[x]) for x in ("measure",) if x in run.card]
+        guess = attacks.chance(run)
+        if guess is not None:
+            note.append(f"chance is {number(guess)}")
+        found.append(_flat(title, "; ".join(note), run.card["rows"]))
+        strongest = run.card.get("strongest")
+        if strongest:
+            rows = [{"asked by": way, **own} for way, own in strongest.items()]
+            found.append(_flat(f"The strongest attack: {run.name}", "", rows))
+        if run.card.get("rtt"):
+            rows = [{"": run.name, **run.card["rtt"]}]
+            found.append(_flat(f"Retraining on other facts: {run.name}", "", rows))
+        for name, why in (run.card.get("refused") or {}).items():
+            rows = [{"attack": name, "why not": why}]
+            found.append(_flat(f"Not run: {run.name}", "", rows))
+    for own in run.attacks.values():
+        if "attack" in own and "curves" not in own:
+            rest = {"": run.name} | {k: v for k, v in own.items() if k != "attack"}
+            found.append(_flat(f"{own['attack']}: {run.name}", "", [rest]))
+    return found
 
 
 def in_words(runs: Sequence[read.Run]) -> list[str]:
@@ -206,25 +212,13 @@ def _column(name: str, task: str = "") -> Column:
     return Column(title, best)
 
 
-def _flat(title, notes, chance, rows) -> Table:
-    if chance is not None:
-        notes = [*notes, f"chance is {number(chance)}"]
+def _flat(title: str, note: str, rows: Sequence[Mapping[str, Any]]) -> Table:
+    """A table of flat objects; the first key names the row."""
+    rows = attacks.rows(rows)
     keys = list(dict.fromkeys(key for row in rows for key in row))
     first, *rest = keys
     cells = [
         (number(row.get(first)), "", [of_value(row.get(key)) for key in rest])
         for row in rows
     ]
-    columns = [Column(key.replace("_", " ")) for key in rest]
-    return Table(title, "; ".join(notes), columns, cells)
-
-
-def _scalars(found: Mapping[str, Any]) -> dict[str, Any]:
-    """Numbers and texts of a file, those of inner objects by their path."""
-    out: dict[str, Any] = {}
-    for key, value in found.items():
-        if isinstance(value, Mapping) and "value" not in value:
-            out |= {f"{key} {inner}": x for inner, x in _scalars(value).items()}
-        elif not isinstance(value, list):
-            out[key] = value
-    return out
+    return Table(title, note, [Column(key.replace("_", " ")) for key in rest], cells)

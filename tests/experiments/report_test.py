@@ -9,7 +9,7 @@ import shutil
 import pytest
 
 from experiments import report
-from experiments.reports import figures, read, tables, tokens
+from experiments.reports import attacks, figures, read, tables, tokens
 from tests.experiments import report_folders as folders
 
 
@@ -143,15 +143,44 @@ def test_attacks_and_the_card_are_shown_where_they_are(runs, tmp_path):
     assert 'id="attacks"' not in (tmp_path / "a" / "report.html").read_text()
     put_card(runs / "npo")
     found = read.load([runs])
-    card = tables.card(found[2])
+    card, shots = tables.of_attacks(found[2])
     assert card.note == "exact; chance is 0.250"
     assert card.rows[1] == ("relearn", "", [("0.060", ""), ("0.500", "0.400 to 0.600")])
-    (shots,) = tables.attack_tables(found[2])
     assert [x.title for x in shots.columns] == ["score before", "score after"]
     report.write(found, tmp_path / "b")
     text = (tmp_path / "b" / "report.html").read_text(encoding="utf-8")
     assert "Robustness card: npo" in text and 'alt="int: npo"' in text
     assert (tmp_path / "b" / "attack_2_bits.png").exists()
+
+
+def test_what_the_attack_driver_writes_is_shown(runs, tmp_path):
+    own, both = {"completion": 0.0, "choice": 0.25}, {"choice": {"attack": "relearn"}}
+    both["choice"] |= {"before": 0.25, "after": 0.75}
+    row = {"name": "relearn", "asked": 4, "unlearned": own, "forget": own}
+    card = {"about": {"chance": 0.25}, "rows": [row], "strongest": both}
+    card |= {"leak": {"unlearned": {"1": 0.1, "10": 0.4}}, "rtt": {"rate": 0.5}}
+    folders.put(runs / "npo" / "card.json", card | {"refused": {"gguf": "no file"}})
+    for name, hits in (("rtt 0", [[[0, 0], [1, 0]]]), ("rtt 1", [[[1, 0], [1, 1]]])):
+        attack = {"unit": name, "key": "k", "result": {"sweep": {"hits": hits}}}
+        folders.put(runs / "npo" / "attacks" / f"{name}.json", attack)
+    found = read.load([runs])
+    titles = [table.title.split(":")[0] for table in tables.of_attacks(found[2])]
+    assert titles == [
+        "Robustness card",
+        "The strongest attack",
+        "Retraining on other facts",
+        "Not run",
+    ]
+    first = tables.of_attacks(found[2])[0]
+    columns = [column.title for column in first.columns]
+    assert columns[:3] == ["asked", "unlearned completion", "unlearned choice"]
+    assert first.note == "chance is 0.250"
+    curves = attacks.curves(found[2])
+    assert curves["leak"]["x"]["values"] == [1, 10]
+    assert curves["leak"]["curves"] == {"unlearned": [0.1, 0.4]}
+    assert curves["rtt"]["curves"] == {"unlearned": [0.25, 0.75]}
+    page = report.write(found, tmp_path).read_text(encoding="utf-8")
+    assert "no file" in page and (tmp_path / "attack_2_rtt.png").exists()
 
 
 def test_words_compare_with_the_retrained_and_the_original(runs):
