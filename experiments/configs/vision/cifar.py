@@ -1,0 +1,19 @@
+# SPDX-License-Identifier: Apache-2.0
+"""CIFAR-10: 1000 images of its subset, the same CNN and settings as Fashion-MNIST.
+
+python -m experiments.vision.compare --config=experiments/configs/vision/cifar.py
+
+Needs cifar10_subset/ in the folder that the variable JAXUNLEARN_DATA names; for all of
+CIFAR-10's binary files set --config.name=cifar10 --config.train=5000 --config.test=1000
+--config.width=1.0. No picture of it is drawn.
+"""
+
+from experiments.vision import world
+
+
+def get_config():
+    c = world.defaults()
+    c.name = "cifar10_subset"
+    c.forget_class = 2
+    c.pictures = False
+    return c

@@ -1,0 +1,14 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Fashion-MNIST: 1000 images, a CNN of a quarter of the paper's width, three seeds.
+
+python -m experiments.vision.compare --config=experiments/configs/vision/fashion.py
+
+Needs fashion_mnist/ in the folder that the variable JAXUNLEARN_DATA names. Expect what
+experiments/results/vision_fashion_mnist.md says.
+"""
+
+from experiments.vision import world
+
+
+def get_config():
+    return world.defaults()

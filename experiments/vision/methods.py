@@ -1,0 +1,323 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Ways to forget, each a composition of what the library has for language too."""
+
+import dataclasses
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import optax
+
+from experiments.vision import world as worlds
+from jaxunlearn import (
+    combine,
+    edits,
+    evaluate,
+    fit_stages,
+    init_state,
+    losses,
+    make_step,
+    recipes,
+    stats,
+    synth,
+    terms,
+    trees,
+)
+from jaxunlearn.data import images, table
+from jaxunlearn.models import gan as gans
+from jaxunlearn.models import vision
+from jaxunlearn.recipes.condensation import STREAMS
+from jaxunlearn.typing import Params
+
+RULE = "random_wrong"  # how labels are turned round
+STATISTICS = 5  # batches that statistics are measured on after a stage
+
+
+class Case(NamedTuple):
+    """What a method gets.
+
+    Attributes:
+        world, split: data, network, and what is forgotten.
+        params: the original model.
+        seed: of everything drawn.
+        shared: made once a seed for several methods: "condensed" and its seconds.
+    """
+
+    world: worlds.World
+    split: images.Split
+    params: Params
+    seed: int
+    shared: dict[str, Any]
+
+    @property
+    def rng(self):
+        return jax.random.key(self.seed)
+
+    @property
+    def steps(self) -> int:
+        return self.world.config.tune * worlds.epoch(self.world, self.split.retain)
+
+
+class Result(NamedTuple):
+    """Params, the seconds that forgetting took, and those spent before (`offline`)."""
+
+    params: Params
+    seconds: float
+    offline: float = 0.0
+    about: Mapping[str, Any] = {}
+
+
+def retrain(case: Case) -> Result:
+    """From scratch, without the rows to forget: the reference."""
+    return Result(*worlds.original(case.world, case.split.retain, seed=case.seed + 100))
+
+
+def finetune(case: Case) -> Result:
+    """Training on, on what stays."""
+    recipe = recipes.finetune.nll(case.world.model, lr=1e-3, streams={"retain": 1.0})
+    return _run(case, recipe, {"retain": case.split.retain})
+
+
+def ascent(case: Case) -> Result:
+    """Up the loss of the rows to forget, a few steps."""
+    recipe = recipes.openunlearning.ascent(case.world.model, lr=1e-4)
+    return _run(case, recipe, {"forget": case.split.forget}, steps=10)
+
+
+def random_labels(case: Case) -> Result:
+    """Other labels for the rows to forget, beside what stays."""
+    both = {"forget": 1.0, "retain": 1.0}
+    recipe = recipes.finetune.nll(case.world.model, lr=1e-3, streams=both)
+    return _run(case, recipe, _relabelled(case))
+
+
+def salun(case: Case) -> Result:
+    """The same, moving only weights of which the forget gradient is large."""
+    model = case.world.model
+    parts = {k: terms.on_logps(losses.nll, model, k) for k in ("forget", "retain")}
+    inner = optax.chain(combine.weighted_sum(), optax.adam(1e-3))
+    how = dict(percentile=50.0, unit="weight", refresh="once")
+    recipe = recipes.Recipe(parts, combine.saliency(inner, **how))
+    return _run(case, recipe, _relabelled(case))
+
+
+def dampening(case: Case) -> Result:
+    """SSD: weights that matter to the rows to forget shrink; nothing is trained."""
+    model, start = case.world.model, time.perf_counter()
+    term = terms.on_logps(losses.nll, model, "rows")
+    half, rest = trees.split(case.params, vision.TRAINABLE)
+    whole = _Merged(term, rest)
+    size = case.world.config.batch
+
+    def importance(rows):
+        own = table.rows(rows)
+        count = max(1, own // size)
+        batches = [
+            {"rows": table.take(rows, np.arange(i * size, (i + 1) * size) % own)}
+            for i in range(count)
+        ]
+        return stats.fisher(whole, half, batches, case.rng, rows=size)
+
+    new = edits.dampen(
+        half, importance(case.split.forget), importance(case.world.train)
+    )
+    return Result(trees.merge(new, rest), time.perf_counter() - start)
+
+
+def blur(case: Case) -> Result:
+    """BLUR with NPO below and cross-entropy above."""
+    recipe = recipes.blur.npo(case.world.model, gamma=1.0, lr=1e-3, weight_decay=0.0)
+    return _run(case, recipe, case.split._asdict())
+
+
+def bad_teacher(case: Case) -> Result:
+    """Near a random network on the rows to forget, near the original on what stays."""
+    model = case.world.model
+    near = {k: terms.on_tokens(losses.kl, model, k) for k in ("forget", "retain")}
+    teachers = {"retain": case.params, "forget": model.init(jax.random.key(999))}
+    parts = {k: _Taught(term, k) for k, term in near.items()}
+    tx = optax.chain(combine.weighted_sum(), optax.adam(1e-3))
+    return _run(case, recipes.Recipe(parts, tx), case.split._asdict(), ref=teachers)
+
+
+def condensed(case: Case) -> Result:
+    """Dataset-condensation-driven unlearning, without the offline modular stage."""
+    world, config = case.world, case.world.config
+    small, buckets, offline = condense(case)
+    reduced = synth.reduce_retain(world.train, buckets, small, case.split.forget_rows)
+    labels = images.labels_of(case.split.retain)
+    rows = [images.first(labels, c, config.kept) for c in np.unique(labels)]
+    kept = table.take(case.split.retain, np.concatenate(rows))
+    by_class = len(np.unique(labels)) < 10
+    plan = recipes.condensation.unlearn(
+        {part: world.part(part) for part in vision.PARTS},
+        rounds=10,
+        # As released: for a class `final` never trains.
+        **(dict(lr=1e-3, lr_middle=1e-3) if by_class else dict(threshold=8)),
+    )
+    data = {"reduced": reduced.table, "kept": images.as_float(kept)}
+    rows_kept = table.rows(kept)
+    most = min(config.batch, table.rows(reduced.table))
+    sizes = {"reduced": most, "kept": rows_kept}
+    states, steps, batches = {}, {}, {}
+    for part, recipe in plan.parts.items():
+        half, _ = trees.split(case.params, recipe.trainable)
+        states[part] = init_state(half, recipe.tx, case.rng)
+        steps[part] = jax.jit(make_step(recipe.terms, recipe.tx), donate_argnums=0)
+        name = STREAMS[part]
+        batches[part] = table.at({name: data[name]}, sizes[name], seed=case.seed)
+    stages = plan.stages(worlds.epoch(world, reduced.table))
+    _, rest = trees.split(case.params, vision.TRAINABLE)
+
+    def after(part, params, rest):
+        seen = world.part(part)
+        new = worlds.measured(world, params, reduced.table, seen, most=STATISTICS)
+        return trees.split(new, vision.TRAINABLE)[1]
+
+    states, rest, log = fit_stages(steps, states, batches, stages, rest, after=after)
+    params = rest
+    for state in states.values():
+        params = trees.merge(params, state.params)
+    about = {"ratio": reduced.ratio, "buckets": len(small.buckets)}
+    return Result(params, _seconds(log), offline, about)
+
+
+def condense(case: Case):
+    """(condensed images, buckets, seconds), once a seed: it knows of no forget set."""
+    if "condensed" not in case.shared:
+        world, start = case.world, time.perf_counter()
+        rows = worlds.features(world.model, case.params, world.train)
+        count = world.config.train // world.config.per_bucket
+        labels = images.labels_of(world.train)
+        buckets = synth.kmeans_per_class(rows, labels, clusters=count, rng=case.rng)
+        small = synth.condense(world.model, case.params, world.train, rows, buckets)
+        case.shared["condensed"] = small, buckets, time.perf_counter() - start
+    return case.shared["condensed"]
+
+
+def multi_gan(case: Case) -> Result:
+    """Two GANs, their images labelled by the model, forgotten labels turned round."""
+    world, config, start = case.world, case.world.config, time.perf_counter()
+    shape = world.model.config.shape
+    net = gans.make(gans.GanConfig(shape, latent=64, width=16, ups=2, norm=False))
+    streams = {"forget": case.split.forget, "retain": case.split.retain}
+    pairs, log = synth.fit_gans(
+        net,
+        streams,
+        rng=case.rng,
+        steps=config.gan_steps,
+        batch_size=config.gan_batch,
+        loss="relativistic",
+        r1=1.0,
+        lr=5e-4,
+    )
+    counts = {
+        "forget": table.rows(case.split.forget),
+        "retain": max(1, table.rows(case.split.retain) // 10),
+    }
+    drawn = {}
+    for name, pair in pairs.items():
+        made = synth.draw_images(
+            net.draw, pair["generator"], counts[name], latent=64, rng=case.rng
+        )
+        drawn[name], _ = synth.pseudo_label(world.model, case.params, made)
+    case.shared["drawn"] = {k: v["image"][:50] for k, v in drawn.items()}
+    mixed = synth.reorganise(
+        case.split.forget,
+        case.split.retain,
+        drawn["forget"],
+        drawn["retain"],
+        classes=10,
+        rule=RULE,
+        rng=case.rng,
+    )
+    offline = time.perf_counter() - start
+    recipe = recipes.finetune.nll(world.model, lr=1e-3, streams={"mixed": 1.0})
+    result = _run(case, recipe, {"mixed": mixed})
+    right = np.mean([e["forget/discriminator/right"] for e in log[-50:]])
+    return result._replace(offline=offline, about={"rule": RULE, "told": float(right)})
+
+
+METHODS: dict[str, Callable[[Case], Result]] = {
+    "retrain": retrain,
+    "finetune": finetune,
+    "ascent": ascent,
+    "random labels": random_labels,
+    "SalUn": salun,
+    "SSD": dampening,
+    "BLUR": blur,
+    "bad teacher": bad_teacher,
+    "condensation": condensed,
+    "multi-GAN": multi_gan,
+}
+
+
+def _run(case: Case, recipe, streams, *, steps: int = 0, ref: Any = None) -> Result:
+    streams = {k: v for k, v in streams.items() if k != "forget_rows"}
+    if any("ref_logps" in getattr(t, "columns", ()) for t in recipe.terms.values()):
+        forget = evaluate.reference_logps(
+            case.world.model, case.params, streams["forget"], batch_size=100
+        )
+        streams["forget"] = forget
+    params, seconds = worlds.train(
+        case.world,
+        recipe.terms,
+        recipe.tx,
+        case.params,
+        streams,
+        steps=steps or case.steps,
+        seed=case.seed,
+        ref=ref,
+        kept=case.split.retain,
+    )
+    return Result(params, seconds)
+
+
+def _relabelled(case: Case) -> dict[str, table.Table]:
+    labels = images.labels_of(case.split.forget)
+    new = synth.invert_labels(labels, 10, rule=RULE, rng=case.rng)
+    forget = images.relabelled(case.split.forget, new)
+    return {"forget": forget, "retain": case.split.retain}
+
+
+def _seconds(log) -> float:
+    """Of all steps; the first of each part compiles and counts as the part's median."""
+    total = 0.0
+    for part in {entry["part"] for entry in log}:
+        each = [entry["seconds"] for entry in log if entry["part"] == part]
+        total += sum(each[1:]) + float(np.median(each))
+    return total
+
+
+@dataclasses.dataclass(frozen=True)
+class _Taught:
+    """A term whose reference is one of several teachers."""
+
+    term: Any
+    teacher: str
+    needs_ref: bool = True
+
+    @property
+    def reads(self):
+        return self.term.reads
+
+    def __call__(self, params, streams, ref, rng):
+        return self.term(params, streams, ref[self.teacher], rng)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Merged:
+    """A term on the leaves that train, the others being constants; no dropout."""
+
+    term: Any
+    rest: Params
+    needs_ref: bool = False
+
+    @property
+    def reads(self):
+        return self.term.reads
+
+    def __call__(self, params, streams, ref, rng):
+        return self.term(trees.merge(params, self.rest), streams, ref, None)
