@@ -10,6 +10,7 @@
 | `sample` | draws many answers of each; `leak_at_k` counts | answers | 2107.03374 |
 | `steer` | moves states towards those of retained facts | a model | |
 | `unwrap` | leaves out projections and LoRA beside the weights | model and params | |
+| `invert_classes` | draws what a classifier holds to be a class | images | 2402.00195 |
 | `prune` | removes units that answer to forgotten questions | params | 2403.01267 |
 
 Rounding is `edits.quantize` and its like. For RTT, `make_folds`, `check_folds` and
@@ -20,6 +21,7 @@ and `strongest` picks the unlearned model to attack.
 from jaxunlearn.attacks._benign import benign
 from jaxunlearn.attacks._folds import check_folds, make_folds, rotation
 from jaxunlearn.attacks._formats import encode_asked, encode_facts
+from jaxunlearn.attacks._invert import invert_classes
 from jaxunlearn.attacks._prompting import few_shot, in_context
 from jaxunlearn.attacks._prune import prune
 from jaxunlearn.attacks._recovery import best_accuracy, recovery, strongest
@@ -38,6 +40,7 @@ __all__ = [
     "encode_facts",
     "few_shot",
     "in_context",
+    "invert_classes",
     "leak_at_k",
     "make_folds",
     "prune",

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Image classifiers as Models: the small CNN, MLP, VGG-16, ResNet-18 and a small ViT.
+"""Image classifiers as Models: a small CNN, MLP, VGG-16, ResNet-18, ViT, translator.
 
     model = models.vision.make(models.VisionConfig("cnn", shape=(32, 32, 3)))
     params = model.init(jax.random.key(0))
@@ -14,10 +14,13 @@ state before that answer, so every term, loss, recipe, metric and attack on lang
 models reads image models too.
 
 A network is three parts, `begin`, `middle` and `final`, cut where the condensation
-paper cuts it. Statistics of batch normalisation are data: leaves under `batch_stats`,
-beside the parts, which no term ever moves. With an rng, as terms pass it while
-training, the parts in `trains` use those of the batch (and dropout); all else uses the
-leaves. `with_statistics` measures them anew after training.
+paper cuts it. In its condensed model, "translator", `begin` encodes an image, `middle`
+decodes that to an image of its own, and `final` classifies this one.
+
+Statistics of batch normalisation are data: leaves under `batch_stats`, beside the
+parts, which no term ever moves. With an rng, as terms pass it while training, the parts
+in `trains` use those of the batch (and dropout); all else uses the leaves.
+`with_statistics` measures them anew after training.
 """
 
 import dataclasses
@@ -37,7 +40,7 @@ TRAINABLE = r"(begin|middle|final)/.*"
 
 _STATS = "batch_stats"
 _NORM = {"mlp": "none", "cnn": "batch", "vgg16": "none", "resnet18": "batch"}
-FAMILIES = (*_NORM, "vit")
+FAMILIES = (*_NORM, "vit", "translator")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,14 +48,14 @@ class VisionConfig:
     """A network for images.
 
     Attributes:
-        family: one of FAMILIES.
+        family: one of FAMILIES; "translator" needs sides that divide by 8.
         shape: (H, W, C) of an image, pixels.
         classes: number of classes.
         width: factor on the width of every layer; 1 is the paper's.
         norm: "batch" or "none" after convolutions; None is the paper's (none in VGG).
         stem: of ResNet: "cifar" (3 x 3, nothing thrown away) or "imagenet" (7 x 7 with
             stride 2 and pooling, what the paper's code runs on 32 x 32 images).
-        dropout: rate before the head of the CNN.
+        dropout: rate before the head of the CNN and of the translator.
         depth, heads, patch: of the ViT: blocks, attention heads, pixels a patch side.
         mean, std: what pixels in [0, 1] are normalised by; one number or one a channel.
     """
@@ -272,13 +275,21 @@ class _Part(nn.Module):
 
 
 def _conv(config, x, train, width, size=3, stride=1, relu=True):
-    norm = config.norm or _NORM[config.family]
+    norm = config.norm or _NORM.get(config.family, "none")
     padding = [(size // 2, size // 2)] * 2
     plain = norm == "none"
     x = nn.Conv(width, (size, size), stride, padding=padding, use_bias=plain)(x)
     # Momentum 0: what was seen is exactly the batch's; with_statistics averages it.
     x = x if plain else nn.BatchNorm(not train, momentum=0.0, epsilon=1e-5)(x)
     return nn.relu(x) if relu else x
+
+
+def _up(config, x, train, width, last):
+    """Twice the sides; the last gives pixels in [0, 1], normalised as images are."""
+    x = nn.ConvTranspose(width, (4, 4), (2, 2))(x)
+    if not last:
+        return nn.relu(x)
+    return (nn.sigmoid(x) - jnp.asarray(config.mean)) / jnp.asarray(config.std)
 
 
 def _pool(config, x, train, size=2, stride=2, pad=0):
@@ -320,6 +331,7 @@ def _attend(config, x, train, width):
 _KINDS = {
     "conv": _conv,
     "pool": _pool,
+    "up": _up,
     "block": _block,
     "patches": lambda config, x, train, width: _Patches(config.patch, width)(x),
     "attend": _attend,
@@ -369,6 +381,11 @@ def _layers(config: VisionConfig) -> tuple[tuple, tuple, tuple]:
             stage(256, 2),
             (*stage(512, 2), ("mean",)),
         )
+    if config.family == "translator":
+        down = tuple(("conv", w(width), 4, 2) for width in (32, 64, 128))
+        up = ("up", w(64), False), ("up", w(32), False), ("up", config.shape[2], True)
+        body = tuple(x for each in convs(64, 128, 256) for x in (each, ("pool",)))
+        return down, up, (*body, ("flat",), ("dense", w(512)), ("dropout",))
     width = w(192) // config.heads * config.heads
     blocks = (("attend", width),) * config.depth
     return (("patches", width), *blocks[:2]), (*blocks[2:], ("first",)), ()

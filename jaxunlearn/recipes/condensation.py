@@ -29,7 +29,7 @@ from jaxunlearn.recipes._recipe import Rate, Recipe
 from jaxunlearn.typing import Model
 
 PARTS = ("begin", "middle", "final")
-REDUCED, KEPT = "reduced", "kept"  # streams
+REDUCED, KEPT, ALL = "reduced", "kept", "all"  # streams
 STREAMS = MappingProxyType({"begin": REDUCED, "middle": REDUCED, "final": KEPT})
 
 
@@ -59,6 +59,60 @@ class Plan(NamedTuple):
             if number < self.rounds - self.threshold:
                 found.append(Stage("final", self.final_steps))
         return [*found, Stage("middle", epoch * self.middle_epochs)]
+
+
+class Offline(NamedTuple):
+    """Before anything is forgotten: `final` learns to do with the kept images.
+
+    Attributes:
+        parts: a Recipe for "final", on the kept images, and for "middle", on all.
+        rounds, epochs: `final` and `middle` train in turns, so often and so long.
+    """
+
+    parts: Mapping[str, Recipe]
+    rounds: int
+    epochs: int
+
+    def stages(self, kept: int, whole: int) -> list[Stage]:
+        """The stages in order, with so many updates to an epoch of both streams."""
+        _checks.positive_int("condensation.Offline", kept=kept, whole=whole)
+        pair = [
+            Stage("final", self.epochs * kept),
+            Stage("middle", self.epochs * whole),
+        ]
+        return pair * self.rounds
+
+
+def offline(
+    models: Mapping[str, Model],
+    *,
+    lr: Rate = 1e-4,
+    lr_middle: Rate = 1e-5,
+    rounds: int = 10,
+    epochs: int = 20,
+) -> Offline:
+    """The paper's offline stage: `final` on the kept images, `middle` on all.
+
+    All images means those to be forgotten too, so do it before. For its condensed model
+    (`models.vision` "translator") the code takes 1e-3 for both and a fresh `final` in
+    every round: run one round at a time.
+
+    Args:
+        models: the networks for "middle" and "final"; see `unlearn`.
+        lr: of `final`; lr_middle of `middle`.
+        rounds, epochs: see `Offline`.
+    Raises:
+        KeyError: if a part has no model. ValueError: for numbers below 1.
+    """
+    owner = "condensation.offline"
+    names = ("middle", "final")
+    _checks.has_keys(owner, "models of", names, models, "Make one for both parts.")
+    _checks.positive_int(owner, rounds=rounds, epochs=epochs)
+    parts = {
+        "middle": _part(models["middle"], "middle", lr_middle, ALL),
+        "final": _part(models["final"], "final", lr),
+    }
+    return Offline(parts, rounds, epochs)
 
 
 def unlearn(
@@ -108,8 +162,8 @@ def unlearn(
     return Plan(parts, threshold=threshold, **counts)
 
 
-def _part(model: Model, part: str, lr: Rate) -> Recipe:
+def _part(model: Model, part: str, lr: Rate, stream: str | None = None) -> Recipe:
     """Cross-entropy on the part's stream, by Adam, of this part's leaves alone."""
-    term = terms.on_logps(losses.nll, model, STREAMS[part])
+    term = terms.on_logps(losses.nll, model, stream or STREAMS[part])
     tx = optax.chain(combine.weighted_sum(), optax.adam(lr))
     return Recipe({"retain": term}, tx, rf"{part}/.*")

@@ -143,6 +143,28 @@ def test_an_interrupted_run_goes_on_bit_for_bit(stop):
     assert run.fit(states=end)[2] == []
 
 
+def test_the_offline_stage_takes_turns_and_leaves_the_beginning():
+    run = Run()
+    nets = {part: vision.make(CONFIG, trains=(part,)) for part in ("middle", "final")}
+    plan = condensation.offline(nets, rounds=2, epochs=1, lr=1e-2, lr_middle=1e-2)
+    stages = plan.stages(2, 3)
+    pair = [("final", 2), ("middle", 3)]
+    assert [tuple(stage) for stage in stages] == pair * 2
+    run.batches["middle"] = table.at({"all": tiny_images(12, 0)}, 4, seed=0)
+    for part, recipe in plan.parts.items():
+        step = ju.make_step(recipe.terms, recipe.tx)
+        run.steps[part] = jax.jit(step, donate_argnums=0)
+    states, rest, log = run.fit(stages)
+    assert len(log) == 10
+    moved = whole(states, rest)
+    jax.tree.map(assert_array_equal, moved["begin"], run.params["begin"])
+    kernel = "final", "head", "kernel"
+    before, after = run.params, moved
+    for key in kernel:
+        before, after = before[key], after[key]
+    assert (before != after).any()
+
+
 def test_after_a_stage_the_rest_may_change():
     run, calls = Run(), []
 
