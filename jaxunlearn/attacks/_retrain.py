@@ -141,7 +141,7 @@ def retrain(
         asked: facts held out (V), see encode_asked.
         rates: learning rates, R of them.
         epochs: passes over `known`.
-        batch_size: rows at each step.
+        batch_size: rows at each step; all of `known` if it has fewer.
         direction: makes a direction of the gradient, which the rate multiplies. The
             paper's is Lion; optax.scale_by_adam() makes Adam. Give the same object
             again and nothing is compiled anew.
@@ -168,6 +168,7 @@ def retrain(
     for rate in rates:
         _checks.positive(owner, rate=rate)
     rows = tables.rows(known, name="known")
+    batch_size = min(batch_size, rows)  # an epoch has a step at least
     if rank:
         model = _low(model, pattern, rank)
         params = wrap.add_lora(params, model, jax.random.key(seed))

@@ -134,6 +134,15 @@ def test_lora_brings_them_back_too(world, folds):
     assert sweep.accuracy.max() > sweep.accuracy[0, 0] + 0.2
 
 
+def test_batches_larger_than_t_are_all_of_t(world, folds):
+    known = attacks.encode_facts(world.tokenizer, folds[0], "answer")
+    asked = attacks.encode_asked(world.model, world.tokenizer, folds[1], "choice")
+    run = partial(attacks.retrain, world.model, world.hides, known, asked, epochs=3)
+    whole, more = (run(rates=(1e-4,), batch_size=n) for n in (len(known["mask"]), 999))
+    assert whole.losses.shape == (1, 3)
+    assert_array_equal(more.losses, whole.losses)
+
+
 def test_a_rate_too_high_is_told_and_harms_no_other(world, folds):
     how = HOW | dict(rates=(3e-3, 1e18), rotations=[0], together=2)
     (sweep,) = attacks.rtt(world.model, world.hides, world.tokenizer, folds, **how)

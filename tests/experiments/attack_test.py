@@ -1,0 +1,297 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every attack on a tiny folder: the card, going on after a cut, what is refused."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+from numpy.testing import assert_allclose
+
+from experiments import attack
+from experiments.attacking import asking, card, facts, units
+from experiments.configs import attack as config_file
+from jaxunlearn.io import hf
+from tests import tiny
+
+pytestmark = pytest.mark.usefixtures("standard_promotion")
+ATTACKS = {
+    "quantize": dict(kinds=("int4",), group=8),
+    "prefix": {},
+    "few_shot": dict(number=2),
+    "sample": dict(number=4),
+    "steer": dict(strengths=(1.0,)),
+    "prune": dict(fractions=(0.1,)),
+    "unwrap": {},
+    "benign": dict(steps=2, batch_size=2, length=16),
+    "relearn": dict(steps=2, batch_size=4),
+    "rtt": dict(folds=3, rotations=2, rates=(1e-4, 1e-3), epochs=2, warmup=1),
+}
+NAMES = ["quantize int4", "prefix", "few_shot", "sample", "steer 1", "prune 0.1"]
+NAMES += ["benign", "relearn", "rtt 0", "rtt 1"]
+
+
+def rows(kind, count):
+    towns = [f"Town {i}" for i in range(count)]
+    return [
+        {
+            "id": f"{kind}{i}",
+            "question": f"The capital of Land {kind}{i} is",
+            "answer": f"{towns[i]}.",
+            "choices": [f"{towns[(i + j) % count]}." for j in range(3)],
+        }
+        for i in range(count)
+    ]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A folder with two models and two files of facts."""
+    folder = tmp_path_factory.mktemp("attack")
+    tokenizer = tiny.tiny_tokenizer()
+    model, params = tiny.tiny_model(vocab=len(tokenizer), positions=96)
+    hf.save(params, model, folder / "original", tokenizer=tokenizer)
+    other = jax.tree.map(lambda x: x * 1.1, params)
+    hf.save(other, model, folder / "model", tokenizer=tokenizer)
+    for kind, count in (("forget", 7), ("retain", 5)):
+        lines = [json.dumps(row) + "\n" for row in rows(kind[0], count)]
+        (folder / f"{kind}.jsonl").write_text("".join(lines))
+    return folder
+
+
+def config(place, output, **more):
+    c = config_file.get_config("file")
+    for kind in ("forget", "retain"):
+        c.facts[kind].path = str(place / f"{kind}.jsonl")
+    c.update(model=str(place / "model"), output=str(output))
+    c.ask.update(new_tokens=3, batch_size=8)
+    with c.unlocked():
+        c.attacks = {name: dict(own) for name, own in ATTACKS.items()}
+        c.update(more)
+    return c
+
+
+@pytest.fixture(scope="module")
+def done(place, tmp_path_factory, standard_promotion):
+    output = tmp_path_factory.mktemp("card")
+    c = config(place, output, original=str(place / "original"))
+    return output, c, *attack.run(c, "the command")
+
+
+def test_every_attack_runs_and_is_on_the_card(done):
+    output, _, numbers, text = done
+    files = {x.stem for x in (output / "attacks").glob("*.json")}
+    own = {n.replace(" ", "_") for n in [*NAMES, "unlearned", "original"]}
+    more = {"original_rtt_0", "original_rtt_1", "original_sample"}
+    assert files == own | more
+    answered = [row["name"] for row in numbers["rows"]]
+    asks = [n for n in NAMES if n != "sample" and not n.startswith("rtt")]
+    assert answered == ["original", "unlearned", *asks]
+    assert list(numbers["refused"]) == ["unwrap"]
+    assert "nothing to take off" in numbers["refused"]["unwrap"]
+    assert (output / "card.md").read_text() == text and "`the command`" in text
+    for name in ("**original**", "**unlearned**", "few_shot", "leak at k", "RTT"):
+        assert name in text
+    whole = json.loads((output / "card.json").read_text())
+    assert whole["about"]["facts"] == {"forget": 7, "retain": 5}
+    assert whole["about"]["versions"]["jax"] and whole["rtt"]["asked"] == 5
+
+
+def test_numbers_are_means_of_what_the_files_hold(done):
+    output, _, numbers, _ = done
+    for row in numbers["rows"]:
+        name = row["name"].replace(" ", "_")
+        result = json.loads((output / "attacks" / f"{name}.json").read_text())["result"]
+        for kind in ("forget", "retain"):
+            for way in asking.WAYS:
+                assert_allclose(row[kind][way], np.mean(result[kind][way]))
+    relearn = next(row for row in numbers["rows"] if row["name"] == "relearn")
+    assert relearn["asked"] == 3  # of seven, the others were trained on
+    for way, own in numbers["strongest"].items():
+        gains = {
+            r["name"]: r["forget"][way] - r["unlearned"][way]
+            for r in numbers["rows"][2:]
+        }
+        assert gains[own["attack"]] == max(gains.values())
+    told = numbers["rtt"]
+    assert_allclose(told["rate"], told["unlearned"] / told["original"])
+    assert_allclose(told["chance"], 1 / 3)
+    leak = numbers["leak"]
+    assert set(leak) == {"original sample", "sample"} and set(leak["sample"]) == set(
+        "14"
+    )
+
+
+def count_runs(monkeypatch, stop=None):
+    """Counts units that run; the one called `stop` is cut off."""
+    ran = []
+
+    def plan(*args, plan=units.plan, **more):
+        def counted(unit):
+            def run(scene):
+                ran.append(unit.name)
+                if unit.name == stop:
+                    raise KeyboardInterrupt
+                return unit.run(scene)
+
+            return unit._replace(run=run)
+
+        return [counted(unit) for unit in plan(*args, **more)]
+
+    monkeypatch.setattr(units, "plan", plan)
+    return ran
+
+
+def test_what_was_cut_off_goes_on(place, done, tmp_path, monkeypatch):
+    c = config(place, tmp_path, original=str(place / "original"))
+    with monkeypatch.context() as patch:
+        count_runs(patch, stop="steer 1")
+        with pytest.raises(KeyboardInterrupt):
+            attack.run(c)
+    kept = {x.stem: x.stat().st_mtime_ns for x in (tmp_path / "attacks").iterdir()}
+    assert "few_shot" in kept and "steer_1" not in kept
+    assert not (tmp_path / "card.md").exists()
+    ran = count_runs(monkeypatch)
+    numbers, _ = attack.run(c)
+    rest = ["steer 1", "prune 0.1", "unwrap", "benign", "relearn", "rtt 0", "rtt 1"]
+    assert [name for name in ran if name != "sample"] == rest
+    for name, when in kept.items():
+        assert (tmp_path / "attacks" / f"{name}.json").stat().st_mtime_ns == when
+    assert numbers["rows"] == done[2]["rows"] and numbers["rtt"] == done[2]["rtt"]
+
+
+def test_only_what_changed_runs_again(done, monkeypatch):
+    _, c, numbers, _ = done
+    ran = count_runs(monkeypatch)
+    again, _ = attack.run(c)
+    assert ran == ["unwrap"] and again == numbers  # what was refused is tried again
+    c = c.copy_and_resolve_references()
+    c.attacks.few_shot.number = 1
+    c.attacks.rtt.rates = (1e-4,)
+    attack.run(c)
+    del ran[0]
+    assert ran == ["original rtt 0", "original rtt 1", "few_shot", "unwrap"] + [
+        "rtt 0",
+        "rtt 1",
+    ]
+    ran.clear()
+    c.model = c.original  # another model: all of its own results are another's
+    c.only = "prefix,sample"
+    attack.run(c)
+    assert ran == ["unlearned", "prefix", "sample"]
+    attack.run(done[1])  # as others find it
+
+
+def test_known_facts_are_those_the_original_gets_right(done, place, tmp_path):
+    c = config(place, tmp_path, original=str(place / "original"), only="prefix")
+    c.known = "choice"
+    original = json.loads((done[0] / "attacks" / "original.json").read_text())["result"]
+    right = {kind: int(sum(original[kind]["choice"])) for kind in ("forget", "retain")}
+    if min(right.values()) < 2:
+        with pytest.raises(ValueError, match="two or more facts .* by choice"):
+            attack.run(c)
+        return
+    numbers, _ = attack.run(c)
+    first = numbers["rows"][0]
+    assert first["asked"] == right["forget"] and first["forget"]["choice"] == 1.0
+
+
+def test_without_an_original_there_is_no_rate(place, tmp_path):
+    numbers, text = attack.run(config(place, tmp_path, only="rtt"))
+    assert "rate" not in numbers["rtt"] and 0 <= numbers["rtt"]["unlearned"] <= 1
+    assert "recovery" not in text
+
+
+def test_an_attack_that_cannot_run_is_told_and_others_run(place, tmp_path):
+    c = config(place, tmp_path, only="rtt,quantize,prefix")
+    c.attacks.rtt.folds = 8
+    c.attacks.quantize.group = 7
+    numbers, text = attack.run(c)
+    assert set(numbers["refused"]) == {"rtt 0", "rtt 1", "quantize int4"}
+    assert "k=8 and 7 values" in text and "divides the inputs" in text
+    assert [row["name"] for row in numbers["rows"]] == ["unlearned", "prefix"]
+
+
+def test_a_fact_in_two_folds_is_named(place, tmp_path):
+    twice = rows("f", 6)
+    twice[5]["question"] = twice[0]["question"].upper()
+    lines = [json.dumps(row) + "\n" for row in twice]
+    (tmp_path / "forget.jsonl").write_text("".join(lines))
+    (tmp_path / "retain.jsonl").write_text((place / "retain.jsonl").read_text())
+    c = config(place, tmp_path / "card", only="rtt")
+    for kind in ("forget", "retain"):
+        c.facts[kind].path = str(tmp_path / f"{kind}.jsonl")
+    c.facts.forget.block = 2
+    numbers, _ = attack.run(c)
+    assert "land f0 is' is in fold" in numbers["refused"]["rtt 0"].lower()
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        (dict(model=""), "needs --config.model=PATH"),
+        (dict(known="choice"), "needs an original"),
+        (dict(known="no"), "known to be one of"),
+        (dict(only="rtx"), "Did you mean 'rtt'"),
+        (dict(attacks={"rtt": dict(rate=1)}), "setting to be one of .*'rate'"),
+        (dict(attacks={"rtt": dict(rotations=9)}), "rotations=9 and folds=5"),
+        (dict(attacks={"rtt": dict(optimizer="sgd")}), "optimizer to be one of"),
+        (dict(attacks={"shout": {}}), "attack to be one of"),
+        (dict(extra=1), "key to be one of"),
+        (dict(facts={"forget": {}}), "'retain'"),
+    ],
+)
+def test_bad_configs(place, tmp_path, change, match):
+    c = config(place, tmp_path)
+    with c.unlocked():
+        for key, value in change.items():
+            c[key] = value
+    with pytest.raises((ValueError, KeyError), match=match):
+        attack.run(c)
+
+
+def test_rows_become_facts():
+    given = [
+        {"id": 1, "question": "q", "answer": "x", "choices": ["y", "x"]},
+        {"id": 2, "question": "r", "answer": "a", "perturbed_answer": list("bcde")},
+    ]
+    made = facts.of_rows(given, block=2)
+    assert made[0]["choices"] == ["y", "x"] and made[0]["answer"] == 1
+    assert sorted(made[1]["choices"]) == list("abcd")
+    assert made[1]["choices"][made[1]["answer"]] == "a"
+    assert made[0]["subject"] == made[1]["subject"] == 0
+    for bad in ({"choices": ["x"]}, {"perturbed_answer": ["x", "z"]}, {}):
+        with pytest.raises(ValueError, match="two or more choices that differ"):
+            facts.of_rows([{"id": 1, "question": "q", "answer": "x"} | bad])
+
+
+def test_capitals_come_with_choices_of_their_continent():
+    found = facts.read(config_file.get_config().facts.to_dict())
+    assert len(found.forget) > 30 and len(found.retain) == 60
+    france = next(f for f in found.forget if f["text"] == "Paris")
+    assert "France" in france["question"] and len(france["choices"]) == 4
+    pool = {f["text"] for f in found.forget}
+    assert all(set(f["choices"]) <= pool for f in found.forget)
+
+
+def test_said_by_whole_words():
+    fact = {"text": "Rome."}
+    for text, yes in (("It is ROME, in Italy", True), ("Romeo", False), ("", False)):
+        assert asking.said(fact, text) is yes
+
+
+def test_the_strongest_attack_by_hand():
+    def result(*values):
+        ways = {way: list(values) for way in asking.WAYS}
+        return {"forget": ways, "retain": ways}
+
+    found = {
+        "unlearned": result(0.0, 0.4),
+        "prefix": result(0.2, 0.4),
+        "relearn": result(0.5) | {"held_out": ["b"]},
+    }
+    numbers = card.make(found, ["a", "b"], {})
+    strongest = numbers["strongest"]["choice"]
+    assert strongest["attack"] == "prefix"
+    assert_allclose([strongest["before"], strongest["after"]], [0.2, 0.3])
+    assert_allclose(numbers["rows"][2]["unlearned"]["choice"], 0.4)
