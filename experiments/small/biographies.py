@@ -133,6 +133,21 @@ def rows(*, forget: int, retain: int, seed: int = 0) -> dict[str, list[dict[str,
     }
 
 
+def wrong_answers(row: Mapping[str, Any]) -> list[str] | None:
+    """The row's wrong answers in the wording of its answer, None of other rows."""
+    name = row["author"]
+    for _, question, answer, other in FACTS:
+        if row["question"] == question.format(name=name):
+            before, after = other.format(name=name, value="\n").split("\n")
+            return [
+                answer.format(
+                    name=name, value=text.removeprefix(before).removesuffix(after)
+                )
+                for text in row["perturbed_answer"]
+            ]
+    return None
+
+
 def fictitious(
     rows: Sequence[Mapping[str, Any]], *, seed: int = 0
 ) -> list[dict[str, Any]]:

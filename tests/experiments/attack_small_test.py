@@ -1,0 +1,234 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Retraining on T in a tiny world: what runs, what goes on, what is made of it."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+from numpy.testing import assert_allclose
+
+from experiments.small import (
+    attack,
+    attack_facts,
+    attack_figures,
+    biographies,
+    unlearn,
+)
+
+pytestmark = pytest.mark.usefixtures("standard_promotion")
+PLAN = attack_facts.Plan(
+    rates=dict.fromkeys(attack.METHODS, (1e-4, 3e-3)),
+    seeds=(0, 1),
+    steps=8,
+    rows=4,
+    facts=16,
+    folds=2,
+    attack=(1e-4, 3e-3),
+    epochs=2,
+    batch=8,
+    bound=10.0,
+    late=(30, 1e-2),
+    asked=dict(forget=8, retain=8),
+)
+
+
+@pytest.fixture(scope="module")
+def few():
+    """Two methods are enough."""
+    with pytest.MonkeyPatch.context() as patch:
+        names = {k: attack.METHODS[k] for k in ("NPO", "incorrect answer")}
+        patch.setattr(attack, "METHODS", names)
+        patch.setattr(attack, "LATE", ("NPO",))
+        yield
+
+
+@pytest.fixture(scope="module")
+def done(few, small_world, tmp_path_factory):
+    file = tmp_path_factory.mktemp("lines") / "attack.jsonl"
+    with jax.numpy_dtype_promotion("standard"):
+        return file, attack.experiment(small_world[1], file, plan=PLAN)
+
+
+def test_all_are_attacked_on_every_fold(done):
+    lines = done[1]
+    own = {(x["who"], x["seed"], x["fold"]) for x in lines if x["kind"] == "rtt"}
+    wanted = {
+        (who, 0, fold)
+        for who in (*attack_figures.REFERENCES, "finetuned NPO")
+        for fold in (0, 1)
+    }
+    wanted |= {
+        (who, seed, fold)
+        for who in ("NPO", "incorrect answer")
+        for seed in (0, 1)
+        for fold in (0, 1)
+    }
+    assert own == wanted
+    for x in lines:
+        if x["kind"] == "rtt":
+            for measure in attack_figures.MEASURES:
+                count = 2 if x["seed"] == 0 else 1  # swept on the first seed
+                assert np.shape(x[measure]) == (count, 3)
+                assert np.shape(x["losses"]) == (count, 2)
+            assert x["facts"] == 8
+    swept = [x for x in lines if x["kind"] == "unlearned"]
+    assert {(x["base"], x["method"], x["seed"]) for x in swept} == {
+        ("pretrained", "NPO", 0),
+        ("pretrained", "NPO", 1),
+        ("pretrained", "incorrect answer", 0),
+        ("pretrained", "incorrect answer", 1),
+        ("finetuned", "NPO", 0),
+    }
+
+
+def test_who_knows_is_told_from_who_does_not(done):
+    lines = done[1]
+
+    def verbatim(who, at):
+        own = [x for x in lines if x["kind"] == "rtt" and x["who"] == who]
+        return np.mean([x["verbatim"][0][at] for x in own])
+
+    assert verbatim("original", 0) > 0.5 > verbatim("twin", 0)
+    assert verbatim("finetuned original", 0) > verbatim("twin", 0) + 0.2
+    assert verbatim("never seen", 0) < 0.5
+
+
+def test_what_was_stopped_goes_on(done, small_world, tmp_path, monkeypatch):
+    file, lines = done
+    text = file.read_text().splitlines(keepends=True)
+    part = tmp_path / "attack.jsonl"
+    part.write_text("".join(text[:-2]) + text[-2][:40])  # cut off while writing
+    ran = []
+    retrain = attack_facts.retrain
+    monkeypatch.setattr(
+        attack_facts, "retrain", lambda *x: (ran.append(x[3]), retrain(*x))[1]
+    )
+    again = attack.experiment(small_world[1], part, plan=PLAN)
+    assert [x["key"] for x in again] == [x["key"] for x in lines]
+    assert len(ran) == 2
+    for a, b in zip(again[-2:], lines[-2:], strict=True):
+        assert_allclose(a["verbatim"], b["verbatim"], atol=1e-5)
+    with pytest.raises(ValueError, match="Move it away"):
+        attack.experiment(small_world[1], part, plan=PLAN._replace(epochs=3))
+
+
+def test_no_run_begins_when_time_is_up(few, small_world, tmp_path, monkeypatch):
+    monkeypatch.setattr(unlearn, "run", lambda *x, **y: pytest.fail("ran"))
+    now = iter([0.0, 0.0, 61.0])
+    monkeypatch.setattr(attack.time, "monotonic", lambda: next(now))
+    file = tmp_path / "attack.jsonl"
+    lines = attack.experiment(small_world[1], file, plan=PLAN, minutes=1)
+    assert [x["key"] for x in lines] == ["rtt original 0 0"]
+
+
+def test_wrong_answers_are_worded_as_the_right_one():
+    rows = biographies.rows(forget=3, retain=1)["forget"]
+    for row in rows:
+        wrong = biographies.wrong_answers(row)
+        assert len(set(wrong)) == 5 and row["answer"] not in wrong
+        start = row["answer"][:8]
+        assert all(text.startswith(start) and text.endswith(".") for text in wrong)
+    assert biographies.wrong_answers(rows[0] | {"question": "Who?"}) is None
+
+
+def test_nobody_told_is_among_those_never_seen(small_world):
+    small = small_world[1]
+    never = attack_facts.never_seen(small, PLAN)
+    told = {row["author"] for rows in small.questions.values() for row in rows}
+    assert not told & {row["author"] for row in never} and len(never) >= PLAN.facts
+
+
+def test_the_rate_is_the_strongest_within_the_bound():
+    def run(rate, forget, retain, finite=True):
+        return dict(
+            rate=rate, forget_probability=forget, retain_loss=retain, finite=finite
+        )
+
+    swept = [
+        run(1, 0.9, 0.1),
+        run(2, 0.3, 0.35),
+        run(3, 0.0, 0.9),
+        run(4, 0, 0.1, False),
+    ]
+    assert attack.pick(swept, 0.4)["rate"] == 2
+    assert attack.pick(swept, 1.0)["rate"] == 3
+    assert attack.pick(swept[:3], 0.01)["rate"] == 1
+
+
+def line(who, fold, values, seed=0, **more):
+    """A run whose best choice and verbatim are the last of `values`."""
+    both = {m: [[values[0], values[1]]] for m in attack_figures.MEASURES}
+    shared = dict(kind="rtt", who=who, fold=fold, seed=seed, facts=50, finite=[True])
+    return shared | both | more
+
+
+def unlearned(base, method):
+    return dict(
+        kind="unlearned",
+        base=base,
+        method=method,
+        rate=1e-3,
+        seed=0,
+        retain_loss=0.3,
+        forget_probability=0.1,
+        retain_exact=0.9,
+        facts=dict(choice=0.3, verbatim=0.1),
+    )
+
+
+def made(late):
+    lines = [unlearned("pretrained", "NPO"), unlearned("finetuned", "NPO")]
+    for fold in (0, 1):
+        lines += [
+            line("original", fold, (1.0, 0.9)),
+            line("twin", fold, (0.2, 0.2)),
+            line("NPO", fold, (0.1, 0.8), rate=1e-3),
+            line("NPO", fold, (0.1, 0.6), seed=1, rate=1e-3),
+            line("finetuned original", fold, (0.8, 0.7)),
+            line("finetuned NPO", fold, (0.1, late), rate=1e-3),
+        ]
+    return lines
+
+
+def test_later_seeds_are_attacked_at_the_best_rate():
+    def swept(fold, *values, seed=0):
+        return dict(
+            kind="rtt", who="NPO", seed=seed, rates=[1, 2], fold=fold, verbatim=values
+        )
+
+    lines = [swept(0, (0.1, 0.9), (0.2, 0.5)), swept(1, (0.1, 0.1), (0.7, 0.6))]
+    assert attack.best_rates(lines, "NPO") == [2]
+    assert attack.best_rates(lines[:1] + [swept(0, (0, 0), (1, 1), seed=1)], "NPO") == [
+        1
+    ]
+
+
+def test_recovery_by_hand():
+    rows = {row["who"]: row for row in attack_figures.summarise(made(0.5))}
+    own = rows["NPO"]["verbatim"]
+    assert_allclose(own["before"], [0.1, 0.0], atol=1e-9)
+    assert_allclose(own["after"], [0.7, np.std([0.8, 0.6], ddof=1)])
+    assert_allclose(own["rate"][0], 0.7 / 1.0)
+    assert_allclose(own["above"][0], (0.6 / 0.8 + 0.4 / 0.8) / 2)
+    assert_allclose(rows["finetuned NPO"]["choice"]["above"][0], 0.3 / 0.6)
+    assert rows["NPO"]["seeds"] == [0, 1] and rows["NPO"]["folds"] == 4
+    assert rows["NPO"]["retain_loss"] == 0.3
+
+
+@pytest.mark.parametrize(("late", "word"), [(0.21, "does holds"), (0.75, "does fails")])
+def test_the_claim_is_read_off_the_numbers(late, word):
+    claim = attack_figures._claim(attack_figures.summarise(made(late)))
+    assert "comes back holds here" in claim and word in claim
+
+
+def test_tables_and_plot(done, small_world, tmp_path):
+    small, lines = small_world[1], done[1]
+    about = attack.head(small, PLAN) | {"parameters": small.about["parameters"]}
+    place = tmp_path / "relearn_small"
+    attack_figures.write(lines, about, place)
+    assert place.with_suffix(".png").stat().st_size > 5000
+    text = place.with_suffix(".md").read_text()
+    assert "- The paper's claim: " in text and "| **twin** |" in text
+    whole = json.loads(place.with_suffix(".json").read_text())
+    assert len(whole["summary"]) == 7 and len(whole["runs"]) == len(lines)
