@@ -52,7 +52,7 @@ from jaxunlearn import combine, evaluate, losses, metrics, recipes, terms, trees
 from jaxunlearn.data import table
 from jaxunlearn.typing import Model, Params
 
-RATES = (3e-4, 1e-3, 2e-3)
+RATES = (5e-4, 2e-3)
 FLOOR = 0.75  # of MMLU before
 RESULTS = Path(__file__).resolve().parents[1] / "results" / "lume_small"
 
@@ -65,7 +65,7 @@ class Plan(NamedTuple):
 
     rates: Sequence[float] = RATES
     seeds: Sequence[int] = (0, 1, 2)
-    steps: int = 60
+    steps: int = 30
     rows: int = 8
     new_tokens: int = 64
 
@@ -212,12 +212,6 @@ def collapsed(params: Params) -> Params:
     )
 
 
-def tables(small: world.World) -> dict[str, table.Table]:
-    """What the streams draw from."""
-    forget = evaluate.reference_logps(small.model, small.params, small.table("forget"))
-    return {"forget": forget, "retain": small.table("retain")}
-
-
 def run(
     small: world.World, file: Path, *, plan: Plan | None = None, progress: bool = False
 ) -> list[compare.Line]:
@@ -228,7 +222,7 @@ def run(
     """
     plan = Plan() if plan is None else plan
     lines = compare.read(file, head(small, plan))
-    made, streams = scorer(small, plan.new_tokens), tables(small)
+    made, streams = scorer(small, plan.new_tokens), unlearn.pair(small)
     if not file.exists():
         compare.add(file, head(small, plan))
     bar = tqdm(disable=not progress, unit="run", dynamic_ncols=True, file=sys.stderr)
@@ -292,8 +286,9 @@ def _built(function: Build):
 
 
 def head(small: world.World, plan: Plan) -> compare.Line:
-    """What the lines of a file have in common; its first line."""
-    sizes = plan._asdict() | {"rates": list(plan.rates), "seeds": list(plan.seeds)}
+    """What the lines of a file have in common; its first line. Seeds may follow."""
+    sizes = plan._asdict() | {"rates": list(plan.rates)}
+    del sizes["seeds"]
     return {"key": "head", "world": small.digest, **sizes}
 
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """MRP in the small world: three topics one after another, then relearning (2508.15449).
 
-    python -m experiments.small.mrp --config=experiments/configs/small/tofu.py
+    python -m experiments.small.mrp --config=experiments/configs/small/biographies.py
 
 The authors to forget are cut into topics A, B and C. Each method forgets A, then B,
 then C, and is asked about all of them and about the rows to keep after each. Then
@@ -42,10 +42,10 @@ from jaxunlearn.data import table
 from jaxunlearn.typing import Model, Params
 
 TOPICS = ("A", "B", "C")
-RATES = (1e-4, 3e-4, 5e-4, 1e-3, 2e-3)
+RATES = (3e-4, 1e-3, 2e-3)
 METHODS: Mapping[str, Sequence[float]] = MappingProxyType(
     {
-        "mrp.graddiff": (0.1, 0.3, 1.0, 3.0, 10.0),  # SGD on rows of length 1
+        "mrp.graddiff": (3.0, 10.0, 30.0),  # SGD on rows of length 1
         "openunlearning.ascent": RATES,
         "openunlearning.npo": RATES,
         "blur.npo": RATES,
@@ -54,7 +54,7 @@ METHODS: Mapping[str, Sequence[float]] = MappingProxyType(
 )
 MRP = "mrp.graddiff"
 FORGOTTEN = 0.1
-CURVE = (0, 5, 10, 20, 40)
+CURVE = (0, 5, 10, 30)
 RESULTS = Path(__file__).resolve().parents[1] / "results" / "mrp_small"
 
 
@@ -78,12 +78,12 @@ class Plan(NamedTuple):
     seeds: Sequence[int] = (0, 1, 2)
     steps: int = 20
     rows: int = 8
-    places: Mapping[str, Sequence[int]] = MappingProxyType({"mlp_out": (1, 2, 3)})
-    count: int = 8
-    spared: int = 64
-    asked: int = 24
+    places: Mapping[str, Sequence[int]] = MappingProxyType({"mlp_out": range(5)})
+    count: int = 16
+    spared: int = 8
+    asked: int = 16
     curve: Sequence[int] = CURVE
-    rates: Sequence[float] = (3e-4, 1e-3)
+    rates: Sequence[float] = (1e-3,)
 
 
 class Lab(NamedTuple):
@@ -92,7 +92,7 @@ class Lab(NamedTuple):
     Attributes:
         small: the world.
         topics: name -> its rows.
-        streams: topic -> tables, as unlearn.tables gives them.
+        streams: topic -> tables, as unlearn.pair gives them.
         asked: name of a set of rows -> (first, last) row in `table`.
         table: all rows that are asked.
         compiled: what was compiled before, by what differs in shape.
@@ -114,7 +114,7 @@ def lab(small: world.World, plan: Plan) -> Lab:
     """
     found = topics(small.questions["forget"])
     streams = {
-        name: unlearn.tables(
+        name: unlearn.pair(
             small._replace(questions={**small.questions, "forget": rows})
         )
         for name, rows in found.items()
@@ -360,11 +360,12 @@ def rate_of(lines: Sequence[compare.Line], name: str, plan: Plan):
 
 
 def head(small: world.World, plan: Plan) -> compare.Line:
-    """What the lines of a file have in common; its first line."""
+    """What the lines of a file have in common; its first line. Seeds may follow."""
     sizes = {
         name: list(x) if isinstance(x, tuple) else x
         for name, x in plan._asdict().items()
     }
+    del sizes["seeds"]
     for name in ("methods", "places"):
         sizes[name] = {key: list(x) for key, x in sizes[name].items()}
     return {"key": "head", "world": small.digest, **sizes}

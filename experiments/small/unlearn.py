@@ -72,6 +72,13 @@ def tables(world: World) -> dict[str, table.Table]:
     return found
 
 
+def pair(world: World) -> dict[str, table.Table]:
+    """The tables of `forget`, with the reference's log-probabilities, and `retain`
+    alone, for methods that read no other answers."""
+    forget = evaluate.reference_logps(world.model, world.params, world.table("forget"))
+    return {"forget": forget, "retain": world.table("retain")}
+
+
 def batches(tables: dict[str, table.Table], rows: int, *, seed: int) -> Any:
     """One batch of every stream, endlessly; `alternate` in the order of `forget`."""
     each = {

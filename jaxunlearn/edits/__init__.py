@@ -12,6 +12,7 @@
 | `prune_loop` | prunes a little at a time, until a rule says stop | 2403.01267 |
 | `prune_units` | removes units, exactly, in the weights | 2403.01267 |
 | `remove_units` | the same with smaller matrices | |
+| `svd_values` | turns value units of attention into singular directions | 2403.01267 |
 | `dampen` | shrinks weights by Fisher importances (SSD) | 2308.07707 |
 | `interpolate` | merges two models, leaf by leaf | 2203.05482 |
 | `task_vector` | takes away what finetuning on the forget set added | 2212.04089 |
@@ -34,6 +35,7 @@ from jaxunlearn.edits._prune import (
 )
 from jaxunlearn.edits._prune_loop import Pruned, prune_loop
 from jaxunlearn.edits._quantize import quantize
+from jaxunlearn.edits._svd import svd_values
 from jaxunlearn.edits._task_vector import task_vector
 
 __all__ = [
@@ -50,6 +52,7 @@ __all__ = [
     "quantize",
     "remove_units",
     "select_units",
+    "svd_values",
     "task_vector",
     "unit_scores",
 ]

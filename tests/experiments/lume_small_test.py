@@ -131,7 +131,7 @@ def test_the_score_of_the_model_the_twin_and_a_collapsed_one(small):
 
 def test_ascent_and_retaining_take_turns_or_follow_each_other(small):
     streams = {
-        k: {c: x[:4] for c, x in t.items()} for k, t in lume.tables(small).items()
+        k: {c: x[:4] for c, x in t.items()} for k, t in unlearn.pair(small).items()
     }
     apart = {}
     for name, first in {"forget": 9, "retain": 0}.items():

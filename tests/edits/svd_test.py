@@ -1,0 +1,105 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Values in singular directions: the same function, ordered units, pruned exactly."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from numpy.testing import assert_allclose
+
+from jaxunlearn import edits, sharding, trees, wrap
+from jaxunlearn.models import decoder
+from tests import tiny
+from tests.edits.prune_test import DECODERS, logits, masked, some
+
+
+@pytest.mark.parametrize("name", DECODERS)
+def test_the_function_stays(name):
+    model, params = tiny.tiny_model(**DECODERS[name])
+    turned = edits.svd_values(model, params)
+    moved = turned["blocks"]["attention"]["v"]["kernel"]
+    assert np.abs(moved - params["blocks"]["attention"]["v"]["kernel"]).max() > 0.1
+    assert_allclose(logits(model, turned), logits(model, params), atol=1e-4)
+    changed = {
+        path
+        for path, x in trees.paths(turned).items()
+        if np.any(np.asarray(x != trees.paths(params)[path]))
+    }
+    assert changed <= {
+        "blocks/attention/v/kernel",
+        "blocks/attention/v/bias",
+        "blocks/attention/o/kernel",
+    }
+
+
+def test_units_are_singular_directions_by_falling_value():
+    model, params = tiny.tiny_model(kv_heads=2)
+    turned = edits.svd_values(model, params)["blocks"]["attention"]
+    old = params["blocks"]["attention"]
+    for layer in range(3):
+        for head in range(2):
+            mine = slice(4 * head, 4 * head + 4)
+            v = np.asarray(turned["v"]["kernel"][layer][:, mine])
+            gram = v.T @ v  # of u s^(1/2)
+            s = np.diag(gram)
+            assert_allclose(gram, np.diag(s), atol=1e-5)
+            assert (np.diff(s) <= 1e-6).all()
+            # Query heads 2 g and 2 g + 1 read value head g.
+            rows = np.asarray(old["o"]["kernel"][layer]).reshape(2, 2, 4, -1)[head]
+            whole = np.asarray(old["v"]["kernel"][layer][:, mine]) @ np.concatenate(
+                list(rows), axis=1
+            )
+            wanted = np.linalg.svd(whole, compute_uv=False)[:4]
+            assert_allclose(s, wanted, rtol=1e-4)
+
+
+def test_a_dead_direction_of_the_values_still_carries_their_bias():
+    model, params = tiny.tiny_model(qkv_bias=True)
+    params = trees.map_with_path(
+        lambda p, x: (
+            x.at[:, :, 0].set(0).at[:, :, 1].set(x[:, :, 2])
+            if p == "blocks/attention/v/kernel"
+            else x
+        ),
+        params,
+    )
+    turned = edits.svd_values(model, params)
+    assert_allclose(logits(model, turned), logits(model, params), atol=1e-4)
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(turned))
+
+
+def test_pruning_there_is_masking_there():
+    model, params = tiny.tiny_model(**DECODERS["gated, biases"])
+    turned = edits.svd_values(model, params)
+    gone = some("attention")
+    pruned = edits.prune_units(model, turned, {"attention": gone})
+    wanted = logits(model, turned, {"attention": masked(gone)})
+    assert_allclose(logits(model, pruned), wanted, atol=1e-5)
+
+
+def test_dtypes_and_shards_stay():
+    model, params = tiny.tiny_model()
+    half = jax.tree.map(lambda x: x.astype(jnp.bfloat16), params)
+    assert {x.dtype for x in jax.tree.leaves(edits.svd_values(model, half))} == {
+        jnp.bfloat16.dtype
+    }
+    mesh = sharding.make_mesh(fsdp=4, tensor=2)
+    cut = jax.device_put(params, sharding.by_rules(params, mesh, decoder.RULES))
+    found = edits.svd_values(model, cut)
+    for x, y in zip(jax.tree.leaves(cut), jax.tree.leaves(found), strict=True):
+        assert y.sharding.is_equivalent_to(x.sharding, x.ndim)
+    assert_allclose(logits(model, found), logits(model, params), atol=1e-4)
+
+
+def test_what_cannot_be_turned_is_refused():
+    model, params = tiny.tiny_model()
+    with pytest.raises(ValueError, match="site 'attention' has one kernel before"):
+        edits.svd_values(model._replace(sites={}), params)
+    with pytest.raises(KeyError, match="reads leaves 'blocks/attention/v/kernel'"):
+        edits.svd_values(model, {"blocks": {}})
+    low = wrap.lora(model, pattern=r"blocks/attention/v/kernel", rank=2)
+    with pytest.raises(ValueError, match="Merge them first"):
+        edits.svd_values(model, wrap.add_lora(params, low, jax.random.key(0)))
+    wide = tiny.tiny_model(width=16, head_dim=20)
+    with pytest.raises(ValueError, match="at least as wide as a head of 20"):
+        edits.svd_values(*wide)
