@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from experiments.reports import read, tables
+from experiments.reports import read
 
 WORST = 1e-30  # smaller p-values are drawn here
 COLOURS = ("#0b57d0", "#b3261e", "#e37400", "#7b1fa2", "#00838f", "#c2185b", "#5d4037")
@@ -14,6 +14,14 @@ OF_ROLE = {"original": "#5f6368", "retrained": "#188038"}
 MARKERS = {"original": "s", "retrained": "*", "unlearned": "o"}
 SHOWN = ("loss", "nll", "cosine", "grad_norm")  # of a training log, in this order
 PANELS = 6
+ACROSS = (
+    (("overall", "model_utility"), "model utility"),
+    (("retain", "probability"), "probability of rows to keep"),
+)
+UP = (
+    (("overall", "forget_quality"), "forget quality (p-value, log scale)"),
+    (("forget", "probability"), "probability of answers to forget"),
+)
 
 
 class Figure(NamedTuple):
@@ -37,72 +45,70 @@ def colours(runs: Sequence[read.Run]) -> dict[str, str]:
 
 
 def trade_off(runs: Sequence[read.Run], file: Path) -> Figure | None:
-    """Forgetting against utility, one point a model.
+    """Forgetting against utility, one point a model, a panel each way to measure them.
 
-    Utility is the model's utility, or else the probability of rows to keep. Forgetting
-    is forget quality on the left, the probability of answers to forget on the right.
+    Across: the model's utility, and the probability of rows to keep. Up: forget
+    quality, and the probability of answers to forget.
     """
-    across = _first(runs, (("overall", "model_utility"), ("retain", "probability")))
-    panels = [
-        (key, label)
-        for key, label in (
-            (("overall", "forget_quality"), "forget quality (p-value, log scale)"),
-            (("forget", "probability"), "probability of answers to forget"),
-        )
-        if _first(runs, (key,))
-    ]
-    if not across or not panels:
+    across, up = (
+        [(key, label) for key, label in axes if _measured(runs, key)]
+        for axes in (ACROSS, UP)
+    )
+    panels = [(x, y) for x in across for y in up]
+    if not panels:
         return None
     pyplot = _pyplot()
     figure, grid = pyplot.subplots(
-        1,
-        len(panels),
-        figsize=(5.4 * len(panels), 4.4),
+        len(across),
+        len(up),
+        figsize=(5.4 * len(up), 3.7 * len(across) + 0.4),
         squeeze=False,
         layout="constrained",
     )
     named = colours(runs)
-    for axes, (key, label) in zip(grid[0], panels, strict=True):
-        for run in runs:
-            x, y = (read.numbers(run, t).get(n) for t, n in (across, key))
-            if not x or not y or None in (x["value"], y["value"]):
-                continue
-            log = key[1] == "forget_quality"
-            height = max(y["value"], WORST) if log else y["value"]
-            axes.errorbar(
-                x["value"],
-                height,
-                xerr=_bars(x),
-                yerr=None if log else _bars(y),
-                color=named[run.name],
-                marker=MARKERS[run.role],
-                markersize=13 if run.role == "retrained" else 8,
-                linestyle="",
-                elinewidth=1,
-                label=run.name,
-            )
-            if run.role == "retrained":
-                axes.axhline(height, color=named[run.name], linewidth=0.8, alpha=0.5)
-        if key[1] == "forget_quality":
-            axes.set_yscale("log")
-            axes.axhline(0.05, color="#5f6368", linestyle=":", linewidth=1)
-        axes.set_xlabel(
-            tables.TITLES.get(across[1], ("probability of rows to keep",))[0]
-        )
-        axes.set_ylabel(label)
+    for axes, (x, y) in zip(grid.flat, panels, strict=True):
+        _points(axes, runs, x[0], y[0], named)
+        axes.set_xlabel(x[1])
+        axes.set_ylabel(y[1])
         axes.grid(alpha=0.25)
     _legend(figure, grid)
     caption = "Forgetting against utility; bars are 95 % intervals."
-    if panels[0][0][1] == "forget_quality":
+    if up[0] == UP[0]:
         caption += " The dotted line is p = 0.05; above it forgetting is good."
     caption += " The line through the star is the retrained model."
     return _saved(pyplot, figure, file, caption)
 
 
+def _points(axes, runs, across, up, named) -> None:
+    log = up == UP[0][0]
+    for run in runs:
+        x, y = (read.numbers(run, task).get(name) for task, name in (across, up))
+        if not x or not y or None in (x["value"], y["value"]):
+            continue
+        height = max(y["value"], WORST) if log else y["value"]
+        axes.errorbar(
+            x["value"],
+            height,
+            xerr=_bars(x),
+            yerr=None if log else _bars(y),
+            color=named[run.name],
+            marker=MARKERS[run.role],
+            markersize=13 if run.role == "retrained" else 8,
+            linestyle="",
+            elinewidth=1,
+            label=run.name,
+        )
+        if run.role == "retrained":
+            axes.axhline(height, color=named[run.name], linewidth=0.8, alpha=0.5)
+    if log:
+        axes.set_yscale("log")
+        axes.axhline(0.05, color="#5f6368", linestyle=":", linewidth=1)
+
+
 def training(runs: Sequence[read.Run], file: Path) -> Figure | None:
     """What the logs of training say, a panel a quantity, a line a model."""
-    logged = [run for run in runs if len(run.training) > 1]
-    keys = list(dict.fromkeys(k for run in logged for x in run.training for k in x))
+    logged = {run.name: _named(run) for run in runs if len(run.training) > 1}
+    keys = list(dict.fromkeys(k for log in logged.values() for x in log for k in x))
     keys = [key for end in SHOWN for key in keys if key.split("/")[-1] == end][:PANELS]
     if not keys:
         return None
@@ -118,13 +124,13 @@ def training(runs: Sequence[read.Run], file: Path) -> Figure | None:
     )
     named = colours(runs)
     for axes, key in zip(grid.flat, keys, strict=False):
-        for run in logged:
-            pairs = [(x["step"], x.get(key)) for x in run.training if key in x]
+        for name, log in logged.items():
+            pairs = [(x["step"], x[key]) for x in log if key in x]
             if not pairs:
                 continue
             steps, heights = zip(*pairs, strict=True)
             heights = [math.nan if y is None else y for y in heights]
-            axes.plot(steps, heights, color=named[run.name], label=run.name)
+            axes.plot(steps, heights, color=named[name], label=name)
         axes.set_title(key, fontsize=9)
         axes.set_xlabel("step", fontsize=8)
         axes.tick_params(labelsize=8)
@@ -160,12 +166,17 @@ def attack(name: str, found: Mapping[str, Any], file: Path) -> Figure | None:
     return _saved(pyplot, figure, file, str(found.get("attack", name)))
 
 
-def _first(runs, keys):
-    """The first of (task, name) that some run has measured."""
-    for key in keys:
-        if any(read.value(run, *key) is not None for run in runs):
-            return key
-    return None
+def _named(run) -> list[dict[str, Any]]:
+    """A log's entries; "total/forget/loss", a part of a joint term, is forget/loss."""
+
+    def name(key: str) -> str:
+        return key.removeprefix("total/") if key.count("/") > 1 else key
+
+    return [{name(key): x for key, x in entry.items()} for entry in run.training]
+
+
+def _measured(runs, key) -> bool:
+    return any(read.value(run, *key) is not None for run in runs)
 
 
 def _bars(number):

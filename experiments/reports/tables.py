@@ -150,6 +150,7 @@ def in_words(runs: Sequence[read.Run]) -> list[str]:
             )
         for task, name, words in (
             ("forget", "probability", "the probability of the answers to forget is"),
+            ("retain", "probability", "that of the answers to keep"),
             ("overall", "model_utility", "model utility is"),
         ):
             own = read.value(run, task, name)

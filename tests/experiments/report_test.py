@@ -103,6 +103,18 @@ def test_every_row_of_markdown_has_the_columns_of_its_table(runs, tmp_path):
     assert images and all((tmp_path / name).exists() for name in images)
 
 
+def test_parts_of_a_joint_term_share_a_panel_with_terms_that_stand_apart(runs):
+    run = read.load([runs])[2]
+    entry = {"step": 0, "total/loss": 3.0, "total/forget/loss": 2.0, "blur/cosine": 0}
+    (named,) = figures._named(run._replace(training=[entry]))
+    assert named == {
+        "step": 0,
+        "total/loss": 3.0,
+        "forget/loss": 2.0,
+        "blur/cosine": 0,
+    }
+
+
 def test_examples_are_spread_and_as_many_as_asked(runs):
     found = read.load([runs])
     rows = [dict(found[0].tokens["forget"][0], id=i) for i in range(10)]
@@ -188,8 +200,9 @@ def test_words_compare_with_the_retrained_and_the_original(runs):
     assert line == (
         "npo: its truth ratios on the rows to forget cannot be told apart from the "
         "retrained model's (p = 0.300); the probability of the answers to forget is "
-        "0.060 (0.980 original, 0.050 retrained); model utility is 0.600 (0.700 "
-        "original, 0.710 retrained)."
+        "0.060 (0.980 original, 0.050 retrained); that of the answers to keep 0.900 "
+        "(0.900 original, 0.900 retrained); model utility is 0.600 (0.700 original, "
+        "0.710 retrained)."
     )
 
 
