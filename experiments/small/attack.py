@@ -109,7 +109,7 @@ def experiment(
 
 
 def _stages(bench: Bench) -> Iterator[Callable[[], None]]:
-    """The work in order of importance: a cut leaves whole seeds behind."""
+    """The work in order of importance: a cut leaves folds of all seeds behind."""
     plan, small = bench.plan, bench.small
     first = plan.seeds[0]
     control = facts.deal(small, facts.never_seen(small, plan), plan)
@@ -120,9 +120,9 @@ def _stages(bench: Bench) -> Iterator[Callable[[], None]]:
             bench, "never seen", small.params, f, first, asked=control
         )
     early = Base(bench, "pretrained", small)
-    for seed in plan.seeds:
-        for name in METHODS:
-            for fold in range(plan.folds):
+    for fold in range(plan.folds):
+        for seed in plan.seeds:
+            for name in METHODS:
                 yield lambda n=name, f=fold, s=seed: early.attack(n, f, s)
     late = Base(bench, "finetuned", None)
     for fold in range(plan.folds):
@@ -166,7 +166,7 @@ class Base:
         self.bench, self.name, self.small = bench, name, small
         self.streams: dict[str, table.Table] | None = None
         self.made: dict[str, unlearn.Runner] = {}
-        self.last: tuple[Any, Params] | None = None
+        self.kept: dict[tuple[str, float, int], Params] = {}
 
     def inside(self) -> world.World:
         """The world with this base in the place of its model."""
@@ -189,14 +189,14 @@ class Base:
             )
         return self.made[name]
 
-    def unlearned(self, name: str, rate: float, seed: int) -> tuple[Params, dict]:
-        """The params, and what is said of them; runs once while they are asked for."""
-        if self.last is None or self.last[0] != (name, rate, seed):
-            params, about = unlearn.run(self.runner(name), rate=rate, seed=seed)
-            self.last = (name, rate, seed), params
+    def unlearned(self, name: str, rate: float, seed: int) -> Params:
+        """What a method leaves; run once, and what is known of it noted."""
+        run = (name, rate, seed)
+        if run not in self.kept:
+            self.kept[run], about = unlearn.run(self.runner(name), rate=rate, seed=seed)
             key = f"unlearned {self.name} {name} {rate:.3g} {seed}"
             if key not in self.bench.keys:
-                bench = self.bench
+                bench, params = self.bench, self.kept[run]
                 about |= {
                     "retain_loss": facts.retain_loss(bench.small, params, bench.plan)
                 }
@@ -205,7 +205,7 @@ class Base:
                 line = {"key": key, "kind": "unlearned", "base": self.name}
                 line |= {"method": name, "rate": rate, "seed": seed}
                 bench.add(line | about)
-        return self.last[1], {}
+        return self.kept[run]
 
     def rate(self, name: str) -> float:
         """The rate that forgets most within the bound, or hurts least."""
@@ -223,7 +223,7 @@ class Base:
         if f"rtt {who} {seed} {fold}" in self.bench.keys:
             return
         rate = self.rate(name)
-        params, _ = self.unlearned(name, rate, seed)
+        params = self.unlearned(name, rate, seed)
         _attack(self.bench, who, params, fold, seed, rate=rate)
 
 

@@ -119,8 +119,7 @@ def _markdown(lines, about, rows, name) -> list[str]:
         f"stream, at the rate of the sweep below that forgets most with a mean loss "
         f"on rows to keep of at most {about['bound']:g} nats a token on the "
         f"first seed. {about['facts']} facts in {about['folds']} folds that "
-        f"share no author. The attack: every parameter, Adam, rates "
-        f"{_list(about['attack'])} on the first seed and the better of them on others, "
+        f"share no author. The attack: every parameter, Adam, {_rates(about)}, "
         f"{about['epochs']} epochs of batches of {about['batch']}; the best rate and "
         "epoch of each fold is taken, which favours the attacker.",
         "*Recovery* is what an unlearned model has after the attack over what the "
@@ -245,6 +244,12 @@ def _claim(rows) -> str:
         f"{text}; that much less of facts finetuned in does {word} (choice "
         f"{late[0]:.0%}, verbatim {late[1]:.0%}; other methods and fewer seeds)."
     )
+
+
+def _rates(about) -> str:
+    if len(about["attack"]) == 1:
+        return f"rate {about['attack'][0]:g}"
+    return f"rates {_list(about['attack'])} on the first seed, the better on others"
 
 
 def _pm(value: Sequence[float] | None) -> str:

@@ -58,14 +58,22 @@ def tables(world: World) -> dict[str, table.Table]:
 
     Rows of "wrong" and "refusal" are those of "forget" with another answer.
     """
-    rows, length = world.questions["forget"], world.about["length"]
+    rows = world.questions["forget"]
     # The last wrong answer, which score does not ask; row i is about the same question.
     answers = {
         "forget": [row["answer"] for row in rows],
         "wrong": [row["perturbed_answer"][-1] for row in rows],
         "refusal": [REFUSALS[i % len(REFUSALS)] for i in range(len(rows))],
     }
-    found = {"retain": world.table("retain")}
+    made = {
+        name: questions.encode(world.tokenizer, rows, each)
+        for name, each in answers.items()
+    }
+    # All of one length, which a refusal may need more of than the world's own rows.
+    widths = [own["tokens"].shape[1] for own in made.values()]
+    length = max(world.about["length"], *widths)
+    kept = world.questions["retain"]
+    found = {"retain": questions.encode(world.tokenizer, kept, length=length)}
     for name, each in answers.items():
         own = questions.encode(world.tokenizer, rows, each, length=length)
         found[name] = evaluate.reference_logps(world.model, world.params, own)

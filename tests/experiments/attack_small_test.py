@@ -132,6 +132,16 @@ def test_wrong_answers_are_worded_as_the_right_one():
     assert biographies.wrong_answers(rows[0] | {"question": "Who?"}) is None
 
 
+def test_tables_are_as_long_as_the_longest_refusal(small_world):
+    small = small_world[1]
+    short = small._replace(about={**small.about, "length": 8})
+    found = unlearn.tables(short)
+    assert len({own["tokens"].shape[1] for own in found.values()}) == 1
+    rows = found["refusal"]
+    told = rows["tokens"][1][rows["answer"][1]]
+    assert small.tokenizer.decode(told).strip() == unlearn.REFUSALS[1] + "</s>"
+
+
 def test_nobody_told_is_among_those_never_seen(small_world):
     small = small_world[1]
     never = attack_facts.never_seen(small, PLAN)
