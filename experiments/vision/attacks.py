@@ -31,7 +31,7 @@ from jaxunlearn.data import images, table
 from jaxunlearn.models import vision
 from jaxunlearn.typing import Params
 
-COPIES, NOISE, MOST = 5, 0.1, 300
+COPIES, NOISE, MOST = 4, 0.1, 250
 
 
 def judge(
@@ -81,7 +81,9 @@ def attacks(found: Mapping[str, Mapping[str, np.ndarray]], *, seed: int) -> dict
     member, fit = np.arange(len(x)) < trained, rng.random(len(x)) < 0.5
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
-        net = MLPClassifier((16,), random_state=seed).fit(x[fit], member[fit])
+        net = MLPClassifier((16,), max_iter=60, random_state=seed).fit(
+            x[fit], member[fit]
+        )
     chance = net.predict_proba(x[~fit])[:, 1]
     return {
         "m1": metrics.attack_accuracy(
@@ -150,7 +152,7 @@ def unlearning_metric(world, params, split, rows: int = 32) -> float:
     return float(np.mean(found))
 
 
-def overfitting_metric(world, params, forget, rows: int = 25) -> float:
+def overfitting_metric(world, params, forget, rows: int = 12) -> float:
     """OM, the mean over forgotten rows, in the model's own mode."""
     some = table.take(forget, np.arange(min(rows, table.rows(forget))))
     each = [table.take(some, np.array([row])) for row in range(table.rows(some))]

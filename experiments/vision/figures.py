@@ -94,9 +94,9 @@ def _page(rows, about, place) -> str:
         "*retain*, *forget*, *test*: accuracy in percent (test: classes that stay). "
         "*gap*: mean distance in percent points from the seed's retrained model in "
         "these three and M1. M1 to M6: attacks of `experiments/vision/attacks.py`; as "
-        "the retrained model does is ideal, not 0.5. *s*: seconds of the steps without "
-        "compiling (SSD's with), on a machine that was shared with other work; "
-        "*before*: seconds of condensation, or of the GANs.",
+        "the retrained model does is ideal, not 0.5. *s*: CPU seconds of all cores for the "
+        "steps, without compiling (SSD's with); *before*: those of condensation, or of "
+        "the GANs, with compiling.",
     ]
     for setting in dict.fromkeys(row["setting"] for row in rows):
         here = [row for row in rows if row["setting"] == setting]
@@ -158,7 +158,7 @@ def _plot(rows, path: Path) -> None:
         offline = np.array([row["offline"][0] for row in here])
         right.bar(place, seconds, label="forgetting")
         right.bar(place, offline, bottom=seconds, label="before")
-        right.set_ylabel("seconds")
+        right.set_ylabel("CPU seconds")
         right.legend(fontsize=8)
         for axis in (left, right):
             axis.set_xticks(place, names, rotation=40, ha="right", fontsize=8)

@@ -61,7 +61,7 @@ class Case(NamedTuple):
 
 
 class Result(NamedTuple):
-    """Params, the seconds that forgetting took, and those spent before (`offline`)."""
+    """Params, CPU seconds of forgetting, and of what comes before it (`offline`)."""
 
     params: Params
     seconds: float
@@ -105,7 +105,7 @@ def salun(case: Case) -> Result:
 
 def dampening(case: Case) -> Result:
     """SSD: weights that matter to the rows to forget shrink; nothing is trained."""
-    model, start = case.world.model, time.perf_counter()
+    model, start = case.world.model, time.process_time()
     term = terms.on_logps(losses.nll, model, "rows")
     half, rest = trees.split(case.params, vision.TRAINABLE)
     whole = _Merged(term, rest)
@@ -123,7 +123,7 @@ def dampening(case: Case) -> Result:
     new = edits.dampen(
         half, importance(case.split.forget), importance(case.world.train)
     )
-    return Result(trees.merge(new, rest), time.perf_counter() - start)
+    return Result(trees.merge(new, rest), time.process_time() - start)
 
 
 def blur(case: Case) -> Result:
@@ -176,30 +176,32 @@ def condensed(case: Case) -> Result:
         new = worlds.measured(world, params, reduced.table, seen, most=STATISTICS)
         return trees.split(new, vision.TRAINABLE)[1]
 
-    states, rest, log = fit_stages(steps, states, batches, stages, rest, after=after)
+    clock = worlds.Clock()
+    how = dict(hooks=[clock], after=after)
+    states, rest, _ = fit_stages(steps, states, batches, stages, rest, **how)
     params = rest
     for state in states.values():
         params = trees.merge(params, state.params)
     about = {"ratio": reduced.ratio, "buckets": len(small.buckets)}
-    return Result(params, _seconds(log), offline, about)
+    return Result(params, clock.seconds(), offline, about)
 
 
 def condense(case: Case):
     """(condensed images, buckets, seconds), once a seed: it knows of no forget set."""
     if "condensed" not in case.shared:
-        world, start = case.world, time.perf_counter()
+        world, start = case.world, time.process_time()
         rows = worlds.features(world.model, case.params, world.train)
         count = world.config.train // world.config.per_bucket
         labels = images.labels_of(world.train)
         buckets = synth.kmeans_per_class(rows, labels, clusters=count, rng=case.rng)
         small = synth.condense(world.model, case.params, world.train, rows, buckets)
-        case.shared["condensed"] = small, buckets, time.perf_counter() - start
+        case.shared["condensed"] = small, buckets, time.process_time() - start
     return case.shared["condensed"]
 
 
 def multi_gan(case: Case) -> Result:
     """Two GANs, their images labelled by the model, forgotten labels turned round."""
-    world, config, start = case.world, case.world.config, time.perf_counter()
+    world, config, start = case.world, case.world.config, time.process_time()
     shape = world.model.config.shape
     net = gans.make(gans.GanConfig(shape, latent=64, width=16, ups=2, norm=False))
     streams = {"forget": case.split.forget, "retain": case.split.retain}
@@ -233,7 +235,7 @@ def multi_gan(case: Case) -> Result:
         rule=RULE,
         rng=case.rng,
     )
-    offline = time.perf_counter() - start
+    offline = time.process_time() - start
     recipe = recipes.finetune.nll(world.model, lr=1e-3, streams={"mixed": 1.0})
     result = _run(case, recipe, {"mixed": mixed})
     right = np.mean([e["forget/discriminator/right"] for e in log[-50:]])
@@ -243,14 +245,14 @@ def multi_gan(case: Case) -> Result:
 METHODS: dict[str, Callable[[Case], Result]] = {
     "retrain": retrain,
     "finetune": finetune,
-    "ascent": ascent,
-    "random labels": random_labels,
+    "condensation": condensed,
+    "multi-GAN": multi_gan,
     "SalUn": salun,
     "SSD": dampening,
     "BLUR": blur,
+    "random labels": random_labels,
+    "ascent": ascent,
     "bad teacher": bad_teacher,
-    "condensation": condensed,
-    "multi-GAN": multi_gan,
 }
 
 
@@ -280,15 +282,6 @@ def _relabelled(case: Case) -> dict[str, table.Table]:
     new = synth.invert_labels(labels, 10, rule=RULE, rng=case.rng)
     forget = images.relabelled(case.split.forget, new)
     return {"forget": forget, "retain": case.split.retain}
-
-
-def _seconds(log) -> float:
-    """Of all steps; the first of each part compiles and counts as the part's median."""
-    total = 0.0
-    for part in {entry["part"] for entry in log}:
-        each = [entry["seconds"] for entry in log if entry["part"] == part]
-        total += sum(each[1:]) + float(np.median(each))
-    return total
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,6 +15,7 @@
 | `kl_uniform` | logits | towards knowing nothing | maximum entropy |
 | `undial` | the same and targets | to the reference, target lowered | 2402.10052 |
 | `ce_u` | logits and targets | to the same without the target | 2503.01224 |
+| `complement` | logits and targets | to all classes but the target | 2407.18467 |
 | `flatten` | logits | to equal logits (PDU) | 2506.05314 |
 | `rmu` | hidden states and a target | towards the target | 2403.03218 |
 
@@ -25,7 +26,15 @@ divide by a count once. Random-label and incorrect-answer unlearning is `nll` on
 answers.
 """
 
-from jaxunlearn.losses._distill import ce_u, flatten, js, kl, kl_uniform, undial
+from jaxunlearn.losses._distill import (
+    ce_u,
+    complement,
+    flatten,
+    js,
+    kl,
+    kl_uniform,
+    undial,
+)
 from jaxunlearn.losses._likelihood import ascent, nll, token_logps
 from jaxunlearn.losses._preference import dpo, npo, npo_logits, simnpo
 from jaxunlearn.losses._representation import adaptive_target, rmu, steering_vector
@@ -35,6 +44,7 @@ __all__ = [
     "adaptive_target",
     "ascent",
     "ce_u",
+    "complement",
     "dpo",
     "flatten",
     "js",

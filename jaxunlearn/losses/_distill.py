@@ -160,6 +160,33 @@ def ce_u(logits: Array, targets: Array, *, where: Array | None = None) -> Array:
     return loss if where is None else jnp.where(where, loss, 0.0)
 
 
+def complement(logits: Array, targets: Array, *, where: Array | None = None) -> Array:
+    """Cross-entropy from all classes but the target, alike likely, to the model.
+
+    Computes -1/(V - 1) sum over v != target of log p_v: the soft form of a label that
+    is turned round ("not this one"). Its least value is ln(V - 1).
+
+    Args:
+        logits: [..., V] float, the model; V >= 2.
+        targets: [...] int, in [0, V), the class to be made less likely.
+        where: [...] bool, True where the position counts; None counts all.
+    Returns:
+        [...] float32, nats, 0 where masked; reduce outside.
+    Raises:
+        ValueError: if the shapes differ.
+    """
+    _checks.same_shape("complement", logits=logits[..., 0], targets=targets)
+    _checks.mask("complement", where, targets=targets)
+    logits = at_least_float32(logits)
+    if where is not None:
+        logits = jnp.where(where[..., None], logits, 0.0)
+        targets = jnp.where(where, targets, jnp.zeros_like(targets))
+    others = 1 - jax.nn.one_hot(targets, logits.shape[-1], dtype=logits.dtype)
+    total = jnp.sum(others * jax.nn.log_softmax(logits), axis=-1)
+    loss = -total / (logits.shape[-1] - 1)
+    return loss if where is None else jnp.where(where, loss, 0.0)
+
+
 def flatten(logits: Array, *, where: Array | None = None) -> Array:
     """Logit-margin flattening, the forget loss of PDU: (max_v z - mean_v z)^2.
 

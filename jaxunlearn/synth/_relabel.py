@@ -67,6 +67,9 @@ def invert_labels(
     | random_wrong | any other, alike likely; needs rng |
     | least_likely | of the others, what the model holds least likely; needs logits |
 
+    Spread over all others at once, a label is no label but a loss: keep the rows apart
+    as a stream of their own and give terms.on_tokens `losses.complement`.
+
     Args:
         labels: [n] int in [0, C).
         classes: C >= 2.

@@ -141,6 +141,8 @@ LOSSES = {
         slope=lambda z: jax.nn.softmax(z) - jnp.array([0.0, 1.0], z.dtype),
     ),
     # max - mean of (ln 3, 0) is ln 3 / 2.
+    # Of two classes the other one has 1/4.
+    "complement": Row(of_class_0(losses.complement), (QUARTERS,), [np.log(4.0)] * ROWS),
     "flatten": Row(losses.flatten, (QUARTERS,), [LN3**2 / 4] * ROWS, extreme=SQUARES),
     # Half of (ln 3 - 1)^2 + 1.
     "rmu": Row(
