@@ -94,9 +94,9 @@ def _page(rows, about, place) -> str:
         "*retain*, *forget*, *test*: accuracy in percent (test: classes that stay). "
         "*gap*: mean distance in percent points from the seed's retrained model in "
         "these three and M1. M1 to M6: attacks of `experiments/vision/attacks.py`; as "
-        "the retrained model does is ideal, not 0.5. *s*: CPU seconds of all cores for the "
-        "steps, without compiling (SSD's with); *before*: those of condensation, or of "
-        "the GANs, with compiling.",
+        "the retrained model does is ideal, not 0.5. *s*: CPU seconds of all cores for "
+        "the steps, without compiling (SSD's with); *before*: those of condensing or "
+        "of the GANs, with compiling.",
     ]
     for setting in dict.fromkeys(row["setting"] for row in rows):
         here = [row for row in rows if row["setting"] == setting]

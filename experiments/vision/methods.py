@@ -151,8 +151,9 @@ def condensed(case: Case) -> Result:
     rows = [images.first(labels, c, config.kept) for c in np.unique(labels)]
     kept = table.take(case.split.retain, np.concatenate(rows))
     by_class = len(np.unique(labels)) < 10
+    nets = {part: world.part(part) for part in vision.PARTS}
     plan = recipes.condensation.unlearn(
-        {part: world.part(part) for part in vision.PARTS},
+        nets,
         rounds=10,
         # As released: for a class `final` never trains.
         **(dict(lr=1e-3, lr_middle=1e-3) if by_class else dict(threshold=8)),
@@ -172,8 +173,8 @@ def condensed(case: Case) -> Result:
     _, rest = trees.split(case.params, vision.TRAINABLE)
 
     def after(part, params, rest):
-        seen = world.part(part)
-        new = worlds.measured(world, params, reduced.table, seen, most=STATISTICS)
+        net, rows = nets[part], reduced.table
+        new = worlds.measured(world, params, rows, net, most=STATISTICS)
         return trees.split(new, vision.TRAINABLE)[1]
 
     clock = worlds.Clock()

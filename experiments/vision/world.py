@@ -124,10 +124,10 @@ class Clock:
 
     def __init__(self):
         self.runs: list[list[float]] = []
-        self.part = None
+        self.part: tuple[str, ...] = ()
 
     def __call__(self, state, entry) -> None:
-        part = jax.tree.structure(state.params)
+        part = tuple(trees.paths(state.params))
         if part != self.part or entry["step"] == 0:
             self.part = part
             self.runs.append([])

@@ -25,6 +25,7 @@ in `trains` use those of the batch (and dropout); all else uses the leaves.
 
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -173,19 +174,9 @@ def with_statistics(
         return params
     rng = jax.random.key(0) if rng is None else rng
 
-    @jax.jit
-    def seen(params, batch, rng):
-        taps = {"statistics": (0,)}
-        found = model.apply(params, batch, taps=taps, rng=rng).taps["statistics"]
-        return jax.tree.map(
-            lambda s: {"mean": s["mean"], "square": s["var"] + jnp.square(s["mean"])},
-            found,
-            is_leaf=_is_norm,
-        )
-
     total, count = None, 0
     for count, batch in enumerate(batches, 1):
-        new = seen(params, dict(batch), jax.random.fold_in(rng, count))
+        new = _seen(params, dict(batch), jax.random.fold_in(rng, count), model)
         total = new if total is None else jax.tree.map(jnp.add, total, new)
     if not count:
         raise ValueError("with_statistics needs at least one batch, got none.")
@@ -196,6 +187,18 @@ def with_statistics(
 
     stats = jax.tree.map(divided, total, is_leaf=lambda x: "square" in x)
     return {**params, _STATS: stats}
+
+
+@partial(jax.jit, static_argnums=3)
+def _seen(params, batch, rng, model):
+    """Mean and mean square of every norm's input in the batch."""
+    taps = {"statistics": (0,)}
+    found = model.apply(params, batch, taps=taps, rng=rng).taps["statistics"]
+    return jax.tree.map(
+        lambda s: {"mean": s["mean"], "square": s["var"] + jnp.square(s["mean"])},
+        found,
+        is_leaf=_is_norm,
+    )
 
 
 def _is_norm(node: Any) -> bool:

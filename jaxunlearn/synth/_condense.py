@@ -56,7 +56,7 @@ def condense(
         features: [n, D] float, the model's features of them.
         buckets: [n] int >= 0; all images of a bucket have one label.
         steps, lr: of Adam.
-        most: images held at a time, padding included.
+        most: images done at a time; as many as the largest bucket has, at least.
     Returns:
         The condensed images and their losses.
     Raises:
@@ -79,15 +79,19 @@ def condense(
     image = np.asarray(table["image"])
     made = np.empty((len(names), *image.shape[1:]), np.float32)
     losses = np.empty(len(names), np.float32)
-    for places, height, width in _groups([len(rows) for rows in members], most):
-        full = np.resize(places, height)  # the last group repeats its first buckets
-        index = np.zeros((height, width), np.int64)
-        real = np.zeros((height, width), bool)
-        for row, place in enumerate(full):
-            size = len(members[place])
-            index[row, :size], real[row, :size] = members[place], True
-        mean = np.stack([features[members[place]].mean(0) for place in full])
-        new, loss = _blend(params, image[index], real, mean, model, steps, lr)
+    # Groups of one size, so that one program does them all.
+    groups, height, width = _groups([len(rows) for rows in members], most)
+    for places in groups:
+        rows = np.concatenate([members[place] for place in places])
+        sizes = np.array([len(members[place]) for place in places])
+        index, of = np.zeros(width, np.int64), np.full(width, height, np.int32)
+        index[: len(rows)] = rows
+        of[: len(rows)] = np.repeat(np.arange(len(places)), sizes)
+        start = np.zeros(width, np.float32)
+        start[: len(rows)] = np.repeat(1 / sizes, sizes)
+        mean = np.zeros((height, features.shape[1]), np.float32)
+        mean[: len(places)] = [features[members[place]].mean(0) for place in places]
+        new, loss = _blend(params, image[index], of, start, mean, model, steps, lr)
         made[places] = np.asarray(new)[: len(places)]
         losses[places] = np.asarray(loss)[: len(places)]
     return Condensed(one_a_bucket(made, labels, names), names, losses)
@@ -120,25 +124,31 @@ def labels_of_buckets(owner: str, table: tables.Table, buckets: Any) -> dict[int
     return found
 
 
-def _groups(sizes: list[int], most: int):
-    """Buckets of like size together: (their places, height, width) of the array that
-    holds them; widths are powers of two, and heights one for each width."""
-    widths = [1 << (size - 1).bit_length() for size in sizes]
-    for width in sorted(set(widths)):
-        places = [place for place, each in enumerate(widths) if each == width]
-        height = min(max(1, most // width), len(places))
-        for first in range(0, len(places), height):
-            yield np.array(places[first : first + height]), height, width
+def _groups(sizes: list[int], most: int) -> tuple[list[np.ndarray], int, int]:
+    """(places of the buckets done together, the most buckets and images of a group)."""
+    width = max(most, *sizes)
+    height = max(1, round(width * len(sizes) / sum(sizes)))
+    groups, images = [[]], 0
+    for place, size in enumerate(sizes):
+        if images + size > width or len(groups[-1]) == height:
+            groups, images = [*groups, []], 0
+        groups[-1].append(place)
+        images += size
+    width = min(width, sum(sizes))
+    return [np.array(group) for group in groups], min(height, len(sizes)), width
 
 
-@partial(jax.jit, static_argnums=(4, 5, 6))
-def _blend(params, image, real, mean, model, steps, lr):
-    """Blends [b, H, W, C] of images [b, n, H, W, C], and their losses [b]."""
+@partial(jax.jit, static_argnums=(5, 6, 7))
+def _blend(params, image, of, start, mean, model, steps, lr):
+    """Blends [b, H, W, C] of images [n, H, W, C] that belong `of` a bucket each (b: of
+    none), and their losses [b]."""
     if image.dtype == jnp.uint8:
         image = image.astype(jnp.float32) / 255
+    count = len(mean)
 
     def blended(weights):
-        return jnp.einsum("bn,bnhwc->bhwc", jnp.where(real, weights, 0), image)
+        weighted = weights[:, None, None, None] * image
+        return jax.ops.segment_sum(weighted, of, num_segments=count)
 
     def loss(weights):
         found = model.apply(params, {"image": blended(weights)}).hidden[:, 0]
@@ -146,8 +156,6 @@ def _blend(params, image, real, mean, model, steps, lr):
         return jnp.sum(each), each
 
     tx = optax.adam(lr)
-    weights = real.astype(jnp.float32)
-    weights = weights / jnp.sum(weights, axis=1, keepdims=True)
 
     def step(carry, _):
         weights, state = carry
@@ -155,6 +163,5 @@ def _blend(params, image, real, mean, model, steps, lr):
         updates, state = tx.update(grads, state)
         return (optax.apply_updates(weights, updates), state), None
 
-    start = (weights, tx.init(weights))
-    (weights, _), _ = jax.lax.scan(step, start, length=steps)
+    (weights, _), _ = jax.lax.scan(step, (start, tx.init(start)), length=steps)
     return blended(weights), loss(weights)[1]
