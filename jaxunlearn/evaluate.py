@@ -136,13 +136,30 @@ def completions(
     *,
     max_new_tokens: int = 8,
     batch_size: int = 32,
+    mesh: Mesh | None = None,
 ) -> list[str]:
     """Greedy continuation of every prompt, as text without the prompt.
 
     Prompts are sorted by length before they are batched, so that little is spent on
     padding; the answers come back in the order of the prompts.
+
+    Args:
+        model: a model with a cache.
+        params: its parameters.
+        tokenizer: a fast tokenizer.
+        prompts: n texts.
+        max_new_tokens: of each answer, at most.
+        batch_size: prompts at a time; data * fsdp of the mesh must divide it.
+        mesh: where the params lie, if they do on one; rows and caches are cut over it.
+    Raises:
+        ValueError: as `generate`, or for a mesh of several processes.
     """
     _checks.positive_int("completions", batch_size=batch_size)
+    if mesh is not None and jax.process_count() > 1:
+        raise ValueError(
+            f"completions needs a mesh of one process, got {jax.process_count()}. Save "
+            "the params and generate on one."
+        )
     if not prompts:
         return []
     table = tables.encode(tokenizer, prompts)
@@ -151,18 +168,18 @@ def completions(
     room = getattr(model.config, "longest", table["tokens"].shape[1]) - max_new_tokens
     texts = [""] * len(prompts)
     params = ready(model, params)
+    settings = dict(max_new_tokens=max_new_tokens, end=tokenizer.eos_token_id)
     for start in range(0, len(order), batch_size):
         index = order[start : start + batch_size]
         full = np.resize(index, batch_size)  # the last batch repeats its first rows
         width = max(lengths[index].max(), min(_rounded(lengths[index].max()), room))
         batch = {name: table[name][full, :width] for name in ("tokens", "mask")}
-        new = generate(
-            model,
-            params,
-            batch,
-            max_new_tokens=max_new_tokens,
-            end=tokenizer.eos_token_id,
-        )
+        if mesh is None:
+            new = generate(model, params, batch, **settings)
+        else:
+            with jax.set_mesh(mesh):
+                rows = sharding.put_rows(batch, mesh)
+                new = generate(model, params, rows, **settings)
         decoded = tokenizer.batch_decode(np.asarray(new), skip_special_tokens=True)
         for row, text in zip(index, decoded, strict=False):
             texts[row] = text
@@ -311,9 +328,10 @@ def _on_mesh(function, model, params, batch, mesh):
 
 @partial(jax.jit, static_argnums=2)
 def _target_logps(params, batch, model):
-    found = terms.target_logps(model, params, batch)
-    # Whole on every device, so that every process can read all of it.
-    return [sharding.constrain(x, None, None) for x in found]
+    def values(logits, targets):
+        return (losses.token_logps(logits, targets),)
+
+    return _answer_values(params, batch, model, values)
 
 
 @partial(jax.jit, static_argnums=2)
@@ -325,8 +343,16 @@ def _token_scores(params, batch, model):
             metrics.standardised_logps(logits, targets),
         )
 
-    found, where = terms.target_values(model, params, batch, values)
+    return _answer_values(params, batch, model, values)
+
+
+def _answer_values(params, batch, model, values):
+    """(*values, where) of every token, zero where it does not count."""
+    cut = not jax.sharding.get_abstract_mesh().empty
+    of_tokens = terms.target_values if cut else terms.counted_values
+    found, where = of_tokens(model, params, batch, values)
     found = [jnp.where(where, x, jnp.zeros_like(x)) for x in found]
+    # Whole on every device, so that every process can read all of it.
     return [sharding.constrain(x, None, None) for x in (*found, where)]
 
 

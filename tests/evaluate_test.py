@@ -329,3 +329,29 @@ def test_answer_logps_on_a_mesh_equal_those_of_one_device():
     )
     np.testing.assert_allclose(logps, expected, rtol=1e-5)
     np.testing.assert_array_equal(lengths, counts)
+
+
+def test_completions_on_a_mesh_equal_those_of_one_device(tokenizer, monkeypatch):
+    model, params = tiny.tiny_model(vocab=VOCAB)
+    settings = dict(max_new_tokens=5, batch_size=4)
+    run = partial(evaluate.completions, model, tokenizer=tokenizer, prompts=PROMPTS)
+    expected = run(params, **settings)
+    mesh = sharding.make_mesh(data=2, fsdp=2, tensor=2)
+    shards = sharding.by_rules(params, mesh, model.rules)
+    placed = jax.device_put(params, shards)
+    assert run(placed, mesh=mesh, **settings) == expected
+    with pytest.raises(ValueError, match="needs rows that divide|divide"):
+        run(placed, mesh=mesh, max_new_tokens=5, batch_size=3)
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    with pytest.raises(ValueError, match="a mesh of one process, got 2"):
+        run(placed, mesh=mesh, **settings)
+
+
+def test_caches_are_cut_over_the_mesh():
+    model, _ = tiny.tiny_model()
+    mesh = sharding.make_mesh(data=2, fsdp=2, tensor=2)
+    with jax.set_mesh(mesh):
+        cache = jax.jit(model.cache, static_argnums=(0, 1))(8, 16)
+    for leaf in (*cache["keys"], *cache["values"]):
+        assert leaf.shape == (8, 2, 16, 4)
+        assert leaf.addressable_shards[0].data.shape == (2, 1, 16, 4)

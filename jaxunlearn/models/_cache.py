@@ -17,15 +17,18 @@ def empty(config: DecoderConfig, batch_size: int, length: int) -> PyTree:
 
     Keys and values are [B, K, length, head_dim], as attention's products read them. On
     CPUs they are one array a layer, so that a token is written in place and nothing
-    else is moved; elsewhere all layers are stacked, [N, ...], and scanned.
+    else is moved; elsewhere all layers are stacked, [N, ...], and scanned. On a mesh
+    rows are cut over data and fsdp, heads over tensor.
     """
+    cut = (("data", "fsdp"), "tensor")
     shape = (batch_size, config.kv_heads, length, config.head_dim)
     dtype, count = jnp.dtype(config.compute_dtype), config.layers
 
     def room():
         if sharding.platform() == "cpu":
-            return tuple(jnp.zeros(shape, dtype) for _ in range(count))
-        return jnp.zeros((count, *shape), dtype)
+            rooms = (jnp.zeros(shape, dtype) for _ in range(count))
+            return tuple(sharding.constrain(x, *cut) for x in rooms)
+        return sharding.constrain(jnp.zeros((count, *shape), dtype), None, *cut)
 
     return {
         "keys": room(),

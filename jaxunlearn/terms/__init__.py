@@ -27,7 +27,7 @@ be `ref_logits` or `targets`. Hyperparameters are bound with functools.partial:
 """
 
 from jaxunlearn.terms._bound import BoundTerm, JointTerm, joint
-from jaxunlearn.terms._chunks import target_logps, target_values
+from jaxunlearn.terms._chunks import counted_values, target_logps, target_values
 from jaxunlearn.terms._halves import HalfTerm, halves
 from jaxunlearn.terms._hidden import on_hidden
 from jaxunlearn.terms._logits import on_logps, on_pairs, on_tokens
@@ -36,6 +36,7 @@ __all__ = [
     "BoundTerm",
     "HalfTerm",
     "JointTerm",
+    "counted_values",
     "halves",
     "joint",
     "on_hidden",

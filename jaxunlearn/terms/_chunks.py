@@ -13,6 +13,7 @@ from jaxunlearn.typing import Array, Batch, Model, Params, PyTree
 _MOST_LOGITS = 2**28  # of one chunk on one device of a mesh: 1 GiB in float32
 _TOKENS = 32  # of each row, at least
 _ALL_TOKENS = 256  # of all rows together, at least: see chunk_size
+_COUNTED = 512  # tokens at a time where only those that count are unembedded
 
 
 def target_logps(
@@ -64,6 +65,51 @@ def target_values(
 
     chunk = chunk_size(model, params, hidden) if chunk is None else chunk
     return in_chunks(piece, chunk, hidden, targets, where), where[:, :-1]
+
+
+def counted_values(
+    model: Model,
+    params: Params,
+    batch: Batch,
+    function: Callable[[Array, Array], PyTree],
+) -> tuple[PyTree, Array]:
+    """`target_values` that unembeds no token but those that count; forward only.
+
+    Questions and padding are half of a usual table and more, and with a large
+    vocabulary their logits cost as much as many layers. Tokens of all rows are brought
+    together, so this is not for rows cut over a mesh, and no gradient passes the loop,
+    whose length depends on the masks.
+
+    Args:
+        model, params, batch: as `target_logps`.
+        function: as `target_values`; B is 1 in its arguments.
+    Returns:
+        As `target_values`.
+    """
+    hidden = model.apply(params, batch).hidden
+    targets, where = aligned(batch)
+    shape, total = where.shape, where.size
+    size = min(_COUNTED, total)
+    counts = where.reshape(total)
+    order = jnp.argsort(~counts, stable=True)
+    order = jnp.pad(order, (0, -total % size))  # the first token again, to no harm
+    states = hidden.reshape(total, hidden.shape[-1])
+    targets = jnp.where(where, targets, jnp.zeros_like(targets)).reshape(total)
+
+    def piece(start):
+        index = jax.lax.dynamic_slice(order, (start,), (size,))
+        logits = model.unembed(params, states[index][None])
+        return index, function(logits, targets[index][None])
+
+    def add(number, out):
+        index, values = piece(number * size)
+        return jax.tree.map(lambda x, new: x.at[index].set(new[0]), out, values)
+
+    _, like = jax.eval_shape(piece, jnp.int32(0))
+    out = jax.tree.map(lambda x: jnp.zeros((total,), x.dtype), like)
+    pieces = -(-jnp.sum(counts, dtype=jnp.int32) // size)
+    out = jax.lax.fori_loop(0, pieces, add, out)
+    return jax.tree.map(lambda x: x.reshape(shape)[:, :-1], out), where[:, :-1]
 
 
 def logps_of(model, params, hidden, batch, chunk):

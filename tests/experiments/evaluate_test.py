@@ -11,7 +11,7 @@ from numpy.testing import assert_allclose
 
 from experiments.evaluation import folder as folders
 from experiments.evaluation import values
-from jaxunlearn import evaluate, metrics, terms
+from jaxunlearn import evaluate, metrics, sharding, terms
 from jaxunlearn.data import table
 from tests.experiments.questions_of_lands import SETTINGS, asked, rows, score
 
@@ -272,3 +272,17 @@ def test_choices_give_an_accuracy(made, tmp_path):
         logps, lengths = evaluate.answer_logps(model, params, encoded)
         right += int((logps / lengths).argmax() == row["answer"])
     assert_allclose(got["value"], right / 6)
+
+
+def test_an_evaluation_on_a_mesh_gives_the_same(made, scored, retrained, tmp_path):
+    model, params, tokenizer = made
+    mesh = sharding.make_mesh(data=2, fsdp=2, devices=jax.devices()[:4])
+    shards = sharding.by_rules(params, mesh, model.rules)
+    placed = (model, jax.device_put(params, shards), tokenizer)
+    score(placed, tmp_path, retain=retrained, mesh=mesh)
+    for name in asked():
+        for one, other in zip(
+            folders.rows(scored, name), folders.rows(tmp_path, name), strict=True
+        ):
+            assert one.get("completion") == other.get("completion")
+            assert_allclose(one["nll"], other["nll"], rtol=1e-4)
