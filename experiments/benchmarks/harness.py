@@ -8,7 +8,8 @@
 harness: zero-shot, once with letters and once with the answers' texts to choose from.
 Three ways to an accuracy: the harness's own model on the exported folder (transformers,
 torch), our decoder in the harness (experiments/harness.py), and `evaluate.choose` with
-no harness. All take the likeliest option by its summed log-probability.
+no harness. All take the likeliest option by its summed log-probability. The files are
+written after each.
 
 Reads MMLU from --folder or the folder that JAXUNLEARN_DATA names.
 """
@@ -26,12 +27,13 @@ from typing import Any
 import numpy as np
 
 from experiments.small import questions
-from jaxunlearn import data, evaluate
+from jaxunlearn import _checks, data, evaluate
 from jaxunlearn.io import hf
 
 COUNT = 500
 CLOSE = 2  # questions by which accuracies may differ
 FORMS = ("letters", "texts")
+HARNESS, OURS, ADAPTER = "harness, hf", "evaluate.choose", "harness, jaxunlearn"
 LETTERS = ("A", "B", "C", "D")
 LIBRARIES = ("jaxunlearn", "jax", "lm_eval", "transformers", "torch")
 
@@ -45,36 +47,46 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     place = Path(flags.model).expanduser()
     rows = data.mmlu.read("test", questions.data_folder(flags.folder))
     rows = spread(rows, flags.count)
+    forms = flags.forms.split(",")
+    for form in forms:
+        _checks.one_of("The comparison", FORMS, forms=form)
+    found: dict[str, Any] = {}
+    result: dict[str, Any] = {"seconds": {}}
     with tempfile.TemporaryDirectory() as folder:
-        write_task(rows, Path(folder))
-        found, seconds = {}, {}
-        for name in ("hf", "jaxunlearn"):
+        write_task(rows, Path(folder), forms)
+        for way in (HARNESS, OURS, ADAPTER):
             start = time.perf_counter()
-            found[f"harness, {name}"] = in_harness(name, place, Path(folder))
-            seconds[f"harness, {name}"] = time.perf_counter() - start
-    start = time.perf_counter()
-    model, params, tokenizer = hf.load(place, remat="none")
-    found["evaluate.choose"] = {
-        form: picks(model, params, tokenizer, rows, form) for form in FORMS
-    }
-    seconds["evaluate.choose"] = time.perf_counter() - start
-    result = compare(rows, found)
-    result |= {
-        "seconds": seconds,
-        "questions": len(rows),
-        "subjects": len({row["subject"] for row in rows}),
-        "versions": {name: metadata.version(name) for name in LIBRARIES},
-        "command": f"python -m experiments.benchmarks.harness --model {flags.model}",
-    }
-    text = "\n".join(in_words(result))
-    print(text)
-    if flags.output:
-        out = Path(flags.output)
-        out.parent.mkdir(parents=True, exist_ok=True)
-        whole = json.dumps(result, indent=1) + "\n"
-        out.with_suffix(".json").write_text(whole, encoding="utf-8")
-        out.with_suffix(".md").write_text(text + "\n", encoding="utf-8")
+            if way == OURS:
+                model, params, tokenizer = hf.load(place, remat="none")
+                found[way] = {
+                    form: picks(model, params, tokenizer, rows, form) for form in forms
+                }
+                del model, params
+            else:
+                name = "hf" if way == HARNESS else "jaxunlearn"
+                found[way] = in_harness(name, place, Path(folder), forms)
+            seconds = result["seconds"] | {way: time.perf_counter() - start}
+            result = compare(rows, found) | {
+                "seconds": seconds,
+                "questions": len(rows),
+                "subjects": len({row["subject"] for row in rows}),
+                "versions": {name: metadata.version(name) for name in LIBRARIES},
+                "command": "python -m experiments.benchmarks.harness "
+                f"--model {flags.model} --forms {flags.forms}",
+            }
+            _write(result, flags.output)
+    print("\n".join(in_words(result)))
     return result
+
+
+def _write(result: Mapping[str, Any], output: str | None) -> None:
+    if not output:
+        return
+    place = Path(output)
+    place.parent.mkdir(parents=True, exist_ok=True)
+    whole, text = json.dumps(result, indent=1), "\n".join(in_words(result))
+    place.with_suffix(".json").write_text(whole + "\n", encoding="utf-8")
+    place.with_suffix(".md").write_text(text + "\n", encoding="utf-8")
 
 
 def spread(rows: Sequence[Row], count: int) -> list[Row]:
@@ -104,9 +116,9 @@ def options(row: Row, form: str) -> list[str]:
     return list(LETTERS) if form == "letters" else [x.strip() for x in row["choices"]]
 
 
-def write_task(rows: Sequence[Row], folder: Path) -> None:
+def write_task(rows: Sequence[Row], folder: Path, forms: Sequence[str] = FORMS) -> None:
     """The questions as files that the harness reads, a task for each form."""
-    for form in FORMS:
+    for form in forms:
         lines = [
             json.dumps(
                 {
@@ -140,13 +152,16 @@ def write_task(rows: Sequence[Row], folder: Path) -> None:
         (folder / f"{form}.yaml").write_text(text, encoding="utf-8")
 
 
-def in_harness(name: str, model: Path, folder: Path) -> dict[str, list[int]]:
+def in_harness(
+    name: str, model: Path, folder: Path, forms: Sequence[str] = FORMS
+) -> dict[str, list[int]]:
     """Form -> the option picked of every question, by a model in the harness.
 
     Args:
         name: "hf", the harness's own on torch, or "jaxunlearn", ours.
         model: an exported folder.
         folder: as `write_task` fills it.
+        forms: those that it wrote.
     """
     import lm_eval
     from lm_eval import tasks
@@ -160,14 +175,14 @@ def in_harness(name: str, model: Path, folder: Path) -> dict[str, list[int]]:
         settings = {"model": harness.Decoder(*loaded)}
     found = lm_eval.simple_evaluate(
         **settings,
-        tasks=[f"local_{form}" for form in FORMS],
+        tasks=[f"local_{form}" for form in forms],
         task_manager=tasks.TaskManager(
             include_path=str(folder), include_defaults=False
         ),
         bootstrap_iters=0,
     )
     picked = {}
-    for form in FORMS:
+    for form in forms:
         samples = found["samples"][f"local_{form}"]
         logps = [
             [each[0] for each in sample["filtered_resps"]]
@@ -217,7 +232,7 @@ def compare(
     result["most_apart"] = max(
         abs(result["right"][way][form] - result["right"][first][form])
         for way in found
-        for form in FORMS
+        for form in found[way]
     )
     result["met"] = result["most_apart"] <= CLOSE
     return result
@@ -226,24 +241,25 @@ def compare(
 def in_words(result: Mapping[str, Any]) -> list[str]:
     """The figures as Markdown."""
     versions = ", ".join(f"{k} {v}" for k, v in result["versions"].items())
-    heads = [f"{form}: right | accuracy | picked otherwise" for form in FORMS]
+    forms = list(next(iter(result["right"].values())))
+    heads = [f"{form}: right | accuracy | picked otherwise" for form in forms]
     out = [
         "# MMLU in lm-evaluation-harness and under our own scoring",
         "",
         f"`{result['command']}`: {result['questions']} questions of "
-        f"{result['subjects']} subjects, zero-shot; the letters A to D or the answers' "
-        "texts to choose from, by summed log-probability. *Picked otherwise*: "
+        f"{result['subjects']} subjects, zero-shot; letters A to D or whole answers "
+        "to choose from, by summed log-probability. *Picked otherwise*: "
         "questions where another option is likeliest than in the first row. "
         f"{versions}.",
         "",
         f"| | {' | '.join(heads)} | seconds |",
-        "| --- |" + " --- |" * (3 * len(FORMS) + 1),
+        "| --- |" + " --- |" * (3 * len(forms) + 1),
     ]
     for way, right in result["right"].items():
         cells = [
             f"{right[x]} | {result['accuracy'][way][x]:.3f} | "
             f"{result['picked_otherwise'][way][x]}"
-            for x in FORMS
+            for x in forms
         ]
         out.append(f"| {way} | {' | '.join(cells)} | {result['seconds'][way]:.0f} |")
     out += [
@@ -260,6 +276,7 @@ def _flags(argv):
     parser.add_argument("--model", required=True, help="an exported folder")
     parser.add_argument("--folder", default="", help="above mmlu/")
     parser.add_argument("--count", type=int, default=COUNT)
+    parser.add_argument("--forms", default=",".join(FORMS), help="between commas")
     parser.add_argument("--output", help="path without suffix of .json and .md")
     return parser.parse_args(argv)
 
