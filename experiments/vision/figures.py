@@ -66,8 +66,9 @@ def summarise(lines: Sequence[Line]) -> list[dict[str, Any]]:
     return found
 
 
-def _spread(values: Sequence[float]) -> list[float]:
-    deviation = statistics.stdev(values) if len(values) > 1 else 0.0
+def _spread(values: Sequence[float]) -> list[float | None]:
+    """Mean and deviation, which a single value has not."""
+    deviation = statistics.stdev(values) if len(values) > 1 else None
     return [statistics.fmean(values), deviation]
 
 
@@ -124,8 +125,9 @@ def _page(rows, about, place) -> str:
 def _cell(value, scale, digits) -> str:
     if value is None:
         return ""
-    mean, deviation = (scale * x for x in value)
-    return f"{mean:.{digits}f} ± {deviation:.{digits}f}"
+    mean, deviation = value
+    text = f"{scale * mean:.{digits}f}"
+    return text if deviation is None else f"{text} ± {scale * deviation:.{digits}f}"
 
 
 def _plot(rows, path: Path) -> None:
@@ -148,7 +150,7 @@ def _plot(rows, path: Path) -> None:
                 place + shift,
                 100 * np.array(means),
                 0.25,
-                yerr=100 * np.array(errors),
+                yerr=100 * np.array([error or 0.0 for error in errors]),
                 label=kind,
             )
         left.set_ylabel("accuracy, percent")
