@@ -16,9 +16,10 @@ parts of the texts that no statistic has seen.
 
 One line of JSON a step, in `<output>/prune.jsonl`, and the masks beside it: stopped at
 any time, the same command goes on. Writes results/prune_smollm2.json, .md and .png;
---draw only that.
+--draw only that, from the lines there are.
 """
 
+import json
 import shlex
 import sys
 import time
@@ -160,9 +161,10 @@ def prune(
                     now = edits.prune_units(model, params, {SITE: gone})
                     seen, spent = activities(model, now, texts, config, step)
                 line |= spent
-            gone, line["choose_seconds"] = choose(
-                model, params, run, config, seen, gone, step
-            )
+            start = time.perf_counter(), time.process_time()
+            gone = choose(model, params, run, config, seen, gone, step)
+            line["choose_seconds"] = time.perf_counter() - start[0]
+            line["choose_core_seconds"] = time.process_time() - start[1]
             pruned = edits.prune_units(model, params, {SITE: gone})
             line["removed"] = float(jnp.mean(gone))
             line |= accuracies(model, pruned, texts, config)
@@ -171,9 +173,9 @@ def prune(
     return lines
 
 
-def choose(model, params, run, config, seen, gone, step) -> tuple[Array, float]:
-    """(the units that are gone after this step, seconds from statistics to mask)."""
-    site, start = model.sites[SITE], time.perf_counter()
+def choose(model, params, run, config, seen, gone, step) -> Array:
+    """The units that are gone after this step."""
+    site = model.sites[SITE]
     if run.method == "selective":
         (keep,) = set(SIDES) - {run.forget}
         scores = edits.unit_scores(seen[run.forget].abs, seen[keep].abs, eps=config.eps)
@@ -185,7 +187,7 @@ def choose(model, params, run, config, seen, gone, step) -> tuple[Array, float]:
     gone = edits.select_units(
         scores, config.fraction, removed=gone, each_layer=run.method == "random"
     )
-    return jax.block_until_ready(gone), time.perf_counter() - start
+    return jax.block_until_ready(gone)
 
 
 def activities(model, params, texts, config, step) -> tuple[Any, dict[str, float]]:
@@ -285,29 +287,39 @@ def head(config: ConfigDict, origin: Mapping[str, str]) -> dict[str, Any]:
     return {"config": plain, "texts": dict(origin)}
 
 
+def drawn(folder: Path) -> tuple[dict[str, Any], list[compare.Line]]:
+    """(what the lines in `folder` have in common, the lines that are there)."""
+    file = folder / "prune.jsonl"
+    with file.open(encoding="utf-8") as text:
+        first = json.loads(text.readline())
+    return {k: v for k, v in first.items() if k != "key"}, compare.read(file, first)
+
+
 def main(argv: list[str]) -> None:
     """Runs what is missing, then writes prune_smollm2.json, .md and .png."""
     del argv
     config = flags.FLAGS.config
     folder = Path(config.output).expanduser()
+    extra = None
     try:
         _check(config)
-        model, params, tokenizer = hf.load(build.path(config.model), remat="none")
-        texts, origin = read(config, tokenizer)
-        about = head(config, origin)
         if flags.FLAGS.draw:
-            lines = compare.read(folder / "prune.jsonl", {"key": "head"} | about)
+            about, lines = drawn(folder)
         else:
+            model, params, tokenizer = hf.load(build.path(config.model), remat="none")
+            texts, origin = read(config, tokenizer)
+            about = head(config, origin)
             lines = prune(model, params, texts, config, about, say=_say)
-        gone = jnp.asarray(np.load(folder / "selective-code-0.npy"))
-        extra = checks(model, params, gone, texts["prose"])
+            gone = jnp.asarray(np.load(folder / "selective-code-0.npy"))
+            extra = checks(model, params, gone, texts["prose"])
+        neurons = np.load(folder / "selective-code-0.npy").shape
     except (OSError, ValueError, KeyError) as error:
         _say(f"error: {error}")
         raise SystemExit(2) from error
     about |= {
         "command": "python -m experiments.prune " + shlex.join(sys.argv[1:]),
         "versions": {name: metadata.version(name) for name in checkpoint.LIBRARIES},
-        "neurons": [model.sites[SITE].layers, model.sites[SITE].units],
+        "neurons": list(neurons),
         "checks": extra,
     }
     prune_figures.write(lines, about, RESULTS)

@@ -135,6 +135,7 @@ def _steps(lines, side) -> list[str]:
 
 def _times(lines, about) -> list[str]:
     first = [x for x in lines[1:] if x["step"] == 1 and x["forget"]]
+    config = about["config"]
     out = ["## Time and exactness", ""]
     if first:
         texts = [
@@ -143,22 +144,30 @@ def _times(lines, about) -> list[str]:
             f"({first[0][f'statistics_core_seconds_{side}']:.0f} s of one core)"
             for side in SIDES
         ]
-        chosen = max(x["choose_seconds"] for x in lines[1:] if x["forget"])
+        chosen = [x.get("choose_core_seconds") for x in lines[1:] if x["forget"]]
+        chosen = [x for x in chosen if x is not None]
         out.append(
-            f"- Statistics over {' and '.join(texts)}, compilation included and "
-            f"other work on the machine; the bar is {LIMITS[0]:.0f} s on two cores. "
-            "From statistics to a mask, scoring and selecting, at most "
-            f"{chosen:.2f} s; the bar is {LIMITS[1]:.0f} s."
+            f"- Statistics over {' and '.join(texts)}, compilation included and other "
+            f"work on the machine; the bar is {LIMITS[0]:.0f} s on two cores. Before "
+            f"later steps {config['again']} tokens of each."
         )
+        if chosen:
+            out.append(
+                "- From statistics to a mask, scoring and selecting, at most "
+                f"{max(chosen):.2f} s of one core; the bar is {LIMITS[1]:.0f} s."
+            )
     check = about["checks"]
+    if check:
+        out += [
+            "- Logits of the pruned weights differ from those of masked activations by "
+            f"at most {check['gap']:.1e} of the largest logit.",
+            "- Made smaller (`remove_units` with `pad`, as layers lose different "
+            f"counts), the model has {check['width'][1]} of {check['width'][0]} "
+            f"neurons a layer, and a forward pass takes {check['seconds'][1]:.2f} s "
+            f"for {check['seconds'][0]:.2f} s.",
+        ]
     return [
         *out,
-        f"- Logits of the pruned weights differ from those of masked activations by at "
-        f"most {check['gap']:.1e} of the largest logit.",
-        "- Made smaller (`remove_units` with `pad`, as layers lose different counts), "
-        f"the model has {check['width'][1]} of {check['width'][0]} neurons a layer, "
-        f"and a forward pass takes {check['seconds'][1]:.2f} s for "
-        f"{check['seconds'][0]:.2f} s.",
         "",
         "Versions: "
         + ", ".join(f"{name} {x}" for name, x in about["versions"].items())

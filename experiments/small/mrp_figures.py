@@ -102,11 +102,15 @@ def _markdown(lines, about, name) -> list[str]:
         "",
         f"Written by `{about['command']}` (see there for what runs). A decoder of "
         f"{about['parameters'] / 1e6:.2f}M parameters, world `{about['world']}`, seeds "
-        f"{', '.join(map(str, seeds))}; {about['steps']} steps of {about['rows']} rows "
-        f"of each stream a topic. MRP: {about['count']} directions a topic at {sites}. "
+        f"{', '.join(map(str, seeds)) or 'none finished'}; {about['steps']} steps of "
+        f"{about['rows']} rows of each stream a topic. MRP: "
+        f"{about['count']} directions a topic at {sites}. "
         "Each method at the lowest of its rates at which the mean probability of A's "
-        f"answers is at most {about['forgotten']:g} after A on the first seed.",
+        f"answers is at most {about['forgotten']:g} after A on the first seed. MRP's "
+        "places, number of directions and rates were found in a pilot on this world "
+        "and seed, which the others' rates were not.",
         "",
+        *_sweep(lines),
         "## After each topic",
         "",
         "Share of answers that greedy decoding gives whole, and in brackets the mean "
@@ -121,14 +125,15 @@ def _markdown(lines, about, name) -> list[str]:
         out.append(
             f"| {row['method']} | {rate} | {row['topic']} | {' | '.join(cells)} |"
         )
+    tried = {
+        name: [x for x in lines if x["key"].startswith(f"sweep {name} ")]
+        for name in about["methods"]
+    }
     weak = [
         name
-        for name in about["methods"]
-        if not any(
-            x["scores"]["A"]["probability"] <= about["forgotten"]
-            for x in lines
-            if x["key"].startswith(f"sweep {name} ")
-        )
+        for name, own in tried.items()
+        if len(own) == len(about["methods"][name])
+        and all(x["scores"]["A"]["probability"] > about["forgotten"] for x in own)
     ]
     if weak:
         out += ["", f"Forgets too little at every rate: {', '.join(weak)}."]
@@ -161,6 +166,8 @@ def _markdown(lines, about, name) -> list[str]:
                 f"| {row['method']} | {KINDS[row['kind']]} | {rows} | "
                 f"{' | '.join(cells)} |"
             )
+    if not found["attacks"]:
+        out += ["", "No topic after A and no attack had run when this was written."]
     exact = [x for x in lines if "idempotent" in x]
     if exact:
         out += [
@@ -177,6 +184,27 @@ def _markdown(lines, about, name) -> list[str]:
     return [*out, "", f"Versions: {versions}."]
 
 
+def _sweep(lines) -> list[str]:
+    """Every rate that was tried, after A on the first seed."""
+    out = [
+        "## Rates on the first seed",
+        "",
+        "After topic A: share of answers that greedy decoding gives whole, and in "
+        "brackets the mean probability of an answer token.",
+        "",
+        "| method | rate | A | B | C | to keep |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    for line in lines:
+        if line["key"].startswith("sweep "):
+            cells = [
+                f"{x['exact']:.2f} ({x['probability']:.2f})"
+                for x in (line["scores"][rows] for rows in ASKED)
+            ]
+            out.append(f"| {line['method']} | {line['rate']:g} | {' | '.join(cells)} |")
+    return [*out, ""]
+
+
 def _cell(scores) -> str:
     return f"{scores['exact'][0]:.2f} ({scores['probability'][0]:.2f})"
 
@@ -188,8 +216,16 @@ def _plot(lines, file: Path) -> None:
     from matplotlib import pyplot
 
     attacks = summarise(lines)["attacks"]
-    figure, grid = pyplot.subplots(1, 2, figsize=(11, 4.2), sharey=True)
-    for axes, rows in zip(grid, ("known", "held out"), strict=True):
+    figure, grid = pyplot.subplots(1, 3, figsize=(15, 4.2), sharey=True)
+    swept = [line for line in lines if line["key"].startswith("sweep ")]
+    for index, name in enumerate(dict.fromkeys(line["method"] for line in swept)):
+        scores = [line["scores"] for line in swept if line["method"] == name]
+        x, y = ([s[rows]["probability"] for s in scores] for rows in ("A", "retain"))
+        grid[0].plot(x, y, "o", color=f"C{index}", label=name)
+    grid[0].set_title("first seed, after A, every rate tried")
+    grid[0].set_xlabel("probability of A's answers")
+    grid[0].grid(alpha=0.3)
+    for axes, rows in zip(grid[1:], ("known", "held out"), strict=True):
         for index, row in enumerate(a for a in attacks if a["kind"] == "full"):
             steps = sorted(map(int, row["curve"]))
             values = [row["curve"][str(s)][rows]["probability"] for s in steps]
@@ -208,8 +244,10 @@ def _plot(lines, file: Path) -> None:
         axes.set_title(f"rows the attacker {'knows' if rows == 'known' else 'lacks'}")
         axes.set_xlabel("steps of the attack, every weight trains")
         axes.grid(alpha=0.3)
-    grid[0].set_ylabel("probability of an answer token")
-    grid[1].legend(fontsize=8)
+    grid[0].set_ylabel("probability of an answer token (left: to keep)")
+    for axes in grid:
+        if axes.get_legend_handles_labels()[0]:
+            axes.legend(fontsize=8)
     figure.tight_layout()
     figure.savefig(file, dpi=120)
     pyplot.close(figure)

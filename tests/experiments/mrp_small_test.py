@@ -153,3 +153,7 @@ def test_the_page_says_what_the_lines_say(done, tmp_path):
     assert (tmp_path / "mrp_small.png").stat().st_size > 0
     found = json.loads((tmp_path / "mrp_small.json").read_text())
     assert found["summary"]["attacks"]
+    swept = [x for x in done[1] if x["key"].startswith("sweep")]
+    mrp_figures.write(swept, about, tmp_path / "mrp_small")
+    page = (tmp_path / "mrp_small.md").read_text()
+    assert "no attack had run" in page and "| openunlearning.npo | 0.003 |" in page

@@ -125,7 +125,7 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_masks(done, texts, tmp_path)
 
 
 def test_the_table_says_drops_and_their_ratio(done, tmp_path):
-    line = dict(seed=0, forget="code", step=1, removed=0.02, choose_seconds=0.1)
+    line = dict(seed=0, forget="code", step=1, removed=0.02, choose_core_seconds=0.1)
     line |= dict(statistics_seconds_code=2.0, statistics_seconds_prose=1.0)
     line |= dict(statistics_core_seconds_code=3.0, statistics_core_seconds_prose=1.5)
     line |= dict(statistics_tokens_code=24, statistics_tokens_prose=24)
@@ -151,6 +151,10 @@ def test_the_table_says_drops_and_their_ratio(done, tmp_path):
         assert json.loads((tmp_path / "figures.json").read_text())["best"]["code"]
         assert (tmp_path / "figures.png").stat().st_size > 0
     assert "| random, seed 0 |" in page
+    prune_figures.write(done[2], about | {"checks": None}, tmp_path / "figures")
+    assert "masked activations" not in (tmp_path / "figures.md").read_text()
+    first, lines_there = prune.drawn(done[0])
+    assert first == {"texts": {}} and lines_there == done[2]
     prune_figures.write(lines, about, tmp_path / "figures")
     assert (
         "| selective | 2% | 40.0% | 10.0% | 4.0 |"
