@@ -239,6 +239,13 @@ def test_tables_and_plot(done, small_world, tmp_path):
     attack_figures.write(lines, about, place)
     assert place.with_suffix(".png").stat().st_size > 5000
     text = place.with_suffix(".md").read_text()
-    assert "- The paper's claim: " in text and "| **twin** |" in text
+    assert (
+        "- The paper's claim, judged by the few attacks" in text
+        and "| **twin** |" in text
+    )
+    assert "8 of 20 attacks on unlearned models" in text  # two methods of five ran
+    few = attack_figures._ran(lines, about | {"rates": dict.fromkeys(("NPO", "RMU"))})
+    assert "4 of 8" in few[0] and "none yet of RMU" in few[0]
+    assert not attack_figures._ran(lines, about | {"rates": {"NPO": None}})
     whole = json.loads(place.with_suffix(".json").read_text())
     assert len(whole["summary"]) == 7 and len(whole["runs"]) == len(lines)
