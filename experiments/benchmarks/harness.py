@@ -9,7 +9,7 @@ harness: zero-shot, once with letters and once with the answers' texts to choose
 Three ways to an accuracy: the harness's own model on the exported folder (transformers,
 torch), our decoder in the harness (experiments/harness.py), and `evaluate.choose` with
 no harness. All take the likeliest option by its summed log-probability. The files are
-written after each.
+written after the second and the third.
 
 Reads MMLU from --folder or the folder that JAXUNLEARN_DATA names.
 """
@@ -74,7 +74,8 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
                 "command": "python -m experiments.benchmarks.harness "
                 f"--model {flags.model} --forms {flags.forms}",
             }
-            _write(result, flags.output)
+            if len(found) > 1:
+                _write(result, flags.output)
     print("\n".join(in_words(result)))
     return result
 
