@@ -20,10 +20,10 @@ import numpy as np
 from absl import app, flags, logging
 from ml_collections import config_flags
 
+from experiments.small.compare import add, read
 from experiments.vision import attacks, figures, methods
 from experiments.vision import world as worlds
 from jaxunlearn import _checks
-from jaxunlearn.io import log
 
 RESULTS = Path(__file__).resolve().parents[1] / "results"
 
@@ -49,6 +49,9 @@ def compare(
     """
     head = {"key": "head", "config": json.loads(world.config.to_json())}
     lines = read(file, head)
+    if not file.exists():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        add(file, head)
     for seed in world.config.seeds:
         shared: dict[str, Any] = {}
         params = seconds = None
@@ -85,37 +88,13 @@ def compare(
                 if finite:
                     line |= attacks.judge(world, result.params, split, seed=seed)
                 lines.append(line)
-                _add(file, line)
+                add(file, line)
                 if progress:
                     spent = time.perf_counter() - start
                     print(f"{names[name]}: {spent:.0f} s", file=sys.stderr, flush=True)
             if done is not None:
                 done(lines, shared)
     return lines
-
-
-def read(file: Path, head: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The lines that are there, a broken last one dropped; a new file is begun."""
-    if not file.exists():
-        file.parent.mkdir(parents=True, exist_ok=True)
-        _add(file, head)
-        return []
-    text = file.read_text(encoding="utf-8")
-    whole = text[: text.rfind("\n") + 1]
-    if whole != text:
-        file.write_text(whole, encoding="utf-8")
-    first, *lines = (json.loads(line) for line in whole.splitlines())
-    if first != head:
-        raise ValueError(
-            f"{file} needs to be of {dict(head)}, got {first}. Move it away to begin "
-            "anew."
-        )
-    return lines
-
-
-def _add(file: Path, line: Mapping[str, Any]) -> None:
-    with file.open("a", encoding="utf-8") as out:
-        out.write(json.dumps(log.plain(line)) + "\n")
 
 
 def main(argv: Sequence[str]) -> None:
