@@ -17,7 +17,7 @@ import json
 import math
 import shlex
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -114,6 +114,18 @@ def head(small: world.World, plan: Plan) -> Line:
     """What the lines of a file have in common; its first line."""
     sizes = dict(steps=plan.steps, rows=plan.rows, asked=dict(plan.asked))
     return {"key": "head", "world": small.digest, **sizes}
+
+
+def sizes(small: world.World, plan: Any) -> Line:
+    """A head of all that a plan with `rates` says but its seeds, as more may follow."""
+    said = plan._asdict() | {"rates": list(plan.rates)}
+    del said["seeds"]
+    return {"key": "head", "world": small.digest, **said}
+
+
+def at_rate(recipe: Callable[..., Any]) -> Callable[..., Any]:
+    """(model, rate) -> recipe(model, lr=rate)."""
+    return lambda model, rate: recipe(model, lr=rate)
 
 
 def provenance(small: world.World) -> dict[str, Any]:

@@ -221,10 +221,10 @@ def run(
         ValueError: if the file is of another world or plan, or the world not of LUME.
     """
     plan = Plan() if plan is None else plan
-    lines = compare.read(file, head(small, plan))
+    lines = compare.read(file, compare.sizes(small, plan))
     made, streams = scorer(small, plan.new_tokens), unlearn.pair(small)
     if not file.exists():
-        compare.add(file, head(small, plan))
+        compare.add(file, compare.sizes(small, plan))
     bar = tqdm(disable=not progress, unit="run", dynamic_ncols=True, file=sys.stderr)
 
     def add(key, params, **about):
@@ -252,7 +252,7 @@ def run(
                 if not lacks(key):
                     continue
                 if name not in runners:
-                    method = methods.Method(name, 0.0, _built(build))
+                    method = methods.Method(name, 0.0, compare.at_rate(build))
                     sizes = dict(steps=plan.steps, rows=plan.rows)
                     runners[name] = unlearn.runner(small, method, streams, **sizes)
                 params, about = unlearn.run(runners[name], rate=rate, seed=seed)
@@ -281,17 +281,6 @@ def best(lines: Sequence[compare.Line], name: str, plan: Plan) -> float:
     return max(own, key=lambda line: line[measure])["rate"]
 
 
-def _built(function: Build):
-    return lambda model, rate: function(model, lr=rate)
-
-
-def head(small: world.World, plan: Plan) -> compare.Line:
-    """What the lines of a file have in common; its first line. Seeds may follow."""
-    sizes = plan._asdict() | {"rates": list(plan.rates)}
-    del sizes["seeds"]
-    return {"key": "head", "world": small.digest, **sizes}
-
-
 def main(argv: list[str]) -> None:
     """Runs what is missing, then writes lume_small.json, .md and .png."""
     del argv
@@ -300,10 +289,10 @@ def main(argv: list[str]) -> None:
         small = world.make(config, progress=True)
         file = Path(config.output).expanduser() / f"{small.digest}.lume.jsonl"
         if flags.FLAGS.draw:
-            lines = compare.read(file, head(small, plan))
+            lines = compare.read(file, compare.sizes(small, plan))
         else:
             lines = run(small, file, plan=plan, progress=True)
-        about = head(small, plan) | compare.provenance(small)
+        about = compare.sizes(small, plan) | compare.provenance(small)
         counts = {kind: len(rows) for kind, rows in small.questions.items()}
         about |= {"questions": counts, "facts": small.about["config"]["facts"]}
         lume_figures.write(lines, about, RESULTS)

@@ -140,10 +140,10 @@ def run(
             biographies.
     """
     plan = Plan() if plan is None else plan
-    lines = compare.read(file, head(small, plan))
+    lines = compare.read(file, compare.sizes(small, plan))
     streams, asked = tables(small), choices(small, plan.asked)
     if not file.exists():
-        compare.add(file, head(small, plan))
+        compare.add(file, compare.sizes(small, plan))
     bar = tqdm(disable=not progress, unit="run", dynamic_ncols=True, file=sys.stderr)
 
     def add(key, params, **about):
@@ -167,7 +167,7 @@ def run(
             build, start = recipes_here.get(name, _baseline), small
             if name == BASELINE:
                 start = small._replace(params=small.twin)
-            method = methods.Method(name, 0.0, _built(build))
+            method = methods.Method(name, 0.0, compare.at_rate(build))
             made[name] = unlearn.runner(start, method, streams, **sizes)
         return made[name]
 
@@ -204,17 +204,6 @@ def _baseline(model, *, lr):
     return recipes.finetune.nll(model, lr=lr, streams=streams)
 
 
-def _built(function: Build):
-    return lambda model, rate: function(model, lr=rate)
-
-
-def head(small: world.World, plan: Plan) -> compare.Line:
-    """What the lines of a file have in common; its first line. Seeds may follow."""
-    sizes = plan._asdict() | {"rates": list(plan.rates)}
-    del sizes["seeds"]
-    return {"key": "head", "world": small.digest, **sizes}
-
-
 def main(argv: list[str]) -> None:
     """Runs what is missing, then writes surgery_small.json, .md and .png."""
     del argv
@@ -223,10 +212,10 @@ def main(argv: list[str]) -> None:
         small = world.make(config, progress=True)
         file = Path(config.output).expanduser() / f"{small.digest}.surgery.jsonl"
         if flags.FLAGS.draw:
-            lines = compare.read(file, head(small, plan))
+            lines = compare.read(file, compare.sizes(small, plan))
         else:
             lines = run(small, file, plan=plan, progress=True)
-        about = head(small, plan) | compare.provenance(small)
+        about = compare.sizes(small, plan) | compare.provenance(small)
         surgery_figures.write(lines, about, RESULTS)
     except (OSError, ValueError, KeyError) as error:
         print(f"error: {error}", file=sys.stderr)
