@@ -17,15 +17,16 @@ Line = Mapping[str, Any]
 ACCURACIES = ("retain", "forget", "test")
 ATTACKS = ("m1", "m2", "m3", "m4", "m5", "m6")
 GAP = ("retain", "forget", "test", "m1")  # the mean distance from retraining
+PAPERS = ("condensation", "multi-GAN")
 SETTINGS = {"random": "Images at random", "class": "A whole class"}
 
 
 def write(lines: Sequence[Line], config: Any, place: Path) -> None:
     """`place`.json with every line, `place`.md with tables, `place`.png with a plot."""
-    rows = summarise(lines)
+    rows, plain = summarise(lines), json.loads(config.to_json())
     about = {
         "command": f"python -m experiments.vision.compare --config={_file(config)}",
-        "config": json.loads(config.to_json()),
+        "config": {k: v for k, v in plain.items() if k not in ("output", "folder")},
         "jax": jax.__version__,
         "python": platform.python_version(),
         "device": jax.devices()[0].platform,
@@ -116,10 +117,52 @@ def _page(rows, about, place) -> str:
         if reduced:
             text += ["", f"The reduced retain set has {reduced['ratio'][0]:.2f} times "]
             text[-1] += "the rows of the retain set."
-    notes = place.with_name(place.name + "_notes.md")
-    if notes.exists():
-        text += ["", notes.read_text(encoding="utf-8").rstrip()]
+    text += ["", "## What the numbers say", "", *answers(rows)]
     return "\n".join(text) + "\n"
+
+
+def answers(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """In words, for every setting: who is nearest to retraining, and how the papers'
+    two methods stand to the original model and to retraining's time."""
+    found = []
+    for setting in dict.fromkeys(row["setting"] for row in rows):
+        here = {r["method"]: r for r in rows if r["setting"] == setting and "gap" in r}
+        if not {"original", "retrain"} <= here.keys():
+            continue
+        others = [r for n, r in here.items() if n not in ("original", "retrain")]
+        title, before = SETTINGS.get(setting, setting), here["original"]
+        if others:
+            near = sorted(others, key=lambda row: row["gap"][0])[:3]
+            named = ", ".join(
+                f"{r['method']} ({_cell(r['gap'], 100, 1)})" for r in near
+            )
+            found.append(
+                f"- {title}: nearest to the retrained model by the gap are {named}; "
+                f"the original has {_cell(before['gap'], 100, 1)}."
+            )
+        for name in PAPERS:
+            if name in here:
+                found.append(_verdict(title, here[name], before, here["retrain"]))
+    return found
+
+
+def _verdict(title, row, before, again) -> str:
+    closer = before["gap"][0] - row["gap"][0]
+    noise = max(row["gap"][1] or 0.0, before["gap"][1] or 0.0)
+    place = "as near as the original, within the seeds' deviation"
+    if abs(closer) > noise:
+        place = (
+            "nearer than the original" if closer > 0 else "farther than the original"
+        )
+    left = row["forget"][0] - again["forget"][0]
+    forgets = f"forget accuracy is {abs(100 * left):.1f} points "
+    forgets += "above" if left > 0 else "below"
+    whole, reference = row["seconds"][0] + row["offline"][0], again["seconds"][0]
+    return (
+        f"- {title}, {row['method']}: {place}; {forgets} the retrained model's. Its "
+        f"steps take {row['seconds'][0] / reference:.2f} times the CPU seconds of "
+        f"retraining, {whole / reference:.2f} times with what comes before."
+    )
 
 
 def _cell(value, scale, digits) -> str:
@@ -154,6 +197,7 @@ def _plot(rows, path: Path) -> None:
                 label=kind,
             )
         left.set_ylabel("accuracy, percent")
+        left.set_ylim(0, 125)  # room for the legend
         left.set_title(SETTINGS.get(setting, setting))
         left.legend(fontsize=8)
         seconds = np.array([row["seconds"][0] for row in here])

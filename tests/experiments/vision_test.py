@@ -85,14 +85,29 @@ def test_an_interrupted_comparison_goes_on_and_is_drawn(tmp_path):
         compare.compare(tiny_world(tune=3), file)
 
     place = tmp_path / "blobs"
-    place.with_name("blobs_notes.md").write_text("What we saw.\n")
     figures.write(lines, world.config, place)
     text = place.with_suffix(".md").read_text()
-    assert text.count("| condensation |") == 2 and "What we saw." in text
+    assert text.count("| condensation |") == 2
     whole = json.loads(place.with_suffix(".json").read_text())
     gaps = {(r["setting"], r["method"]): r["gap"] for r in whole["methods"]}
     assert gaps["random", "retrain"] == [0.0, None]
     assert place.with_suffix(".png").stat().st_size > 1000
+
+
+def test_what_the_numbers_say_by_hand():
+    def row(method, gap, forget, seconds, offline=0.0):
+        own = {"setting": "random", "method": method, "gap": [gap, 0.01]}
+        own |= {"forget": [forget, 0.0], "seconds": [seconds, 0.0]}
+        return own | {"offline": [offline, 0.0]}
+
+    rows = [row("original", 0.10, 1.0, 4.0), row("retrain", 0.0, 0.7, 4.0)]
+    rows += [row("condensation", 0.05, 0.8, 1.0, 2.0), row("multi-GAN", 0.095, 0.5, 8)]
+    nearest, condensed, drawn = figures.answers(rows)
+    assert "are condensation (5.0 ± 1.0), multi-GAN" in nearest
+    assert "nearer than the original; forget accuracy is 10.0 points above" in condensed
+    assert "0.25 times" in condensed and "0.75 times with" in condensed
+    assert "as near as the original" in drawn and "20.0 points below" in drawn
+    assert figures.answers(rows[1:]) == []
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""CIFAR-10: 1000 images of its subset, the same CNN and settings as Fashion-MNIST.
+"""CIFAR-10: all 20,000 images of its subset, the same CNN as for Fashion-MNIST.
 
 python -m experiments.vision.compare --config=experiments/configs/vision/cifar.py
 
@@ -14,6 +14,8 @@ from experiments.vision import world
 def get_config():
     c = world.defaults()
     c.name = "cifar10_subset"
+    c.train, c.test = 2000, 300
+    c.epochs, c.tune, c.lr = 10, 2, 1e-3
     c.forget_class = 2
     c.pictures = False
     return c
