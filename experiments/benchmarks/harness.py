@@ -4,12 +4,13 @@
     python -m experiments.benchmarks.harness --model runs/quickstart/model \\
         --output experiments/results/harness_mmlu
 
-500 questions of MMLU's test file, spread over all its subjects, as a local task of the
-harness: zero-shot, once with letters and once with the answers' texts to choose from.
-Three ways to an accuracy: the harness's own model on the exported folder (transformers,
-torch), our decoder in the harness (experiments/harness.py), and `evaluate.choose` with
-no harness. All take the likeliest option by its summed log-probability. The files are
-written after the second and the third.
+500 questions of MMLU's test file, spread over the subjects of those that have at most
+--most characters with their options, as a local task of the harness: zero-shot, once
+with letters and once with the answers' texts to choose from. Three ways to an accuracy:
+the harness's own model on the exported folder (transformers, torch), our decoder in the
+harness (experiments/harness.py), and `evaluate.choose` with no harness. All take the
+likeliest option by its summed log-probability. The files are written after the second
+and the third.
 
 Reads MMLU from --folder or the folder that JAXUNLEARN_DATA names.
 """
@@ -31,6 +32,7 @@ from jaxunlearn import _checks, data, evaluate
 from jaxunlearn.io import hf
 
 COUNT = 500
+MOST = 300  # characters of a question and its options; half of all have more
 CLOSE = 2  # questions by which accuracies may differ
 FORMS = ("letters", "texts")
 HARNESS, OURS, ADAPTER = "harness, hf", "evaluate.choose", "harness, jaxunlearn"
@@ -46,7 +48,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     os.environ["HF_HUB_OFFLINE"] = "1"  # the harness reads local files alone
     place = Path(flags.model).expanduser()
     rows = data.mmlu.read("test", questions.data_folder(flags.folder))
-    rows = spread(rows, flags.count)
+    rows = spread(short(rows, flags.most), flags.count)
     forms = flags.forms.split(",")
     for form in forms:
         _checks.one_of("The comparison", FORMS, forms=form)
@@ -72,7 +74,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
                 "subjects": len({row["subject"] for row in rows}),
                 "versions": {name: metadata.version(name) for name in LIBRARIES},
                 "command": "python -m experiments.benchmarks.harness "
-                f"--model {flags.model} --forms {flags.forms}",
+                f"--model {flags.model} --forms {flags.forms} --most {flags.most}",
             }
             if len(found) > 1:
                 _write(result, flags.output)
@@ -88,6 +90,15 @@ def _write(result: Mapping[str, Any], output: str | None) -> None:
     whole, text = json.dumps(result, indent=1), "\n".join(in_words(result))
     place.with_suffix(".json").write_text(whole + "\n", encoding="utf-8")
     place.with_suffix(".md").write_text(text + "\n", encoding="utf-8")
+
+
+def short(rows: Sequence[Row], most: int) -> list[Row]:
+    """Those of at most so many characters, options included."""
+    found = []
+    for row in rows:
+        if len(row["question"]) + sum(map(len, row["choices"])) <= most:
+            found.append(row)
+    return found
 
 
 def spread(rows: Sequence[Row], count: int) -> list[Row]:
@@ -248,8 +259,8 @@ def in_words(result: Mapping[str, Any]) -> list[str]:
         "# MMLU in lm-evaluation-harness and under our own scoring",
         "",
         f"`{result['command']}`: {result['questions']} questions of "
-        f"{result['subjects']} subjects, zero-shot; letters A to D or whole answers "
-        "to choose from, by summed log-probability. *Picked otherwise*: "
+        f"{result['subjects']} subjects, zero-shot; letters A to D or whole answers to "
+        "choose from, by summed log-probability. *Picked otherwise*: "
         "questions where another option is likeliest than in the first row. "
         f"{versions}.",
         "",
@@ -277,6 +288,7 @@ def _flags(argv):
     parser.add_argument("--model", required=True, help="an exported folder")
     parser.add_argument("--folder", default="", help="above mmlu/")
     parser.add_argument("--count", type=int, default=COUNT)
+    parser.add_argument("--most", type=int, default=MOST, help="characters")
     parser.add_argument("--forms", default=",".join(FORMS), help="between commas")
     parser.add_argument("--output", help="path without suffix of .json and .md")
     return parser.parse_args(argv)

@@ -144,6 +144,8 @@ def test_questions_are_spread_and_accuracies_counted():
     assert [row["answer"] for row in benchmark.spread(choices(8), 4)] == [0, 2, 0, 2]
     with pytest.raises(ValueError, match="1 to 8 questions, got count=9"):
         benchmark.spread(choices(8), 9)
+    rows = [{"question": "x" * n, "choices": ["a", "bc"]} for n in (4, 5, 3)]
+    assert benchmark.short(rows, 7) == [rows[0], rows[2]]
     found = choices(4)
     right = [row["answer"] for row in found]
     ways = {"a": dict.fromkeys(benchmark.FORMS, right)}
