@@ -129,11 +129,14 @@ def at_rate(recipe: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def provenance(small: world.World) -> dict[str, Any]:
-    """Of a run from the command line: parameters, command and versions."""
+    """Of a run from the command line: parameters, versions and the command, without
+    what only says where files lie or that there are lines already."""
     module = Path(sys.argv[0]).stem
+    apart = ("--draw", "--config.output=")
+    words = [word for word in sys.argv[1:] if not word.startswith(apart)]
     return {
         "parameters": small.about["parameters"],
-        "command": f"python -m experiments.small.{module} {shlex.join(sys.argv[1:])}",
+        "command": f"python -m experiments.small.{module} {shlex.join(words)}",
         "versions": {name: metadata.version(name) for name in checkpoint.LIBRARIES},
     }
 

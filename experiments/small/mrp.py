@@ -42,19 +42,19 @@ from jaxunlearn.data import table
 from jaxunlearn.typing import Model, Params
 
 TOPICS = ("A", "B", "C")
-RATES = (3e-4, 1e-3, 2e-3)
+RATES = (2e-4, 5e-4, 1e-3)
 METHODS: Mapping[str, Sequence[float]] = MappingProxyType(
     {
         "mrp.graddiff": (3.0, 10.0, 30.0),  # SGD on rows of length 1
         "openunlearning.ascent": RATES,
         "openunlearning.npo": RATES,
         "blur.npo": RATES,
-        "rmu.wmdp": RATES,
+        "rmu.wmdp": (5e-4, 1e-3, 2e-3),
     }
 )
 MRP = "mrp.graddiff"
 FORGOTTEN = 0.1
-CURVE = (0, 5, 10, 30)
+CURVE = (0, 10, 30)
 RESULTS = Path(__file__).resolve().parents[1] / "results" / "mrp_small"
 
 

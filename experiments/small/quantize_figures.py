@@ -22,15 +22,12 @@ PRECISIONS = {
     "nf4": "NF4",
     "gptq4": "GPTQ 4",
     "int3": "int3",
-    "gptq3": "GPTQ 3",
 }
 FOUR = ("int4", "int4_tensor", "fp4", "nf4", "gptq4")
 PAIRS = {
     "SURE GA + NLL": "GA + NLL",
-    "SURE GA + NLL, as published": "GA + NLL",
     "SURE NPO + KL": "NPO + KL",
     "SURE NPO + KL, modules once": "NPO + KL",
-    "SURE NPO + KL, as published": "NPO + KL",
 }
 BACK = 0.05  # of probability: less is no return, however certain
 DRAWS = 2000
@@ -111,7 +108,8 @@ def _markdown(lines, about, rows, name) -> list[str]:
     out = [
         "# Rounding an unlearned model in the small world",
         "",
-        "Written by `python -m experiments.small.quantize` (see there for what runs).",
+        "Written by `python -m experiments.small.quantize "
+        "--config=experiments/configs/small/biographies.py` (see there for what runs).",
         f"A decoder of {about['parameters'] / 1e6:.2f}M parameters, world "
         f"`{about['world']}`; {about['steps']} steps of {about['rows']} rows of each "
         f"stream, seeds {', '.join(map(str, about['seeds']))}, each method at the "
@@ -168,7 +166,7 @@ def _answers(rows) -> list[str]:
     """What the numbers say, in plain words."""
     out = ["## Does it come back?", ""]
     usable = [row for row in rows if row["forgets"]]
-    for title, kinds in (("4", FOUR), ("8", ("int8",)), ("3", ("int3", "gptq3"))):
+    for title, kinds in (("4", FOUR), ("8", ("int8",)), ("3", ("int3",))):
         cases = [(row, kind) for row in usable for kind in kinds]
         back = [case for case in cases if case[0][case[1]]["back"]]
         if not cases:
