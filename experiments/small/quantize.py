@@ -25,6 +25,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -42,6 +43,7 @@ RATES = (5e-5, 2e-4, 5e-4, 1e-3, 2e-3)
 SEEDS = (0, 1, 2)
 STEPS, ROWS = 30, 8
 FORGOTTEN = 0.1
+ASKED = {"forget": 24, "retain": 24}
 GROUP = 64  # divides 256 and 704 inputs, which 128 does not
 CALIBRATION = 64  # rows to keep, 48 tokens each
 DTYPES = ("float32", "bfloat16")
@@ -73,7 +75,7 @@ class Plan(NamedTuple):
     seeds: Sequence[int] = SEEDS
     steps: int = STEPS
     rows: int = ROWS
-    asked: Mapping[str, int] = compare.ASKED
+    asked: Mapping[str, int] = MappingProxyType(ASKED)
     dtypes: Sequence[str] = DTYPES
     group: int = GROUP
 
