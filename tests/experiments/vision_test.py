@@ -98,7 +98,7 @@ def test_what_the_numbers_say_by_hand():
     def row(method, gap, forget, seconds, offline=0.0):
         own = {"setting": "random", "method": method, "gap": [gap, 0.01]}
         own |= {"forget": [forget, 0.0], "seconds": [seconds, 0.0]}
-        return own | {"offline": [offline, 0.0]}
+        return own | {"offline": [offline, 0.0], "seeds": 3}
 
     rows = [row("original", 0.10, 1.0, 4.0), row("retrain", 0.0, 0.7, 4.0)]
     rows += [row("condensation", 0.05, 0.8, 1.0, 2.0), row("multi-GAN", 0.095, 0.5, 8)]
