@@ -16,6 +16,10 @@
 Rounding is `edits.quantize` and its like. For RTT, `make_folds`, `check_folds` and
 `encode_facts` prepare facts, `recovery` and `best_accuracy` make numbers of its sweeps,
 and `strongest` picks the unlearned model to attack.
+
+MRP's four attackers are `relearn` of a projected model with every weight or with LoRA
+(`rank=8, pattern=r"blocks/attention/[qv]/kernel"`), behind projections that stand
+still; `relearn` of folded params, where nothing stands still; and `unwrap`.
 """
 
 from jaxunlearn.attacks._benign import benign

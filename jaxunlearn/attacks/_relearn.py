@@ -19,6 +19,7 @@ from jaxunlearn.step import init_state, make_step
 from jaxunlearn.typing import Frozen, Model, Params
 
 KERNELS = r"blocks/.*/kernel"
+WEIGHTS = r"(?!projection/).*"  # directions of wrap.projection are part of the model
 
 
 def relearn(
@@ -44,8 +45,9 @@ def relearn(
         steps: updates of AdamW without weight decay on the token-mean NLL.
         batch_size: rows at each step.
         lr: learning rate or schedule.
-        rank: 0 trains every parameter; above it LoRA's products alone, merged in the
-            end, beside the kernels that `pattern` matches.
+        rank: 0 trains every parameter but directions of wrap.projection, which stand
+            still (see `unwrap`); above it LoRA's products alone, merged in the end,
+            beside the kernels that `pattern` matches.
         pattern: see rank.
         seed: of the order of the rows and of LoRA's leaves.
         hooks: as for fit.
@@ -60,7 +62,7 @@ def relearn(
     if rank:
         model = wrap.lora(model, pattern=pattern, rank=rank, alpha=2.0 * rank)
         params = wrap.add_lora(params, model, jax.random.key(seed))
-    train, rest = trees.split(params, wrap.LORA if rank else r".*")
+    train, rest = trees.split(params, wrap.LORA if rank else WEIGHTS)
     parts = {"known": terms.on_logps(losses.nll, model, "known", reduce="token")}
     tx = optax.chain(combine.weighted_sum(), optax.adamw(lr, weight_decay=0.0))
     state = init_state(train, tx, jax.random.key(seed))

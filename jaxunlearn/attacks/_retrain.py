@@ -22,13 +22,13 @@ import optax
 
 from jaxunlearn import _checks, combine, evaluate, losses, terms, trees, wrap
 from jaxunlearn.attacks import _folds, _formats
+from jaxunlearn.attacks._relearn import KERNELS, WEIGHTS
 from jaxunlearn.data import table as tables
 from jaxunlearn.step import init_state, make_step
 from jaxunlearn.typing import Frozen, Model, Params
 
 RATES = tuple(n * 1e-7 for n in (1, 2, 4, 8, 16, 32))
 LION = optax.scale_by_lion(0.9, 0.99)
-KERNELS = r"blocks/.*/kernel"
 
 
 class Sweep(NamedTuple):
@@ -146,8 +146,9 @@ def retrain(
             paper's is Lion; optax.scale_by_adam() makes Adam. Give the same object
             again and nothing is compiled anew.
         warmup: steps over which the rate rises from nothing.
-        rank: 0 trains every parameter; above it LoRA's products alone, beside the
-            kernels that `pattern` matches.
+        rank: 0 trains every parameter but directions of wrap.projection, which stand
+            still (see `unwrap`); above it LoRA's products alone, beside the kernels
+            that `pattern` matches.
         pattern: see rank.
         together: rates in one program; it has that many copies of what trains and its
             optimizer state.
@@ -172,7 +173,7 @@ def retrain(
     if rank:
         model = _low(model, pattern, rank)
         params = wrap.add_lora(params, model, jax.random.key(seed))
-    train, rest = trees.split(params, wrap.LORA if rank else r".*")
+    train, rest = trees.split(params, wrap.LORA if rank else WEIGHTS)
     tx = _chain(direction, warmup)
     before = _ask(model, jax.tree.map(lambda x: x[None], train), rest, asked, ask_batch)
     logps, lost, finite = [], [], []

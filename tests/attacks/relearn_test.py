@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 from numpy.testing import assert_array_equal
 
-from jaxunlearn import attacks, trees
+from jaxunlearn import attacks, trees, wrap
+from jaxunlearn.attacks import _retrain
+from tests import tiny
 from tests.attacks.towns import CHANCE, RATE
 
 
@@ -83,3 +85,47 @@ def test_lora_recovers_them_too_and_leaves_plain_params(world):
     assert {path for path, yes in moved.items() if yes} == kernels
     with pytest.raises(ValueError, match="pattern that matches a kernel"):
         attacks.relearn(world.model, after, known, steps=1, rank=2, pattern="none")
+
+
+@pytest.fixture
+def projected():
+    """A decoder from which two tasks took directions."""
+    base, params = tiny.tiny_model()
+    model = wrap.projection(base, {"mlp_out": (0, 2)})
+    for rows in np.random.default_rng(0).normal(size=(2, 2, 2, 16)):
+        params = wrap.add_projection(params, model, {"mlp_out": rows})
+    known = {name: np.asarray(x) for name, x in tiny.tiny_batch(8).items()}
+    return model, params, known
+
+
+@pytest.mark.parametrize("rank", [0, 2], ids=["full", "lora"])
+def test_weights_move_behind_projections_that_stand_still(projected, rank):
+    model, params, known = projected
+    how = dict(steps=2, batch_size=4, lr=1e-2, rank=rank)
+    queries = r"blocks/attention/[qv]/kernel"
+    after, _ = attacks.relearn(model, params, known, pattern=queries, **how)
+    jax.tree.map(assert_array_equal, after["projection"], params["projection"])
+    assert sorted(after) == sorted(params)
+    q = (x["blocks"]["attention"]["q"]["kernel"] for x in (after, params))
+    assert np.abs(np.subtract(*map(np.asarray, q))).max() > 1e-4
+
+
+def test_retraining_leaves_projections_too(projected, monkeypatch):
+    model, params, known = projected
+    seen = []
+
+    def ask(model, train, rest, asked, size):
+        seen.append((train, rest))
+        return np.zeros((1, 3, 4))
+
+    monkeypatch.setattr(_retrain, "_ask", ask)
+    asked = {"right": np.zeros(3, int)}
+    how = dict(rates=(1e-2,), epochs=1, warmup=1)
+    attacks.retrain(model, params, known, asked, **how)
+    (before, _), (train, rest) = seen
+    assert not [path for path in trees.paths(train) if path.startswith("projection")]
+    assert_array_equal(
+        rest["projection"]["mlp_out"]["new"], params["projection"]["mlp_out"]["new"]
+    )
+    q = (x["blocks"]["attention"]["q"]["kernel"] for x in (train, before))
+    assert (np.asarray(next(q)) != np.asarray(next(q))).any()
