@@ -37,7 +37,8 @@ def invert_classes(
     Returns:
         (images [k, H, W, C] float32, their cross-entropies [k], nats).
     Raises:
-        ValueError: for no class, or numbers out of range.
+        ValueError: for no class, one that the model does not have, or numbers out of
+            range.
     References: Khan 2024, https://arxiv.org/abs/2402.00195
     """
     owner = "attacks.invert_classes"
@@ -46,8 +47,25 @@ def invert_classes(
     labels = jnp.asarray(classes, jnp.int32)
     if labels.ndim != 1 or not labels.size:
         raise ValueError(f"{owner} needs at least one class, got {classes}.")
+    count = _classes(model, params, tuple(shape))
+    strange = [int(x) for x in labels if not 0 <= x < count]
+    if strange:
+        raise ValueError(
+            f"{owner} needs classes from 0 to {count - 1}, which the model has, got "
+            f"{_checks.listed(strange)}."
+        )
     image, values = _invert(params, labels, model, tuple(shape), steps, lr, clip)
     return np.asarray(image), np.asarray(values)
+
+
+def _classes(model, params, shape) -> int:
+    """How many classes the model tells apart; nothing is computed."""
+
+    def logits(params, image):
+        return model.unembed(params, model.apply(params, {"image": image}).hidden[:, 0])
+
+    image = jax.ShapeDtypeStruct((1, *shape), jnp.float32)
+    return jax.eval_shape(logits, params, image).shape[-1]
 
 
 @partial(jax.jit, static_argnums=(2, 3, 4, 5, 6))

@@ -49,3 +49,6 @@ def test_inversion_draws_what_tells_a_class_and_relearning_brings_it_back():
     assert free.min() < 0
     with pytest.raises(ValueError, match="at least one class"):
         attacks.invert_classes(model, known, [], SHAPE)
+    for strange in (3, -1):
+        with pytest.raises(ValueError, match=f"classes from 0 to 2, .* got {strange}"):
+            attacks.invert_classes(model, known, [0, strange], SHAPE)
