@@ -8,6 +8,7 @@
 References: Hatua, Nguyen and Sung 2024, https://arxiv.org/abs/2407.18467
 """
 
+from collections.abc import Mapping
 from functools import partial
 
 import jax
@@ -118,6 +119,7 @@ def reorganise(
     classes: int,
     rule: str = "reflect",
     rng: PRNGKey | None = None,
+    logits: Mapping[str, Array] | None = None,
 ) -> tables.Table:
     """One table: retained and drawn images as they are, forgotten ones mislabelled.
 
@@ -126,9 +128,13 @@ def reorganise(
         drawn_forget, drawn_retain: drawn by generators and labelled by the original
             model (`pseudo_label`); None for none.
         classes, rule, rng: of `invert_labels`, for both kinds of forgotten images.
+        logits: those of the original model for `least_likely`, by source: "forget" and
+            "forget drawn".
     Returns:
         The rows of retain, drawn_retain, forget and drawn_forget; images are float32 in
         [0, 1], and a column `source` [n] int32 says which of SOURCES a row is of.
+    Raises:
+        ValueError: as `invert_labels`.
     """
     rows = (retain, drawn_retain, forget, drawn_forget)
     keys = [None] * 4 if rng is None else jax.random.split(rng, 4)
@@ -141,7 +147,8 @@ def reorganise(
         if image.dtype == np.uint8:
             image = image.astype(np.float32) / np.float32(255)
         if source >= 2:
-            tokens[:, 1] = change(tokens[:, 1], rng=key)
+            held = (logits or {}).get(SOURCES[source])
+            tokens[:, 1] = change(tokens[:, 1], rng=key, logits=held)
         of = np.full(len(tokens), source, np.int32)
         mask = np.ones(tokens.shape, bool)
         found.append({"image": image, "tokens": tokens, "mask": mask, "source": of})

@@ -200,6 +200,15 @@ def test_the_mix_has_every_row_and_turns_round_what_is_forgotten():
     assert_array_equal(labels[:30], images.labels_of(split.retain))
     assert set(labels[30:36]) == {1} and set(labels[36:]) == {2}
     assert_array_equal(mixed["image"][:30], split.retain["image"])
+    held = np.tile([3.0, 2.0, 1.0, 0.0], (10, 1))
+    logits = {"forget": held, "forget drawn": -held[:6]}
+    how = dict(classes=CLASSES, rule="least_likely")
+    mixed = synth.reorganise(split.forget, split.retain, drawn, logits=logits, **how)
+    assert set(images.labels_of(mixed)[30:40]) == {3}
+    assert set(images.labels_of(mixed)[40:]) == {0}
+    del logits["forget drawn"]
+    with pytest.raises(ValueError, match="needs logits .n, 4. .* got none"):
+        synth.reorganise(split.forget, split.retain, drawn, logits=logits, **how)
 
 
 def test_labels_are_the_models_own_without_dropout():
