@@ -4,6 +4,8 @@
 from collections.abc import Callable
 from typing import NamedTuple
 
+import jax.numpy as jnp
+
 from jaxunlearn import _checks
 from jaxunlearn.edits._prune import prune_units, select_units
 from jaxunlearn.typing import Array, Model, Params
@@ -48,8 +50,8 @@ def prune_loop(
             than this, in accuracy's units.
         budget: it ends before more than this fraction of all units is gone.
     Raises:
-        ValueError: if a fraction is not in (0, 1], a drop is < 0, an accuracy is not
-            finite, or scores are NaN.
+        ValueError: if a fraction is not in (0, 1] or less than one unit, a drop is < 0,
+            an accuracy is not finite, or scores are NaN.
     Paper and code: the released code has no stop rule; its runs go on to an empty
         network, and a point is picked afterwards.
     References: https://arxiv.org/abs/2403.01267
@@ -66,6 +68,11 @@ def prune_loop(
     pruned, removed = params, None
     for step in range(1, int(budget / fraction + 1e-6) + 1):
         gone = select_units(scores(pruned), fraction, removed=removed)
+        if removed is None and not bool(jnp.any(gone)):
+            raise ValueError(
+                f"{owner} needs a fraction of at least one of {gone.size} units a step,"
+                f" got fraction={fraction}."
+            )
         trial = prune_units(model, params, {site: gone})
         history.append(_accuracies(owner, evaluate, trial))
         if history[0][1] - history[step][1] > retain_drop:

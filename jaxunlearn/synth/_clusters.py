@@ -28,7 +28,8 @@ def kmeans_per_class(
     Returns:
         [n] int32.
     Raises:
-        ValueError: if a class has fewer rows than clusters, or there is no row.
+        ValueError: if a class has fewer rows than clusters, there is no row, a feature
+            is not finite or a label below 0.
     """
     owner = "kmeans_per_class"
     _checks.positive_int(owner, clusters=clusters, steps=steps)
@@ -37,6 +38,12 @@ def kmeans_per_class(
         raise ValueError(
             f"{owner} needs features [n, D] and labels [n], n >= 1, got shapes "
             f"{features.shape} and {labels.shape}."
+        )
+    if not np.isfinite(features).all() or labels.min() < 0:
+        raise ValueError(
+            f"{owner} needs finite features and labels >= 0, got "
+            f"{int((~np.isfinite(features)).sum())} not finite and a least label of "
+            f"{labels.min()}. Look at the params and the images."
         )
     found, counts = np.unique(labels, return_counts=True)
     if counts.min() < clusters:

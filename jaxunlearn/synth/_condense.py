@@ -60,7 +60,8 @@ def condense(
     Returns:
         The condensed images and their losses.
     Raises:
-        ValueError: if the numbers of rows differ, or labels within a bucket.
+        ValueError: if the numbers of rows differ, labels within a bucket, or a feature
+            is not finite.
     References: Khan 2024, https://arxiv.org/abs/2402.00195
     """
     owner = "synth.condense"
@@ -72,6 +73,11 @@ def condense(
         raise ValueError(
             f"{owner} needs features of all {len(buckets)} images, got "
             f"{len(features)}. Run the model over the table."
+        )
+    if not np.isfinite(features).all():
+        raise ValueError(
+            f"{owner} needs finite features, got {int((~np.isfinite(features)).sum())} "
+            "that are not. Look at the params and the images."
         )
     names = np.array(sorted(labels), np.int64)
     order = np.argsort(buckets, kind="stable")

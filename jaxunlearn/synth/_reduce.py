@@ -48,10 +48,16 @@ def reduce_retain(
     Returns:
         The reduced set; images are float32 in [0, 1], as condensed ones are.
     Raises:
-        ValueError: for rows there are not, or a condensed set that lacks a bucket.
+        ValueError: for rows there are not, a condensed set that lacks a bucket, or
+            another number of buckets than of images.
     References: Khan 2024, https://arxiv.org/abs/2402.00195
     """
-    buckets = np.asarray(buckets)
+    buckets, count = np.asarray(buckets), tables.rows(table)
+    if buckets.shape != (count,):
+        raise ValueError(
+            f"reduce_retain needs a bucket for each of {count} images, got "
+            f"{buckets.shape}. Take the buckets of this table."
+        )
     forget = np.unique(np.asarray(list(forget_rows), np.int64))
     if not forget.size or forget[0] < 0 or forget[-1] >= len(buckets):
         raise ValueError(

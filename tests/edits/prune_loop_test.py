@@ -41,6 +41,7 @@ def test_it_stops_at_its_budget_and_may_take_nothing():
     "settings, match",
     [
         ({"fraction": 1.5}, "at most 1"),
+        ({"fraction": 0.01}, "at least one of 72 units a step, got fraction=0.01"),
         ({"retain_drop": -0.1}, "retain_drop"),
         ({"evaluate": lambda p: (0.5, float("nan"))}, "finite"),
         ({"scores": lambda p: jnp.full((3, 24), jnp.nan)}, "NaN"),

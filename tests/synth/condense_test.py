@@ -67,6 +67,10 @@ def test_clusters_that_cannot_be_are_refused():
         synth.kmeans_per_class(features, [0, 0, 0, 1, 1], clusters=3, rng=KEY)
     with pytest.raises(ValueError, match=r"features \[n, D\] and labels"):
         synth.kmeans_per_class(features, [0, 0], clusters=1, rng=KEY)
+    with pytest.raises(ValueError, match="finite features .* got 10 not finite"):
+        synth.kmeans_per_class(features * np.nan, [0] * 5, clusters=1, rng=KEY)
+    with pytest.raises(ValueError, match="a least label of -1"):
+        synth.kmeans_per_class(features, [0, 0, -1, 0, 0], clusters=1, rng=KEY)
 
 
 def test_for_linear_features_the_plain_mean_is_already_exact():
@@ -175,7 +179,11 @@ def test_what_does_not_go_together_is_refused():
         synth.invert(model, params, table, np.zeros(5, int), rng=KEY, steps=1)
     with pytest.raises(ValueError, match="features of all 6 images, got 5"):
         synth.condense(model, params, table, features[:5], np.arange(6))
+    with pytest.raises(ValueError, match="finite features, got 8 that are not"):
+        synth.condense(model, params, table, features.at[2].set(jnp.inf), np.arange(6))
     made = synth.condense(model, params, table, features, np.arange(6), steps=1)
+    with pytest.raises(ValueError, match="a bucket for each of 6 images, got .5,."):
+        synth.reduce_retain(table, np.arange(5), made, [0])
     with pytest.raises(ValueError, match="forget_rows from 0 to 5"):
         synth.reduce_retain(table, np.arange(6), made, [6])
     with pytest.raises(ValueError, match="condensed image of every bucket"):
