@@ -79,11 +79,12 @@ def test_the_threshold_is_the_roc_curves_best_point():
 
 
 def test_exchangeable_rows_are_told_apart_by_nobody():
-    kinds = {"accuracy": [], "balanced": [], "auc": []}
+    kinds = {"accuracy": [], "members": [], "balanced": [], "auc": []}
     for seed in range(12):
         a, b = scores(10 + seed, 1500, 1500, shift=0.0)
         key = jax.random.fold_in(KEY, seed)
         kinds["accuracy"].append(metrics.attack_accuracy(a, b, rng=key))
+        kinds["members"].append(metrics.attack_members(a[:700], b, a[700:]))
         told = metrics.attack_threshold(a[:700], b[:700], a[700:], b[700:])
         kinds["balanced"].append(told.balanced_accuracy)
         kinds["auc"].append(told.auc)

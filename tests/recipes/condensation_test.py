@@ -11,6 +11,7 @@ import jaxunlearn as ju
 from jaxunlearn import trees
 from jaxunlearn.data import images, table
 from jaxunlearn.fit import NotFinite, Stage, fit_stages
+from jaxunlearn.io import checkpoint
 from jaxunlearn.models import vision
 from jaxunlearn.recipes import condensation
 from jaxunlearn.recipes.condensation import PARTS, STREAMS
@@ -141,6 +142,29 @@ def test_an_interrupted_run_goes_on_bit_for_bit(stop):
     for a, b in zip(*pair, strict=True):
         assert np.asarray(a).tobytes() == np.asarray(b).tobytes()
     assert run.fit(states=end)[2] == []
+
+
+def test_an_interrupted_run_goes_on_from_a_checkpoint(tmp_path):
+    run = Run()
+    whole_run, rest, _ = run.fit()
+    half, _, _ = run.fit(hooks=[lambda state, entry: entry["step"] == 4])
+    assert {part: int(state.step) for part, state in half.items()} == {
+        "begin": 5,
+        "middle": 0,
+        "final": 2,
+    }
+    shapes = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), half
+    )
+    saved = checkpoint.open(tmp_path / "c")
+    checkpoint.save(saved, 7, half)
+    checkpoint.close(saved)
+    found = checkpoint.restore(checkpoint.open(tmp_path / "c"), shapes)
+    end, _, log = run.fit(states=found.state)
+    assert len(log) == 4
+    pair = jax.tree.leaves(whole(whole_run, rest)), jax.tree.leaves(whole(end, rest))
+    for a, b in zip(*pair, strict=True):
+        assert np.asarray(a).tobytes() == np.asarray(b).tobytes()
 
 
 def test_the_offline_stage_takes_turns_and_leaves_the_beginning():

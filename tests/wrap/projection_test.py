@@ -182,6 +182,25 @@ def _fold(site, **settings):
     wrap.fold_projection(params, model)
 
 
+def _fold_beside_lora():
+    base, params = tiny.tiny_model()
+    low = wrap.lora(base, pattern=r".*/down/kernel", rank=2)
+    model = wrap.projection(low, {"mlp_out": (0,)})
+    params = wrap.add_lora(params, low, jax.random.key(0))
+    params = wrap.add_projection(params, model, drawn(model, {"mlp_out": (0,)}))
+    wrap.fold_projection(params, model)
+
+
+def _fold_nothing():
+    base, params = tiny.tiny_model()
+    wrap.fold_projection(params, wrap.projection(base, {"mlp_out": (0,)}))
+
+
+def _save_unfolded():
+    _, model, params = projected(tasks=1)
+    hf.save(params, model, "never-written")
+
+
 def _add(change):
     base, params = tiny.tiny_model()
     model = wrap.projection(base, {"mlp_out": (0, 1)})
@@ -213,10 +232,17 @@ REFUSED = {
     "nan": (lambda: _add(lambda d: np.full((2, 1, d), np.nan)), "finite directions"),
     "stream": (lambda: _fold("block"), "the residual stream or a norm lies between"),
     "norms": (lambda: _fold("mlp_out", post_norms=True), "or a norm lies between"),
+    "lora": (_fold_beside_lora, "LoRA's leaves beside 'blocks/mlp/down/kernel'"),
+    "no-task": (_fold_nothing, "params with directions, got none"),
+    "unfolded": (_save_unfolded, "not expected: 'projection/"),
     "free": (lambda: _directions(9), "8 free directions of 8 units, got count=9"),
     "nan-moments": (lambda: _directions(1, jnp.nan), "NaN or infinity"),
     "no-token": (lambda: _directions(1, tokens=0), "got count=0"),
     "empty": (lambda: _moments([], {"mlp_out": (0,)}), "at least one real token"),
+    "no-layer": (
+        lambda: _moments([tiny.tiny_batch()], {"mlp_out": (3,)}),
+        r"layers 0 to 2 here, got taps of layers \[3\]",
+    ),
     "no-site": (lambda: _moments([], {"out": (0,)}), "needs site to be one of"),
 }
 
