@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxunlearn import edits
 from jaxunlearn.io import hf
 
 pytest.importorskip("gguf")
@@ -99,6 +100,30 @@ def test_logits_equal_torch_and_a_reload_is_exact(loaded, saved, same_logits):
     again, reloaded, _ = hf.load(saved)
     jax.tree.map(np.testing.assert_array_equal, params, reloaded)
     assert again.config.rope == model.config.rope
+
+
+def test_pruned_weights_are_masked_activations(loaded):
+    model, params, tokenizer = loaded
+    keys = jax.random.split(jax.random.key(0))
+    gone = {
+        site: edits.select_units(
+            jax.random.uniform(key, (30, model.sites[site].units)), 0.1
+        )
+        for site, key in zip(("mlp", "attention"), keys, strict=True)
+    }
+    masks = {
+        site: lambda value, layer, mask=mask: jnp.where(mask[layer], 0, value)
+        for site, mask in gone.items()
+    }
+    ids = jnp.asarray([tokenizer(TEXTS[0])["input_ids"]], jnp.int32)
+    batch = {"tokens": ids, "mask": jnp.ones(ids.shape, bool)}
+    pruned = edits.prune_units(model, params, gone)
+    wanted, found, before = (
+        model.unembed(p, model.apply(p, batch, edits=edit).hidden)
+        for p, edit in ((params, masks), (pruned, {}), (params, {}))
+    )
+    assert np.abs(before - wanted).max() > 0.1
+    np.testing.assert_allclose(found, wanted, atol=1e-5 * np.abs(wanted).max())
 
 
 def test_the_tokenizer_round_trips(loaded, saved):
