@@ -1,0 +1,301 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What condensation's paper does beside forgetting (2402.00195): three experiments.
+
+    python -m experiments.defend --config=experiments/configs/vision/fashion.py
+
+* inversion: an attacker draws the forgotten class from the model. How near is the
+  picture to a forgotten image, and to their mean (mean squared error of pixels): of the
+  original model, after condensation unlearned the class, and of a retrained one;
+* membership: the rows that the model holds most firmly, of which the overfitting metric
+  is at most Otsu's threshold, are forgotten. Does an attack by the loss tell training
+  rows from new ones less well then?
+* condensed: a model of encoder, decoder and classifier (models.vision, "translator")
+  forgets; then a new classifier of fresh weights learns from a few kept images through
+  the other two, which stand still. What does it know of the forgotten rows, beside one
+  that learned so before unlearning?
+
+Data, networks and unlearning are those of experiments/vision. One line of JSON an
+experiment and seed, in `<output>/<name>.defend.jsonl`: stopped at any time, the same
+command goes on. Writes results/defend_<name>.json and .md.
+"""
+
+import dataclasses
+import json
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+from experiments.small.compare import Line, add, read
+from experiments.vision import methods
+from experiments.vision import world as worlds
+from jaxunlearn import (
+    attacks,
+    fit,
+    init_state,
+    losses,
+    make_step,
+    metrics,
+    recipes,
+    trees,
+)
+from jaxunlearn.data import images, table
+from jaxunlearn.io import log
+from jaxunlearn.models import vision
+from jaxunlearn.typing import Frozen, Params
+
+RESULTS = Path(__file__).resolve().parent / "results"
+ROUNDS = 2  # of the offline stage, each with a fresh classifier
+Numbers = dict[str, dict[str, float]]
+
+
+def otsu(values: np.ndarray) -> float:
+    """The value v that best cuts [n] numbers into those at most v and those above it:
+    the largest variance between the two (Otsu 1979)."""
+    rows = np.sort(np.asarray(values, np.float64))
+    if len(rows) < 2 or not np.isfinite(rows).all():
+        raise ValueError(f"otsu needs two finite numbers at least, got {values}.")
+    low = np.arange(1, len(rows))
+    sums = np.cumsum(rows)
+    gap = sums[:-1] / low - (sums[-1] - sums[:-1]) / (len(rows) - low)
+    between = low * (len(rows) - low) * gap**2
+    between[rows[1:] == rows[:-1]] = -1.0  # equal values stay together
+    return float(rows[np.argmax(between)])
+
+
+def inversion(world: worlds.World, seed: int) -> Numbers:
+    """Model -> how near a picture drawn from it is to what was forgotten."""
+    case = _case(world, worlds.split(world, "class", seed), seed)
+    models = {
+        "original": case.params,
+        "condensation": methods.condensed(case).params,
+        "retrained": methods.retrain(case).params,
+    }
+    real = images.as_float(case.split.forget)["image"]
+    found = {}
+    for name, params in models.items():
+        label = int(images.labels_of(case.split.forget)[0])
+        drawn, loss = attacks.invert_classes(
+            world.model, params, [label], real.shape[1:]
+        )
+        found[name] = {
+            "to the nearest": float(((real - drawn) ** 2).mean((1, 2, 3)).min()),
+            "to the mean": float(((real.mean(0) - drawn[0]) ** 2).mean()),
+            "loss": float(loss[0]),
+        }
+    return found
+
+
+def membership(world: worlds.World, seed: int) -> Numbers:
+    """Model -> AUC of the loss, training rows against new ones, and accuracies."""
+    params, _ = worlds.original(world, world.train, seed=seed)
+    each = overfitting(world, params)
+    rows = held(images.labels_of(world.train), each, world.config.kept)
+    split = images.split_rows(world.train, rows)
+    case = methods.Case(world, split, params, seed, {})
+    found = {}
+    models = {"original": params, "defended": methods.condensed(case).params}
+    for name, own in models.items():
+        train, new = (_judged(world, own, x) for x in (world.train, world.test))
+        found[name] = {
+            "AUC": metrics.auc(train["loss"], new["loss"]),
+            "train": float(train["right"].mean()),
+            "test": float(new["right"].mean()),
+            "forgotten share": len(rows) / len(each),
+        }
+    return found
+
+
+def held(labels: np.ndarray, each: np.ndarray, kept: int) -> np.ndarray:
+    """Rows whose value is at most Otsu's threshold; `kept` rows of every class, those
+    of the largest values, are never among them."""
+    chosen = each <= otsu(each)
+    for label in np.unique(labels):
+        own = np.flatnonzero(labels == label)
+        chosen[own[np.argsort(each[own])][-kept:]] = False
+    return np.flatnonzero(chosen)
+
+
+def overfitting(world: worlds.World, params: Params) -> np.ndarray:
+    """[n] the overfitting metric of every training row."""
+    half, rest = trees.split(params, vision.TRAINABLE)
+
+    @jax.jit
+    def one(half, row):
+        def loss(half):
+            own = trees.merge(half, rest)
+            hidden = vision.features(world.model, own, row)
+            logps = losses.token_logps(
+                world.model.unembed(own, hidden), row["tokens"][:, 1]
+            )
+            return jnp.mean(losses.nll(logps))
+
+        return metrics.overfitting_metric(*jax.value_and_grad(loss)(half))
+
+    count = table.rows(world.train)
+    rows = (table.take(world.train, np.array([i])) for i in range(count))
+    return np.array([one(half, row) for row in rows])
+
+
+def condensed(world: worlds.World, seed: int) -> Numbers:
+    """New classifier, before and after unlearning -> accuracies, M1."""
+    small = translated(world)
+    split = worlds.split(small, "random", seed)
+    labels = images.labels_of(split.retain)
+    rows = [images.first(labels, c, world.config.kept) for c in np.unique(labels)]
+    kept = table.take(split.retain, np.concatenate(rows))
+    nets = {name: small.part(name) for name in ("middle", "final")}
+    plan = recipes.condensation.offline(nets, lr=1e-3, lr_middle=1e-3)
+
+    def train(params, part, rows, epochs):
+        recipe = plan.parts[part]
+        half, rest = trees.split(params, recipe.trainable)
+        size = min(world.config.batch, table.rows(rows))
+        (stream,) = recipe.terms["retain"].reads
+        step = jax.jit(make_step(recipe.terms, recipe.tx), donate_argnums=0)
+        state, _ = fit(
+            step,
+            init_state(half, recipe.tx, jax.random.key(seed)),
+            table.streams({stream: rows}, size, seed=seed),
+            Frozen(rest),
+            steps=epochs * -(-table.rows(rows) // size),
+        )
+        return trees.merge(state.params, rest)
+
+    def fresh(params, number):
+        new = small.model.init(jax.random.key(1000 * (seed + 1) + number))["final"]
+        return {**params, "final": new}
+
+    epochs = world.config.tune
+    case = _case(small, split, seed)
+    params = case.params
+    for number in range(ROUNDS):
+        params = train(fresh(params, number), "final", kept, epochs)
+        params = train(params, "middle", small.train, epochs)
+    case = case._replace(params=params)
+    found = {}
+    models = {"before": params, "after": methods.condensed(case).params}
+    for name, own in models.items():
+        own = train(fresh(own, ROUNDS), "final", kept, 5 * epochs)
+        sets = {"retain": split.retain, "forget": split.forget, "test": small.test}
+        each = {key: _judged(small, own, rows) for key, rows in sets.items()}
+        found[name] = {key: float(x["right"].mean()) for key, x in each.items()}
+        pair = (each[key]["loss"] for key in ("forget", "test"))
+        found[name]["M1"] = metrics.attack_accuracy(*pair, rng=jax.random.key(seed))
+    return found
+
+
+def translated(world: worlds.World) -> worlds.World:
+    """The world with the paper's condensed model, its images padded to sides of 8."""
+    sides = world.model.config.shape[:2]
+    pads = [(0, 0), *((0, -side % 8) for side in sides), (0, 0)]
+
+    def wide(rows):
+        return {**rows, "image": np.pad(rows["image"], pads)}
+
+    train, test = wide(world.train), wide(world.test)
+    net = dataclasses.replace(
+        world.model.config, family="translator", shape=train["image"].shape[1:]
+    )
+    return dataclasses.replace(world, model=vision.make(net), train=train, test=test)
+
+
+EXPERIMENTS: Mapping[str, Callable[[worlds.World, int], Numbers]] = MappingProxyType(
+    {"inversion": inversion, "membership": membership, "condensed": condensed}
+)
+
+
+def run(world: worlds.World, file: Path) -> list[Line]:
+    """All lines, those that `file` lacks run now and added to it.
+
+    Raises:
+        ValueError: if the file is of another config.
+    """
+    config = json.loads(world.config.to_json())
+    head = {"key": "head", "config": config}
+    lines = read(file, head)
+    if not file.exists():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        add(file, head)
+    done = {line["key"] for line in lines}
+    for seed in world.config.seeds:
+        for name, experiment in EXPERIMENTS.items():
+            key = f"{name} {seed}"
+            if key not in done:
+                about = {"key": key, "experiment": name, "seed": seed}
+                lines.append(about | {"models": experiment(world, seed)})
+                add(file, lines[-1])
+                print(key, file=sys.stderr, flush=True)
+    return lines
+
+
+def write(lines: Sequence[Line], config: Any, place: Path) -> None:
+    """`place`.json with every line, `place`.md with a table an experiment."""
+    plain = json.loads(config.to_json())
+    settings = {k: v for k, v in plain.items() if k not in ("output", "folder")}
+    about = {"config": settings, "jax": jax.__version__}
+    whole = json.dumps(log.plain({"about": about, "runs": list(lines)}), indent=1)
+    place.with_suffix(".json").write_text(whole + "\n", encoding="utf-8")
+    page = [f"# Condensed models and two defences: {config.name}", ""]
+    page += [
+        f"Written by `python -m experiments.defend` with {config.train} training and "
+        f"{config.test} test images a class, "
+        f"{config.family} of width {config.width}. Mean over seeds; see "
+        "`experiments/defend.py` for what runs. Errors are mean squared ones of pixels "
+        "in [0, 1]; AUC and M1 are 0.5 where nothing is told."
+    ]
+    for name in EXPERIMENTS:
+        own = [line["models"] for line in lines if line["experiment"] == name]
+        if own:
+            columns = list(next(iter(own[0].values())))
+            page += ["", f"## {name.capitalize()} ({len(own)} seeds)", ""]
+            page += [
+                f"| model | {' | '.join(columns)} |",
+                "| --- " * len(columns) + "| --- |",
+            ]
+            for model in own[0]:
+                values = [np.mean([x[model][c] for x in own]) for c in columns]
+                cells = " | ".join(f"{value:.3f}" for value in values)
+                page.append(f"| {model} | {cells} |")
+    place.with_suffix(".md").write_text("\n".join(page) + "\n", encoding="utf-8")
+
+
+def _case(world, split, seed) -> methods.Case:
+    params, _ = worlds.original(world, world.train, seed=seed)
+    return methods.Case(world, split, params, seed, {})
+
+
+def _judged(world, params, rows) -> dict[str, np.ndarray]:
+    scores = jnp.asarray(worlds.logits(world.model, params, rows))
+    labels = jnp.asarray(images.labels_of(rows))
+    return {
+        "loss": -np.asarray(losses.token_logps(scores, labels)),
+        "right": np.asarray(metrics.choice_accuracy(scores, labels)),
+    }
+
+
+def main(argv: Sequence[str]) -> None:
+    """Runs what is missing and writes the results."""
+    del argv
+    config = flags.FLAGS.config
+    place = RESULTS / f"defend_{config.name}"
+    try:
+        file = Path(config.output).expanduser() / f"{config.name}.defend.jsonl"
+        write(run(worlds.make(config), file), config, place)
+    except (OSError, ValueError, KeyError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from error
+    print(f"Wrote {place}.json and .md")
+
+
+if __name__ == "__main__":
+    config_flags.DEFINE_config_file("config", help_string="a file of configs/vision")
+    logging.set_verbosity(logging.WARNING)
+    app.run(main)
