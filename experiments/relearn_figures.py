@@ -1,0 +1,319 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The page and plot of retraining on T in SmolLM2, from the lines of relearn."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from experiments.relearn_score import (
+    CHANCE,
+    LESS,
+    NAMES,
+    TITLES,
+    Line,
+    claim,
+    summarise,
+)
+from jaxunlearn.io import log
+
+
+def write(lines: Sequence[Line], about: Mapping[str, Any], place: Path) -> None:
+    """`place`.json with every line, `place`.md with tables, `place`.png with the plot.
+
+    Args:
+        lines: of relearn.experiment.
+        about: the experiment's head, command and versions.
+        place: path without suffix.
+    """
+    place.parent.mkdir(parents=True, exist_ok=True)
+    rows = summarise(lines)
+    whole = {"about": about, "summary": rows, "claim": claim(lines, rows)}
+    text = json.dumps(log.plain(whole | {"runs": list(lines)}), indent=1)
+    place.with_suffix(".json").write_text(text + "\n", encoding="utf-8")
+    text = "\n".join(_markdown(lines, about, rows, place.name)) + "\n"
+    place.with_suffix(".md").write_text(text, encoding="utf-8")
+    _plot(rows, place.with_suffix(".png"))
+
+
+def _markdown(lines, about, rows, name) -> list[str]:
+    config = about["config"]
+    out = [
+        "# Retraining on other facts in SmolLM2",
+        "",
+        f"Written by `{about['command']}` (see there for what runs). Model "
+        f"`{config['model']}`; every fact is asked by the text of four choices, the "
+        "likeliest (by the sum of its tokens) counts. Unlearning: "
+        f"{config['steps']} steps of {config['rows']} rows of each stream, at the rate "
+        "of the sweep below that forgets most with a loss on the retain stream of at "
+        f"most {config['bound']:g} nats a token above that before, or else hurts it "
+        f"least. The attack: every parameter, Adam, rate {config['attack']:g}, "
+        f"{config['epochs']} epochs of batches of {config['batch']} over all of "
+        f"{config['folds']} folds but the one that is asked; a seed holds out "
+        f"{config['rotations']} folds.",
+        "",
+        f"![Accuracy before and after the attack]({name}.png)",
+        "",
+        *_ran(lines, about),
+        *_answers(lines, rows),
+        "",
+        *_choice(lines, about),
+    ]
+    return out + _numbers(rows) + _sweep(lines, config) + _cost(lines, about)
+
+
+def _answers(lines, rows) -> list[str]:
+    """What the numbers say, in plain words."""
+    out, told = ["## Does it come back?", ""], claim(lines, rows)
+    for row in rows:
+        if row["who"] == "untold":
+            low, high = row["last"][1:]
+            verdict = "not told from" if low <= CHANCE <= high else "away from"
+            out.append(
+                f"- Negative control: the plain model, attacked on birthdays that it "
+                f"was never told, answers {row['last'][0]:.2f} of {row['facts']} "
+                f"held out [{low:.2f}, {high:.2f}], {verdict} chance ({CHANCE}); "
+                f"{row['before'][0]:.2f} before the attack, {row['best'][0]:.2f} at "
+                "the best epoch of each fold, which chance favours."
+            )
+    for of, title in TITLES.items():
+        own = [row for row in rows if row["of"] == of and row["who"] in NAMES]
+        if not own:
+            continue
+        if of not in told["above"]:
+            out.append(f"- Of {title}: no method forgot half of what is above chance.")
+            continue
+        those = ", ".join(NAMES[who] for who in told["methods"][of])
+        lost = [row["returned"][0] for row in own if _counts(row) and row["returned"]]
+        paper = [row["recovery"][0] for row in own if _counts(row)]
+        most = told["most_returns"].get(of)
+        word = f"; that most comes back {_word(most)}" if most else ""
+        out.append(
+            f"- Of {title}, {_share(told['above'][of])} of what the model before "
+            f"unlearning has above chance is there after the attack{word}. Mean over "
+            f"the {len(told['methods'][of])} of {len(own)} methods that forgot "
+            f"({those}); the paper's recovery is {np.mean(paper):.0%}"
+            + (f", of what was lost {np.mean(lost):.0%} came back." if lost else ".")
+        )
+    if "less" in told:
+        out.append(
+            f"- Of facts finetuned in, {_share(told['less'])} less comes back than of "
+            f"those of pretraining (a difference of such shares); that it is much less "
+            f"(by {LESS:.0%}, and surely by something) {_word(told['much_less'])}."
+        )
+    out.append(f"- The paper's claim: {_whole(told)}")
+    out.append(
+        "- Brackets: 95 % intervals, of accuracies Wilson's, of shares over facts "
+        "drawn anew (one without width only says that all facts came out alike). They "
+        "know nothing of other seeds, models or rates."
+    )
+    return out
+
+
+def _counts(row) -> bool:
+    return bool(row["forgot"] and row.get("above"))
+
+
+def _whole(told) -> str:
+    """Both halves of the paper's claim in one word."""
+    first, second = list(told["most_returns"].values()), told.get("much_less")
+    if not first or second is None:
+        return "not measured as a whole."
+    words = {*first, second}
+    if words == {"holds"}:
+        return "holds here in both halves."
+    if "fails" not in words:
+        return "undecided here: too few facts to tell at least one half."
+    halves = []
+    if "fails" in first:
+        bad = [of for of, word in told["most_returns"].items() if word == "fails"]
+        halves.append(f"most does not come back of {' and '.join(bad)}")
+    if second == "fails":
+        halves.append("not much less of facts finetuned in comes back")
+    return f"fails here: {'; '.join(halves)}."
+
+
+def _word(verdict: str) -> str:
+    return "is undecided" if verdict == "undecided" else f"**{verdict}**"
+
+
+def _choice(lines, about) -> list[str]:
+    """How the facts were chosen, and what that does to the accuracy before."""
+    found = {x["of"]: x for x in lines if x["kind"] == "facts"}
+    out = ["## The facts", ""]
+    for of, title in TITLES.items():
+        if of not in found:
+            continue
+        own = found[of]
+        if "asked" in own:
+            how = (
+                f"{own['asked']} were asked in another wording, {own['right']} "
+                f"({own['right'] / own['asked']:.0%}) answered right by sum and by "
+                f"mean of log-probabilities, and the {own['facts']} with the largest "
+                f"margin taken: right there by choice, and {own['choice']:.0%} right "
+                "in the wording that is asked here"
+            )
+        else:
+            how = (
+                f"{own['facts']}, and the {own['kept']} of the retain stream, were "
+                f"told in {about['config']['told']['epochs']} epochs; "
+                f"{own['choice']:.0%} are answered right then"
+            )
+        out.append(f"- {title.capitalize()}: {how}.")
+    return [
+        *out,
+        "",
+        "Choosing by what is answered right inflates the accuracy before: some answers "
+        "were lucky, and asked otherwise they fall back to the mean. The model before "
+        "unlearning is attacked and asked on the very same facts, so that shares of "
+        "its accuracy suffer less; where it only seems to know, there is also less to "
+        "bring back.",
+        "",
+    ]
+
+
+def _numbers(rows) -> list[str]:
+    out = [
+        "## Numbers",
+        "",
+        "Accuracy on facts held out; *last*: after the last epoch; *best*: after the "
+        "best epoch of each fold, as in the paper, which favours the attacker. "
+        "*Recovery*: last over that of the original; *above chance*: chance taken off "
+        "both.",
+        "",
+        "| facts | attacked | seeds | held out | before | last | best | recovery | "
+        "above chance | of what was lost | recovery, best epochs |",
+        "| --- |" + " --- |" * 10,
+    ]
+    for row in sorted(rows, key=lambda row: list(TITLES).index(row["of"])):
+        name = NAMES.get(row["who"], f"**{row['who']}**")
+        if row.get("forgot") is False:
+            name += " (did not forget)"
+        cells = [str(len(row["seeds"])), str(row["facts"])]
+        cells += [_range(row[key]) for key in ("before", "last", "best")]
+        cells += [_share(row.get(k)) for k in ("recovery", "above", "returned")]
+        best = row.get("best_recovery")
+        cells.append("" if best is None else f"{best:.0%}")
+        out.append(f"| {row['of']} | {name} | {' | '.join(cells)} |")
+    return [*out, ""]
+
+
+def _sweep(lines, config) -> list[str]:
+    out = [
+        "## The sweep of unlearning",
+        "",
+        "*Rise*: of the loss, nats a token, above that before. Choice and probability "
+        "of a right answer's token are over all facts to forget, before any attack.",
+        "",
+        "| facts | method | rate | seed | choice | probability | retain rise | "
+        "prose rise | |",
+        "| --- |" + " --- |" * 8,
+    ]
+    first = {x["of"]: x for x in lines if x["kind"] == "facts"}
+    taken = {
+        (x["of"], x["who"]): x["rate"]
+        for x in lines
+        if x["kind"] == "rtt" and "rate" in x
+    }
+    for of in TITLES:
+        if of not in first:
+            continue
+        base = first[of]
+        out.append(
+            f"| {of} | **original** | | | {base['choice']:.2f} | "
+            f"{base['probability']:.3f} | {base['retain_loss']:.2f} before | "
+            f"{base['prose_loss']:.2f} before | |"
+        )
+        for x in lines:
+            if x["kind"] != "unlearned" or x["of"] != of:
+                continue
+            rises = [x[k] - base[k] for k in ("retain_loss", "prose_loss")]
+            note = "taken" if taken.get((of, x["who"])) == x["rate"] else ""
+            if rises[0] > config["bound"]:
+                note += ", over the bound" if note else "over the bound"
+            out.append(
+                f"| {of} | {NAMES[x['who']]} | {x['rate']:g} | {x['seed']} | "
+                f"{x['choice']:.2f} | {x['forget_probability']:.3f} | {rises[0]:+.2f} "
+                f"| {rises[1]:+.2f} | {note} |"
+            )
+    return [*out, ""]
+
+
+def _cost(lines, about) -> list[str]:
+    spent = sum(x.get("core_seconds", 0.0) for x in lines)
+    versions = ", ".join(f"{name} {x}" for name, x in about["versions"].items())
+    return [
+        f"Unlearning and attacks took {spent / 60:.0f} minutes of one core "
+        f"({about['device']}). Versions: {versions}."
+    ]
+
+
+def _ran(lines, about) -> list[str]:
+    """What there is of the plan, where that is not all of it."""
+    config, own = about["config"], [x for x in lines if x.get("who") in NAMES]
+    ran = [x for x in own if x["kind"] == "rtt"]
+    seeds = {x["seed"] for x in ran} or {0}
+    each = [(who, of) for who in config["rates"] for of in TITLES]
+    planned = len(each) * len(seeds) * config["rotations"]
+    if len(ran) >= planned:
+        return []
+    there = {(x["who"], x["of"]) for x in ran}
+    missing = [f"{NAMES[who]} on {of}" for who, of in each if (who, of) not in there]
+    told = f"; none yet of {', '.join(missing)}" if missing else ""
+    return [
+        f"**Not finished: {len(ran)} of {planned} attacks on unlearned models have run"
+        f"{told}.** The same command goes on.",
+        "",
+    ]
+
+
+def _range(value: Sequence[float]) -> str:
+    return f"{value[0]:.2f} [{value[1]:.2f}, {value[2]:.2f}]"
+
+
+def _share(value: Sequence[float] | None) -> str:
+    if value is None:
+        return ""
+    return f"{value[0]:.0%} [{value[1]:.0%}, {value[2]:.0%}]"
+
+
+def _plot(rows: Sequence[Mapping[str, Any]], file: Path) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    kinds = [of for of in TITLES if any(row["of"] == of for row in rows)]
+    figure, grid = plt.subplots(
+        1, max(1, len(kinds)), figsize=(13, 4.4), layout="constrained", squeeze=False
+    )
+    for axis, of in zip(grid[0], kinds, strict=False):
+        own = [row for row in rows if row["of"] == of]
+        place = np.arange(len(own))
+        for shift, key, label, colour in (
+            (-0.2, "before", "before the attack", "0.75"),
+            (0.2, "last", "after it", "C0"),
+        ):
+            values = np.array([row[key] for row in own])
+            low, high = values[:, 0] - values[:, 1], values[:, 2] - values[:, 0]
+            error = np.maximum(0, [low, high])
+            axis.bar(
+                place + shift,
+                values[:, 0],
+                0.38,
+                yerr=error,
+                color=colour,
+                error_kw={"lw": 0.8},
+                label=label,
+            )
+        axis.axhline(CHANCE, color="k", lw=0.8, ls=":", label="chance")
+        names = [NAMES.get(row["who"], row["who"]) for row in own]
+        axis.set_xticks(place, names, rotation=40, ha="right")
+        axis.set_ylim(0, 1.05)
+        axis.set_title(TITLES[of], fontsize=10)
+    grid[0][0].set_ylabel("accuracy on facts held out")
+    grid[0][0].legend(fontsize=8)
+    figure.savefig(file, dpi=130)
+    plt.close(figure)
