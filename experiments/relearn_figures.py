@@ -46,13 +46,13 @@ def _markdown(lines, about, rows, name) -> list[str]:
         f"Written by `{about['command']}` (see there for what runs). Model "
         f"`{config['model']}`; every fact is asked by the text of four choices, the "
         "likeliest (by the sum of its tokens) counts. Unlearning: "
-        f"{config['steps']} steps of {config['rows']} rows of each stream, at the rate "
-        "of the sweep below that forgets most with a loss on the retain stream of at "
-        f"most {config['bound']:g} nats a token above that before, or else hurts it "
-        f"least. The attack: every parameter, Adam, rate {config['attack']:g}, "
-        f"{config['epochs']} epochs of batches of {config['batch']} over all of "
-        f"{config['folds']} folds but the one that is asked; a seed holds out "
-        f"{config['rotations']} folds.",
+        f"{config['steps']} steps of {config['rows']} rows of each stream, at the "
+        "largest rate of the sweep below that leaves the loss on the retain stream at "
+        f"most {config['bound']:g} nats a token above that before, or else the one "
+        "that hurts it least. The attack: every parameter, Adam, rate "
+        f"{config['attack']:g}, {config['epochs']} epochs of batches of "
+        f"{config['batch']} over all of {config['folds']} folds but the "
+        f"one that is asked; a seed holds out {config['rotations']} folds.",
         "",
         f"![Accuracy before and after the attack]({name}.png)",
         "",
@@ -73,29 +73,29 @@ def _answers(lines, rows) -> list[str]:
             verdict = "not told from" if low <= CHANCE <= high else "away from"
             out.append(
                 f"- Negative control: the plain model, attacked on birthdays that it "
-                f"was never told, answers {row['last'][0]:.2f} of {row['facts']} "
-                f"held out [{low:.2f}, {high:.2f}], {verdict} chance ({CHANCE}); "
-                f"{row['before'][0]:.2f} before the attack, {row['best'][0]:.2f} at "
+                f"was never told, answers {row['last'][0]:.0%} of {row['facts']} "
+                f"held out [{low:.0%}, {high:.0%}], {verdict} chance ({CHANCE:.0%}); "
+                f"{row['before'][0]:.0%} before the attack, {row['best'][0]:.0%} at "
                 "the best epoch of each fold, which chance favours."
             )
     for of, title in TITLES.items():
-        own = [row for row in rows if row["of"] == of and row["who"] in NAMES]
+        own = [row for row in rows if row["of"] == of and "original" in row]
         if not own:
             continue
-        if of not in told["above"]:
-            out.append(f"- Of {title}: no method forgot half of what is above chance.")
+        if of not in told["returned"]:
+            out.append(f"- Of {title}: nothing above chance was lost.")
             continue
-        those = ", ".join(NAMES[who] for who in told["methods"][of])
-        lost = [row["returned"][0] for row in own if _counts(row) and row["returned"]]
-        paper = [row["recovery"][0] for row in own if _counts(row)]
+        forgot = ", ".join(NAMES[who] for who in told["forgot"][of]) or "none"
         most = told["most_returns"].get(of)
         word = f"; that most comes back {_word(most)}" if most else ""
+        paper = np.mean([row["recovery"][0] for row in own])
+        above = [row["above"][0] for row in own if row["above"]]
+        share = f", {np.mean(above):.0%} with chance taken off both" if above else ""
         out.append(
-            f"- Of {title}, {_share(told['above'][of])} of what the model before "
-            f"unlearning has above chance is there after the attack{word}. Mean over "
-            f"the {len(told['methods'][of])} of {len(own)} methods that forgot "
-            f"({those}); the paper's recovery is {np.mean(paper):.0%}"
-            + (f", of what was lost {np.mean(lost):.0%} came back." if lost else ".")
+            f"- Of {title}, {_share(told['returned'][of])} of what unlearning took "
+            f"above chance came back in the attack{word}. {len(own)} methods together; "
+            f"these of them forgot half or more of what is above chance: {forgot}. "
+            f"The paper's recovery is {paper:.0%} on average{share}."
         )
     if "less" in told:
         out.append(
@@ -112,27 +112,19 @@ def _answers(lines, rows) -> list[str]:
     return out
 
 
-def _counts(row) -> bool:
-    return bool(row["forgot"] and row.get("above"))
-
-
 def _whole(told) -> str:
     """Both halves of the paper's claim in one word."""
     first, second = list(told["most_returns"].values()), told.get("much_less")
     if not first or second is None:
         return "not measured as a whole."
     words = {*first, second}
-    if words == {"holds"}:
-        return "holds here in both halves."
-    if "fails" not in words:
-        return "undecided here: too few facts to tell at least one half."
-    halves = []
-    if "fails" in first:
-        bad = [of for of, word in told["most_returns"].items() if word == "fails"]
-        halves.append(f"most does not come back of {' and '.join(bad)}")
-    if second == "fails":
-        halves.append("not much less of facts finetuned in comes back")
-    return f"fails here: {'; '.join(halves)}."
+    halves = [
+        f"most comes back of {of}: {word}" for of, word in told["most_returns"].items()
+    ]
+    halves.append(f"much less of facts finetuned in: {second}")
+    whole = "fails" if "fails" in words else "undecided"
+    whole = "holds in both halves" if words == {"holds"} else whole
+    return f"{whole} here ({'; '.join(halves)})."
 
 
 def _word(verdict: str) -> str:
@@ -151,9 +143,9 @@ def _choice(lines, about) -> list[str]:
             how = (
                 f"{own['asked']} were asked in another wording, {own['right']} "
                 f"({own['right'] / own['asked']:.0%}) answered right by sum and by "
-                f"mean of log-probabilities, and the {own['facts']} with the largest "
-                f"margin taken: right there by choice, and {own['choice']:.0%} right "
-                "in the wording that is asked here"
+                f"mean of log-probabilities (guessing, {CHANCE:.0%} by either), and "
+                f"the {own['facts']} with the largest margin taken: right there by "
+                f"choice, and {own['choice']:.0%} right in the wording asked here"
             )
         else:
             how = (
@@ -161,7 +153,7 @@ def _choice(lines, about) -> list[str]:
                 f"told in {about['config']['told']['epochs']} epochs; "
                 f"{own['choice']:.0%} are answered right then"
             )
-        out.append(f"- {title.capitalize()}: {how}.")
+        out.append(f"- {title[0].upper()}{title[1:]}: {how}.")
     return [
         *out,
         "",
@@ -181,7 +173,8 @@ def _numbers(rows) -> list[str]:
         "Accuracy on facts held out; *last*: after the last epoch; *best*: after the "
         "best epoch of each fold, as in the paper, which favours the attacker. "
         "*Recovery*: last over that of the original; *above chance*: chance taken off "
-        "both.",
+        "both; *of what was lost*: above chance, where who is below it before counts "
+        "as at it.",
         "",
         "| facts | attacked | seeds | held out | before | last | best | recovery | "
         "above chance | of what was lost | recovery, best epochs |",
@@ -190,7 +183,7 @@ def _numbers(rows) -> list[str]:
     for row in sorted(rows, key=lambda row: list(TITLES).index(row["of"])):
         name = NAMES.get(row["who"], f"**{row['who']}**")
         if row.get("forgot") is False:
-            name += " (did not forget)"
+            name += " (forgot less than half)"
         cells = [str(len(row["seeds"])), str(row["facts"])]
         cells += [_range(row[key]) for key in ("before", "last", "best")]
         cells += [_share(row.get(k)) for k in ("recovery", "above", "returned")]
@@ -238,7 +231,25 @@ def _sweep(lines, config) -> list[str]:
                 f"{x['choice']:.2f} | {x['forget_probability']:.3f} | {rises[0]:+.2f} "
                 f"| {rises[1]:+.2f} | {note} |"
             )
-    return [*out, ""]
+    return [*out, "", *_unmatched(lines, config)]
+
+
+def _unmatched(lines, config) -> list[str]:
+    """Whether the bound decided how much was forgotten."""
+    runs = [x for x in lines if x["kind"] == "unlearned"]
+    tried = {(x["of"], x["who"]): [] for x in runs}
+    for x in runs:
+        tried[x["of"], x["who"]].append(x["rate"])
+    loose = [of for (of, who), rates in tried.items() if len(set(rates)) == 1]
+    if not loose:
+        return []
+    return [
+        f"In {len(loose)} of {len(tried)} sweeps the largest rate was within the bound "
+        "already: there the retain losses are not matched, and a method could have "
+        "forgotten more. That loss falls below that before where the retain stream "
+        "teaches the wording.",
+        "",
+    ]
 
 
 def _cost(lines, about) -> list[str]:

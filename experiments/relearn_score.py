@@ -40,7 +40,7 @@ def summarise(lines: Sequence[Line]) -> list[dict[str, Any]]:
         above before), `choice` (accuracy on all facts before the attack), `forgot` (see
         `claim`), and as [value, low, high] over resampled facts `recovery` (last over
         original, the paper's), `above` (chance taken off both) and `returned` (of what
-        was lost); `best_recovery` is the paper's own choice of epochs.
+        was lost above chance); `best_recovery` is the paper's own choice of epochs.
     """
     found = []
     attacked = [x for x in lines if x["kind"] == "rtt"]
@@ -87,11 +87,11 @@ def _method(lines, own, hits) -> dict[str, Any]:
         return row
     most = _hits(same)
     row["original"] = accuracy(most["last"])
-    pairs = np.stack([hits["last"], most["last"], hits["before"]])
+    pairs = np.stack([hits["last"], hits["before"], most["last"]])
     for name, function in (
-        ("recovery", lambda x: x[0] / x[1] if x[1] else math.nan),
-        ("above", lambda x: _above(x[0], x[1])),
-        ("returned", lambda x: _returned(*x)),
+        ("recovery", lambda x: x[0] / x[2] if x[2] else math.nan),
+        ("above", lambda x: _above(x[0], x[2])),
+        ("returned", _returned),
     ):
         row[name] = interval(lambda x, f=function: f(x.mean(-1)), pairs)
     best = most["best"].mean()
@@ -110,8 +110,17 @@ def _above(value: float, most: float) -> float:
     return (value - CHANCE) / (most - CHANCE) if most > CHANCE else math.nan
 
 
-def _returned(after: float, most: float, before: float) -> float:
-    return (after - before) / (most - before) if most > before else math.nan
+def _returned(means: np.ndarray) -> float:
+    """Of all that methods took above chance, how much came back.
+
+    Args:
+        means: [2 M + 1], accuracies of M methods after the attack, before it, and the
+            original's after it. What is below chance before counts as chance.
+    """
+    after, before = np.split(means[:-1], 2)
+    floor = np.maximum(before, CHANCE)
+    lost = float((means[-1] - floor).sum())
+    return float((after - floor).sum()) / lost if lost > 0 else math.nan
 
 
 def accuracy(hits: np.ndarray) -> list[float]:
@@ -146,50 +155,52 @@ def interval(
 def claim(lines: Sequence[Line], rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """What came back of each kind, and what the paper claims of it.
 
-    Only methods that forgot count: whose accuracy on all facts before the attack is
-    halfway to chance or below.
-
     Returns:
-        `above`: kind -> [value, low, high], mean over methods of what comes back above
-        chance, over resampled facts; `methods`: kind -> who forgot; `less`: how much
-        less of facts finetuned in comes back than of pretraining's (the mean over its
-        kinds); `most_returns` (by kind) and `much_less`: "holds", "fails" or
-        "undecided". A kind without a method that forgot is in none of them.
+        `returned`: kind -> [value, low, high], how much came back of all that the
+        methods together took above chance, over resampled facts; `methods` and
+        `forgot`: kind -> who is in it, and who of them forgot: whose accuracy on all
+        facts before the attack is halfway to chance or below; `less`: how much less of
+        facts finetuned in comes back than of pretraining's (the mean over its kinds);
+        `most_returns` (by kind) and `much_less`: "holds", "fails" or "undecided". A
+        kind of which nothing was lost is in none of them.
     """
-    facts, methods = {}, {}
+    facts, found = {}, {"returned": {}, "methods": {}, "forgot": {}}
     for of in TITLES:
-        forgot = [r for r in rows if r["of"] == of and r.get("forgot") and r["above"]]
-        # The same facts for all: of a cut run, those of folds that every one has.
-        own = [
+        own = [row for row in rows if row["of"] == of and "original" in row]
+        runs = [
             {(x["seed"], x["fold"]): x for x in lines if _is(x, of, row["who"])}
-            for row in forgot
+            for row in own
         ]
-        shared = set.intersection(*map(set, own)) if own else set()
+        # Of a cut run, the folds that every method has.
+        shared = sorted(set.intersection(*map(set, runs))) if runs else []
         if not shared:
             continue
-        order = sorted(shared)
-        most = [_original(lines, own[0][key]) for key in order]
-        hits = [_hits([each[key] for key in order])["last"] for each in own]
-        facts[of] = np.stack([np.mean(hits, 0), _hits(most)["last"]])
-        methods[of] = [row["who"] for row in forgot]
-
-    def above(x):
-        return _above(*x.mean(-1))
-
-    found: dict[str, Any] = {"methods": methods}
-    found["above"] = {of: interval(above, x) for of, x in facts.items()}
+        hits = [_hits([each[key] for key in shared]) for each in runs]
+        most = _hits([_original(lines, runs[0][key]) for key in shared])
+        parts = [[x[key] for x in hits] for key in ("last", "before")]
+        array = np.stack([*parts[0], *parts[1], most["last"]])
+        value = interval(_came_back, array)
+        if value is None:
+            continue
+        facts[of], found["returned"][of] = array, value
+        found["methods"][of] = [row["who"] for row in own]
+        found["forgot"][of] = [row["who"] for row in own if row["forgot"]]
     found["most_returns"] = {
-        of: _verdict(x, MOST) for of, x in found["above"].items() if x and of != LATE
+        of: _verdict(x, MOST) for of, x in found["returned"].items() if of != LATE
     }
     early = [facts[of] for of in EARLY if of in facts]
     if early and LATE in facts:
 
         def less(late, *others):
-            return np.mean([above(x) for x in others]) - above(late)
+            return np.mean([_came_back(x) for x in others]) - _came_back(late)
 
         found["less"] = interval(less, facts[LATE], *early)
-        found["much_less"] = _less(found["less"]) if found["less"] else None
+        found["much_less"] = _less(found["less"])
     return found
+
+
+def _came_back(hits: np.ndarray) -> float:
+    return _returned(hits.mean(-1))
 
 
 def _is(line, of, who) -> bool:

@@ -247,8 +247,8 @@ def test_recovery_by_hand():
     rows = relearn_score.summarise(made(30, 20))
     row = next(x for x in rows if (x["of"], x["who"]) == ("capitals", "npo"))
     assert row["forgot"] and row["facts"] == 40
-    assert row["recovery"][0] == 0.75 and row["returned"][0] == 0.75
-    assert_allclose(row["above"][0], 0.5 / 0.75)
+    assert row["recovery"][0] == 0.75
+    assert_allclose([row["above"][0], row["returned"][0]], 0.5 / 0.75)
     assert row["above"][1] < 0.6 < 0.7 < row["above"][2]
     assert_allclose(row["retain_rise"], 0.05)
     value, low, high = relearn_score.accuracy(np.array([1] * 5 + [0] * 15))
@@ -259,9 +259,13 @@ def test_recovery_by_hand():
 @pytest.mark.parametrize(
     ("early", "late", "words"),
     [
-        (38, 14, ("holds", "holds", "holds here in both halves")),
-        (38, 38, ("holds", "fails", "not much less of facts finetuned in")),
-        (14, 12, ("fails", "undecided", "most does not come back of capitals")),
+        (38, 14, ("holds", "holds", "holds in both halves here")),
+        (38, 38, ("holds", "fails", "facts finetuned in: fails")),
+        (
+            14,
+            12,
+            ("fails", "undecided", "fails here (most comes back of capitals: fails"),
+        ),
         (24, 18, ("undecided", "undecided", "undecided here")),
     ],
 )
@@ -272,13 +276,24 @@ def test_the_claim_is_read_off_the_numbers(early, late, words):
     assert words[2] in relearn_figures._whole(told)
 
 
-def test_who_did_not_forget_does_not_count():
+def test_what_was_not_lost_cannot_come_back():
     lines = made(38, 38, choice=0.9)
+    for line in lines:
+        if line["kind"] == "rtt":
+            line["hits"][0] = line["hits"][1]
+    lines[3]["hits"][0] = [1] * 40  # the methods answer all, before as after
+    lines[2]["hits"][1] = lines[3]["hits"][1]
     rows = relearn_score.summarise(lines)
     told = relearn_score.claim(lines, rows)
-    assert not told["above"] and "not measured" in relearn_figures._whole(told)
+    assert "capitals" not in told["returned"] and "much_less" not in told
     text = "\n".join(relearn_figures._answers(lines, rows))
-    assert "no method forgot half" in text
+    assert "pretraining): nothing above chance was lost" in text
+    assert "claim: not measured as a whole" in text
+
+
+def test_below_chance_is_not_lost():
+    means = np.array([0.5, 0.25, 0.0, 0.25, 1.0])  # two methods after, before; original
+    assert_allclose(relearn_score._returned(means), 0.25 / 1.5)
 
 
 def test_tables_and_plot(done, tmp_path):
