@@ -85,17 +85,18 @@ def _answers(lines, rows) -> list[str]:
         if of not in told["returned"]:
             out.append(f"- Of {title}: nothing above chance was lost.")
             continue
-        forgot = ", ".join(NAMES[who] for who in told["forgot"][of]) or "none"
+        forgot = [
+            f"{NAMES[row['who']]} {row['recovery'][0]:.0%}"
+            for row in own
+            if row["who"] in told["forgot"][of]
+        ]
         most = told["most_returns"].get(of)
         word = f"; that most comes back {_word(most)}" if most else ""
-        paper = np.mean([row["recovery"][0] for row in own])
-        above = [row["above"][0] for row in own if row["above"]]
-        share = f", {np.mean(above):.0%} with chance taken off both" if above else ""
         out.append(
             f"- Of {title}, {_share(told['returned'][of])} of what unlearning took "
             f"above chance came back in the attack{word}. {len(own)} methods together; "
-            f"these of them forgot half or more of what is above chance: {forgot}. "
-            f"The paper's recovery is {paper:.0%} on average{share}."
+            "those that forgot half or more of what is above chance, with the paper's "
+            f"recovery: {', '.join(forgot) or 'none'}."
         )
     if "less" in told:
         out.append(
@@ -145,7 +146,8 @@ def _choice(lines, about) -> list[str]:
                 f"({own['right'] / own['asked']:.0%}) answered right by sum and by "
                 f"mean of log-probabilities (guessing, {CHANCE:.0%} by either), and "
                 f"the {own['facts']} with the largest margin taken: right there by "
-                f"choice, and {own['choice']:.0%} right in the wording asked here"
+                f"choice, and {own['choice']:.0%} right in the wording asked here; "
+                f"{own['kept']} others answered right are in the retain stream"
             )
         else:
             how = (
@@ -180,7 +182,7 @@ def _numbers(rows) -> list[str]:
         "above chance | of what was lost | recovery, best epochs |",
         "| --- |" + " --- |" * 10,
     ]
-    for row in sorted(rows, key=lambda row: list(TITLES).index(row["of"])):
+    for row in sorted(rows, key=_place):
         name = NAMES.get(row["who"], f"**{row['who']}**")
         if row.get("forgot") is False:
             name += " (forgot less than half)"
@@ -280,6 +282,12 @@ def _ran(lines, about) -> list[str]:
     ]
 
 
+def _place(row) -> tuple[int, bool, bool]:
+    """Kind by kind, the original and the untold before the methods."""
+    who = row["who"]
+    return list(TITLES).index(row["of"]), who != "original", who in NAMES
+
+
 def _range(value: Sequence[float]) -> str:
     return f"{value[0]:.2f} [{value[1]:.2f}, {value[2]:.2f}]"
 
@@ -301,7 +309,7 @@ def _plot(rows: Sequence[Mapping[str, Any]], file: Path) -> None:
         1, max(1, len(kinds)), figsize=(13, 4.4), layout="constrained", squeeze=False
     )
     for axis, of in zip(grid[0], kinds, strict=False):
-        own = [row for row in rows if row["of"] == of]
+        own = sorted((row for row in rows if row["of"] == of), key=_place)
         place = np.arange(len(own))
         for shift, key, label, colour in (
             (-0.2, "before", "before the attack", "0.75"),
@@ -325,6 +333,7 @@ def _plot(rows: Sequence[Mapping[str, Any]], file: Path) -> None:
         axis.set_ylim(0, 1.05)
         axis.set_title(TITLES[of], fontsize=10)
     grid[0][0].set_ylabel("accuracy on facts held out")
-    grid[0][0].legend(fontsize=8)
+    handles, labels = grid[0][0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper center", ncols=3, fontsize=8)
     figure.savefig(file, dpi=130)
     plt.close(figure)
