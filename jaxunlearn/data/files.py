@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Rows of a file by its ending: JSON lines, JSON, CSV, Parquet, plain lines.
+"""Rows of a file by its ending: JSON lines, JSON, CSV, Parquet, plain lines; and of a
+folder that `save_to_disk` of Hugging Face's `datasets` wrote.
 
     rows = files.read_rows("mine.csv", ("question", "answer"))
     table.encode(tokenizer, *files.columns(rows, "question", "answer"))
 
-Parquet needs pyarrow (`pip install 'jaxunlearn[data]'`), all else nothing.
+Parquet and such folders need pyarrow (`pip install 'jaxunlearn[data]'`), all else
+nothing.
 """
 
 import csv
@@ -19,6 +21,7 @@ from jaxunlearn import _checks
 from jaxunlearn.data import jsonl
 
 ENDINGS = (".jsonl", ".json", ".csv", ".parquet")
+_STATE, _SPLITS = "state.json", "dataset_dict.json"  # files of save_to_disk
 
 
 def read_rows(
@@ -29,15 +32,19 @@ def read_rows(
     Args:
         path: a file that ends in .jsonl, .json (a list of objects, or JSON lines),
             .csv (the first line names the columns, all values are texts) or .parquet;
-            .gz may follow all but the last.
+            .gz may follow all but the last. Or a folder that `save_to_disk` wrote; of
+            several splits name one, as "folder/train".
         required: columns that every row must have.
     Raises:
         FileNotFoundError: if there is no such file.
         ValueError: naming the file and, where it has them, the line: for another
-            ending, no rows, no UTF-8 text, broken syntax or a missing column.
-        ImportError: for Parquet without pyarrow.
+            ending, no rows, no UTF-8 text, broken syntax or a missing column; naming
+            the splits, if a folder has several.
+        ImportError: for Parquet and folders without pyarrow.
     """
     path = Path(path)
+    if _saved(path):
+        return _checked(path, _arrow(path), required)
     name = path.name.removesuffix(".gz")
     ending = Path(name).suffix
     if ending not in ENDINGS or (ending == ".parquet" and name != path.name):
@@ -56,6 +63,10 @@ def read_rows(
         rows = _json(path, required)
     else:
         rows = _csv(path) if ending == ".csv" else _parquet(path)
+    return _checked(path, rows, required)
+
+
+def _checked(path: Path, rows: list[Any], required: Sequence[str]) -> list[Any]:
     if not rows:
         raise ValueError(f"{path} holds no rows. Name another file.")
     for number, row in enumerate(rows):
@@ -86,6 +97,8 @@ def read_texts(path: str | os.PathLike, *, lines: bool = False) -> list[dict[str
         FileNotFoundError, ValueError: as read_rows.
     """
     path = Path(path)
+    if _saved(path):
+        return read_rows(path, ("text",))
     if not path.is_file():
         raise FileNotFoundError(f"read_texts needs a file, but {path} is not there.")
     ending = Path(path.name.removesuffix(".gz")).suffix
@@ -140,19 +153,53 @@ def _csv(path: Path) -> list[dict[str, str]]:
 
 
 def _parquet(path: Path) -> list[dict[str, Any]]:
+    pyarrow = _pyarrow(path)
     try:
-        from pyarrow import ArrowInvalid, parquet
+        return pyarrow.parquet.ParquetFile(path).read().to_pylist()
+    except pyarrow.ArrowInvalid as error:
+        raise ValueError(
+            f"{path} needs to be a Parquet file, got: {error}. Copy it anew."
+        ) from None
+
+
+def _saved(path: Path) -> bool:
+    """Whether it is a folder of save_to_disk, of one split or of several."""
+    return any((path / name).is_file() for name in (_STATE, _SPLITS))
+
+
+def _arrow(folder: Path) -> list[dict[str, Any]]:
+    """The rows of one split, shard after shard."""
+    if (folder / _SPLITS).is_file():
+        splits = json.loads(jsonl.read_text(folder / _SPLITS)).get("splits", [])
+        raise ValueError(
+            f"{folder} holds the splits {_checks.listed(splits)}, and one was needed. "
+            f"Name it, as {folder / str((splits or ['train'])[0])}."
+        )
+    pyarrow, rows = _pyarrow(folder), []
+    for shard in json.loads(jsonl.read_text(folder / _STATE))["_data_files"]:
+        file = folder / shard["filename"]
+        try:
+            with pyarrow.memory_map(str(file)) as stream:
+                rows += pyarrow.ipc.open_stream(stream).read_all().to_pylist()
+        except (OSError, pyarrow.ArrowInvalid) as error:
+            raise ValueError(
+                f"{file} needs to be whole, as save_to_disk wrote it, got: {error}. "
+                "Copy the folder anew."
+            ) from None
+    return rows
+
+
+def _pyarrow(path: Path) -> Any:
+    try:
+        import pyarrow
+        import pyarrow.ipc
+        import pyarrow.parquet
     except ImportError as error:
         raise ImportError(
             f"Reading {path} needs pyarrow, which is not installed. Run "
             "pip install 'jaxunlearn[data]'."
         ) from error
-    try:
-        return parquet.ParquetFile(path).read().to_pylist()
-    except ArrowInvalid as error:
-        raise ValueError(
-            f"{path} needs to be a Parquet file, got: {error}. Copy it anew."
-        ) from None
+    return pyarrow
 
 
 def _has(path, number, row, required) -> None:

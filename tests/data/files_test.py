@@ -52,6 +52,31 @@ def test_parquet_gives_the_same_rows(tmp_path, write):
         files.read_rows(write("broken.parquet", "PAR1 and no more"))
 
 
+def test_a_folder_of_hugging_face_gives_the_same_rows(tmp_path, write):
+    datasets = pytest.importorskip("datasets")
+    rows = [row | {"choices": ["a", "b"], "n": 3} for row in ROWS * 3]
+    whole = datasets.Dataset.from_list(rows)
+    whole.save_to_disk(tmp_path / "one", num_shards=2)
+    assert files.read_rows(tmp_path / "one", ("question", "n")) == rows
+    # A view of other rows in another order is written as it is seen.
+    whole.select([4, 1]).save_to_disk(tmp_path / "view")
+    assert files.read_rows(tmp_path / "view") == [rows[4], rows[1]]
+    splits = datasets.DatasetDict({"train": whole, "test": whole.select([1])})
+    splits.save_to_disk(tmp_path / "two")
+    assert files.read_rows(tmp_path / "two" / "test") == [rows[1]]
+    with pytest.raises(ValueError, match="splits 'train', 'test', .*two/train"):
+        files.read_rows(tmp_path / "two")
+    with pytest.raises(ValueError, match="one, row 0: needs 'm', but the row has"):
+        files.read_rows(tmp_path / "one", ("m",))
+    texts = [{"text": "One."}, {"text": "Two."}]
+    datasets.Dataset.from_list(texts).save_to_disk(tmp_path / "texts")
+    assert files.read_texts(tmp_path / "texts") == texts
+    (shard, *_) = (tmp_path / "one").glob("*.arrow")
+    shard.write_bytes(shard.read_bytes()[:40])
+    with pytest.raises(ValueError, match="arrow needs to be whole.* Copy the folder"):
+        files.read_rows(tmp_path / "one")
+
+
 @pytest.mark.parametrize(
     "name, content, message",
     [
