@@ -23,6 +23,7 @@ SOURCES = (
     "array_record",
 )
 COMMON = {"source", "rows", "length"}
+CHAT = {"chat", "system", "date"}
 STREAM = {  # what each source may be told; `rows` and `length` are common to all
     "synthetic": {"count", "seed"},
     "capitals": {"group", "others"},
@@ -30,9 +31,12 @@ STREAM = {  # what each source may be told; `rows` and `length` are common to al
     "jsonl": {"path", "prompt", "answer", "lazy"},  # lazy: encoded when a row is read
     # path: .jsonl, .json, .csv or .parquet. long: "drop" leaves out, and counts, rows
     # over the length; else they are refused.
-    "file": {"path", "prompt", "answer", "long"},
+    # chat: prompts in the tokenizer's own template, with what the system says and the
+    # date for it, and an end token behind each answer.
+    "file": {"path", "prompt", "answer", "long", *CHAT},
     # a table of TOFU and the like: data.tofu.read(table, folder, check=check)
-    "benchmark": {"name", "table", "folder", "check", "prompt", "answer", "long"},
+    "benchmark": {"name", "table", "folder", "check", "prompt", "answer", "long"}
+    | CHAT,
     "array_record": {"path", "prompt", "answer"},  # a glob; records are JSON, lazy
 }
 FREE = ("model.fields", "data", "recipe.args")  # keys that only their readers know

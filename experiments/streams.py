@@ -93,11 +93,21 @@ def _encoded(rows, settings, tokenizer):
                     f"{row.get(column)!r} in row {number}, which has "
                     f"{_checks.listed(row)}. Name columns by prompt and answer."
                 )
+    between = " "
+    if settings.get("chat", False):
+        date = {"date_string": settings.date} if settings.get("date") else {}
+        asked = [row[prompt] for row in rows]
+        asked = data.chat(tokenizer, asked, system=settings.get("system", ""), **date)
+        rows = [
+            {prompt: text, answer: row[answer] + (tokenizer.eos_token or "")}
+            for text, row in zip(asked, rows, strict=True)
+        ]
+        between = ""
     if settings.get("long", "refuse") == "drop":
-        names = {"prompt": prompt, "answer": answer, "length": settings.length}
-        rows = data.drop_long(rows, tokenizer, **names)
+        names = dict(prompt=prompt, answer=answer, between=between)
+        rows = data.drop_long(rows, tokenizer, length=settings.length, **names)
     texts = files.columns(rows, prompt, answer)
-    return table.encode(tokenizer, *texts, length=settings.length)
+    return table.encode(tokenizer, *texts, length=settings.length, between=between)
 
 
 def _column(settings: ConfigDict) -> str:

@@ -5,8 +5,11 @@ python -m experiments.evaluate --config=experiments/configs/evaluate.py:05 \
     --config.model=PATH --config.output=EVAL --config.retain=EVAL_OF_RETRAINED
 
 Needs TOFU's files in the folder that --config.folder or JAXUNLEARN_DATA names. The
-prompt is a base model's: --config.score.prompt="[INST] {question} [/INST]" and the like
-for others.
+prompt is a base model's. For an instruct model, in its tokenizer's chat template:
+
+    --config.score.chat --config.score.prompt="{question}" \
+    --config.score.system="You are a helpful assistant." \
+    --config.score.date="10 Apr 2025"
 """
 
 from experiments import evaluate

@@ -172,13 +172,12 @@ def retained(
                 f"for the task {name!r} it has {came}, this one has digest "
                 f"{own[:16]}.... Evaluate the retrained model on the same rows."
             )
-    here, there = settings._asdict(), about["settings"]
-    differ = [name for name in here if here[name] != there.get(name)]
+    usual = tasks.Settings._field_defaults  # of a setting that is newer than the folder
+    here, there = settings._asdict(), usual | about["settings"]
+    differ = [name for name in here if here[name] != there[name]]
     differ = [name for name in differ if name not in ("new_tokens", "gradnorm")]
     if differ:
-        told = "; ".join(
-            f"{x} {there.get(x)!r} there, {here[x]!r} here" for x in differ
-        )
+        told = "; ".join(f"{x} {there[x]!r} there, {here[x]!r} here" for x in differ)
         raise ValueError(
             f"The evaluation in {folder} ({about['name']}) was made with other "
             f"settings: {told}. Evaluate the retrained model anew."

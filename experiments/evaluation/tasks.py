@@ -30,6 +30,10 @@ class Settings(NamedTuple):
 
     Attributes:
         prompt: what stands before the answer; {question} is filled in.
+        chat: whether the prompt is what the user says in the tokenizer's own chat
+            template, behind which the answer comes without a space.
+        system: what the system says there.
+        date: the date that the template is given; some write today's without.
         end: whether the tokenizer's end token belongs to every answer.
         length: tokens of question and answer at most; 0 for the model's positions.
         new_tokens: of a generated answer, at most; 0 leaves generation out.
@@ -44,6 +48,9 @@ class Settings(NamedTuple):
     new_tokens: int = 48
     compat: str = ""
     gradnorm: bool = True
+    chat: bool = False
+    system: str = ""
+    date: str = ""
 
 
 class Task(NamedTuple):
@@ -180,16 +187,19 @@ def fit(
     Warns:
         UserWarning: with the number of rows left out, and the longest.
     """
-    prompts = [prompt(row, settings) for row in task.rows]
+    texts = prompts(task.rows, tokenizer, settings)
+    between = "" if settings.chat else " "
     end = (tokenizer.eos_token or "") if settings.end else ""
-    tables, length, start = {}, np.zeros(len(prompts), int), 0
+    tables, length, start = {}, np.zeros(len(texts), int), 0
     for column, answers in _answers(task).items():
         try:
-            bare = table.encode(tokenizer, prompts, answers)  # refuses empty answers
+            # Before there is an end token, so that empty answers are refused.
+            bare = table.encode(tokenizer, texts, answers, between=between)
         except ValueError as error:
             raise ValueError(f"The task {task.name!r}, {column}: {error}") from None
         if end:
-            bare = table.encode(tokenizer, prompts, [x + end for x in answers])
+            answers = [x + end for x in answers]
+            bare = table.encode(tokenizer, texts, answers, between=between)
         tables[column] = bare
         length = np.maximum(length, bare["mask"].sum(1))
         if column == "answer":
@@ -227,9 +237,17 @@ def generates(task: Task, settings: Settings) -> bool:
     return task.kind != "holdout" and settings.new_tokens > 0
 
 
-def prompt(row: Row, settings: Settings) -> str:
-    """What the model reads before the answer."""
-    return settings.prompt.replace("{question}", row["question"])
+def prompts(rows: Sequence[Row], tokenizer: Any, settings: Settings) -> list[str]:
+    """What the model reads before each answer.
+
+    Raises:
+        ValueError: for a chat with a tokenizer that has no template.
+    """
+    texts = [settings.prompt.replace("{question}", row["question"]) for row in rows]
+    if not settings.chat:
+        return texts
+    date = {"date_string": settings.date} if settings.date else {}
+    return data.chat(tokenizer, texts, system=settings.system, **date)
 
 
 def _answers(task: Task) -> dict[str, list[str]]:

@@ -71,7 +71,7 @@ def of_task(
         if settings.gradnorm:
             own = kept.tables["answer"]
             found["mia_gradnorm"] = gradnorms(model, params, own, settings)
-    prompts = [tasks.prompt(row, settings) for row in kept.rows]
+    prompts = tasks.prompts(kept.rows, tokenizer, settings)
     found = {name: np.asarray(x, np.float64).tolist() for name, x in found.items()}
     found["tokens"] = right.where.sum(1).tolist()
     if tasks.generates(task, settings):

@@ -37,6 +37,7 @@ from jaxunlearn.data.jsonl import read_jsonl as read_jsonl
 from jaxunlearn.data.source import encoded as encoded
 from jaxunlearn.data.source import mapped as mapped
 from jaxunlearn.data.table import batches as batches
+from jaxunlearn.data.table import chat as chat
 from jaxunlearn.data.table import check_length as check_length
 from jaxunlearn.data.table import concat as concat
 from jaxunlearn.data.table import encode as encode

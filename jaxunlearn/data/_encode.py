@@ -19,12 +19,13 @@ def encode(
     *,
     length: int | None = None,
     pad: str = "right",
+    between: str = " ",
 ) -> dict[str, np.ndarray]:
-    """Tokenises prompt + " " + answer as one text, and marks the answer's tokens.
+    """Tokenises prompt + between + answer as one text, and marks the answer's tokens.
 
     The two are tokenised jointly, as the model would read them, and the answer is found
     by its place among the characters: merges across the boundary cannot shift it. Every
-    token that reaches beyond the prompt belongs to the answer, its leading space
+    token that reaches beyond the prompt belongs to the answer, what is between
     included.
 
     Args:
@@ -32,9 +33,10 @@ def encode(
             are kept, those that it puts behind are dropped.
         prompts: n texts.
         answers: n texts without leading space, or None for the prompts alone; `answer`
-            is `mask` then.
+            is `mask` then. No end token is added.
         length: L; None takes the longest row, rounded up to a multiple of 8.
         pad: the side that is padded; "left" for generation.
+        between: stands before an answer; "" behind prompts of `chat`.
     Returns:
         {"tokens": [n, L] int32, "mask": [n, L] bool, "answer": [n, L] bool}.
     Raises:
@@ -62,15 +64,15 @@ def encode(
                     f"table.encode needs answers of at least one token, but row {row} "
                     f"({prompts[row]!r}) has {answer!r}. Leave the row out."
                 )
-        texts = [f"{p} {a}" for p, a in zip(prompts, answers, strict=True)]
+        texts = [p + between + a for p, a in zip(prompts, answers, strict=True)]
         starts = [len(prompt) for prompt in prompts]
 
     coded, lost = [], []
     for text, start in zip(texts, starts, strict=True):
         ids, ends, _ = _tokenise(tokenizer, text)
         coded.append((ids, [end > start for end in ends]))
-        if answers is not None and not any(end > start + 1 for end in ends):
-            lost.append(len(coded) - 1)  # at most the space before it has a token
+        if answers is not None and not any(end > start + len(between) for end in ends):
+            lost.append(len(coded) - 1)  # at most what is between has a token
     if lost:
         raise ValueError(
             f"table.encode needs answers of at least one token, but the tokenizer "
@@ -100,13 +102,56 @@ def encode(
     return table
 
 
+def chat(
+    tokenizer: Any, questions: Sequence[str], *, system: str = "", **more: Any
+) -> list[str]:
+    """Prompts in the tokenizer's own chat template, up to where the answer begins.
+
+        prompts = data.chat(tokenizer, ["Who wrote it?"], system="Be brief.")
+        answers = ["Nobody." + tokenizer.eos_token]
+        data.encode(tokenizer, prompts, answers, between="")
+
+    A begin token that the tokenizer puts in front of every text by itself is left out,
+    so that it comes once.
+
+    Args:
+        tokenizer: one with a chat template.
+        questions: n texts, what the user says.
+        system: what the system says before; nothing if empty.
+        more: for the template, such as date_string, without which some write today's.
+    Returns:
+        n texts.
+    Raises:
+        ValueError: if the tokenizer has no chat template.
+    """
+    if not getattr(tokenizer, "chat_template", None):
+        raise ValueError(
+            "data.chat needs a tokenizer with a chat template, got one without. Take "
+            "that of an instruct model, or write the prompts out."
+        )
+    begin, first = tokenizer.bos_token, list(tokenizer("")["input_ids"])
+    twice = bool(begin) and first[:1] == [tokenizer.bos_token_id]
+    made = []
+    for question in questions:
+        said = [{"role": "system", "content": system}] if system else []
+        said.append({"role": "user", "content": question})
+        text = tokenizer.apply_chat_template(
+            said, tokenize=False, add_generation_prompt=True, **more
+        )
+        made.append(text.removeprefix(begin) if twice else text)
+    return made
+
+
 def lengths(
-    tokenizer: Any, prompts: Sequence[str], answers: Sequence[str] | None = None
+    tokenizer: Any,
+    prompts: Sequence[str],
+    answers: Sequence[str] | None = None,
+    between: str = " ",
 ) -> np.ndarray:
     """[n] int: the tokens that each row would have in `encode`."""
     texts = prompts
     if answers is not None:
-        texts = [f"{p} {a}" for p, a in zip(prompts, answers, strict=True)]
+        texts = [p + between + a for p, a in zip(prompts, answers, strict=True)]
     return np.asarray([len(_tokenise(tokenizer, text)[0]) for text in texts], int)
 
 

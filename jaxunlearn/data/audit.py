@@ -61,6 +61,7 @@ def drop_long(
     length: int,
     prompt: str = "prompt",
     answer: str | None = "answer",
+    between: str = " ",
 ) -> list[Row]:
     """The rows that fit into `length` tokens, whole and in order; none is cut.
 
@@ -69,6 +70,7 @@ def drop_long(
         tokenizer: as for data.encode.
         length: the most tokens of prompt and answer together.
         prompt, answer: names of the columns; answer None for prompts alone.
+        between: as for data.encode.
     Raises:
         ValueError: if no row fits.
         KeyError: if a row lacks a column.
@@ -78,7 +80,7 @@ def drop_long(
     _checks.positive_int("drop_long", length=length)
     prompts = _values("given", rows, prompt)
     answers = None if answer is None else _values("given", rows, answer)
-    tokens = _encode.lengths(tokenizer, prompts, answers)
+    tokens = _encode.lengths(tokenizer, prompts, answers, between)
     long = np.flatnonzero(tokens > length)
     if not long.size:
         return list(rows)

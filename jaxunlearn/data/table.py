@@ -19,6 +19,7 @@ import numpy as np
 from jaxunlearn import _checks
 from jaxunlearn.data._encode import PADS
 from jaxunlearn.data._encode import ROUND_TO as ROUND_TO
+from jaxunlearn.data._encode import chat as chat
 from jaxunlearn.data._encode import encode as encode
 from jaxunlearn.data._encode import encode_text as encode_text
 

@@ -13,6 +13,7 @@ from experiments.evaluation import folder as folders
 from experiments.evaluation import values
 from jaxunlearn import evaluate, metrics, sharding, terms
 from jaxunlearn.data import table
+from tests import tiny
 from tests.experiments.questions_of_lands import SETTINGS, asked, rows, score
 
 
@@ -255,6 +256,31 @@ def test_a_model_that_is_not_finite_gets_no_number(made, tmp_path):
     assert found["overall"]["model_utility"]["value"] is None
     assert found["overall"]["mia_loss_auc"]["value"] is None
     assert folders.rows(tmp_path, "forget")[0]["probability"] is None
+
+
+def test_chats_are_asked_in_the_tokenizers_template(made, retrained, tmp_path):
+    model, params, _ = made
+    tokenizer = tiny.tiny_tokenizer()
+    tokenizer.chat_template = (
+        "{% for m in messages %}[{{ m['content'] }}]{% endfor %}{{ date_string }}"
+    )
+    settings = SETTINGS._replace(chat=True, system="Be.", date="5 May", new_tokens=2)
+    found = {"forget": rows("f", 3, wrong=0, paraphrase=False)}
+    for row in found["forget"]:
+        row["question"] = "Land?"
+    score((model, params, tokenizer), tmp_path, found, settings=settings)
+    got = folders.rows(tmp_path, "forget")
+    assert got[0]["prompt"] == "[Be.][Land?]5 May"
+    text = "[Be.][Land?]5 Maythe city of Town 0.</s>"
+    ids = tokenizer(text)["input_ids"]
+    answer = np.arange(len(ids)) >= len(ids) - got[0]["tokens"]
+    assert tokenizer.decode(np.asarray(ids)[answer]) == "the city of Town 0.</s>"
+    alone = dict(tokens=[ids], mask=[[True] * len(ids)], answer=[answer])
+    batch = {name: np.asarray(x) for name, x in alone.items()}
+    logps, count = evaluate.answer_logps(model, params, batch)
+    assert_allclose(got[0]["nll"], -logps[0] / count[0], rtol=1e-5)
+    with pytest.raises(ValueError, match="chat template"):
+        score(made, tmp_path / "bare", found, settings=settings)
 
 
 def test_choices_give_an_accuracy(made, tmp_path):

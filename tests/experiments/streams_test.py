@@ -53,6 +53,22 @@ def test_files_and_tables_become_streams(write, tmp_path):
     assert got["retain"]["tokens"].shape == (1, 32)
 
 
+def test_chats_of_the_tokenizers_own_template(write, monkeypatch):
+    tokenizer = tiny.tiny_tokenizer()
+    tokenizer.chat_template = "{% for m in messages %}[{{ m['content'] }}]{% endfor %}"
+    monkeypatch.setattr(tiny, "tiny_tokenizer", lambda: tokenizer)
+    long = ROWS[0] | {"prompt": "The capital of " * 40}
+    path = write("forget.jsonl", [long, *ROWS[1:]])
+    stream = {"source": "file", "path": path, "chat": True, "long": "drop"}
+    with pytest.warns(UserWarning, match="1 of 4 rows have more than 40 tokens"):
+        got = made(forget=stream | {"system": "Be.", "length": 40})["forget"]
+    row = got["tokens"][0]
+    assert tokenizer.decode(row[got["mask"][0]]) == (
+        "[Be.][The capital of Land 1 is]Town 1.</s>"
+    )
+    assert tokenizer.decode(row[got["answer"][0]]) == "Town 1.</s>"
+
+
 def test_ids_in_both_streams_are_told(write):
     forget = {"source": "file", "path": write("forget.jsonl", ROWS)}
     retain = {"source": "file", "path": write("retain.jsonl", ROWS[2:])}
