@@ -32,7 +32,7 @@ def sources(config: ConfigDict, model: Model, tokenizer: Any) -> dict[str, Rows]
             do not fit; what the readers of files raise.
     Warns:
         UserWarning: with the ids, or else the prompts, that are in both `forget` and
-            `retain`, where both are read from a file or a benchmark.
+            `retain`, where both are read whole from a file or a benchmark.
     """
     made, read = {}, {}
     for name, settings in config.data.items():
@@ -43,8 +43,9 @@ def sources(config: ConfigDict, model: Model, tokenizer: Any) -> dict[str, Rows]
                 "'synthetic'."
             )
         make = {"synthetic": _synthetic, "capitals": _capitals, "prose": _prose}
-        make |= {"jsonl": _jsonl, "array_record": _array_record}
-        if settings.source in ("file", "benchmark"):
+        make |= {"jsonl": _lazy_jsonl, "array_record": _array_record}
+        whole = settings.source == "jsonl" and not settings.get("lazy", False)
+        if whole or settings.source in ("file", "benchmark"):
             read[name] = _rows(settings)
             made[name] = _encoded(read[name], settings, tokenizer)
         else:
@@ -72,8 +73,10 @@ def _prompts(settings: ConfigDict, rows: list[dict]) -> list[str]:
 
 def _rows(settings: ConfigDict) -> list[dict[str, Any]]:
     """What a file or a benchmark's table holds."""
+    wanted = (_column(settings), settings.get("answer", "answer"))
+    if settings.source == "jsonl":
+        return jsonl.read_jsonl(settings.get("path", ""), wanted)
     if settings.source == "file":
-        wanted = (_column(settings), settings.get("answer", "answer"))
         return files.read_rows(settings.get("path", ""), wanted)
     _checks.one_of("A stream", BENCHMARKS, name=settings.get("name"))
     return getattr(data, settings.name).read(
@@ -188,19 +191,11 @@ def _prose(settings, model, tokenizer):
     return table.encode_text(tokenizer, text, length=settings.length)
 
 
-def _jsonl(settings, model, tokenizer):
+def _lazy_jsonl(settings, model, tokenizer):
     del model
-    prompt, answer = settings.get("prompt", "prompt"), settings.get("answer", "answer")
-    path = settings.get("path", "")
-    if settings.get("lazy", False):
-        return _lazy(jsonl.open_jsonl(path, (prompt, answer)), settings, tokenizer)
-    rows = jsonl.read_jsonl(path, (prompt, answer))
-    return table.encode(
-        tokenizer,
-        [row[prompt] for row in rows],
-        [row[answer] for row in rows],
-        length=settings.length,
-    )
+    wanted = (settings.get("prompt", "prompt"), settings.get("answer", "answer"))
+    rows = jsonl.open_jsonl(settings.get("path", ""), wanted)
+    return _lazy(rows, settings, tokenizer)
 
 
 def _array_record(settings, model, tokenizer):

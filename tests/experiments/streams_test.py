@@ -74,6 +74,12 @@ def test_ids_in_both_streams_are_told(write):
     retain = {"source": "file", "path": write("retain.jsonl", ROWS[2:])}
     with pytest.warns(UserWarning, match="2 of the values of 'id' .*both.*'2', '3'"):
         made(forget=forget, retain=retain)
+    lines_alone = {
+        name: s | {"source": "jsonl"}
+        for name, s in (("forget", forget), ("retain", retain))
+    }
+    with pytest.warns(UserWarning, match="2 of the values of 'id' .*both.*'2', '3'"):
+        made(**lines_alone)
     bare = [{k: row[k] for k in ("prompt", "answer")} for row in ROWS]
     retain["path"] = write("bare.json", bare[3:])
     with pytest.warns(UserWarning, match="1 of the values of 'prompt' .*Land 3 is"):
