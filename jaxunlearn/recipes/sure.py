@@ -8,9 +8,10 @@ only; here every retain loss is a mean over tokens, so for that code's balance m
 alpha of `npo` by the mean length of the retain answers.
 
 Common settings: alpha weighs the retain term, `retain` names the retain streams and
-their weights, percentile, unit, refresh and compat are those of `combine.saliency`, lr
-is AdamW's learning rate or schedule, weight_decay is decoupled and clip bounds the norm
-of what moves.
+their weights, retain_loss is "nll" of their answers or "kl" to the reference model
+(which make_step then needs), percentile, unit, refresh and compat are those of
+`combine.saliency`, lr is AdamW's learning rate or schedule, weight_decay is decoupled
+and clip bounds the norm of what moves.
 """
 
 from collections.abc import Mapping
@@ -35,6 +36,7 @@ def npo(
     weight_decay: float = 0.0,
     clip: float | None = 1.0,
     retain: Mapping[str, float] = RETAIN,
+    retain_loss: str = "kl",
 ) -> Recipe:
     """NPO on `forget` (with `ref_logps`), KL to the reference on the retain streams.
 
@@ -46,7 +48,7 @@ def npo(
     """
     return _sure(
         _recipe.forget_npo(model, beta=beta),
-        terms.joint(_recipe.retain_parts(model, retain, "kl"), retain),
+        _retain(model, retain, retain_loss),
         alpha,
         dict(percentile=percentile, unit=unit, refresh=refresh, compat=compat),
         dict(lr=lr, weight_decay=weight_decay, clip=clip),
@@ -65,16 +67,23 @@ def graddiff(
     weight_decay: float = 0.0,
     clip: float | None = 1.0,
     retain: Mapping[str, float] = RETAIN,
+    retain_loss: str = "nll",
 ) -> Recipe:
     """Gradient ascent on `forget`, NLL on the retain streams; for settings see the
     module."""
     return _sure(
         terms.on_logps(losses.ascent, model, "forget", reduce="token"),
-        _recipe.retain_nll(model, retain),
+        _retain(model, retain, retain_loss),
         alpha,
         dict(percentile=percentile, unit=unit, refresh=refresh, compat=compat),
         dict(lr=lr, weight_decay=weight_decay, clip=clip),
     )
+
+
+def _retain(model: Model, retain: Mapping[str, float], kind: str) -> Term:
+    if kind == "nll":
+        return _recipe.retain_nll(model, retain)
+    return terms.joint(_recipe.retain_parts(model, retain, kind), retain)
 
 
 def _sure(forget: Term, retain: Term, alpha: float, mask: dict, rest: dict) -> Recipe:

@@ -330,3 +330,14 @@ def test_a_loader_without_the_reference_column_is_an_error():
 def test_no_recipe_needs_a_second_model(name):
     model, _ = small()
     assert not any(term.needs_ref for term in RECIPES[name](model).terms.values())
+
+
+@pytest.mark.parametrize("forget", ["npo", "graddiff"])
+@pytest.mark.parametrize("retain, needs_ref", [("nll", False), ("kl", True)])
+def test_sure_takes_either_retain_loss(forget, retain, needs_ref):
+    model, _ = tiny.tiny_model()
+    made = getattr(recipes.sure, forget)(model, retain_loss=retain)
+    assert made.terms["retain"].needs_ref == needs_ref
+    assert not made.terms["forget"].needs_ref
+    with pytest.raises(ValueError, match="retain_loss to be one of 'nll', 'kl'"):
+        getattr(recipes.sure, forget)(model, retain_loss="js")
