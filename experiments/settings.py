@@ -31,6 +31,8 @@ STREAM = {  # what each source may be told; `rows` and `length` are common to al
     "jsonl": {"path", "prompt", "answer", "lazy"},  # lazy: encoded when a row is read
     # path: .jsonl, .json, .csv or .parquet. long: "drop" leaves out, and counts, rows
     # over the length; else they are refused.
+    # answer "": running text in the column `prompt` ("text" if not told otherwise, or a
+    # .txt file), texts apart by an empty line, cut into rows of `length`.
     # chat: prompts in the tokenizer's own template, with what the system says and the
     # date for it, and an end token behind each answer.
     "file": {"path", "prompt", "answer", "long", *CHAT},

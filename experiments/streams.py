@@ -74,8 +74,11 @@ def _prompts(settings: ConfigDict, rows: list[dict]) -> list[str]:
 def _rows(settings: ConfigDict) -> list[dict[str, Any]]:
     """What a file or a benchmark's table holds."""
     wanted = (_column(settings), settings.get("answer", "answer"))
+    wanted = tuple(filter(None, wanted))
     if settings.source == "jsonl":
         return jsonl.read_jsonl(settings.get("path", ""), wanted)
+    if settings.source == "file" and wanted == ("text",):
+        return files.read_texts(settings.get("path", ""))
     if settings.source == "file":
         return files.read_rows(settings.get("path", ""), wanted)
     _checks.one_of("A stream", BENCHMARKS, name=settings.get("name"))
@@ -89,13 +92,16 @@ def _rows(settings: ConfigDict) -> list[dict[str, Any]]:
 def _encoded(rows, settings, tokenizer):
     prompt, answer = _column(settings), settings.get("answer", "answer")
     for number, row in enumerate(rows):
-        for column in (prompt, answer):
+        for column in filter(None, (prompt, answer)):
             if not isinstance(row.get(column), str):
                 raise ValueError(
                     f"A stream needs a text in {column!r}, got "
                     f"{row.get(column)!r} in row {number}, which has "
                     f"{_checks.listed(row)}. Name columns by prompt and answer."
                 )
+    if not answer:
+        text = "\n\n".join(row[prompt] for row in rows)
+        return table.encode_text(tokenizer, text, length=settings.length)
     between = " "
     if settings.get("chat", False):
         date = {"date_string": settings.date} if settings.get("date") else {}
@@ -114,8 +120,10 @@ def _encoded(rows, settings, tokenizer):
 
 
 def _column(settings: ConfigDict) -> str:
-    """The prompt's column; benchmarks call theirs a question unless told otherwise."""
+    """The prompt's column; benchmarks call theirs a question unless told otherwise, and
+    running text is a text."""
     usual = "question" if settings.source == "benchmark" else "prompt"
+    usual = usual if settings.get("answer", "answer") else "text"
     return settings.get("prompt", usual)
 
 

@@ -69,6 +69,31 @@ def test_chats_of_the_tokenizers_own_template(write, monkeypatch):
     assert tokenizer.decode(row[got["answer"][0]]) == "Town 1.</s>"
 
 
+def test_running_text_is_cut_into_whole_rows(write, tmp_path):
+    tokenizer = tiny.tiny_tokenizer()
+    texts = [f"The river {i} flows to the sea, and on." for i in range(9)]
+    whole = tokenizer("\n\n".join(texts))["input_ids"]
+    (tmp_path / "plain.txt").write_text("\n\n".join(texts))
+    (tmp_path / "wmdp").mkdir()
+    rows = [{"text": text} for text in texts]
+    write("wmdp/cyber-forget-corpus.jsonl", rows)
+    corpus = {"source": "benchmark", "name": "wmdp", "table": "cyber-forget-corpus"}
+    got = made(
+        plain={"source": "file", "path": str(tmp_path / "plain.txt"), "answer": ""},
+        named={"source": "file", "path": write("rows.jsonl", rows), "answer": ""},
+        forget=corpus | {"folder": str(tmp_path), "answer": "", "check": False},
+    )
+    for rows in got.values():
+        assert rows["tokens"].reshape(-1).tolist() == whole[: len(whole) // 32 * 32]
+        assert rows["answer"].all() and rows["tokens"].shape[1] == 32
+    with pytest.raises(ValueError, match="at least one row of length=32"):
+        (tmp_path / "plain.txt").write_text("Short.")
+        made(
+            plain={"source": "file", "path": str(tmp_path / "plain.txt")}
+            | {"answer": ""}
+        )
+
+
 def test_ids_in_both_streams_are_told(write):
     forget = {"source": "file", "path": write("forget.jsonl", ROWS)}
     retain = {"source": "file", "path": write("retain.jsonl", ROWS[2:])}
