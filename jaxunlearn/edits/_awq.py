@@ -23,6 +23,7 @@ def awq(
     steps: int = 20,
     at_once: int | None = None,
     pattern: str = _quantize.LINEAR,
+    donate: bool = False,
 ) -> Params:
     """Rounds weights scaled up where their input is large, so that those err less.
 
@@ -33,7 +34,8 @@ def awq(
     `quantize`, so it is never worse by that measure.
 
     Args:
-        model, params, batches, kind, group, scheme, at_once, pattern: as for `gptq`.
+        model, params, batches, kind, group, scheme, at_once, pattern, donate: as for
+            `gptq`.
         steps: values of r that are tried, >= 1.
     Returns:
         A tree like params, in its dtypes and shards. Values lie on a grid only once
@@ -54,6 +56,7 @@ def awq(
     def edit(kernels, inputs):
         for path, kernel in kernels.items():
             _quantize.check_group("awq", path, kernel.shape, group)
+        _inputs.check_tokens("awq", kernels, inputs)
         return _search(
             kernels,
             inputs.gram,
@@ -65,7 +68,14 @@ def awq(
         )
 
     return _inputs.map_sites(
-        "awq", model, params, batches, edit, pattern=pattern, at_once=at_once
+        "awq",
+        model,
+        params,
+        batches,
+        edit,
+        pattern=pattern,
+        at_once=at_once,
+        donate=donate,
     )
 
 
@@ -76,6 +86,7 @@ def llm_int8(
     *,
     threshold: float = 6.0,
     pattern: str = _quantize.LINEAR,
+    donate: bool = False,
 ) -> Params:
     """int8 with one scale an output, but inputs with outliers keep their weights.
 
@@ -85,7 +96,7 @@ def llm_int8(
     `quantize(params, "int8")`.
 
     Args:
-        model, params, batches, pattern: as for `gptq`.
+        model, params, batches, pattern, donate: as for `gptq`.
         threshold: > 0.
     Returns:
         A tree like params, in its dtypes and shards.
@@ -100,7 +111,14 @@ def llm_int8(
         return {path: _but(x, outlier) for path, x in kernels.items()}
 
     return _inputs.map_sites(
-        "llm_int8", model, params, batches, edit, pattern=pattern, at_once=None
+        "llm_int8",
+        model,
+        params,
+        batches,
+        edit,
+        pattern=pattern,
+        at_once=None,
+        donate=donate,
     )
 
 

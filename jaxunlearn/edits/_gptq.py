@@ -25,6 +25,7 @@ def gptq(
     damping: float = 0.01,
     at_once: int | None = None,
     pattern: str = _quantize.LINEAR,
+    donate: bool = False,
 ) -> Params:
     """Rounds the weights of each kernel such that its outputs change little.
 
@@ -50,6 +51,7 @@ def gptq(
             it give it, and one block's H are in memory; but it runs and compiles as
             many passes as there are layers, each up to its layer.
         pattern: as for `quantize`; kernels that read a site only.
+        donate: as for `quantize`; params are lost also where an error comes late.
     Returns:
         A tree like params, in its dtypes and shards. It lies on grids as `quantize`
         gives them, if not on those of its own new extremes: twice is not once.
@@ -68,7 +70,7 @@ def gptq(
     def edit(kernels, inputs):
         for path, kernel in kernels.items():
             _quantize.check_group("gptq", path, kernel.shape, group)
-        _check_tokens(kernels, inputs)
+        _inputs.check_tokens("gptq", kernels, inputs)
         factors = _factors(2 * inputs.gram, damping)
         traced = isinstance(factors, jax.core.Tracer)
         if not traced and not jnp.all(jnp.isfinite(factors)):
@@ -80,19 +82,15 @@ def gptq(
         return {path: _solve(x, factors, **settings) for path, x in kernels.items()}
 
     return _inputs.map_sites(
-        "gptq", model, params, batches, edit, pattern=pattern, at_once=at_once
+        "gptq",
+        model,
+        params,
+        batches,
+        edit,
+        pattern=pattern,
+        at_once=at_once,
+        donate=donate,
     )
-
-
-def _check_tokens(kernels, inputs: _inputs.Inputs) -> None:
-    """Raises ValueError where H cannot have full rank; a traced count is not known."""
-    units = inputs.gram.shape[-1]
-    if not isinstance(inputs.tokens, jax.core.Tracer) and inputs.tokens < units:
-        raise ValueError(
-            f"gptq needs at least as many calibration tokens as a kernel has inputs, "
-            f"got {int(inputs.tokens)} tokens and {_checks.listed(kernels)} with "
-            f"{units} inputs: without more, H is what damping makes it. Give more rows."
-        )
 
 
 @jax.jit

@@ -74,6 +74,18 @@ def collect(
     return {name: x._replace(mean=x.mean / count) for name, x in sums.items()}
 
 
+def check_tokens(owner: str, kernels: Mapping[str, Array], inputs: Inputs) -> None:
+    """Raises ValueError where the gram matrix cannot have full rank, so that errors in
+    some directions would count for nothing; a traced count is not known."""
+    units = inputs.gram.shape[-1]
+    if not isinstance(inputs.tokens, jax.core.Tracer) and inputs.tokens < units:
+        raise ValueError(
+            f"{owner} needs at least as many calibration tokens as a kernel has "
+            f"inputs, got {int(inputs.tokens)} tokens and {_checks.listed(kernels)} "
+            f"with {units} inputs: errors would go where no row looks. Give more rows."
+        )
+
+
 def map_sites(
     owner: str,
     model: Model,
@@ -83,6 +95,7 @@ def map_sites(
     *,
     pattern: str,
     at_once: int | None,
+    donate: bool,
 ) -> Params:
     """params with function({path: [n, in, out]}, Inputs) for the kernels of each site.
 
@@ -90,6 +103,7 @@ def map_sites(
         owner: who asks, for errors.
         function: also gets only the kernels whose whole path matches `pattern`.
         at_once: how many layers are looked at, then edited, in one go; None means all.
+        donate: whether leaves are freed as soon as they have been edited.
     """
     at_once = _layers(model) if at_once is None else at_once
     _checks.positive_int(owner, at_once=at_once)
@@ -112,11 +126,11 @@ def map_sites(
             leaves = trees.paths(params)
             kernels = {path: leaves[path][layers[0] : layers[-1] + 1] for path in ours}
             edited = function(kernels, inputs.pop(name))
-            params = _with(params, edited, layers)
+            params = _with(params, edited, layers, donate)
     return params
 
 
-def _with(params: Params, edited: Mapping[str, Array], layers) -> Params:
+def _with(params: Params, edited: Mapping[str, Array], layers, donate) -> Params:
     """params with the edited layers of some leaves, in their dtypes and shards."""
 
     def leaf(path, x):
@@ -125,7 +139,7 @@ def _with(params: Params, edited: Mapping[str, Array], layers) -> Params:
         new = edited[path].astype(x.dtype)
         if len(layers) < len(x):
             new = x.at[layers[0] : layers[-1] + 1].set(new)
-        return _quantize.placed(new, x)
+        return _quantize.placed(new, x, free=donate)
 
     return trees.map_with_path(leaf, params)
 

@@ -46,6 +46,7 @@ def quantize(
     group: int | str | None = None,
     scheme: str = "symmetric",
     pattern: str = LINEAR,
+    donate: bool = False,
 ) -> Params:
     """Rounds each weight to the nearest value that a few bits can say.
 
@@ -88,6 +89,8 @@ def quantize(
         scheme: of whole numbers, see above; the others have none.
         pattern: regular expression matched against whole leaf paths. By default the
             linear kernels of the blocks, without embeddings, norms and biases.
+        donate: frees each leaf as soon as its rounded one is there, so that memory
+            holds one leaf twice and never the model; params cannot be used afterwards.
     Returns:
         A tree like params, in its dtypes and shards; leaves that do not match are the
         same arrays. Leaves are worked on one after another.
@@ -102,7 +105,7 @@ def quantize(
         group = "channel" if group is None else group
         check_grid("quantize", scheme, group)
         function = partial(_to_grid, bits=BITS[kind], scheme=scheme, group=group)
-        return map_leaves("quantize", params, pattern, function)
+        return map_leaves("quantize", params, pattern, function, donate)
     if scheme != "symmetric":
         raise ValueError(
             f"quantize needs whole numbers for a scheme, got scheme={scheme!r} "
@@ -119,12 +122,14 @@ def quantize(
         group = 64 if group is None else group
         _checks.positive_int("quantize to a code book", group=group)
         function = partial(_to_book, kind=kind, block=group)
-    return map_leaves("quantize", params, pattern, function)
+    return map_leaves("quantize", params, pattern, function, donate)
 
 
-def map_leaves(owner: str, params: Params, pattern: str, function) -> Params:
+def map_leaves(
+    owner: str, params: Params, pattern: str, function, donate: bool
+) -> Params:
     """params with function(path, leaf) where the whole path matches `pattern`, in the
-    leaf's dtype and shards."""
+    leaf's dtype and shards; with `donate` that leaf is freed."""
     compiled = re.compile(pattern)
     if not any(compiled.fullmatch(path) for path in trees.paths(params)):
         raise ValueError(
@@ -140,16 +145,20 @@ def map_leaves(owner: str, params: Params, pattern: str, function) -> Params:
                 f"{owner} needs kernels [..., in, out] of floats, got {path!r} of "
                 f"shape {x.shape} and dtype {x.dtype}. Name fewer leaves in pattern."
             )
-        return placed(function(path, x), x)
+        return placed(function(path, x), x, free=donate)
 
     return trees.map_with_path(leaf, params)
 
 
-def placed(new: Array, x: Array) -> Array:
-    """new in the shards of x, where x has any to show."""
+def placed(new: Array, x: Array, *, free: bool) -> Array:
+    """new in the shards of x, where x has any to show; then x may be freed."""
     if isinstance(x, jax.core.Tracer) or not isinstance(x, jax.Array):
         return new
-    return jax.device_put(new, x.sharding)
+    new = jax.device_put(new, x.sharding)
+    if free:
+        new.block_until_ready()  # or memory held several leaves twice
+        x.delete()
+    return new
 
 
 def wide(x: Array) -> Array:

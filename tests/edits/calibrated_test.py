@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """GPTQ, AWQ and LLM.int8: against slow ones, and against plain rounding."""
 
+import re
 from functools import partial
 
 import jax
@@ -287,6 +288,19 @@ def test_shards_give_what_whole_leaves_give_and_stay_where_they_are(name):
         assert np.isclose(x, y, rtol=1e-3, atol=1e-5).mean() > 0.97, path
 
 
+@pytest.mark.parametrize("name", ["gptq", "awq"])
+def test_donated_leaves_are_freed_and_the_others_stay(name):
+    model, params = tiny.tiny_model()
+    kept = jax.tree.map(jnp.copy, params)
+    run = partial(getattr(edits, name), model, batches=calibration(), at_once=2)
+    new = run(params=params)
+    assert not any(x.is_deleted() for x in jax.tree.leaves(params))
+    same = run(params=kept, donate=True)
+    for path, x in trees.paths(kept).items():
+        assert x.is_deleted() == bool(re.fullmatch(r"blocks/.*/kernel", path)), path
+        assert jnp.array_equal(trees.paths(same)[path], trees.paths(new)[path]), path
+
+
 def test_what_cannot_be_is_refused():
     model, params = tiny.tiny_model()
     batches = calibration()
@@ -302,8 +316,9 @@ def test_what_cannot_be_is_refused():
     with refused(match="got sites nothing and 2 batches"):
         edits.collect_inputs(model._replace(sites={}), params, batches)
     few = [tiny.tiny_batch(1, 12, answer=False)]
-    with refused(match=r"gptq needs at least as many .* tokens and .* Give more rows"):
-        edits.gptq(model, params, few)
+    for edit in (edits.gptq, edits.awq):
+        with refused(match=r"at least as many .* 12 tokens and .* Give more rows"):
+            edit(model, params, few)
     blank = [few[0] | {"mask": jnp.zeros_like(few[0]["mask"])}]
     for edit in (edits.gptq, edits.awq, edits.llm_int8):
         with refused(match="1 batches whose masks are all False"):

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Rounding: values worked by hand, published code books, and what an edit must keep."""
 
+import re
 from functools import partial
 
 import jax
@@ -164,6 +165,18 @@ def test_few_values_are_left(kind):
     new = one(kernel(64, 1), kind, group=64)
     assert len(np.unique(new)) <= 2 ** (int(kind[3:]) if "int" in kind else 4)
     assert_array_equal(one(jnp.zeros((64, 2)), kind), 0.0)  # no division by 0
+
+
+@pytest.mark.parametrize("kind", ["int4", "nf4"])
+def test_donated_leaves_are_freed_and_the_others_stay(kind):
+    _, params = tiny.tiny_model()
+    kept = jax.tree.map(jnp.copy, params)
+    new = edits.quantize(params, kind)
+    assert not any(x.is_deleted() for x in jax.tree.leaves(params))
+    same = edits.quantize(kept, kind, donate=True)
+    for path, x in trees.paths(kept).items():
+        assert x.is_deleted() == bool(re.fullmatch(r"blocks/.*/kernel", path)), path
+        assert jnp.array_equal(trees.paths(same)[path], trees.paths(new)[path]), path
 
 
 @pytest.mark.parametrize("kind", KINDS)
