@@ -12,6 +12,7 @@ evaluation that was cut off goes on after its last finished task. In code,
     evaluate_model(model, params, tokenizer, {"forget": rows, ...}, "EVAL")
 """
 
+import importlib
 import shlex
 import sys
 import time
@@ -51,6 +52,7 @@ def defaults() -> ConfigDict:
             "seed": -1,  # of the unlearning, to be told apart; -1 for none
             "folder": "",  # above tofu/ and the like; JAXUNLEARN_DATA if empty
             "tasks": {},  # as tasks.read takes them
+            "judges": {},  # name -> "module:function", see values.of_task
             "score": dict(tasks.Settings()._asdict()),
             "batch_size": 32,
             "resamples": 1000,  # of the bootstrap
@@ -74,6 +76,7 @@ def evaluate_model(
     seed: int | None = None,
     retain: str | Path | None = None,
     settings: tasks.Settings = tasks.Settings(),  # noqa: B008  a NamedTuple
+    judges: Mapping[str, values.Judge] | None = None,
     batch_size: int = 32,
     resamples: int = 1000,
     mesh: Mesh | None = None,
@@ -90,7 +93,10 @@ def evaluate_model(
         output: the folder.
         name, role, method, seed: told in about.json.
         retain: the folder of the retrained model's evaluation.
-        settings: how rows are put and scored.
+        settings: how rows are put and scored, where a task says nothing else.
+        judges: name -> a function from all generated texts of a task to a number each,
+            such as a classifier's probability that a text is fluent. What was judged is
+            not judged again under the same name.
         batch_size: rows at a time.
         resamples: of the bootstrap.
         mesh: where the params lie, if they do on one.
@@ -109,6 +115,12 @@ def evaluate_model(
     _checks.one_of("evaluate_model", ROLES, role=role)
     _checks.positive_int("evaluate_model", batch_size=batch_size, resamples=resamples)
     _checks.one_of("evaluate_model", tuple(values.EPS), compat=settings.compat)
+    judges = dict(judges or {})
+    if clash := set(judges) & {*summary.MEANS, "perplexity", "rows_left_out", "id"}:
+        raise ValueError(
+            f"evaluate_model needs judges of other names than {_checks.listed(clash)}, "
+            "which are columns already."
+        )
     if not asked:
         raise ValueError("evaluate_model needs at least one task, got none.")
     asked = {
@@ -124,10 +136,11 @@ def evaluate_model(
         params_digest,
         repr(model.config),
         folders.tokenizer_digest(tokenizer),
-        settings._asdict(),
+        sorted(judges),
     ]
+    own = {each: task.settings(settings) for each, task in asked.items()}
     keys = {
-        each: folders.digest([made_of, task.kind, task.digest])
+        each: folders.digest([made_of, own[each]._asdict(), task.kind, task.digest])
         for each, task in asked.items()
     }
     entries = folders.entries(output)
@@ -151,14 +164,15 @@ def evaluate_model(
             continue
         start = time.perf_counter()
         longest = getattr(model.config, "longest", None)
-        kept = tasks.fit(task, tokenizer, settings, longest)
+        kept = tasks.fit(task, tokenizer, own[each], longest)
         found, shown = values.of_task(
             model,
             params,
             tokenizer,
             task,
             kept,
-            settings,
+            own[each],
+            judges=judges,
             batch_size=batch_size,
             mesh=mesh,
         )
@@ -174,7 +188,9 @@ def evaluate_model(
     how = dict(resamples=resamples, seed=0)
     metrics = {
         "tasks": {
-            each: summary.of_task(rows[each], len(entries[each].left_out), **how)
+            each: summary.of_task(
+                rows[each], len(entries[each].left_out), judges=list(judges), **how
+            )
             for each in asked
         },
         "overall": summary.overall(
@@ -202,6 +218,8 @@ def evaluate_model(
         "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
         "settings": settings._asdict(),
     }
+    if apart := {each: dict(task.score) for each, task in asked.items() if task.score}:
+        about["settings"]["tasks"] = apart
     folders.write(output / "about.json", about)
     folders.write_cache(output, entries, last)
     return folders.read(output / "metrics.json")
@@ -243,12 +261,24 @@ def run(config: ConfigDict, command: str = "") -> dict[str, Any]:
         seed=None if config.seed < 0 else config.seed,
         retain=config.retain or None,
         settings=tasks.Settings(**config.score.to_dict()),
+        judges={name: _function(name, where) for name, where in config.judges.items()},
         batch_size=config.batch_size,
         resamples=config.resamples,
         mesh=mesh,
         command=command,
         say=_say,
     )
+
+
+def _function(name: str, where: str) -> values.Judge:
+    """The judge that "module:function" names."""
+    module, _, function = str(where).partition(":")
+    try:
+        return getattr(importlib.import_module(module), function)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ValueError(
+            f"The judge {name!r} needs 'module:function', got {where!r}: {error}."
+        ) from error
 
 
 def in_words(metrics: Mapping[str, Any]) -> list[str]:

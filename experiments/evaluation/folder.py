@@ -172,11 +172,13 @@ def retained(
                 f"for the task {name!r} it has {came}, this one has digest "
                 f"{own[:16]}.... Evaluate the retrained model on the same rows."
             )
-    usual = tasks.Settings._field_defaults  # of a setting that is newer than the folder
-    here, there = settings._asdict(), usual | about["settings"]
-    differ = [name for name in here if here[name] != there[name]]
-    differ = [name for name in differ if name not in ("new_tokens", "gradnorm")]
-    if differ:
+    for name in shared:
+        here = plain(asked[name].settings(settings)._asdict())
+        there = _settings(about, name)
+        differ = [x for x in here if here[x] != there[x]]
+        differ = [x for x in differ if x not in ("new_tokens", "stops", "gradnorm")]
+        if not differ:
+            continue
         told = "; ".join(f"{x} {there[x]!r} there, {here[x]!r} here" for x in differ)
         raise ValueError(
             f"The evaluation in {folder} ({about['name']}) was made with other "
@@ -188,6 +190,18 @@ def retained(
         {name: rows(folder, name) for name in shared},
         digest([(name, found[name].digest) for name in shared]),
     )
+
+
+def plain(value: Any) -> Any:
+    """What a file gives back of a value."""
+    return json.loads(json.dumps(value))
+
+
+def _settings(about: Mapping[str, Any], task: str) -> dict[str, Any]:
+    """How an evaluation asked a task; a setting newer than it had its default."""
+    told = dict(about["settings"])
+    own = told.pop("tasks", {}).get(task, {})
+    return plain(tasks.Settings._field_defaults) | told | own
 
 
 def same_rows(retained: Retained, task: str, own: Sequence[Mapping[str, Any]]) -> None:

@@ -22,9 +22,11 @@ MEANS = (
     "truth_score",
     "rouge1_recall",
     "rougeL_recall",
+    "rougeL_f1",
     "exact_memorization",
     "extraction_strength",
     "accuracy",
+    "calibrated_accuracy",
 )
 ATTACKS = ("loss", "reference", "zlib", "min_k", "min_k_plus_plus", "gradnorm")
 UTILITY = {  # the nine parts: column of each set
@@ -38,11 +40,12 @@ Number = dict[str, Any]
 
 
 def of_task(
-    rows: Rows, left_out: int, *, resamples: int, seed: int
+    rows: Rows, left_out: int, *, judges: Sequence[str] = (), resamples: int, seed: int
 ) -> dict[str, Number]:
-    """Means over a task's rows, its perplexity (a token's), and how many it has."""
+    """Means over a task's rows, those of judges too, its perplexity (a token's), and
+    how many it has."""
     found = {}
-    for name in MEANS:
+    for name in (*MEANS, *judges):
         if name in rows[0]:
             found[name] = _number(metrics.mean, [column(rows, name)], resamples, seed)
     nll, tokens = column(rows, "nll"), column(rows, "tokens")

@@ -21,6 +21,9 @@ OF_NAME |= {kind: kind for kind in KINDS}
 BENCHMARKS = ("tofu", "lume", "muse", "wmdp", "mmlu", "rtt_facts")
 COLUMNS = ("question", "answer", "paraphrased_answer", "perturbed_answer", "choices")
 SETTINGS = ("source", "name", "table", "folder", "check", "path", "columns", "kind")
+SETTINGS += ("letters", "shots", "score")
+LETTERS = "ABCDEFGHIJ"
+LETTERED = {"prompt": "{question}", "new_tokens": 0, "end": False}
 
 Row = Mapping[str, Any]
 
@@ -37,6 +40,7 @@ class Settings(NamedTuple):
         end: whether the tokenizer's end token belongs to every answer.
         length: tokens of question and answer at most; 0 for the model's positions.
         new_tokens: of a generated answer, at most; 0 leaves generation out.
+        stops: a generated answer ends before the first of these texts.
         compat: "" or "openunlearning", for that library's epsilon, its dropped last
             token and its floor of extraction strength.
         gradnorm: whether GradNorm, which costs a gradient a row, is among the attacks.
@@ -51,6 +55,7 @@ class Settings(NamedTuple):
     chat: bool = False
     system: str = ""
     date: str = ""
+    stops: Sequence[str] = ()
 
 
 class Task(NamedTuple):
@@ -64,12 +69,18 @@ class Task(NamedTuple):
             generated).
         rows: each with `id`.
         digest: SHA-256 of the rows.
+        score: fields of Settings that this task has of its own.
     """
 
     name: str
     kind: str
     rows: Sequence[Row]
     digest: str
+    score: Mapping[str, Any] = {}
+
+    def settings(self, common: Settings) -> Settings:
+        """The common settings with the task's own."""
+        return common._replace(**self.score)
 
 
 class Kept(NamedTuple):
@@ -87,19 +98,27 @@ class Kept(NamedTuple):
     left_out: Sequence[Any]
 
 
-def make(name: str, rows: Sequence[Row], kind: str = "") -> Task:
+def make(
+    name: str,
+    rows: Sequence[Row],
+    kind: str = "",
+    score: Mapping[str, Any] | None = None,
+) -> Task:
     """A task of rows, once they make sense.
 
     Args:
         name: what it is called.
         rows: as this module describes them; other columns are left out.
         kind: one of KINDS; by the name, or else "retain", if empty.
+        score: fields of Settings for this task alone.
     Raises:
         ValueError: naming task and row, for no rows, a missing column, a value of
             another type, lists of different lengths, or an id that comes twice.
     """
     kind = kind or OF_NAME.get(name, "retain")
     _checks.one_of(f"The task {name!r}", KINDS, kind=kind)
+    for key in score or {}:
+        _checks.one_of(f"The task {name!r}'s score", Settings._fields, key=key)
     if not rows:
         raise ValueError(f"The task {name!r} needs at least one row, got none.")
     kept = [_row(name, i, row) for i, row in enumerate(rows)]
@@ -118,7 +137,28 @@ def make(name: str, rows: Sequence[Row], kind: str = "") -> Task:
                 f"and {i} both have {row['id']!r}. Take one out or rename it."
             )
         seen[row["id"]] = i
-    return Task(name, kind, kept, official.digest(kept))
+    return Task(name, kind, kept, official.digest(kept), dict(score or {}))
+
+
+def lettered(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """Rows with `choices` as questions for a letter: choices behind letters, a line
+    each, and "Answer:", which LETTERED puts as they are."""
+    made = []
+    for number, row in enumerate(rows):
+        choices, right = row.get("choices", ()), row["answer"]
+        right = choices.index(right) if right in choices else right
+        if not isinstance(right, int) or not 0 <= right < len(choices) <= len(LETTERS):
+            raise ValueError(
+                f"A task with letters needs 1 to {len(LETTERS)} choices with the "
+                f"answer among them, got {row['answer']!r} and {choices!r} in row "
+                f"{number}."
+            )
+        letters = LETTERS[: len(choices)]
+        lines = [f"{x}. {choice}" for x, choice in zip(letters, choices, strict=True)]
+        question = "\n".join([row["question"], *lines, "Answer:"])
+        own = {"question": question, "answer": letters[right], "choices": list(letters)}
+        made.append(({"id": row["id"]} if "id" in row else {}) | own)
+    return made
 
 
 def read(settings: Mapping[str, Any], folder: str = "") -> dict[str, Task]:
@@ -127,7 +167,10 @@ def read(settings: Mapping[str, Any], folder: str = "") -> dict[str, Task]:
     Args:
         settings: task -> `source` "benchmark" with `name`, `table` and optionally
             `folder` and `check`, or "file" with `path`; optionally `columns` (ours ->
-            the file's) and `kind`.
+            the file's) and `kind`; `letters`, to ask for the letter of a choice as MMLU
+            and WMDP are scored; `score`, settings of its own, among them a `prompt`;
+            `shots`, a table or file of the same columns, whose rows stand answered
+            before each question of that prompt.
         folder: above the benchmarks' own, where a task does not say.
     Raises:
         ValueError, FileNotFoundError: as `make` and the readers of files.
@@ -143,11 +186,13 @@ def read(settings: Mapping[str, Any], folder: str = "") -> dict[str, Task]:
         for key in renamed:
             _checks.one_of(f"{owner}'s columns", ("id", *COLUMNS), key=key)
         rows = _rows(owner, task, renamed, folder)
-        fix = "Name the columns of the file in `columns`."
-        _checks.has_keys(owner, "columns", renamed.values(), rows[0], fix)
-        for ours, theirs in renamed.items():
-            rows = [{**row, ours: row.get(theirs)} for row in rows]
-        found[name] = make(name, rows, task.get("kind", ""))
+        own = dict(task.get("score") or {})
+        own = LETTERED | own if task.get("letters") else own
+        if task.get("shots"):
+            where = "path" if task["source"] == "file" else "table"
+            shots = _rows(owner, {**task, where: task["shots"]}, renamed, folder)
+            own["prompt"] = _answered(owner, shots, own) + own["prompt"]
+        found[name] = make(name, rows, task.get("kind", ""), own)
     overlap(found)
     return found
 
@@ -263,7 +308,26 @@ def _answers(task: Task) -> dict[str, list[str]]:
     return found
 
 
+def _answered(owner, shots, own) -> str:
+    """Questions and answers, each followed by an empty line."""
+    _checks.has_keys(owner, "in its score", ["prompt"], own, "Shots need a wording.")
+    return "".join(
+        f"{own['prompt'].replace('{question}', shot['question'])} {shot['answer']}\n\n"
+        for shot in shots
+    )
+
+
 def _rows(owner, task, renamed, folder):
+    """A file's or a table's rows under our names, lettered if the task says so."""
+    rows = _read_rows(owner, task, renamed, folder)
+    fix = "Name the columns of the file in `columns`."
+    _checks.has_keys(owner, "columns", renamed.values(), rows[0], fix)
+    for ours, theirs in renamed.items():
+        rows = [{**row, ours: row.get(theirs)} for row in rows]
+    return lettered(rows) if task.get("letters") else rows
+
+
+def _read_rows(owner, task, renamed, folder):
     _checks.one_of(owner, ("benchmark", "file"), source=task.get("source"))
     if task["source"] == "file":
         wanted = [renamed.get(name, name) for name in ("question", "answer")]

@@ -8,14 +8,16 @@ Every value is of a row; what could not be measured is NaN. Keys of a row:
   extraction_strength;
 * paraphrased_nll, wrong_nll (a list), truth_ratio, truth_score (`truth_score` of the
   kind), normalised_probability: where there are wrong answers;
-* accuracy: where there are choices, by log-probability a token;
-* completion, rouge1_recall, rougeL_recall: where answers are generated;
+* accuracy: where there are choices, by log-probability a token; calibrated_accuracy:
+  the same less each choice's mean, where all rows have the same, such as letters;
+* completion, rouge1_recall, rougeL_recall, rougeL_f1, and what judges say of the
+  completion: where answers are generated;
 * mia_loss, mia_zlib, mia_min_k, mia_min_k_plus_plus, mia_gradnorm: of rows to forget
   and of the holdout. Reference, the sixth attack, compares nll with another model's and
   is worked out in `summary`.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -34,6 +36,8 @@ ATTACKED = ("forget", "holdout")
 EPS = {"": 0.0, "openunlearning": 1e-10}
 SHOWN = 20  # rows whose tokens are kept
 
+Judge = Callable[[Sequence[str]], Sequence[float]]  # generated texts to numbers
+
 
 def of_task(
     model: Model,
@@ -43,6 +47,7 @@ def of_task(
     kept: tasks.Kept,
     settings: tasks.Settings,
     *,
+    judges: Mapping[str, Judge] | None = None,
     batch_size: int = 32,
     mesh: Mesh | None = None,
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
@@ -54,6 +59,8 @@ def of_task(
         task: whose questions.
         kept: `tasks.fit` of it.
         settings: as there.
+        judges: column -> a function of all generated texts that gives a number each,
+            such as a classifier's probability that a text is no gibberish.
         batch_size: rows at a time.
         mesh: where the params lie, if they do on one.
     Returns:
@@ -65,7 +72,7 @@ def of_task(
     found = _of_answer(right, settings)
     found |= _of_others(scores, found["nll"], task.kind, settings)
     if "choices/0" in scores:
-        found["accuracy"] = _accuracy(scores, kept.rows)
+        found |= _accuracy(scores, kept.rows)
     if task.kind in ATTACKED:
         found |= _attacks(right, found["nll"], kept.rows, settings)
         if settings.gradnorm:
@@ -78,6 +85,8 @@ def of_task(
         found |= _generated(
             model, params, tokenizer, prompts, kept.rows, settings, batch_size, mesh
         )
+        for name, judge in (judges or {}).items():
+            found[name] = _judged(name, judge, found["completion"])
     rows = [
         {"id": row["id"], "prompt": prompt, "answer": row["answer"]}
         | {name: values[i] for name, values in found.items()}
@@ -201,13 +210,27 @@ def _of_others(scores, nll, kind, settings) -> dict[str, Any]:
         }
 
 
-def _accuracy(scores, rows: Sequence[Mapping[str, Any]]):
+def _judged(name: str, judge: Judge, texts: Sequence[str]) -> list[float]:
+    said = np.asarray(judge(list(texts)), np.float64)
+    if said.shape != (len(texts),):
+        raise ValueError(
+            f"The judge {name!r} needs to give a number a text, got shape {said.shape} "
+            f"for {len(texts)} texts."
+        )
+    return said.tolist()
+
+
+def _accuracy(scores, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     options = [x for name, x in scores.items() if name.startswith("choices/")]
     mean = np.stack(
         [-np.asarray(metrics.mean_nll(x.logps, where=x.where)) for x in options], -1
     )
     labels = np.asarray([row["choices"].index(row["answer"]) for row in rows])
-    return metrics.choice_accuracy(mean, labels)
+    found = {"accuracy": metrics.choice_accuracy(mean, labels)}
+    if all(row["choices"] == rows[0]["choices"] for row in rows):
+        calibrated = metrics.choice_accuracy(mean, labels, calibrated=True)
+        found["calibrated_accuracy"] = calibrated
+    return found
 
 
 def _attacks(right: TokenScores, nll, rows, settings) -> dict[str, Any]:
@@ -237,9 +260,9 @@ def _generated(model, params, tokenizer, prompts, rows, settings, batch_size, me
         batch_size=batch_size,
         mesh=mesh,
     )
-    texts = [metrics.cut(text, ()) for text in texts]
+    texts = [metrics.cut(text, settings.stops) for text in texts]
     rouge = metrics.rouge(texts, [row["answer"] for row in rows])
-    kinds = ("rouge1_recall", "rougeL_recall")
+    kinds = ("rouge1_recall", "rougeL_recall", "rougeL_f1")
     return {"completion": texts} | {kind: rouge[kind].tolist() for kind in kinds}
 
 

@@ -15,6 +15,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from experiments.evaluation import folder as folders
+from experiments.evaluation import tasks
+
 ROLES = ("original", "retrained", "unlearned")
 PARTS = ("about.json", "metrics.json")
 LOGS = ("training.jsonl", "metrics.jsonl")
@@ -209,7 +212,7 @@ def _same_data(runs: Sequence[Run]) -> None:
                         f"{digest[:16]}.... Evaluate one of them again on the other's "
                         "data, or make two reports."
                     )
-        mine, theirs = run.about["settings"], first.about["settings"]
+        mine, theirs = (_settings(each, shared) for each in (run, first))
         differ = [
             key
             for key in sorted({*mine, *theirs})
@@ -224,6 +227,14 @@ def _same_data(runs: Sequence[Run]) -> None:
                 f"and {run.name!r} differ in settings: {told}. Evaluate one of them "
                 "again with the other's."
             )
+
+
+def _settings(run: Run, shared: Sequence[str]) -> dict[str, Any]:
+    """How the shared tasks were asked; a setting newer than the run had its default."""
+    usual = folders.plain(tasks.Settings()._asdict())
+    own = run.about["settings"].get("tasks", {})
+    own = {task: own[task] for task in shared if task in own}
+    return usual | run.about["settings"] | {"tasks": own}
 
 
 def _has(file: Path, found: Any, names: Sequence[str]) -> None:

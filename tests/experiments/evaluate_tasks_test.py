@@ -1,0 +1,170 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Tasks with letters, with settings of their own, and judges of what is generated."""
+
+import json
+
+import numpy as np
+import pytest
+from numpy.testing import assert_allclose
+
+from experiments import evaluate as evaluation
+from experiments.configs import choices, muse
+from experiments.evaluation import folder as folders
+from experiments.evaluation import tasks
+from experiments.reports import read
+from jaxunlearn import evaluate, metrics
+from jaxunlearn.data import table
+from tests.data.official_test import lines
+from tests.experiments.questions_of_lands import SETTINGS, rows
+from tests.experiments.questions_of_lands import score as scored
+
+PLAIN = SETTINGS._replace(gradnorm=False)  # which compiles for long
+
+
+def score(made, output, found, **more):
+    return scored(made, output, found, **({"settings": PLAIN} | more))
+
+
+def of_letters(count=5):
+    found = rows("q", count, wrong=0, paraphrase=False)
+    for i, row in enumerate(found):
+        row |= {
+            "choices": [f"Town {j}" for j in range(i, i + 4)],
+            "answer": (i * i) % 4,
+        }
+    return found
+
+
+def test_letters_by_hand():
+    (row,) = tasks.lettered(
+        [{"question": "Who?", "choices": ["b", "a"], "answer": "a"}]
+    )
+    assert row["question"] == "Who?\nA. b\nB. a\nAnswer:"
+    assert (row["answer"], row["choices"]) == ("B", ["A", "B"])
+    for bad in ({"choices": ["a"], "answer": 1}, {"answer": "a"}):
+        with pytest.raises(ValueError, match="choices with the answer among them"):
+            tasks.lettered([{"question": "Who?", **bad}])
+
+
+def test_shots_of_letters_are_lettered(tmp_path):
+    (tmp_path / "q.jsonl").write_text(lines(*of_letters(2)))
+    task = {"source": "file", "path": str(tmp_path / "q.jsonl"), "letters": True}
+    read_ = tasks.read({"q": task | {"shots": task["path"]}})["q"]
+    first, second = (row["question"] for row in read_.rows)
+    shots = f"{first} A\n\n{second} B\n\n"
+    assert read_.score == tasks.LETTERED | {"prompt": shots + "{question}"}
+
+
+def test_a_task_of_letters_has_both_accuracies(made, tmp_path):
+    model, params, tokenizer = made
+    (tmp_path / "mmlu.jsonl").write_text(lines(*of_letters()))
+    task = {"source": "file", "path": str(tmp_path / "mmlu.jsonl"), "letters": True}
+    got = score(made, tmp_path / "eval", tasks.read({"mmlu": task}))["tasks"]["mmlu"]
+    assert "rougeL_recall" not in got  # a letter is chosen, nothing is generated
+    asked = tasks.lettered(of_letters())
+    logps = np.stack(
+        [
+            evaluate.answer_logps(
+                model,
+                params,
+                table.encode(tokenizer, [x["question"] for x in asked], [letter] * 5),
+            )[0]
+            for letter in "ABCD"
+        ],
+        axis=1,
+    )
+    right = [row["answer"] for row in of_letters()]
+    for name, calibrated in (("accuracy", False), ("calibrated_accuracy", True)):
+        hits = metrics.choice_accuracy(logps, np.array(right), calibrated=calibrated)
+        assert_allclose(got[name]["value"], np.mean(hits))
+        assert got[name]["n"] == 5
+    wmdp = choices.get_config("wmdp").tasks
+    assert wmdp.wmdp_cyber.table == "cyber" and wmdp.mmlu.letters
+
+
+def test_judges_say_what_a_text_is(made, tmp_path):
+    found = {"forget": rows("f", 3, wrong=0, paraphrase=False)}
+    texts = []
+
+    def length(given):
+        texts.append(given)
+        return [len(x) for x in given]
+
+    judges = {"fluency": length}
+    got = score(made, tmp_path, found, judges=judges)
+    own = folders.rows(tmp_path, "forget")
+    assert texts == [[row["completion"] for row in own]]
+    assert [row["fluency"] for row in own] == [len(x) for x in texts[0]]
+    number = got["tasks"]["forget"]["fluency"]
+    assert_allclose(number["value"], np.mean([len(x) for x in texts[0]]))
+    assert number["low"] <= number["value"] <= number["high"]
+    score(made, tmp_path, found, judges=judges)
+    assert len(texts) == 1
+    with pytest.raises(ValueError, match="'odd' needs to give a number a text"):
+        score(made, tmp_path, found, judges={"odd": lambda texts: [1.0]})
+    with pytest.raises(ValueError, match="other names than 'accuracy'"):
+        score(made, tmp_path, found, judges={"accuracy": length})
+    config = evaluation.defaults()
+    config.update(model=str(tmp_path), output=str(tmp_path), judges={"f": "nowhere:f"})
+    assert evaluation._function("f", "statistics:mean")([1.0, 3.0]) == 2
+    with pytest.raises(ValueError, match="'f' needs 'module:function', got 'nowhere:f"):
+        evaluation._function("f", "nowhere:f")
+
+
+def test_muse_is_asked_behind_answered_questions(made, tmp_path):
+    place = tmp_path / "muse" / "books"
+    for name, count in (("forget_qa", 2), ("retain_qa", 2)):
+        (place / "knowmem").mkdir(parents=True, exist_ok=True)
+        asked = [{"question": f"Q{i}?", "answer": "the city."} for i in range(count)]
+        (place / "knowmem" / f"{name}.jsonl").write_text(lines(*asked))
+        (place / "knowmem" / f"{name}_icl.jsonl").write_text(
+            lines({"question": "S?", "answer": "T."})
+        )
+    (place / "verbmem").mkdir()
+    (place / "verbmem" / "forget.jsonl").write_text(
+        lines({"prompt": "The river", "gt": "flows to the sea."})
+    )
+    c = muse.get_config("books")
+    for task in c.tasks.values():
+        task.check = False
+        task.score.new_tokens = 3
+    c.tasks.forget_knowmem.score.stops = ("\n\n", "e")
+    found = tasks.read(c.tasks.to_dict(), str(tmp_path))
+    got = score(made, tmp_path / "eval", found, settings=tasks.Settings(gradnorm=False))
+    own = folders.rows(tmp_path / "eval", "forget_knowmem")
+    assert own[1]["prompt"] == "Question: S?\nAnswer: T.\n\nQuestion: Q1?\nAnswer:"
+    assert not any("e" in row["completion"] for row in own)
+    told = folders.rows(tmp_path / "eval", "forget_verbmem")[0]
+    assert (told["prompt"], told["answer"]) == ("The river", "flows to the sea.")
+    rouge = metrics.rouge([told["completion"]], [told["answer"]])
+    assert_allclose(told["rougeL_f1"], rouge["rougeL_f1"][0])
+    assert got["tasks"]["retain_knowmem"]["rougeL_f1"]["n"] == 2
+    about = json.loads((tmp_path / "eval" / "about.json").read_text())
+    assert about["settings"]["tasks"]["forget_verbmem"] == {"new_tokens": 3}
+
+
+def test_settings_of_a_task_are_compared(made, tmp_path):
+    plain = rows("f", 3, wrong=0, paraphrase=False)
+    own = {"forget": tasks.make("forget", plain, score={"prompt": "Q: {question}"})}
+    score(made, tmp_path / "own", own, role="retrained", name="own")
+    with pytest.raises(
+        ValueError, match="other settings: prompt 'Q: {question}' there"
+    ):
+        score(made, tmp_path / "common", {"forget": plain}, retain=tmp_path / "own")
+    score(made, tmp_path / "common", {"forget": plain}, name="common")
+    score(made, tmp_path / "own2", own, name="own2", retain=tmp_path / "own")
+    assert len(read.load([tmp_path / "own", tmp_path / "own2"])) == 2
+    with pytest.raises(ValueError, match="differ in settings: tasks"):
+        read.load([tmp_path / "own", tmp_path / "common"])
+    # An evaluation from before there were chats was none.
+    for name in ("about", "cache"):
+        file = tmp_path / "own" / f"{name}.json"
+        told = json.loads(file.read_text())
+        for key in ("chat", "system", "date", "stops"):
+            told.get("settings", {}).pop(key, None)
+        file.write_text(json.dumps(told))
+    assert len(read.load([tmp_path / "own", tmp_path / "own2"])) == 2
+    asked = {name: tasks.make(name, plain, score=own[name].score) for name in own}
+    assert folders.retained(tmp_path / "own", asked, PLAIN).rows
+    with pytest.raises(ValueError, match="Did you mean 'prompt'"):
+        tasks.make("forget", plain, score={"promt": ""})
