@@ -150,7 +150,7 @@ def map_leaves(
     return trees.map_with_path(leaf, params)
 
 
-def placed(new: Array, x: Array, *, free: bool) -> Array:
+def placed(new: Array, x: Array, *, free: bool = False) -> Array:
     """new in the shards of x, where x has any to show; then x may be freed."""
     if isinstance(x, jax.core.Tracer) or not isinstance(x, jax.Array):
         return new
