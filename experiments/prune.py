@@ -19,12 +19,9 @@ any time, the same command goes on. Writes results/prune_smollm2.json, .md and .
 --draw only that, from the lines there are.
 """
 
-import json
-import shlex
 import sys
 import time
 from collections.abc import Callable, Mapping
-from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -38,7 +35,7 @@ from experiments import build, prune_figures, prune_texts
 from experiments.small import compare
 from jaxunlearn import _checks, data, edits, evaluate, models, stats, trees
 from jaxunlearn.data import table as tables
-from jaxunlearn.io import checkpoint, hf
+from jaxunlearn.io import hf
 from jaxunlearn.typing import Array, Model, Params
 
 RESULTS = Path(__file__).resolve().parent / "results" / "prune_smollm2"
@@ -287,14 +284,6 @@ def head(config: ConfigDict, origin: Mapping[str, str]) -> dict[str, Any]:
     return {"config": plain, "texts": dict(origin)}
 
 
-def drawn(folder: Path) -> tuple[dict[str, Any], list[compare.Line]]:
-    """(what the lines in `folder` have in common, the lines that are there)."""
-    file = folder / "prune.jsonl"
-    with file.open(encoding="utf-8") as text:
-        first = json.loads(text.readline())
-    return {k: v for k, v in first.items() if k != "key"}, compare.read(file, first)
-
-
 def main(argv: list[str]) -> None:
     """Runs what is missing, then writes prune_smollm2.json, .md and .png."""
     del argv
@@ -304,7 +293,8 @@ def main(argv: list[str]) -> None:
     try:
         _check(config)
         if flags.FLAGS.draw:
-            about, lines = drawn(folder)
+            about, lines = compare.drawn(folder / "prune.jsonl")
+            del about["key"]
         else:
             model, params, tokenizer = hf.load(build.path(config.model), remat="none")
             texts, origin = read(config, tokenizer)
@@ -316,12 +306,8 @@ def main(argv: list[str]) -> None:
     except (OSError, ValueError, KeyError) as error:
         _say(f"error: {error}")
         raise SystemExit(2) from error
-    about |= {
-        "command": "python -m experiments.prune " + shlex.join(sys.argv[1:]),
-        "versions": {name: metadata.version(name) for name in checkpoint.LIBRARIES},
-        "neurons": list(neurons),
-        "checks": extra,
-    }
+    about |= compare.made_by("experiments.prune")
+    about |= {"neurons": list(neurons), "checks": extra}
     prune_figures.write(lines, about, RESULTS)
     print(f"Wrote {RESULTS}.json, .md and .png")
 

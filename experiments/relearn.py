@@ -24,13 +24,11 @@ from the lines there are; --minutes stops in time.
 
 import hashlib
 import json
-import shlex
 import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -48,7 +46,7 @@ from experiments.small.attack import pick
 from experiments.small.methods import Method
 from jaxunlearn import _checks, attacks, recipes
 from jaxunlearn.data import mmlu
-from jaxunlearn.io import checkpoint, hf
+from jaxunlearn.io import hf
 from jaxunlearn.typing import Model, Params
 
 RESULTS = Path(__file__).resolve().parent / "results" / "relearn_smollm2"
@@ -344,14 +342,6 @@ def _check(config: ConfigDict) -> None:
         )
 
 
-def drawn(folder: Path) -> tuple[dict[str, Any], list[compare.Line]]:
-    """(what the lines in `folder` have in common, the lines that are there)."""
-    file = folder / "relearn.jsonl"
-    with file.open(encoding="utf-8") as text:
-        first = json.loads(text.readline())
-    return first, compare.read(file, first)
-
-
 def main(argv: list[str]) -> None:
     """Runs what is missing, then writes relearn_smollm2.json, .md and .png."""
     del argv
@@ -359,7 +349,8 @@ def main(argv: list[str]) -> None:
     try:
         _check(config)
         if flags.FLAGS.draw:
-            about, lines = drawn(Path(config.output).expanduser())
+            folder = Path(config.output).expanduser()
+            about, lines = compare.drawn(folder / "relearn.jsonl")
         else:
             model, params, tokenizer = hf.load(build.path(config.model), remat="none")
             rows = mmlu.read("test", questions.data_folder(config.data))
@@ -371,11 +362,8 @@ def main(argv: list[str]) -> None:
     except (OSError, ValueError, KeyError) as error:
         _say(f"error: {error}")
         raise SystemExit(2) from error
-    about |= {
-        "command": "python -m experiments.relearn " + shlex.join(sys.argv[1:]),
-        "versions": {name: metadata.version(name) for name in checkpoint.LIBRARIES},
-        "device": jax.devices()[0].device_kind,
-    }
+    about |= compare.made_by("experiments.relearn")
+    about |= {"device": jax.devices()[0].device_kind}
     relearn_figures.write(lines, about, RESULTS)
     print(f"Wrote {RESULTS}.json, .md and .png")
 

@@ -16,6 +16,7 @@ import optax
 from ml_collections import ConfigDict
 
 import jaxunlearn as ju
+from experiments.small.attack_facts import option_logps
 from jaxunlearn import attacks, evaluate, recipes
 from jaxunlearn.data import facts, prose, rtt_facts, table
 from jaxunlearn.io import hf
@@ -28,6 +29,7 @@ STEM = "The capital of {country} is"
 CHOICE_TOKENS = 4  # of an answer to a question of MMLU, at most
 NO_QUESTION = ("__", "\n", "following", "of these", "of the above")
 PROSE = (4, 64)  # rows, tokens
+ROWS = 10  # questions at a time
 
 
 class Kind(NamedTuple):
@@ -112,7 +114,7 @@ def choose(
     """
     asked = [{**row, "question": row["stem"]} for row in rows]
     columns = attacks.encode_asked(model, tokenizer, asked, "choice")
-    logps = option_logps(model, params, columns)
+    logps = option_logps(model, params, columns, rows=ROWS)
     per_token = logps / columns["counted"].sum(-1)
     margins = np.minimum(_margin(logps, columns), _margin(per_token, columns))
     order = np.argsort(-_margin(logps, columns), kind="stable")
@@ -126,21 +128,9 @@ def _margin(logps, columns) -> np.ndarray:
     return logps[right] - np.where(right, -np.inf, logps).max(1)
 
 
-def option_logps(
-    model: Model, params: Params, columns: table.Table, *, rows: int = 10
-) -> np.ndarray:
-    """[n, k] log-probability of every choice, nats, summed over its tokens."""
-    columns, found = {k: x for k, x in columns.items() if k != "right"}, []
-    for batch in table.padded(columns, rows):
-        valid = batch.pop("valid")
-        each = evaluate.option_logps(model, params, batch)
-        found.append(np.asarray(each)[valid])
-    return np.concatenate(found)
-
-
 def known(model: Model, params: Params, columns: table.Table) -> dict[str, float]:
     """`choice`, the fraction answered right, and `probability` of a right token."""
-    logps = option_logps(model, params, columns)
+    logps = option_logps(model, params, columns, rows=ROWS)
     right = np.arange(len(logps)), columns["right"]
     tokens = columns["counted"].sum(-1)[right]
     return {

@@ -13,7 +13,7 @@ import jaxunlearn as ju
 from experiments.small import biographies, compare, questions, world
 from jaxunlearn import attacks, evaluate, recipes
 from jaxunlearn.data import table
-from jaxunlearn.typing import Params
+from jaxunlearn.typing import Model, Params
 
 # By method, around where it begins to forget in results/methods_small.md.
 RATES: Mapping[str, Sequence[float]] = {
@@ -158,17 +158,30 @@ def retrain(
 def known(small, params: Params, asked: Asked) -> dict[str, float]:
     """What is known of the facts before any attack."""
     whole = table.concat([dict(fold) for fold in asked.held])
-    columns = {name: x for name, x in whole.items() if name != "right"}
-    logps = []
-    for batch in table.padded(columns, 32):
-        valid = batch.pop("valid")
-        each = evaluate.option_logps(small.model, params, batch)
-        logps.append(np.asarray(each)[valid])
-    per_token = np.concatenate(logps) / columns["counted"].sum(-1)
+    logps = option_logps(small.model, params, whole, rows=32)
+    per_token = logps / whole["counted"].sum(-1)
     return {
         "choice": float((per_token[:, :4].argmax(-1) == 0).mean()),
         "verbatim": float(np.exp(per_token[:, 4]).mean()),
     }
+
+
+def option_logps(
+    model: Model, params: Params, columns: table.Table, *, rows: int
+) -> np.ndarray:
+    """[n, k] log-probability of every choice, nats, summed over its tokens.
+
+    Args:
+        model, params: who is asked.
+        columns: of attacks.encode_asked.
+        rows: questions at a time.
+    """
+    columns, found = {k: x for k, x in columns.items() if k != "right"}, []
+    for batch in table.padded(columns, rows):
+        valid = batch.pop("valid")
+        each = evaluate.option_logps(model, params, batch)
+        found.append(np.asarray(each)[valid])
+    return np.concatenate(found)
 
 
 def retain_loss(small, params: Params, plan: Plan) -> float:

@@ -129,16 +129,27 @@ def at_rate(recipe: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def provenance(small: world.World) -> dict[str, Any]:
-    """Of a run from the command line: parameters, versions and the command, without
-    what only says where files lie or that there are lines already."""
-    module = Path(sys.argv[0]).stem
+    """Of a run from the command line: parameters, command and versions."""
+    module = f"experiments.small.{Path(sys.argv[0]).stem}"
+    return {"parameters": small.about["parameters"]} | made_by(module)
+
+
+def made_by(module: str) -> dict[str, Any]:
+    """Versions, and this command without what only says where its lines lie, or that
+    there are lines already."""
     apart = ("--draw", "--config.output=")
     words = [word for word in sys.argv[1:] if not word.startswith(apart)]
     return {
-        "parameters": small.about["parameters"],
-        "command": f"python -m experiments.small.{module} {shlex.join(words)}",
+        "command": f"python -m {module} {shlex.join(words)}",
         "versions": {name: metadata.version(name) for name in checkpoint.LIBRARIES},
     }
+
+
+def drawn(file: Path) -> tuple[Line, list[Line]]:
+    """(what the lines of a file have in common, the lines), whatever they are of."""
+    with file.open(encoding="utf-8") as text:
+        first = json.loads(text.readline())
+    return first, read(file, first)
 
 
 def read(file: Path, expected: Line) -> list[Line]:

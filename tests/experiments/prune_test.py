@@ -10,6 +10,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 
 from experiments import prune, prune_figures, prune_texts
 from experiments.configs import prune_smollm2
+from experiments.small import compare
 from jaxunlearn import edits, evaluate, stats
 from tests import tiny
 
@@ -153,8 +154,8 @@ def test_the_table_says_drops_and_their_ratio(done, tmp_path):
     assert "| random, seed 0 |" in page
     prune_figures.write(done[2], about | {"checks": None}, tmp_path / "figures")
     assert "masked activations" not in (tmp_path / "figures.md").read_text()
-    first, lines_there = prune.drawn(done[0])
-    assert first == {"texts": {}} and lines_there == done[2]
+    first, lines_there = compare.drawn(done[0] / "prune.jsonl")
+    assert first == {"key": "head", "texts": {}} and lines_there == done[2]
     prune_figures.write(lines, about, tmp_path / "figures")
     assert (
         "| selective | 2% | 40.0% | 10.0% | 4.0 |"
