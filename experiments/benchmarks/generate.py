@@ -7,11 +7,12 @@
 64 prompts of 8 to 64 tokens get 64 new tokens each, greedily; 500 answers of natural
 lengths are scored by teacher forcing, rows of 64 tokens at most. Both libraries have
 the same weights in float32, the same tokens and as many threads. transformers'
-`generate` gets all prompts as one batch, as ours does; its scoring loop takes 32 rows
-at a time, as they come and sorted by length. Beside each of our figures stands the
-fastest of theirs. Every round is a process of its own, in turns; the files are written
-after each. Ours runs each task once unmeasured, which compiles; torch compiles nothing
-and warms up on a few rows. Then each runs --repeats times. Medians over all rounds.
+`generate` gets all prompts as one batch, as ours does, and pieces of 16; its scoring
+loop takes rows as they come, 8 and 32 at a time, and 32 sorted by length. Beside each
+of our figures stands the fastest of theirs. Every round is a process of its own, in
+turns; the files are written after each. Ours runs each task once unmeasured, which
+compiles; torch compiles nothing and warms up on a few rows. Then each runs --repeats
+times. Medians over all rounds.
 
 Greedy tokens are compared position by position. One different token changes all that
 follow it, so positions before the first difference of a row are counted apart.

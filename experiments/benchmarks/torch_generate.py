@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-PIECES = (64,)  # prompts that `generate` gets at a time
-LOOPS = ((32, False), (32, True))  # rows of scoring, sorted by length?
+PIECES = (64, 16)  # prompts that `generate` gets at a time
+LOOPS = ((8, False), (32, False), (32, True))  # rows of scoring, sorted by length?
 
 
 def tasks(folder: Path, new: int) -> dict[str, Callable[[], np.ndarray]]:
