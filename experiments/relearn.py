@@ -10,9 +10,11 @@ Three kinds of facts, each asked by the text of four choices:
 * birthdays: of people who never were, finetuned in.
 
 Facts of pretraining are the surest of those answered right in another wording, by sum
-and by mean of log-probabilities. Each method unlearns all facts of a kind, on the first
-seed at its rates from the largest, which forgets most, down to the first that keeps the
-loss on the retain stream at most `bound` nats a token above that before. Then an
+and by mean of log-probabilities; their wording is taught by other facts, those of the
+retain stream, so that the loss on it says what is lost and not how a question is put.
+Each method unlearns all facts of a kind, on the first seed at its rates from the
+largest, which forgets most, down to the first that keeps that loss at most `bound` nats
+a token above that before: so retain losses are matched. Then an
 attacker trains on all folds but one and is asked the fold held out (RTT), and attacks
 the model before unlearning in the same way. The negative control is the plain model,
 attacked on the birthdays that it was never told. A seed holds out folds of its own.
@@ -51,7 +53,10 @@ from jaxunlearn.typing import Model, Params
 
 RESULTS = Path(__file__).resolve().parent / "results" / "relearn_smollm2"
 KINDS = ("capitals", "birthdays", "mmlu")
+TOLD = {"steps": 36, "rows": 16, "lr": 2e-4, "wordings": ("question",)}
 ADAM = optax.scale_by_adam()
+RATES = (8e-4, 4e-4, 2e-4, 1e-4, 5e-5)
+RMU_RATES = (3.2e-3, 1.6e-3, 8e-4, 4e-4, 2e-4, 1e-4)  # trains three matrices only
 METHODS = {
     "npo": recipes.openunlearning.npo,
     "incorrect": recipes.openunlearning.incorrect,
@@ -68,17 +73,20 @@ def defaults() -> ConfigDict:
             "model": "smollm2",  # or a path for hf.load
             "output": "runs/relearn",
             "data": "",  # folder of the data sets, as JAXUNLEARN_DATA
-            "seeds": (0,),  # of unlearning and attack
+            "seeds": (0, 1),  # of unlearning and attack
             "length": 24,  # tokens of a row
             "facts": 30,  # of each kind to forget, at most
             "folds": 3,
             "rotations": 2,  # folds held out by a seed
             "kept": 18,  # facts of each kind in the retain stream
             "scanned": 200,  # questions of MMLU that the model is asked
-            "told": {"epochs": 6, "rows": 16, "lr": 2e-4},  # finetuning of birthdays
+            "told": {  # finetuning of birthdays, and of the wording alone
+                "birthdays": TOLD | {"wordings": ("question", "stem")},
+                "wording": {**TOLD, "steps": 16, "rows": 8, "lr": 1e-4},
+            },
             "steps": 10,  # of unlearning
             "rows": 5,  # of each stream at a step
-            "rates": {name: (2e-4, 1e-4) for name in METHODS},
+            "rates": {name: RATES for name in METHODS} | {"rmu": RMU_RATES},
             # Beside the published: the retain loss needs more weight in so few steps,
             # with 1 NPO loses other capitals as well; gamma as in the quickstart.
             "args": {
@@ -237,7 +245,7 @@ def _run(bench, name, method, rate, seed) -> None:
         found = relearn_facts.known(bench.model, params, kind.asked)
         found["forget_probability"] = found.pop("probability")
         text = relearn_facts.text(bench.tokenizer)
-        found |= relearn_facts.kept(bench.model, params, kind.tables["retain"], text)
+        found |= relearn_facts.kept(bench.model, params, kind.tables, text)
         line = {"key": key, "kind": "unlearned", "of": name, "who": method}
         line |= {"rate": rate, "seed": seed} | about | found
         bench.add(line | {"core_seconds": time.process_time() - start})
@@ -287,14 +295,10 @@ def _kind(bench: Bench, name: str) -> Kind:
         return bench.kinds[name]
     start, config = time.perf_counter(), bench.config
     who = bench.model, bench.params, bench.tokenizer
-    about, params = {}, bench.params
+    about, how = {}, "wording"
     if name == "birthdays":
         forget, retain = relearn_facts.birthdays(config)
-        rows = [*forget, *retain]
-        text = json.dumps([rows, PROMPT, config.told.to_dict(), config.length])
-        digest = hashlib.sha256(text.encode()).hexdigest()[:8]
-        folder = Path(config.output).expanduser() / f"told-{digest}"
-        params = relearn_facts.told(*who, rows, config, folder)
+        how = name
     elif name == "capitals":
         europe, others = relearn_facts.capitals()
         forget, about = relearn_facts.choose(*who, europe)
@@ -306,6 +310,8 @@ def _kind(bench: Bench, name: str) -> Kind:
         right, about = relearn_facts.choose(*who, rows)
         forget, retain = right, right[config.facts :]
     forget, retain = forget[: config.facts], retain[: config.kept]
+    rows = [*forget, *retain] if name == "birthdays" else retain
+    params = _taught(bench, rows, config.told[how])
     kind = relearn_facts.make(
         name, bench.model, params, bench.tokenizer, forget, retain, config, about
     )
@@ -314,6 +320,16 @@ def _kind(bench: Bench, name: str) -> Kind:
         line = {"key": f"facts {name}", "kind": "facts", "of": name} | kind.about
         bench.add(line | {"seconds": time.perf_counter() - start})
     return kind
+
+
+def _taught(bench: Bench, rows: Sequence[Fact], how: ConfigDict) -> Params:
+    """The model once it was told the rows; they lie in a folder of their own."""
+    config = bench.config
+    text = json.dumps([rows, PROMPT, how.to_dict(), config.length])
+    digest = hashlib.sha256(text.encode()).hexdigest()[:8]
+    folder = Path(config.output).expanduser() / f"told-{digest}"
+    who = bench.model, bench.params, bench.tokenizer
+    return relearn_facts.taught(*who, rows, how, config.length, folder)
 
 
 def head(config: ConfigDict) -> dict[str, Any]:

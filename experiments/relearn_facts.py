@@ -41,7 +41,8 @@ class Kind(NamedTuple):
         folds: facts to forget, dealt so that no two folds share one.
         asked: all of these as questions, from attacks.encode_asked.
         tables: {"forget", "alternate", "retain"}: what unlearning draws from;
-            `alternate` has the three wrong answers of every fact.
+            `alternate` has the three wrong answers of every fact. "kept": the facts of
+            the retain stream as questions.
         about: how they were chosen, and what is known of them before.
     """
 
@@ -140,14 +141,15 @@ def known(model: Model, params: Params, columns: table.Table) -> dict[str, float
 
 
 def kept(
-    model: Model, params: Params, retain: table.Table, text: table.Table
+    model: Model, params: Params, tables: Mapping[str, table.Table], text: table.Table
 ) -> dict[str, float]:
-    """`retain_loss`, nats an answer token of the retain stream, and `prose_loss`."""
+    """`retain_loss`, nats an answer token of the retain stream, `retain_choice`, the
+    fraction of its facts answered right, and `prose_loss`."""
     found = {}
-    for name, rows in (("retain_loss", retain), ("prose_loss", text)):
+    for name, rows in (("retain_loss", tables["retain"]), ("prose_loss", text)):
         logps, lengths = evaluate.answer_logps(model, params, rows, batch_size=4)
         found[name] = float(-logps.sum() / lengths.sum())
-    return found
+    return found | {"retain_choice": known(model, params, tables["kept"])["choice"]}
 
 
 def text(tokenizer: Any) -> dict[str, np.ndarray]:
@@ -200,46 +202,49 @@ def make(
     tables["forget"] = evaluate.reference_logps(
         model, params, tables["forget"], batch_size=4
     )
-    asked = attacks.encode_asked(model, tokenizer, flat, "choice", prompt=PROMPT)
+    asked, tables["kept"] = (
+        attacks.encode_asked(model, tokenizer, own, "choice", prompt=PROMPT)
+        for own in (flat, retain)
+    )
     about = {"facts": len(flat), "kept": len(retain)} | dict(about)
     about |= known(model, params, asked)
-    about |= kept(model, params, tables["retain"], text(tokenizer))
+    about |= kept(model, params, tables, text(tokenizer))
     return Kind(name, model, params, folds, asked, tables, about)
 
 
-def told(
+def taught(
     model: Model,
     params: Params,
     tokenizer: Any,
     rows: Sequence[Fact],
-    config: ConfigDict,
+    how: ConfigDict,
+    length: int,
     folder: Path,
 ) -> Params:
-    """The model after it was told these facts, as question and as stem.
+    """The model after it was told these facts, in each wording of `how.wordings`.
 
     They are told once and lie in `folder` afterwards.
     """
     if (folder / "config.json").exists():
         return hf.load(folder)[1]
+    prompts = {"question": PROMPT, "stem": "{question}"}
     columns = table.concat(
         [
             attacks.encode_facts(
                 tokenizer,
                 [{**row, "question": row[which]} for row in rows],
                 "answer",
-                prompt=prompt,
-                length=config.length,
+                prompt=prompts[which],
+                length=length,
             )
-            for which, prompt in (("question", PROMPT), ("stem", "{question}"))
+            for which in how.wordings
         ]
     )
-    size = config.told.rows
-    steps = config.told.epochs * len(columns["tokens"]) // size
-    rate = optax.warmup_cosine_decay_schedule(0.0, config.told.lr, 4, steps)
+    rate = optax.warmup_cosine_decay_schedule(0.0, how.lr, 4, how.steps)
     recipe = recipes.finetune.nll(model, lr=rate)
     state = ju.init_state(params, recipe.tx, jax.random.key(0))
     step = jax.jit(ju.make_step(recipe.terms, recipe.tx), donate_argnums=0)
-    stream = table.streams({"train": columns}, size, seed=0)
-    state, _ = ju.fit(step, state, stream, steps=steps)
+    stream = table.streams({"train": columns}, how.rows, seed=0)
+    state, _ = ju.fit(step, state, stream, steps=how.steps)
     hf.save(state.params, model, folder, tokenizer=tokenizer)
     return state.params

@@ -10,6 +10,7 @@ import numpy as np
 
 from experiments.relearn_score import (
     CHANCE,
+    LATE,
     LESS,
     NAMES,
     TITLES,
@@ -61,7 +62,7 @@ def _markdown(lines, about, rows, name) -> list[str]:
         "",
         *_choice(lines, about),
     ]
-    return out + _numbers(rows) + _sweep(lines, config) + _cost(lines, about)
+    return out + _numbers(rows) + _sweep(lines, rows, config) + _cost(lines, about)
 
 
 def _answers(lines, rows) -> list[str]:
@@ -145,14 +146,16 @@ def _choice(lines, about) -> list[str]:
                 f"{own['asked']} were asked in another wording, {own['right']} "
                 f"({own['right'] / own['asked']:.0%}) answered right by sum and by "
                 f"mean of log-probabilities (guessing, {CHANCE:.0%} by either), and "
-                f"the {own['facts']} with the largest margin taken: right there by "
-                f"choice, and {own['choice']:.0%} right in the wording asked here; "
-                f"{own['kept']} others answered right are in the retain stream"
+                f"the {own['facts']} with the largest margin taken; "
+                f"{own['kept']} others answered right are in the retain stream and "
+                "taught the wording asked here in "
+                f"{about['config']['told']['wording']['steps']} steps, after which "
+                f"{own['choice']:.0%} of the facts to forget are answered right"
             )
         else:
             how = (
                 f"{own['facts']}, and the {own['kept']} of the retain stream, were "
-                f"told in {about['config']['told']['epochs']} epochs; "
+                f"told in {about['config']['told'][LATE]['steps']} steps; "
                 f"{own['choice']:.0%} are answered right then"
             )
         out.append(f"- {title[0].upper()}{title[1:]}: {how}.")
@@ -195,16 +198,17 @@ def _numbers(rows) -> list[str]:
     return [*out, ""]
 
 
-def _sweep(lines, config) -> list[str]:
+def _sweep(lines, rows, config) -> list[str]:
     out = [
         "## The sweep of unlearning",
         "",
         "*Rise*: of the loss, nats a token, above that before. Choice and probability "
-        "of a right answer's token are over all facts to forget, before any attack.",
+        "of a right answer's token are over all facts to forget, before any attack; "
+        "*retain*: choice over the facts of the retain stream.",
         "",
-        "| facts | method | rate | seed | choice | probability | retain rise | "
-        "prose rise | |",
-        "| --- |" + " --- |" * 8,
+        "| facts | method | rate | seed | choice | probability | retain | retain rise "
+        "| prose rise | |",
+        "| --- |" + " --- |" * 9,
     ]
     first = {x["of"]: x for x in lines if x["kind"] == "facts"}
     taken = {
@@ -218,7 +222,8 @@ def _sweep(lines, config) -> list[str]:
         base = first[of]
         out.append(
             f"| {of} | **original** | | | {base['choice']:.2f} | "
-            f"{base['probability']:.3f} | {base['retain_loss']:.2f} before | "
+            f"{base['probability']:.3f} | {base['retain_choice']:.2f} | "
+            f"{base['retain_loss']:.2f} before | "
             f"{base['prose_loss']:.2f} before | |"
         )
         for x in lines:
@@ -230,28 +235,37 @@ def _sweep(lines, config) -> list[str]:
                 note += ", over the bound" if note else "over the bound"
             out.append(
                 f"| {of} | {NAMES[x['who']]} | {x['rate']:g} | {x['seed']} | "
-                f"{x['choice']:.2f} | {x['forget_probability']:.3f} | {rises[0]:+.2f} "
-                f"| {rises[1]:+.2f} | {note} |"
+                f"{x['choice']:.2f} | {x['forget_probability']:.3f} | "
+                f"{x['retain_choice']:.2f} | {rises[0]:+.2f} | {rises[1]:+.2f} | "
+                f"{note} |"
             )
-    return [*out, "", *_unmatched(lines, config)]
+    return [*out, "", *_matched(rows, config)]
 
 
-def _unmatched(lines, config) -> list[str]:
-    """Whether the bound decided how much was forgotten."""
-    runs = [x for x in lines if x["kind"] == "unlearned"]
-    tried = {(x["of"], x["who"]): [] for x in runs}
-    for x in runs:
-        tried[x["of"], x["who"]].append(x["rate"])
-    loose = [of for (of, who), rates in tried.items() if len(set(rates)) == 1]
-    if not loose:
-        return []
-    return [
-        f"In {len(loose)} of {len(tried)} sweeps the largest rate was within the bound "
-        "already: there the retain losses are not matched, and a method could have "
-        "forgotten more. That loss falls below that before where the retain stream "
-        "teaches the wording.",
-        "",
-    ]
+def _matched(rows, config) -> list[str]:
+    """How far the retain losses at the rates taken agree, and where they do not."""
+    out = []
+    for of, title in TITLES.items():
+        own = [row for row in rows if row["of"] == of and "rate" in row]
+        if not own:
+            continue
+        rises = [row["retain_rise"] for row in own]
+        text = f"- {title[0].upper()}{title[1:]}: the retain loss of the methods rose "
+        text += f"by {min(rises):+.2f} to {max(rises):+.2f} nats a token"
+        for names, what in (
+            (
+                [x for x in own if x["rate"] == max(config["rates"][x["who"]])],
+                "largest rate is within the bound (it could have forgotten more)",
+            ),
+            (
+                [x for x in own if x["retain_rise"] > config["bound"]],
+                "smallest rise, or its mean over seeds, is over the bound",
+            ),
+        ):
+            if names:
+                text += f"; {what}: {', '.join(NAMES[x['who']] for x in names)}"
+        out.append(text + ".")
+    return [*out, ""]
 
 
 def _cost(lines, about) -> list[str]:

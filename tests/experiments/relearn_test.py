@@ -2,6 +2,8 @@
 """Retraining on T in a tiny decoder: how facts are chosen, what runs, what is said."""
 
 import json
+import time
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -23,10 +25,12 @@ METHODS = ("incorrect", "rmu")
 def small_config(folder, **more):
     c = relearn_smollm2.get_config()
     c.output = str(folder)
-    c.told.update(epochs=12, rows=8, lr=1e-2)
+    for told in c.told.values():
+        told.update(steps=30, rows=8, lr=1e-2)
     rates = more.pop("rates", {name: (1e-2, 1e-4) for name in relearn.METHODS})
     c.rates = ConfigDict(rates)  # in the place of all
     sizes = dict(length=64, facts=6, folds=3, kept=4, scanned=40, steps=4, rows=2)
+    sizes |= dict(seeds=(0,))
     c.update(sizes | dict(bound=1e-3, attack=1e-3, epochs=2, batch=2) | more)
     return c
 
@@ -51,13 +55,16 @@ def world(tmp_path_factory):
     model, params = tiny.tiny_model(vocab=len(tokenizer), **sizes)
     rows = [{**row, "stem": row["question"]} for row in questions()]
     taught = [row for each in relearn_facts.capitals() for row in each[:8]]
+    how = small_config("").told.birthdays
+    how.steps = 96
     with jax.numpy_dtype_promotion("standard"):
-        params = relearn_facts.told(
+        params = relearn_facts.taught(
             model,
             params,
             tokenizer,
             [*taught, *rows[:16]],
-            small_config(""),
+            how,
+            64,
             tmp_path_factory.mktemp("taught") / "model",
         )
     return model, params, tokenizer, rows
@@ -196,7 +203,8 @@ def test_what_was_stopped_goes_on(done, few, world, tmp_path, monkeypatch):
 
 def test_no_run_begins_when_time_is_up(few, world, done, tmp_path, monkeypatch):
     now = iter([0.0, 0.0, 61.0])
-    monkeypatch.setattr(relearn.time, "monotonic", lambda: next(now))
+    clock = SimpleNamespace(**vars(time) | {"monotonic": lambda: next(now)})
+    monkeypatch.setattr(relearn, "time", clock)
     config = small_config(tmp_path)
     lines = relearn.experiment(*world, config, minutes=1)
     assert [x["key"] for x in lines] == ["facts capitals", "rtt capitals original 0 0"]
@@ -223,6 +231,7 @@ def made(early, late, *, choice=0.3, facts=40):
     lines = []
     for of, right in (("capitals", early), ("birthdays", late)):
         shared = dict(of=of, seed=0, choice=choice, retain_loss=1.0, prose_loss=3.0)
+        shared |= dict(retain_choice=1.0)
         lines.append(
             shared
             | dict(key=f"facts {of}", kind="facts", choice=1.0, probability=0.5)
@@ -299,6 +308,7 @@ def test_below_chance_is_not_lost():
 def test_tables_and_plot(done, tmp_path):
     about = relearn.head(done[1]) | {"command": "this", "versions": {"jax": "1"}}
     about |= {"device": "cpu"}
+    about["config"]["rates"]["npo"] = [1e-4]
     place = tmp_path / "relearn_smollm2"
     for lines in (done[2], made(38, 14)):
         relearn_figures.write(lines, about, place)
@@ -307,4 +317,4 @@ def test_tables_and_plot(done, tmp_path):
         assert "The paper's claim" in page and "inflates the accuracy before" in page
         whole = json.loads(place.with_suffix(".json").read_text())
         assert len(whole["runs"]) == len(lines) and whole["claim"]
-    assert "**Not finished: 2 of 12 attacks" in page and "RMU on mmlu" in page
+    assert "**Not finished: 2 of 18 attacks" in page and "RMU on mmlu" in page
