@@ -135,7 +135,7 @@ def known(model: Model, params: Params, columns: table.Table) -> dict[str, float
     right = np.arange(len(logps)), columns["right"]
     tokens = columns["counted"].sum(-1)[right]
     return {
-        "choice": float((logps.argmax(1) == columns["right"]).mean()),
+        "choice": float((evaluate.likeliest(logps) == columns["right"]).mean()),
         "probability": float(np.exp(logps[right] / tokens).mean()),
     }
 

@@ -206,7 +206,7 @@ def choose(
         batch_size: rows (prompt and option together) at a time.
     Returns:
         [n] int, the index of the option with the largest log-probability, summed over
-        its tokens (a mean would favour names of many tokens).
+        its tokens (a mean would favour names of many tokens); -1 as `likeliest` says.
     Raises:
         ValueError: if the prompts differ in their number of options, a text is longer
             than the model's positions, or the model has no cache.
@@ -217,7 +217,17 @@ def choose(
     for batch in tables.padded(table, rows):
         valid = batch.pop("valid")
         logps.append(np.asarray(option_logps(model, params, batch))[valid])
-    return np.concatenate(logps).argmax(axis=1)
+    return likeliest(np.concatenate(logps))
+
+
+def likeliest(scores: np.ndarray) -> np.ndarray:
+    """The index of the largest score, [...] int of [..., k]; the first of equal ones.
+
+    -1, which is no answer and so never right, where a score is NaN or none is finite:
+    a model that has broken down must not seem to know what stands first.
+    """
+    most = np.max(scores, axis=-1)  # NaN if any is
+    return np.where(np.isfinite(most), np.argmax(scores, axis=-1), -1)
 
 
 def encode_options(

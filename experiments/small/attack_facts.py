@@ -146,7 +146,7 @@ def retrain(
     tokens = held["counted"].sum(-1)
     per_token = sweep.logps / tokens
     return {
-        "choice": (per_token[..., :4].argmax(-1) == 0).mean(-1).tolist(),
+        "choice": (evaluate.likeliest(per_token[..., :4]) == 0).mean(-1).tolist(),
         "verbatim": np.exp(per_token[..., 4]).mean(-1).tolist(),
         "rates": list(sweep.rates),
         "facts": len(tokens),
@@ -161,7 +161,7 @@ def known(small, params: Params, asked: Asked) -> dict[str, float]:
     logps = option_logps(small.model, params, whole, rows=32)
     per_token = logps / whole["counted"].sum(-1)
     return {
-        "choice": float((per_token[:, :4].argmax(-1) == 0).mean()),
+        "choice": float((evaluate.likeliest(per_token[:, :4]) == 0).mean()),
         "verbatim": float(np.exp(per_token[:, 4]).mean()),
     }
 

@@ -75,9 +75,8 @@ def gptq(
         traced = isinstance(factors, jax.core.Tracer)
         if not traced and not jnp.all(jnp.isfinite(factors)):
             raise ValueError(
-                f"gptq needs finite inputs and an H that damping makes positive, got "
-                f"neither at {_checks.listed(kernels)} with damping={damping}. Look at "
-                f"the calibration rows, or take more damping."
+                f"gptq needs an H that damping makes positive, got another at "
+                f"{_checks.listed(kernels)} with damping={damping}. Take more damping."
             )
         return {path: _solve(x, factors, **settings) for path, x in kernels.items()}
 

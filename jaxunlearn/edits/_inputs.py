@@ -45,7 +45,8 @@ def collect(
     Returns:
         Inputs by the site's name.
     Raises:
-        ValueError: if no site names a reader, or there is no batch or no real token.
+        ValueError: if no site names a reader, there is no batch or no real token, or an
+            input is not finite.
     """
     sites = {name: site for name, site in model.sites.items() if site.readers}
     if not sites or not batches:
@@ -70,6 +71,14 @@ def collect(
             "edits that look at inputs need rows with real tokens, got "
             f"{len(batches)} batches whose masks are all False. Look at the mask."
         )
+    for name, each in sums.items():
+        traced = isinstance(tokens, jax.core.Tracer)
+        if not traced and not jnp.isfinite(each.mean).all():
+            raise ValueError(
+                "edits that look at inputs need finite ones, got some at the site "
+                f"{name!r} that are not. The model has broken down on these rows, or "
+                "its weights are not finite."
+            )
     count = jnp.maximum(tokens, 1).astype(jnp.float32)
     return {name: x._replace(mean=x.mean / count) for name, x in sums.items()}
 

@@ -73,9 +73,12 @@ def quantize(
     of whole numbers have 16 bits, so that a code times a scale is exact
     ("symmetric_half" keeps them whole). Quantizing twice is quantizing once, bit by
     bit: for code books in every dtype; for "symmetric" and GGUF's kinds in float32, and
-    for "asymmetric" there too unless a group's end lies halfway between codes. In
-    narrower dtypes it holds up to their rounding. The other two schemes shrink the
-    range each time. So quantize the model that was trained, not one that was quantized.
+    for "asymmetric" there too unless a group's end lies halfway between codes, up to
+    the 16 bits of a scale: of random weights one channel in 1,000 at 8 bits, and ten
+    that were bfloat16 before, whose ends share a short grid. In narrower dtypes it
+    holds up to their rounding. The other two schemes shrink the range each time. So
+    quantize the model that was trained, not one that was quantized. A weight that is
+    not finite stays so, and may take its group with it.
 
     Args:
         params: the model to edit; kernels are [..., in, out], and each entry of the
@@ -177,7 +180,7 @@ def grid(w: Array, bits: int, scheme: str, axes: tuple[int, ...]):
     largest = jnp.max(jnp.abs(w), axes, keepdims=True)
     scale = largest / _REACH[scheme](half)
     if scheme == "symmetric_half":  # its extremes lie halfway: a short scale tips them
-        scale = jnp.where(scale > 0, scale, 1)
+        scale = jnp.where(scale == 0, 1, scale)  # NaN stays NaN
     else:
         scale = _short(scale)
     return scale, jnp.full_like(scale, half)
@@ -265,7 +268,7 @@ def _ggml_leaf(x, *, kind):
 
 def _in_book(blocks: Array, kind: str, axis: int) -> Array:
     largest = jnp.max(jnp.abs(blocks), axis, keepdims=True)
-    x = blocks / jnp.where(largest > 0, largest, 1)
+    x = blocks / jnp.where(largest == 0, 1, largest)
     if kind == "nf4":
         return largest * _nearest(x, NF4)
     return largest * jnp.sign(x) * _nearest(jnp.abs(x), FP4)
@@ -280,6 +283,6 @@ def _nearest(x: Array, book: tuple[float, ...]) -> Array:
 
 
 def _short(scale: Array) -> Array:
-    """A positive scale of 16 bits: 1 where it was 0, so that zeros stay zeros."""
+    """A scale of 16 bits: 1 where it was 0, so that zeros stay zeros; NaN stays NaN."""
     short = jax.lax.reduce_precision(scale, exponent_bits=8, mantissa_bits=15)
-    return jnp.where(short > 0, short, 1)
+    return jnp.where(short == 0, 1, short)

@@ -5,7 +5,8 @@ Numbers are those of the paper's appendix D for MUSE Books: rate 1e-4, ten times
 its baselines; a weight of 20 with the percentile 90 for NPO with KL, of 400 with 99 for
 ascent with NLL. Its code sums KL over the tokens of an answer and divides by answers
 only; here every retain loss is a mean over tokens, so for that code's balance multiply
-alpha of `npo` by the mean length of the retain answers.
+alpha of `npo` by the mean length of the retain answers. That code's NPO is the formula
+on raw logits, `losses.npo_logits`, which compat="released" takes.
 
 Common settings: alpha weighs the retain term, `retain` names the retain streams and
 their weights, retain_loss is "nll" of their answers or "kl" to the reference model
@@ -15,6 +16,7 @@ and clip bounds the norm of what moves.
 """
 
 from collections.abc import Mapping
+from functools import partial
 
 from jaxunlearn import combine, losses, terms
 from jaxunlearn.recipes import _recipe
@@ -42,12 +44,17 @@ def npo(
 
     Args:
         beta: NPO's inverse temperature.
+        compat: "released" also puts NPO on raw logits, which needs no `ref_logps`.
         The others: see the module.
     Returns:
         A Recipe on `forget` and the retain streams, which needs the reference model.
     """
+    forget = _recipe.forget_npo(model, beta=beta)
+    if compat == "released":
+        logits = partial(losses.npo_logits, beta=beta)
+        forget = terms.on_tokens(logits, model, "forget")
     return _sure(
-        _recipe.forget_npo(model, beta=beta),
+        forget,
         _retain(model, retain, retain_loss),
         alpha,
         dict(percentile=percentile, unit=unit, refresh=refresh, compat=compat),

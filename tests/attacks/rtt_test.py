@@ -4,12 +4,13 @@
 from functools import partial
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
-from jaxunlearn import attacks, losses, terms
+from jaxunlearn import attacks, evaluate, losses, terms
 from jaxunlearn.data import table
 from tests.attacks import towns
 
@@ -141,6 +142,24 @@ def test_batches_larger_than_t_are_all_of_t(world, folds):
     whole, more = (run(rates=(1e-4,), batch_size=n) for n in (len(known["mask"]), 999))
     assert whole.losses.shape == (1, 3)
     assert_array_equal(more.losses, whole.losses)
+
+
+def test_a_model_that_has_broken_down_knows_nothing(world):
+    """NaN is no answer, though the right choice always stands first."""
+    rows = [dict(x, choices=sorted(x["choices"], key=lambda c, x=x: c != _right(x)))
+            for x in facts_of(world.trained)]  # fmt: skip
+    rows = [row | {"answer": 0} for row in rows]
+    own = attacks.make_folds(rows, 2, by="town")
+    nan = jax.tree.map(lambda x: x * jnp.nan, world.hides)
+    sweep, _ = attacks.rtt(world.model, nan, world.tokenizer, own, **HOW)
+    assert not sweep.hits.any() and not sweep.finite.any()
+    prompts, options = ["A", "B"], [["x", "y"], ["x", "y"]]
+    picked = evaluate.choose(world.model, nan, world.tokenizer, prompts, options)
+    assert picked.tolist() == [-1, -1]
+
+
+def _right(row):
+    return row["choices"][row["answer"]]
 
 
 def test_a_rate_too_high_is_told_and_harms_no_other(world, folds):

@@ -326,5 +326,6 @@ def test_what_cannot_be_is_refused():
     with refused(match="damping > 0"):
         edits.gptq(model, params, batches, damping=0.0)
     nan = jax.tree.map(lambda x: x * jnp.nan, params["embed"])
-    with refused(match="gptq needs finite inputs"):
-        edits.gptq(model, params | {"embed": nan}, batches)
+    for edit in (edits.gptq, edits.awq, edits.llm_int8):
+        with refused(match="need finite ones, got some at the site 'attention'"):
+            edit(model, params | {"embed": nan}, batches)

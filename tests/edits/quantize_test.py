@@ -147,6 +147,28 @@ def test_twice_is_once_bit_by_bit(settings):
     assert_array_equal(one(once, **settings), once)
 
 
+@pytest.mark.parametrize(
+    ("dtype", "most"), [(jnp.float32, 2e-3), (jnp.bfloat16, 2e-2)], ids=str
+)
+def test_how_often_asymmetric_changes_the_second_time(dtype, most):
+    """Ends halfway between codes: rare, or ten times so where weights were bfloat16."""
+    w = kernel(64, 8192, dtype=dtype).astype(jnp.float32)
+    once = one(w, "int8", scheme="asymmetric")
+    changed = (one(once, "int8", scheme="asymmetric") != once).any(0).mean()
+    assert 0 < changed < most
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("bad", [jnp.nan, jnp.inf])
+def test_what_is_not_finite_spoils_its_group_at_most(kind, bad):
+    w = kernel(64, 4)
+    new = one(w.at[5, 2].set(bad), kind)
+    assert not np.isfinite(new[5, 2])
+    rest = one(w.at[5, 2].set(0), kind)
+    same = (new == rest) | ~np.isfinite(new)
+    assert same[:, 2].all() and same.sum() >= 64 * 3 and (new == rest)[:, :2].all()
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_twice_is_once_in_bfloat16(kind):
     once = one(kernel(64, 32, dtype=jnp.bfloat16), kind)

@@ -341,3 +341,18 @@ def test_sure_takes_either_retain_loss(forget, retain, needs_ref):
     assert not made.terms["forget"].needs_ref
     with pytest.raises(ValueError, match="retain_loss to be one of 'nll', 'kl'"):
         getattr(recipes.sure, forget)(model, retain_loss="js")
+
+
+def test_sure_as_released_has_npo_on_raw_logits():
+    model, params = tiny.tiny_model()
+    batch, rng = {"forget": tiny.tiny_batch(2, 8)}, jax.random.key(0)
+    term = recipes.sure.npo(model, compat="released").terms["forget"]
+    ref = jax.tree.map(lambda x: 0.9 * x, params)
+    total, _ = term(params, batch, ref, rng)
+    logits, ref_logits = (
+        model.unembed(p, model.apply(p, batch["forget"]).hidden)[:, :-1]
+        for p in (params, ref)
+    )
+    where = terms.target_logps(model, params, batch["forget"])[1]
+    own = losses.npo_logits(logits, ref_logits, beta=0.1, where=where[:, -7:])
+    assert_allclose(total.sum, own.sum(), rtol=1e-5)
