@@ -28,28 +28,22 @@ from types import MappingProxyType
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from absl import app, flags, logging
 from ml_collections import config_flags
 
 from experiments.small.compare import Line, add, read
+from experiments.vision import attacks as judges
 from experiments.vision import methods
 from experiments.vision import world as worlds
 from jaxunlearn import (
     attacks,
-    fit,
-    init_state,
-    losses,
-    make_step,
     metrics,
     recipes,
-    trees,
 )
 from jaxunlearn.data import images, table
 from jaxunlearn.io import log
 from jaxunlearn.models import vision
-from jaxunlearn.typing import Frozen, Params
 
 RESULTS = Path(__file__).resolve().parent / "results"
 ROUNDS = 2  # of the offline stage, each with a fresh classifier
@@ -96,14 +90,14 @@ def inversion(world: worlds.World, seed: int) -> Numbers:
 def membership(world: worlds.World, seed: int) -> Numbers:
     """Model -> AUC of the loss, training rows against new ones, and accuracies."""
     params, _ = worlds.original(world, world.train, seed=seed)
-    each = overfitting(world, params)
+    each = judges.overfitting(world, params, world.train)
     rows = held(images.labels_of(world.train), each, world.config.kept)
     split = images.split_rows(world.train, rows)
     case = methods.Case(world, split, params, seed, {})
     found = {}
     models = {"original": params, "defended": methods.condensed(case).params}
     for name, own in models.items():
-        train, new = (_judged(world, own, x) for x in (world.train, world.test))
+        train, new = (judges.scores(world, own, x) for x in (world.train, world.test))
         found[name] = {
             "AUC": metrics.auc(train["loss"], new["loss"]),
             "train": float(train["right"].mean()),
@@ -123,27 +117,6 @@ def held(labels: np.ndarray, each: np.ndarray, kept: int) -> np.ndarray:
     return np.flatnonzero(chosen)
 
 
-def overfitting(world: worlds.World, params: Params) -> np.ndarray:
-    """[n] the overfitting metric of every training row."""
-    half, rest = trees.split(params, vision.TRAINABLE)
-
-    @jax.jit
-    def one(half, row):
-        def loss(half):
-            own = trees.merge(half, rest)
-            hidden = vision.features(world.model, own, row)
-            logps = losses.token_logps(
-                world.model.unembed(own, hidden), row["tokens"][:, 1]
-            )
-            return jnp.mean(losses.nll(logps))
-
-        return metrics.overfitting_metric(*jax.value_and_grad(loss)(half))
-
-    count = table.rows(world.train)
-    rows = (table.take(world.train, np.array([i])) for i in range(count))
-    return np.array([one(half, row) for row in rows])
-
-
 def condensed(world: worlds.World, seed: int) -> Numbers:
     """New classifier, before and after unlearning -> accuracies, M1."""
     small = translated(world)
@@ -156,18 +129,19 @@ def condensed(world: worlds.World, seed: int) -> Numbers:
 
     def train(params, part, rows, epochs):
         recipe = plan.parts[part]
-        half, rest = trees.split(params, recipe.trainable)
-        size = min(world.config.batch, table.rows(rows))
         (stream,) = recipe.terms["retain"].reads
-        step = jax.jit(make_step(recipe.terms, recipe.tx), donate_argnums=0)
-        state, _ = fit(
-            step,
-            init_state(half, recipe.tx, jax.random.key(seed)),
-            table.streams({stream: rows}, size, seed=seed),
-            Frozen(rest),
-            steps=epochs * -(-table.rows(rows) // size),
+        steps = epochs * worlds.epoch(world, rows)
+        params, _ = worlds.train(
+            small,
+            recipe.terms,
+            recipe.tx,
+            params,
+            {stream: rows},
+            steps=steps,
+            seed=seed,
+            trainable=recipe.trainable,
         )
-        return trees.merge(state.params, rest)
+        return params
 
     def fresh(params, number):
         new = small.model.init(jax.random.key(1000 * (seed + 1) + number))["final"]
@@ -185,7 +159,7 @@ def condensed(world: worlds.World, seed: int) -> Numbers:
     for name, own in models.items():
         own = train(fresh(own, ROUNDS), "final", kept, 5 * epochs)
         sets = {"retain": split.retain, "forget": split.forget, "test": small.test}
-        each = {key: _judged(small, own, rows) for key, rows in sets.items()}
+        each = {key: judges.scores(small, own, rows) for key, rows in sets.items()}
         found[name] = {key: float(x["right"].mean()) for key, x in each.items()}
         pair = (each[key]["loss"] for key in ("forget", "test"))
         found[name]["M1"] = metrics.attack_accuracy(*pair, rng=jax.random.key(seed))
@@ -255,30 +229,70 @@ def write(lines: Sequence[Line], config: Any, place: Path) -> None:
         own = [line["models"] for line in lines if line["experiment"] == name]
         if own:
             columns = list(next(iter(own[0].values())))
-            page += ["", f"## {name.capitalize()} ({len(own)} seeds)", ""]
+            count = f"{len(own)} seed{'s' * (len(own) > 1)}"
+            page += ["", f"## {name.capitalize()} ({count})", ""]
             page += [
                 f"| model | {' | '.join(columns)} |",
                 "| --- " * len(columns) + "| --- |",
             ]
             for model in own[0]:
-                values = [np.mean([x[model][c] for x in own]) for c in columns]
-                cells = " | ".join(f"{value:.3f}" for value in values)
-                page.append(f"| {model} | {cells} |")
+                each = [[x[model][c] for x in own] for c in columns]
+                page.append(f"| {model} | {' | '.join(map(_spread, each))} |")
+            page += ["", TOLD[name](own)]
     place.with_suffix(".md").write_text("\n".join(page) + "\n", encoding="utf-8")
+
+
+def _spread(values: Sequence[float]) -> str:
+    text = f"{np.mean(values):.3f}"
+    return text if len(values) < 2 else f"{text} ± {np.std(values, ddof=1):.3f}"
+
+
+def _means(own: Sequence[Numbers], name: str) -> dict[str, float]:
+    """Model -> the mean of one number over seeds."""
+    return {model: float(np.mean([x[model][name] for x in own])) for model in own[0]}
+
+
+def _inverted(own: Sequence[Numbers]) -> str:
+    near = _means(own, "to the nearest")
+    order = sorted(near, key=near.get)
+    words = ", ".join(f"{name} ({near[name]:.3f})" for name in order)
+    better = near["condensation"] > near["original"]
+    return (
+        f"Nearest to a forgotten image are the pictures drawn from: {words}. So "
+        f"unlearning {'makes' if better else 'does **not** make'} them less like the "
+        "forgotten ones."
+    )
+
+
+def _protected(own: Sequence[Numbers]) -> str:
+    auc, test = _means(own, "AUC"), _means(own, "test")
+    gain, lost = auc["original"] - auc["defended"], test["original"] - test["defended"]
+    return (
+        f"Forgetting them takes {gain:+.3f} off the attack's AUC and {100 * lost:+.1f} "
+        "points off the accuracy on new images."
+    )
+
+
+def _relearned(own: Sequence[Numbers]) -> str:
+    gap = {
+        model: np.mean([x[model]["forget"] - x[model]["test"] for x in own])
+        for model in own[0]
+    }
+    return (
+        "A new classifier is right on forgotten images more often than on new ones by "
+        f"{100 * gap['before']:.1f} points before and {100 * gap['after']:.1f} after "
+        "unlearning."
+    )
+
+
+TOLD: Mapping[str, Callable[[Sequence[Numbers]], str]] = MappingProxyType(
+    {"inversion": _inverted, "membership": _protected, "condensed": _relearned}
+)
 
 
 def _case(world, split, seed) -> methods.Case:
     params, _ = worlds.original(world, world.train, seed=seed)
     return methods.Case(world, split, params, seed, {})
-
-
-def _judged(world, params, rows) -> dict[str, np.ndarray]:
-    scores = jnp.asarray(worlds.logits(world.model, params, rows))
-    labels = jnp.asarray(images.labels_of(rows))
-    return {
-        "loss": -np.asarray(losses.token_logps(scores, labels)),
-        "right": np.asarray(metrics.choice_accuracy(scores, labels)),
-    }
 
 
 def main(argv: Sequence[str]) -> None:

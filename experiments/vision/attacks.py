@@ -31,7 +31,7 @@ from jaxunlearn.data import images, table
 from jaxunlearn.models import vision
 from jaxunlearn.typing import Params
 
-COPIES, NOISE, MOST = 4, 0.1, 250
+COPIES, NOISE, MOST, OM_ROWS = 4, 0.1, 250, 12
 
 
 def judge(
@@ -47,14 +47,16 @@ def judge(
         name: table.take(world.test, np.flatnonzero(rows))
         for name, rows in dict(test=stays, calibration=~judged, new=judged).items()
     }
-    found = {name: _scores(world, params, rows) for name, rows in sets.items()}
+    found = {name: scores(world, params, rows) for name, rows in sets.items()}
     names = ("retain", "forget", "test")
     result = {name: float(found[name]["right"].mean()) for name in names}
     result |= attacks(found, seed=seed)
     result |= _label_only(world, params, sets, seed)
     if not whole_class:
         result["um"] = unlearning_metric(world, params, split)
-    result["om"] = overfitting_metric(world, params, split.forget)
+    some = min(OM_ROWS, table.rows(split.forget))
+    some = table.take(split.forget, np.arange(some))
+    result["om"] = float(overfitting(world, params, some).mean())
     return result
 
 
@@ -105,14 +107,17 @@ def _some(rng, values: np.ndarray) -> np.ndarray:
     return values[rng.permutation(len(values))[:MOST]]
 
 
-def _scores(world, params, rows) -> dict[str, np.ndarray]:
-    scores = jnp.asarray(worlds.logits(world.model, params, rows))
+def scores(
+    world: worlds.World, params: Params, rows: table.Table
+) -> dict[str, np.ndarray]:
+    """[n] `loss` and `entropy` in nats, and whether the label is the likeliest."""
+    logits = jnp.asarray(worlds.logits(world.model, params, rows))
     labels = jnp.asarray(images.labels_of(rows))
-    flat = losses.kl_uniform(scores, direction="reverse")  # ln C minus the entropy
+    flat = losses.kl_uniform(logits, direction="reverse")  # ln C minus the entropy
     return {
-        "loss": -np.asarray(losses.token_logps(scores, labels)),
-        "entropy": np.log(scores.shape[1]) - np.asarray(flat),
-        "right": np.asarray(metrics.choice_accuracy(scores, labels)),
+        "loss": -np.asarray(losses.token_logps(logits, labels)),
+        "entropy": np.log(logits.shape[1]) - np.asarray(flat),
+        "right": np.asarray(metrics.choice_accuracy(logits, labels)),
     }
 
 
@@ -152,16 +157,15 @@ def unlearning_metric(world, params, split, rows: int = 32) -> float:
     return float(np.mean(found))
 
 
-def overfitting_metric(world, params, forget, rows: int = 12) -> float:
-    """OM, the mean over forgotten rows, in the model's own mode."""
-    some = table.take(forget, np.arange(min(rows, table.rows(forget))))
-    each = [table.take(some, np.array([row])) for row in range(table.rows(some))]
-    values = []
-    for one in each:
+def overfitting(world: worlds.World, params: Params, rows: table.Table) -> np.ndarray:
+    """[n] the overfitting metric (OM) of every row, in the model's own mode."""
+    found = []
+    for row in range(table.rows(rows)):
+        one = table.take(rows, np.array([row]))
         loss, grads = _value_and_gradient(params, one, world.model)
         grads, _ = trees.split(grads, vision.TRAINABLE)
-        values.append(float(metrics.overfitting_metric(loss, grads)))
-    return float(np.mean(values))
+        found.append(metrics.overfitting_metric(loss, grads))
+    return np.array(found)
 
 
 def _gradient(params, rows, world):

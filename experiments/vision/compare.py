@@ -67,34 +67,31 @@ def compare(
             for name in todo:
                 start = time.perf_counter()
                 case = methods.Case(world, split, params, seed, shared)
-                result = (
-                    methods.Result(params, seconds)
-                    if name == "original"
-                    else known[name](case)
-                )
-                line = {
-                    "key": names[name],
-                    "method": name,
-                    "setting": setting,
-                    "seed": seed,
-                    "seconds": result.seconds,
-                    "offline": result.offline,
-                    **result.about,
-                }
-                finite = all(
-                    bool(np.isfinite(x).all()) for x in jax.tree.leaves(result.params)
-                )
-                line["finite"] = finite
-                if finite:
+                line = {"key": names[name], "method": name, "setting": setting}
+                line |= {"seed": seed, "finite": False}
+                try:
+                    result = methods.Result(params, seconds)
+                    if name != "original":
+                        result = known[name](case)
+                    line |= {"seconds": result.seconds, "offline": result.offline}
+                    line |= dict(result.about, finite=_finite(result.params))
+                except FloatingPointError as error:  # NotFinite, a GAN that diverged
+                    line["why"] = str(error)
+                line["wall"] = time.perf_counter() - start
+                if line["finite"]:
                     line |= attacks.judge(world, result.params, split, seed=seed)
                 lines.append(line)
                 add(file, line)
                 if progress:
-                    spent = time.perf_counter() - start
-                    print(f"{names[name]}: {spent:.0f} s", file=sys.stderr, flush=True)
+                    text = f"{names[name]}: {line['wall']:.0f} s"
+                    print(text, file=sys.stderr, flush=True)
             if done is not None:
                 done(lines, shared)
     return lines
+
+
+def _finite(params) -> bool:
+    return all(bool(np.isfinite(x).all()) for x in jax.tree.leaves(params))
 
 
 def main(argv: Sequence[str]) -> None:

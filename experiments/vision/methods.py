@@ -94,7 +94,8 @@ def random_labels(case: Case) -> Result:
 
 
 def salun(case: Case) -> Result:
-    """The same, moving only weights of which the forget gradient is large."""
+    """The same, moving only weights of which the forget gradient is large: that of the
+    first batch of relabelled rows, where SalUn takes all rows and their own labels."""
     model = case.world.model
     parts = {k: terms.on_logps(losses.nll, model, k) for k in ("forget", "retain")}
     inner = optax.chain(combine.weighted_sum(), optax.adam(1e-3))
@@ -123,7 +124,9 @@ def dampening(case: Case) -> Result:
     new = edits.dampen(
         half, importance(case.split.forget), importance(case.world.train)
     )
-    return Result(trees.merge(new, rest), time.process_time() - start)
+    seconds = time.process_time() - start
+    params = worlds.measured(case.world, trees.merge(new, rest), case.split.retain)
+    return Result(params, seconds)
 
 
 def blur(case: Case) -> Result:
@@ -239,8 +242,20 @@ def multi_gan(case: Case) -> Result:
     offline = time.process_time() - start
     recipe = recipes.finetune.nll(world.model, lr=1e-3, streams={"mixed": 1.0})
     result = _run(case, recipe, {"mixed": mixed})
+    seen = config.gan_steps * config.gan_batch  # real images of each stream
+    epochs = {k: seen / table.rows(v) for k, v in streams.items()}
     right = np.mean([e["forget/discriminator/right"] for e in log[-50:]])
-    return result._replace(offline=offline, about={"rule": RULE, "told": float(right)})
+    about = {"rule": RULE, "told": float(right), "gan_epochs": epochs}
+    return result._replace(offline=offline, about=about)
+
+
+def no_images(case: Case) -> Result:
+    """Multi-GAN's finetuning without any drawn image."""
+    mixed = synth.reorganise(
+        case.split.forget, case.split.retain, classes=10, rule=RULE, rng=case.rng
+    )
+    recipe = recipes.finetune.nll(case.world.model, lr=1e-3, streams={"mixed": 1.0})
+    return _run(case, recipe, {"mixed": mixed})
 
 
 METHODS: dict[str, Callable[[Case], Result]] = {
@@ -248,6 +263,7 @@ METHODS: dict[str, Callable[[Case], Result]] = {
     "finetune": finetune,
     "condensation": condensed,
     "multi-GAN": multi_gan,
+    "multi-GAN without images": no_images,
     "SalUn": salun,
     "SSD": dampening,
     "BLUR": blur,

@@ -99,13 +99,14 @@ def train(
     ref: Any = None,
     kept: table.Table | None = None,
     batch: int = 0,
+    trainable: str = vision.TRAINABLE,
 ) -> tuple[Params, float]:
     """Params after so many steps, statistics measured on `kept`, and CPU seconds.
 
     Seconds are those of all cores for the steps, as wall time says nothing on a shared
     machine; the first step, which compiles, counts as the mean of the others.
     """
-    half, rest = trees.split(params, vision.TRAINABLE)
+    half, rest = trees.split(params, trainable)
     state = ju.init_state(half, tx, jax.random.key(seed))
     step = jax.jit(ju.make_step(terms, tx), donate_argnums=0)
     size = min([batch or world.config.batch, *map(table.rows, streams.values())])
@@ -148,13 +149,18 @@ def measured(
     *,
     most: int | None = None,
 ) -> Params:
-    """Params with statistics of batch normalisation of `most` batches of these rows."""
-    size = min(world.config.batch, table.rows(rows))
-    full = min(table.rows(rows) // size, most or len(rows["mask"]))
-    batches = (
-        table.take(rows, np.arange(i * size, (i + 1) * size)) for i in range(full)
-    )
+    """Params with statistics of batch normalisation of these rows, or of `most` batches
+    drawn from them: tables may be sorted by class."""
+    count = table.rows(rows)
+    size = min(world.config.batch, count)
+    full = min(count // size, most or count)
+    order = np.arange(count) if most is None else _shuffled(count)
+    batches = (table.take(rows, order[i * size : (i + 1) * size]) for i in range(full))
     return vision.with_statistics(model or world.model, params, batches)
+
+
+def _shuffled(count: int) -> np.ndarray:
+    return np.random.default_rng(0).permutation(count)
 
 
 def original(world: World, rows: table.Table, *, seed: int) -> tuple[Params, float]:

@@ -41,17 +41,29 @@ def test_rows_held_firmly_leave_some_of_every_class():
 
 def test_the_overfitting_metric_of_rows_is_that_of_their_gradients():
     from experiments.vision import attacks
+    from jaxunlearn import metrics, trees
     from jaxunlearn.data import table
+    from jaxunlearn.models import vision
 
     world = tiny_world()
     world = world.__class__(
         world.config, world.model, table.take(world.train, np.arange(6)), world.test
     )
     params = world.model.init(jax.random.key(0))
-    found = defend.overfitting(world, params)
+    found = attacks.overfitting(world, params, world.train)
     assert found.shape == (6,)
-    mean = attacks.overfitting_metric(world, params, world.train, rows=6)
-    assert found.mean() == pytest.approx(mean, rel=1e-5)
+    half, rest = trees.split(params, vision.TRAINABLE)
+
+    def loss(half, row):
+        own, one = trees.merge(half, rest), table.take(world.train, np.array([row]))
+        logits = world.model.unembed(own, vision.features(world.model, own, one))
+        return -jax.nn.log_softmax(logits)[0, one["tokens"][0, 1]]
+
+    for row in range(6):
+        pair = jax.value_and_grad(loss)(half, row)
+        assert found[row] == pytest.approx(
+            float(metrics.overfitting_metric(*pair)), rel=1e-4
+        )
 
 
 def test_all_three_run_go_on_and_are_told(tmp_path):
@@ -71,5 +83,5 @@ def test_all_three_run_go_on_and_are_told(tmp_path):
     defend.write(lines, world.config, tmp_path / "defend")
     page = (tmp_path / "defend.md").read_text()
     value = models["membership"]["original"]["AUC"]
-    assert f"| original | {value:.3f} |" in page and "## Condensed (1 seeds)" in page
+    assert f"| original | {value:.3f} |" in page and "## Condensed (1 seed)" in page
     assert len(json.loads((tmp_path / "defend.json").read_text())["runs"]) == 3

@@ -9,7 +9,7 @@ import pytest
 
 pytest.importorskip("sklearn")
 pytest.importorskip("ml_collections")
-from experiments.vision import attacks, compare, figures, methods
+from experiments.vision import attacks, claims, compare, figures, methods
 from experiments.vision import world as worlds
 from jaxunlearn.data import images
 from jaxunlearn.models import vision
@@ -110,6 +110,74 @@ def test_what_the_numbers_say_by_hand():
     assert figures.answers(rows[1:]) == []
 
 
+def test_the_papers_claims_by_hand():
+    def row(method, forget, retain=0.9, m1=0.5, gap=0.1, seconds=1.0, offline=0.0):
+        own = dict(forget=forget, retain=retain, test=0.8, m1=m1, gap=gap)
+        own |= dict(seconds=seconds, offline=offline)
+        return {k: [v, 0.0] for k, v in own.items()} | dict(
+            method=method, setting="class"
+        )
+
+    rows = [row("original", 0.9, m1=0.7), row("retrain", 0.0, seconds=4.0, gap=0.0)]
+    rows += [row("condensation", 0.3, gap=0.2, offline=5.0), row("BLUR", 0.0)]
+    rows += [row("multi-GAN", 0.02, retain=0.8, gap=0.05)]
+    lines = claims.table(rows, {"class": "A class"})
+    told = [line.split(" | ")[2].split(":")[0] for line in lines[2:]]
+    words = "holds **fails** holds **fails** holds **fails**"  # condensation
+    words += " holds holds **fails** holds holds holds"  # multi-GAN
+    assert told == words.split()
+    assert "30.0 % of them right, 0.0 % when retrained" in lines[5]
+    assert claims.table(rows[1:], {}) == lines[:2]
+
+
+def test_what_diverges_is_told_and_the_others_go_on(tmp_path):
+    def broken(case):
+        raise FloatingPointError("it diverged")
+
+    known = {"broken": broken, "ascent": methods.ascent, "retrain": broken}
+    world, file = tiny_world(epochs=1), tmp_path / "lines.jsonl"
+    lines = compare.compare(world, file, known=known)
+    assert [line["finite"] for line in lines] == [True, False, True, False] * 2
+    assert lines[1]["why"] == "it diverged"
+    assert compare.compare(world, file, known=known) == lines
+    rows = figures.summarise(lines)
+    assert [row["broken"] for row in rows] == [0, 1, 0, 1] * 2
+    figures.write(lines, world.config, tmp_path / "blobs")
+
+
+def test_drawn_statistics_are_of_all_classes_though_rows_are_sorted(monkeypatch):
+    world, seen = tiny_world(), []
+    rows = world.train
+    order = np.argsort(images.labels_of(rows), kind="stable")
+    rows = {k: v[order] for k, v in rows.items()}
+    monkeypatch.setattr(
+        vision, "with_statistics", lambda m, p, batches: seen.extend(batches)
+    )
+    worlds.measured(world, {}, rows, most=3)
+    labels = np.concatenate([images.labels_of(batch) for batch in seen])
+    assert len(labels) == 60 and len(np.unique(labels)) == 10
+    worlds.measured(world, {}, rows)
+    assert sum(map(len, (images.labels_of(x) for x in seen[3:]))) == 120
+
+
+def test_every_method_measures_statistics_on_what_is_kept(monkeypatch):
+    world, kept = tiny_world(), []
+    real = worlds.measured
+
+    def spy(world, params, rows, *args, **kwargs):
+        kept.append(rows)
+        return real(world, params, rows, *args, **kwargs)
+
+    monkeypatch.setattr(worlds, "measured", spy)
+    params = world.model.init(jax.random.key(0))
+    split = worlds.split(world, "class", 0)
+    for name in ("SSD", "finetune", "condensation"):
+        kept.clear()
+        methods.METHODS[name](methods.Case(world, split, params, 0, {}))
+        for rows in kept:
+            assert kept and world.config.forget_class not in images.labels_of(rows)
+
+
 @pytest.mark.parametrize(
     "name", [n for n in methods.METHODS if n not in ("retrain", "SSD", "condensation")]
 )
@@ -162,4 +230,4 @@ def test_um_is_low_where_forgotten_rows_are_the_retained_ones():
     same = half._replace(forget=half.retain)
     assert attacks.unlearning_metric(world, params, same) < 1e-3
     assert attacks.unlearning_metric(world, params, half) > 1e-2
-    assert attacks.overfitting_metric(world, params, half.forget, rows=4) > 0
+    assert (attacks.overfitting(world, params, half.forget) > 0).all()
