@@ -81,7 +81,7 @@ def _method(lines, own, hits) -> dict[str, Any]:
         rise = np.mean([x[name] for x in runs]) - first[name]
         row[name.replace("loss", "rise")] = float(rise)
     row["choice"] = float(np.mean([x["choice"] for x in runs]))
-    row["forgot"] = _above(row["choice"], first["choice"]) <= MOST
+    row["forgot"] = above(row["choice"], first["choice"]) <= MOST
     same = [_original(lines, line) for line in own]
     if None in same:
         return row
@@ -90,8 +90,8 @@ def _method(lines, own, hits) -> dict[str, Any]:
     pairs = np.stack([hits["last"], hits["before"], most["last"]])
     for name, function in (
         ("recovery", lambda x: x[0] / x[2] if x[2] else math.nan),
-        ("above", lambda x: _above(x[0], x[2])),
-        ("returned", _returned),
+        ("above", lambda x: above(x[0], x[2])),
+        ("returned", returned),
     ):
         row[name] = interval(lambda x, f=function: f(x.mean(-1)), pairs)
     best = most["best"].mean()
@@ -105,22 +105,23 @@ def _original(lines, line) -> Line | None:
     return next((x for x in lines if x["key"] == name), None)
 
 
-def _above(value: float, most: float) -> float:
-    """Of what `most` is above chance, how much `value` is."""
-    return (value - CHANCE) / (most - CHANCE) if most > CHANCE else math.nan
+def above(value: float, most: float, floor: float = CHANCE) -> float:
+    """Of what `most` is above the floor, how much `value` is."""
+    return (value - floor) / (most - floor) if most > floor else math.nan
 
 
-def _returned(means: np.ndarray) -> float:
-    """Of all that methods took above chance, how much came back.
+def returned(means: np.ndarray, floor: float = CHANCE) -> float:
+    """Of all that methods took above the floor, how much came back.
 
     Args:
         means: [2 M + 1], accuracies of M methods after the attack, before it, and the
-            original's after it. What is below chance before counts as chance.
+            original's after it.
+        floor: of who knows nothing. What is below it before counts as at it.
     """
     after, before = np.split(means[:-1], 2)
-    floor = np.maximum(before, CHANCE)
-    lost = float((means[-1] - floor).sum())
-    return float((after - floor).sum()) / lost if lost > 0 else math.nan
+    before = np.maximum(before, floor)
+    lost = float((means[-1] - before).sum())
+    return float((after - before).sum()) / lost if lost > 0 else math.nan
 
 
 def accuracy(hits: np.ndarray) -> list[float]:
@@ -186,7 +187,7 @@ def claim(lines: Sequence[Line], rows: Sequence[Mapping[str, Any]]) -> dict[str,
         found["methods"][of] = [row["who"] for row in own]
         found["forgot"][of] = [row["who"] for row in own if row["forgot"]]
     found["most_returns"] = {
-        of: _verdict(x, MOST) for of, x in found["returned"].items() if of != LATE
+        of: verdict(x, MOST) for of, x in found["returned"].items() if of != LATE
     }
     early = [facts[of] for of in EARLY if of in facts]
     if early and LATE in facts:
@@ -195,25 +196,25 @@ def claim(lines: Sequence[Line], rows: Sequence[Mapping[str, Any]]) -> dict[str,
             return np.mean([_came_back(x) for x in others]) - _came_back(late)
 
         found["less"] = interval(less, facts[LATE], *early)
-        found["much_less"] = _less(found["less"])
+        found["much_less"] = much_less(found["less"])
     return found
 
 
 def _came_back(hits: np.ndarray) -> float:
-    return _returned(hits.mean(-1))
+    return returned(hits.mean(-1))
 
 
 def _is(line, of, who) -> bool:
     return (line["kind"], line["of"], line.get("who")) == ("rtt", of, who)
 
 
-def _less(value: Sequence[float]) -> str:
+def much_less(value: Sequence[float]) -> str:
     """Whether it is LESS or more and surely above 0, or surely not LESS."""
     if value[0] >= LESS and value[1] > 0:
         return "holds"
     return "fails" if value[2] < LESS else "undecided"
 
 
-def _verdict(value: Sequence[float], bar: float) -> str:
+def verdict(value: Sequence[float], bar: float) -> str:
     """Whether the whole interval is above the bar, or below it."""
     return "holds" if value[1] > bar else "fails" if value[2] < bar else "undecided"

@@ -16,6 +16,9 @@ negative control, the model before unlearning on authors that nobody ever saw.
 The paper says that facts from pretraining come back and that facts finetuned in come
 back less. So the twin is finetuned on the facts too, unlearned and attacked.
 
+The page judges the claim by what comes back of what was lost: what a method left needs
+no attack to be known.
+
 One line of JSON a run, in `<output>/<world>.attack.jsonl`: stopped at any time, the
 same command goes on. Writes results/relearn_small.json, .md and .png; --draw only that;
 --minutes stops in time.

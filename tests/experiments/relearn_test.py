@@ -302,7 +302,7 @@ def test_what_was_not_lost_cannot_come_back():
 
 def test_below_chance_is_not_lost():
     means = np.array([0.5, 0.25, 0.0, 0.25, 1.0])  # two methods after, before; original
-    assert_allclose(relearn_score._returned(means), 0.25 / 1.5)
+    assert_allclose(relearn_score.returned(means), 0.25 / 1.5)
 
 
 def test_tables_and_plot(done, tmp_path):
