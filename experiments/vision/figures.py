@@ -69,9 +69,9 @@ def summarise(lines: Sequence[Line]) -> list[dict[str, Any]]:
             ]
             if gaps:
                 row["gap"] = _spread(gaps)
-            row |= {
-                k: good[0][k] for k in ("rule", "gan_epochs") if good and k in good[0]
-            }
+            for kind in ("rule", "gan_epochs"):  # the same on all seeds
+                told = [line[kind] for line in own if kind in line]
+                row |= {kind: told[0]} if told else {}
             found.append(row)
     return found
 
