@@ -18,6 +18,8 @@ def make_folds(
 ) -> list[list[Fact]]:
     """Deals facts into k folds of like size; those that share `by` stay together.
 
+    A list in `by` counts as several values: who shares one of them stays together.
+
     Args:
         facts: rows that have the column `by`.
         k: how many folds, >= 2; the paper's are 5.
@@ -32,9 +34,21 @@ def make_folds(
     """
     _checks.positive_int("make_folds", k=k)
     _checks.not_negative("make_folds", seed=seed)
-    subjects: dict[Hashable, list[Fact]] = {}
-    for fact in facts:
-        subjects.setdefault(_plain(_value("make_folds", fact, by)), []).append(fact)
+    first: dict[Hashable, int] = {}  # value -> the first fact that has it
+    parent = list(range(len(facts)))
+
+    def top(number):  # the first of all facts that stay together with this one
+        while parent[number] != number:
+            number = parent[number]
+        return number
+
+    for number, fact in enumerate(facts):
+        for member in _members(_value("make_folds", fact, by)):
+            own, other = top(number), top(first.setdefault(_plain(member), number))
+            parent[max(own, other)] = min(own, other)
+    subjects: dict[int, list[Fact]] = {}
+    for number, fact in enumerate(facts):
+        subjects.setdefault(top(number), []).append(fact)
     if not 2 <= k <= len(subjects):
         raise ValueError(
             f"make_folds needs 2 <= k <= the number of subjects, got k={k} and "
@@ -57,7 +71,7 @@ def check_folds(
     Args:
         folds: rows of each fold.
         by: columns; a value of any of them may be in one fold alone. Case and blanks
-            do not count.
+            do not count; of a list each member is a value.
     Raises:
         ValueError: naming the shared fact and both folds, if one is shared, if a fold
             is empty or if there are fewer than two.
@@ -75,9 +89,10 @@ def check_folds(
                     "fewer folds."
                 )
             for fact in fold:
-                value = _value("RTT", fact, column)
-                first = seen.setdefault(_plain(value), number)
-                if first != number:
+                for value in _members(_value("RTT", fact, column)):
+                    first = seen.setdefault(_plain(value), number)
+                    if first == number:
+                        continue
                     raise ValueError(
                         f"RTT needs folds that share no fact, but {column} {value!r} "
                         f"is in fold {first} and in fold {number}: what is trained in "
@@ -104,5 +119,12 @@ def _value(owner: str, fact: Fact, column: str) -> Any:
     return fact[column]
 
 
+def _members(value: Any) -> Sequence[Any]:
+    """The values that a column holds: each of a list, or the one."""
+    return value if isinstance(value, list | tuple) else (value,)
+
+
 def _plain(value: Any) -> Hashable:
+    if isinstance(value, list | tuple):
+        return tuple(map(_plain, value))
     return " ".join(value.split()).casefold() if isinstance(value, str) else value

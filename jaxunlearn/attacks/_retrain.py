@@ -80,7 +80,8 @@ def rtt(
         format: what is trained on, see encode_facts.
         asked: how the others are asked, see encode_asked.
         prompt: of the format "answer" and of "choice".
-        by: columns of which no two folds may share a value.
+        by: columns of which no two folds may share a value; `statement` is one of them
+            where the format is "statement".
         rotations: numbers of the folds held out; the paper's are two of five.
         say: called with each rotation's number and Sweep.
         settings: as for retrain.
@@ -90,7 +91,9 @@ def rtt(
         ValueError: naming the fact that two folds share, and as encode_facts,
             encode_asked and retrain.
     """
-    _folds.check_folds(folds, by)
+    columns = (by,) if isinstance(by, str) else tuple(by)
+    trained = ("statement",) if format == "statement" else ()
+    _folds.check_folds(folds, (*columns, *trained))
     everything = [fact for fold in folds for fact in fold]
     length = _formats.encode_facts(tokenizer, everything, format, prompt=prompt)
     how = dict(prompt=prompt, length=length["tokens"].shape[1])

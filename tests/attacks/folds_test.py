@@ -48,6 +48,20 @@ def test_a_shared_fact_is_refused_by_its_name(by):
     attacks.check_folds([[fact("Ada"), fact("Ada")], [fact("Dan")]], by)
 
 
+def test_each_member_of_a_list_is_a_value():
+    told = [["x is w.", "x was w."], "y is z.", ["X  was W.", "v is u."], ["v is u."]]
+    facts = [fact(f"n{i}", statement=each) for i, each in enumerate([*told, "t", []])]
+    folds = attacks.make_folds(facts, 4, by="statement", seed=1)
+    names = sorted(sorted(f["name"] for f in fold) for fold in folds)
+    assert names == [["n0", "n2", "n3"], ["n1"], ["n4"], ["n5"]]
+    attacks.check_folds(folds, ("question", "statement"))
+    with pytest.raises(ValueError, match="statement 'X  was W.' is in fold 0 and in"):
+        attacks.check_folds([facts[:2], facts[2:]], "statement")
+    pairs = [[fact(n, statement=[[x, "c"]])] for n, x in ("ab", "dB")]
+    with pytest.raises(ValueError, match="is in fold 0 and in fold 1"):
+        attacks.check_folds(pairs, "statement")
+
+
 def test_rotations():
     folds = [[fact("a")], [fact("b"), fact("c")], [fact("d")]]
     known, asked = attacks.rotation(folds, 1)

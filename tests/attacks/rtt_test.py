@@ -174,6 +174,9 @@ def test_what_is_refused(world, folds):
     shared = [folds[0], [*folds[1], folds[0][0]]]
     with pytest.raises(ValueError, match=f"town '{folds[0][0]['town']}' is in fold 0"):
         run(shared, **HOW)
+    told = [[f | {"statement": ["It is so.", n]} for f in folds[int(n)]] for n in "01"]
+    with pytest.raises(ValueError, match="statement 'It is so.' is in fold 0"):
+        run(told, **HOW | {"format": "statement"})
     with pytest.raises(ValueError, match="held_out of 0 to 3, got 4"):
         run(folds, **HOW | {"rotations": [4]})
     with pytest.raises(ValueError, match="at least one learning rate"):
