@@ -88,6 +88,7 @@ def run(
                 compute_dtype=config.compute_dtype,
                 remat="none",
             )
+            folders.check_tokenizer(tokenizer, config[which])
             digest = folders.digest(
                 [
                     VERSION,

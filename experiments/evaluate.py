@@ -249,6 +249,7 @@ def run(config: ConfigDict, command: str = "") -> dict[str, Any]:
         remat="none",
         mesh=mesh,
     )
+    folders.check_tokenizer(tokenizer, config.model)
     return evaluate_model(
         model,
         params,

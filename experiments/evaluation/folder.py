@@ -75,6 +75,17 @@ def digest(value: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+def check_tokenizer(tokenizer: Any, place: str | os.PathLike) -> None:
+    """Raises ValueError, naming where a model lies, if no tokenizer came with it."""
+    if tokenizer is None:
+        raise ValueError(
+            f"Asking a model needs its tokenizer, got {place} without one. Save it "
+            "with hf.save(..., tokenizer=tokenizer) or hf.save_gguf, or copy the "
+            "tokenizer's files (tokenizer.json, tokenizer_config.json) into the "
+            "folder. Beside a .gguf file they are not read."
+        )
+
+
 def tokenizer_digest(tokenizer: Any) -> str:
     """Of a fast tokenizer's rules and its end token."""
     rules = json.loads(tokenizer.backend_tokenizer.to_str())

@@ -122,7 +122,7 @@ def test_numbers_are_means_of_what_the_files_hold(done):
     )
 
 
-def count_runs(monkeypatch, stop=None):
+def count_runs(monkeypatch, stop=None, error=KeyboardInterrupt):
     """Counts units that run; the one called `stop` is cut off."""
     ran = []
 
@@ -131,7 +131,7 @@ def count_runs(monkeypatch, stop=None):
             def run(scene):
                 ran.append(unit.name)
                 if unit.name == stop:
-                    raise KeyboardInterrupt
+                    raise error
                 return unit.run(scene)
 
             return unit._replace(run=run)
@@ -194,6 +194,14 @@ def test_known_facts_are_those_the_original_gets_right(done, place, tmp_path):
     numbers, _ = attack.run(c)
     first = numbers["rows"][0]
     assert first["asked"] == right["forget"] and first["forget"]["choice"] == 1.0
+
+
+def test_a_model_without_a_tokenizer_is_refused_by_its_path(place, tmp_path):
+    model, params, _ = hf.load(place / "model")
+    hf.save(params, model, tmp_path / "bare")
+    c = config(place, tmp_path / "card", model=str(tmp_path / "bare"), only="prefix")
+    with pytest.raises(ValueError, match="got .*bare without one. .*tokenizer="):
+        attack.run(c)
 
 
 def test_without_an_original_there_is_no_rate(place, tmp_path):

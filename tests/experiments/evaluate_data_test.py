@@ -8,6 +8,7 @@ import warnings
 
 import pytest
 
+from experiments import evaluate
 from experiments.configs import evaluate as config_file
 from experiments.evaluation import folder as folders
 from experiments.evaluation import tasks
@@ -136,6 +137,22 @@ def test_the_command_evaluates_and_refuses(made, tmp_path):
         ran = command(*flags, f"{path}{tmp_path / name}")
         assert ran.returncode == 2 and message in ran.stderr, ran.stderr
         assert ran.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("name", ["bare", "bare.gguf"])
+def test_a_model_without_a_tokenizer_is_refused_by_its_path(made, tmp_path, name):
+    model, params, _ = made
+    if name == "bare":
+        hf.save(params, model, tmp_path / name)
+    else:
+        pytest.importorskip("gguf")
+        hf.save_gguf(params, model, tmp_path / name, scheme="f32")
+    (tmp_path / "forget.jsonl").write_text(lines(*rows("f")))
+    c = evaluate.defaults()
+    c.update(model=str(tmp_path / name), output=str(tmp_path / "eval"))
+    c.tasks = dict(forget=dict(source="file", path=str(tmp_path / "forget.jsonl")))
+    with pytest.raises(ValueError, match=f"got .*{name} without one. .*tokenizer="):
+        evaluate.run(c)
 
 
 def test_the_configs_tasks_read_tofu_and_what_is_wrong_is_said(tmp_path):
