@@ -6,7 +6,7 @@
 
 PATH is what hf.load takes: a Hugging Face folder, a .gguf file, a name on the hub, or
 "smollm2". The original, the model before unlearning, may be left out; recovery rates
-are then left out too. CARD gets
+are then left out too, and facts are asked that it may not have known. CARD gets
 
     attacks/NAME.json   what each attack found, fact by fact, as soon as it is done
     card.md, card.json  the robustness card, printed too
@@ -38,7 +38,7 @@ from jaxunlearn.io import hf
 VERSION = 1  # of the results; one more whenever the code would give others
 LIBRARIES = ("jaxunlearn", "jax", "jaxlib", "numpy", "optax", "transformers")
 REFUSED = (ValueError, TypeError, ImportError, OSError, _checks.Missing)
-KNOWN = ("", "completion", "choice")
+KNOWN = ("", "auto", "completion", "choice")
 
 
 def defaults() -> ConfigDict:
@@ -51,7 +51,8 @@ def defaults() -> ConfigDict:
             "seed": 0,
             "folder": "",  # above the benchmarks; JAXUNLEARN_DATA if empty
             "facts": {},  # as attacking.facts.read takes them
-            # With an original: only facts that it knows, by completion or choice.
+            # Only facts that the original knows, by completion or choice; "auto": by
+            # completion if there is an original, else all facts.
             "known": "",
             "ask": dict(asking.How()._asdict()),
             "attacks": {name: dict(own) for name, own in units.DEFAULTS.items()},
@@ -75,6 +76,7 @@ def run(
     asked = facts.read(config.facts.to_dict(), config.folder)
     how = asking.How(**config.ask.to_dict())
     output = Path(config.output).expanduser()
+    known = _way(config)
     start = time.perf_counter()
     loaded: dict[str, tuple[str, units.Scene]] = {}
 
@@ -127,14 +129,20 @@ def run(
             try:
                 result = unit.run(own)
             except REFUSED as error:
+                if unit.name == "original" and known:
+                    raise ValueError(
+                        "The attack could not ask the original, which known facts "
+                        f"(known={known!r}) are told by. Set --config.known='' to "
+                        f"attack all, or mend this: {error}"
+                    ) from error
                 refused[unit.name] = str(error)
                 continue
             about = {"unit": unit.name, "key": key, "settings": dict(unit.settings)}
             about["seconds"] = time.perf_counter() - began
             folders.write(file, about | {"result": result})
             result = _kept(file, key)
-        if unit.name == "original" and config.known:
-            asked, result = _known(asked, result, config.known)
+        if unit.name == "original" and known:
+            asked, result = _known(asked, result, known)
         found[unit.name] = result
     if "unlearned" not in found:
         raise ValueError(f"The attack could not ask the model: {refused['unlearned']}")
@@ -143,6 +151,7 @@ def run(
         "model": config.model,
         "original": config.original or None,
         "command": command or "python -m experiments.attack",
+        "known": known or None,
         "facts": {name: len(rows) for name, rows in asked._asdict().items()},
         "chance": 1 / len(asked.forget[0]["choices"]),
         "seed": config.seed,
@@ -166,7 +175,7 @@ def _plan(config: ConfigDict) -> list[units.Unit]:
         if not config[key]:
             raise ValueError(f"The attack needs --config.{key}=PATH, got none.")
     _checks.one_of("The attack's config", KNOWN, known=config.known)
-    if config.known and not config.original:
+    if _way(config) and not config.original:
         raise ValueError(
             "The attack's config needs an original to tell known facts by, got "
             f"known={config.known!r} without one. Set --config.original=PATH."
@@ -178,6 +187,13 @@ def _plan(config: ConfigDict) -> list[units.Unit]:
             _checks.one_of("The attack's config", list(chosen), only=name)
         chosen = {name: chosen[name] for name in names}
     return units.plan(chosen, original=bool(config.original))
+
+
+def _way(config: ConfigDict) -> str:
+    """How the original tells known facts; "" if all facts are attacked."""
+    if config.known == "auto":
+        return "completion" if config.original else ""
+    return config.known
 
 
 def _known(asked, original, way: str) -> tuple[facts.Facts, dict[str, Any]]:

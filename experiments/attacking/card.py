@@ -92,7 +92,7 @@ def markdown(card: Mapping[str, Any], about: Mapping[str, Any]) -> str:
         f"# Robustness card of {about['model']}",
         "",
         f"Written by `{about['command']}`: {about['facts']['forget']} facts to forget, "
-        f"{about['facts']['retain']} to keep, seed {about['seed']}, "
+        f"{about['facts']['retain']} to keep{_chosen(about)}, seed {about['seed']}, "
         f"{about['seconds']:.0f} s in all. *Completion*: greedy decoding says the "
         f"answer; *choice*: the right one of several is the likeliest (chance "
         f"{about['chance']:.2f}); *probability* of an answer's token, geometric mean. "
@@ -127,6 +127,10 @@ def markdown(card: Mapping[str, Any], about: Mapping[str, Any]) -> str:
         out += ["", "Not run:", ""]
         out += [f"- {name}: {reason}" for name, reason in card["refused"].items()]
     return "\n".join(out) + "\n"
+
+
+def _chosen(about) -> str:
+    return f" (known to the original by {about['known']})" if about["known"] else ""
 
 
 def _answers(card) -> list[str]:

@@ -35,7 +35,7 @@ def get_config(which: str = "capitals"):
         "file": {"forget": dict(file), "retain": dict(file)},
     }[which]
     if which == "capitals":
-        c.known = "completion"
+        c.known = "auto"
     if which == "tofu":
         c.ask.prompt = "Question: {question}\nAnswer:"
         c.ask.new_tokens = 64

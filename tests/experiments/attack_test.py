@@ -196,6 +196,28 @@ def test_known_facts_are_those_the_original_gets_right(done, place, tmp_path):
     assert first["asked"] == right["forget"] and first["forget"]["choice"] == 1.0
 
 
+def test_known_facts_need_the_originals_answers(place, tmp_path, monkeypatch):
+    original, cannot = str(place / "original"), ValueError("No answers.")
+    c = config(place, tmp_path, original=original, only="prefix", known="choice")
+    ran = count_runs(monkeypatch, stop="original", error=cannot)
+    with pytest.raises(
+        ValueError, match="the original, .* \\(known='choice'\\).* No ans"
+    ):
+        attack.run(c)
+    assert ran == ["original"]
+    c.known = ""
+    numbers, _ = attack.run(c)
+    assert numbers["refused"] == {"original": "No answers."}
+
+
+def test_capitals_are_asked_without_an_original_too():
+    c = config_file.get_config()
+    c.model, c.output = "MODEL", "FOLDER"  # the command of the docs
+    assert attack._plan(c)[0].name == "unlearned" and attack._way(c) == ""
+    c.original = "ORIGINAL"
+    assert attack._plan(c)[0].name == "original" and attack._way(c) == "completion"
+
+
 def test_a_model_without_a_tokenizer_is_refused_by_its_path(place, tmp_path):
     model, params, _ = hf.load(place / "model")
     hf.save(params, model, tmp_path / "bare")
