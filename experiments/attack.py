@@ -111,6 +111,7 @@ def run(
     )
     for unit in bar:
         bar.set_postfix_str(unit.name)
+        own = None  # lets the last model go before another is loaded
         digest, own = scene(unit.of, asked)
         key = folders.digest(
             [

@@ -2,6 +2,7 @@
 """Every attack on a tiny folder: the card, going on after a cut, what is refused."""
 
 import json
+import weakref
 
 import jax
 import numpy as np
@@ -216,6 +217,21 @@ def test_capitals_are_asked_without_an_original_too():
     assert attack._plan(c)[0].name == "unlearned" and attack._way(c) == ""
     c.original = "ORIGINAL"
     assert attack._plan(c)[0].name == "original" and attack._way(c) == "completion"
+
+
+def test_one_model_is_in_memory_at_a_time(place, tmp_path, monkeypatch):
+    loaded = []
+
+    def load(*args, load=hf.load, **more):
+        assert all(leaf() is None for leaves in loaded for leaf in leaves)
+        found = load(*args, **more)
+        loaded.append([weakref.ref(leaf) for leaf in jax.tree.leaves(found[1])])
+        return found
+
+    monkeypatch.setattr(hf, "load", load)
+    c = config(place, tmp_path, original=str(place / "original"), only="prefix")
+    attack.run(c)
+    assert len(loaded) == 2 and loaded[0]
 
 
 def test_a_model_without_a_tokenizer_is_refused_by_its_path(place, tmp_path):
