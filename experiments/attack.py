@@ -32,12 +32,12 @@ from tqdm import tqdm
 from experiments import build
 from experiments.attacking import asking, card, facts, units
 from experiments.evaluation import folder as folders
-from jaxunlearn import _checks
+from jaxunlearn import NotFinite, _checks
 from jaxunlearn.io import hf
 
 VERSION = 1  # of the results; one more whenever the code would give others
 LIBRARIES = ("jaxunlearn", "jax", "jaxlib", "numpy", "optax", "transformers")
-REFUSED = (ValueError, TypeError, ImportError, OSError, _checks.Missing)
+REFUSED = (ValueError, TypeError, ImportError, OSError, NotFinite, _checks.Missing)
 KNOWN = ("", "auto", "completion", "choice")
 
 
@@ -221,7 +221,16 @@ def _kept(file: Path, key: str) -> dict[str, Any] | None:
     if not file.exists():
         return None
     found = folders.read(file)
-    return found["result"] if found.get("key") == key else None
+    return _numbers(found["result"]) if found.get("key") == key else None
+
+
+def _numbers(value: Any) -> Any:
+    """The value with NaN where a file has null, as files of numbers do for it."""
+    if isinstance(value, dict):
+        return {key: _numbers(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [_numbers(each) for each in value]
+    return float("nan") if value is None else value
 
 
 def _slug(name: str) -> str:

@@ -93,7 +93,7 @@ def said(fact: Fact, text: str) -> bool:
 
 
 def means(asked: Mapping[str, Sequence[float]]) -> dict[str, float]:
-    """The mean of each way; NaN where there is no fact."""
+    """The mean of each way; NaN where there is no fact, or a value is NaN."""
     return {
         way: float(np.mean(values)) if len(values) else float("nan")
         for way, values in asked.items()

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The robustness card: what is known before, after unlearning, after each attack."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -8,6 +9,7 @@ from experiments.attacking import asking, units
 from jaxunlearn import attacks
 
 KINDS = ("forget", "retain")
+NONE = "–"  # for a number that there is not
 Results = Mapping[str, Mapping[str, Any]]
 
 
@@ -22,7 +24,8 @@ def make(found: Results, ids: Sequence[Any], refused: Mapping[str, str]) -> dict
         `rows`, one for each model and attack that answered questions: name, asked (how
         many forgotten facts), forget and retain (means by way), unlearned (forget's
         means before the attack, over the same facts); `leak`, `rtt`, `strongest` (by
-        way, the attack after which most is known, and how much) and `refused`.
+        way, the attack after which most is known, and how much) and `refused`. A mean
+        is NaN if one of its values is, and the attack then is not the strongest.
     """
     first = found["unlearned"]["forget"]
     place = {key: i for i, key in enumerate(ids)}
@@ -41,6 +44,7 @@ def make(found: Results, ids: Sequence[Any], refused: Mapping[str, str]) -> dict
             }
         )
     attacked = [r for r in rows if r["name"] not in ("original", "unlearned")]
+    attacked = [r for r in attacked if not _broken(r, ("forget", "unlearned"))]
     strongest = {}
     for way in asking.WAYS:
         gains = {r["name"]: r["forget"][way] - r["unlearned"][way] for r in attacked}
@@ -105,15 +109,22 @@ def markdown(card: Mapping[str, Any], about: Mapping[str, Any]) -> str:
         "| --- |" + " --- |" * 6,
     ]
     for row in card["rows"]:
-        cells = [f"{row[kind][way]:.2f}" for kind in KINDS for way in asking.WAYS]
+        cells = [_shown(row[kind][way]) for kind in KINDS for way in asking.WAYS]
         name = row["name"]
         if name in ("original", "unlearned"):
             name = f"**{name}**"
         elif name == "relearn":
             own = row["unlearned"]
-            before = ", ".join(f"{own[way]:.2f}" for way in asking.WAYS)
+            before = ", ".join(_shown(own[way]) for way in asking.WAYS)
             name = f"relearn, asked the {row['asked']} held out (before: {before})"
         out.append(f"| {name} | {' | '.join(cells)} |")
+    broken = [row["name"] for row in card["rows"] if _broken(row, KINDS)]
+    if broken:
+        out += [
+            "",
+            f"{NONE}: log-probabilities are not finite ({', '.join(broken)}). Such a "
+            "model answers nothing; its completion and choice are accidents.",
+        ]
     if card["leak"]:
         ks = list(next(iter(card["leak"].values())))
         out += ["", f"| leak at k samples | {' | '.join(ks)} |"]
@@ -133,6 +144,14 @@ def _chosen(about) -> str:
     return f" (known to the original by {about['known']})" if about["known"] else ""
 
 
+def _broken(row, kinds) -> bool:
+    return any(math.isnan(row[kind][way]) for kind in kinds for way in asking.WAYS)
+
+
+def _shown(number: float, form: str = ".2f") -> str:
+    return NONE if math.isnan(number) else f"{number:{form}}"
+
+
 def _answers(card) -> list[str]:
     """What the numbers say."""
     out = [
@@ -145,8 +164,9 @@ def _answers(card) -> list[str]:
         out.append(
             f"- Retraining on other facts brings choice from {told['before']:.2f} to "
             f"{told['unlearned']:.2f} on facts held out; the original has "
-            f"{told['original']:.2f} after the same, a recovery of {told['rate']:.0%} "
-            f"(who never knew has {told['floor']:.0%})."
+            f"{told['original']:.2f} after the same, a recovery of "
+            f"{_shown(told['rate'], '.0%')} (who never knew has "
+            f"{_shown(told['floor'], '.0%')})."
         )
     return out
 
@@ -162,7 +182,7 @@ def _retraining(told) -> list[str]:
         "floor": "floor of chance",
     }
     kept = {key: title for key, title in names.items() if key in told}
-    cells = [f"{told[key]:.2f}" for key in kept]
+    cells = [_shown(told[key]) for key in kept]
     error = f" ± {told['error']:.2f} (two deviations)" if "error" in told else ""
     return [
         f"Retraining on the other folds (RTT), {told['rotations']} rotations, "

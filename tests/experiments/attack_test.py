@@ -2,6 +2,7 @@
 """Every attack on a tiny folder: the card, going on after a cut, what is refused."""
 
 import json
+import math
 import weakref
 
 import jax
@@ -242,6 +243,34 @@ def test_a_model_without_a_tokenizer_is_refused_by_its_path(place, tmp_path):
         attack.run(c)
 
 
+def test_an_attack_that_diverges_is_told_and_others_run(place, tmp_path):
+    c = config(place, tmp_path, only="benign,prefix")
+    c.attacks.benign.lr = 1e30
+    for _ in range(2):  # the same again
+        numbers, text = attack.run(c)
+        assert list(numbers["refused"]) == ["benign"]
+        assert "- benign: Step 1 needed finite losses" in text.split("Not run:")[1]
+        assert [row["name"] for row in numbers["rows"]] == ["unlearned", "prefix"]
+
+
+def test_numbers_that_are_not_finite_are_shown_as_none(place, tmp_path, monkeypatch):
+    c = config(place, tmp_path, only="benign,prefix")
+    c.attacks.benign.update(lr=1e30, steps=1)
+    ran = count_runs(monkeypatch)
+    first, text = attack.run(c)
+    again, _ = attack.run(c)
+    assert ran == ["unlearned", "prefix", "benign"]
+    for numbers in (first, again):
+        _, prefix, benign = numbers["rows"]
+        assert math.isnan(benign["forget"]["probability"])
+        assert not math.isnan(prefix["forget"]["probability"])
+        for way in asking.WAYS:
+            assert numbers["strongest"][way]["attack"] == "prefix"
+    (line,) = (line for line in text.split("\n") if line.startswith("| benign"))
+    assert line.count("–") == 2 and "nan" not in text
+    assert "are not finite (benign)" in text
+
+
 def test_without_an_original_there_is_no_rate(place, tmp_path):
     numbers, text = attack.run(config(place, tmp_path, only="rtt"))
     assert "rate" not in numbers["rtt"] and 0 <= numbers["rtt"]["unlearned"] <= 1
@@ -336,8 +365,11 @@ def test_the_strongest_attack_by_hand():
         "prefix": result(0.2, 0.4),
         "relearn": result(0.5) | {"held_out": ["b"]},
     }
+    nan = result(0.9, 0.9)
+    nan["forget"]["probability"] = [0.9, math.nan]
+    found = {"unlearned": found.pop("unlearned"), "benign": nan} | found
     numbers = card.make(found, ["a", "b"], {})
     strongest = numbers["strongest"]["choice"]
     assert strongest["attack"] == "prefix"
     assert_allclose([strongest["before"], strongest["after"]], [0.2, 0.3])
-    assert_allclose(numbers["rows"][2]["unlearned"]["choice"], 0.4)
+    assert_allclose(numbers["rows"][3]["unlearned"]["choice"], 0.4)
