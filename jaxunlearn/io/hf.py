@@ -183,7 +183,8 @@ def save_gguf(
 ) -> None:
     """Writes a GGUF file that llama.cpp and `load` open: Llama, Mistral, Qwen2 and 3.
 
-    Kernels are rounded to the scheme, with the values of `edits.quantize` of that name.
+    Kernels are rounded to the scheme, with the values of `edits.quantize` of that name:
+    those of a model that another edit rounded, such as `edits.gptq`, are rounded anew.
     Embedding and unembedding are float16, norms and biases float32; with "f32" all is.
     The file is written beside `path` first and read again, so that a save which fails
     leaves an earlier file as it was.
