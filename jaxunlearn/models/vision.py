@@ -87,8 +87,9 @@ def make(config: VisionConfig, *, trains: Sequence[str] = PARTS) -> Model:
         its only tap, "statistics", is what batch normalisation saw. `unembed` gives
         logits of the classes.
     Raises:
-        ValueError: for a family, norm, stem or part there is not, or a shape too small.
-            `apply` raises for images of another shape, TypeError for another dtype.
+        ValueError: for a family, norm, stem or part there is not, or a shape that is
+            too small or does not divide. `apply` raises for images of another shape,
+            TypeError for another dtype.
     """
     owner = "vision.make"
     _checks.one_of(owner, FAMILIES, family=config.family)
@@ -102,6 +103,11 @@ def make(config: VisionConfig, *, trains: Sequence[str] = PARTS) -> Model:
         raise ValueError(
             f"{owner} needs images of at least {least} x {least} pixels for "
             f"{config.family!r}, got shape={config.shape}. Pad them, or take 'mlp'."
+        )
+    if config.family == "translator" and any(x % 8 for x in config.shape[:2]):
+        raise ValueError(
+            f"{owner} needs sides that divide by 8 for 'translator', got "
+            f"shape={config.shape}. Pad the images."
         )
     net = _Net(config)
 
@@ -279,7 +285,7 @@ class _Part(nn.Module):
 
 def _conv(config, x, train, width, size=3, stride=1, relu=True):
     norm = config.norm or _NORM.get(config.family, "none")
-    padding = [(size // 2, size // 2)] * 2
+    padding = [((size - 1) // 2,) * 2] * 2
     plain = norm == "none"
     x = nn.Conv(width, (size, size), stride, padding=padding, use_bias=plain)(x)
     # Momentum 0: what was seen is exactly the batch's; with_statistics averages it.

@@ -68,6 +68,21 @@ def test_every_family_gives_logits_of_its_classes_and_learns(family):
     assert all(map(bool, jax.tree.leaves(moved["final"]["head"])))
 
 
+@pytest.mark.parametrize("shape", [(8, 16, 1), (32, 32, 3)])
+def test_the_translator_encodes_to_an_eighth_and_decodes_to_an_image(shape):
+    model, params = tiny_net("translator", shape=shape)
+    image = jnp.zeros((2, *shape), jnp.float32)
+
+    def ends(net, image):
+        code = net.begin(image, False)
+        return code, net.middle(code, False)
+
+    net, variables = vision._Net(model.config), vision._variables(params)
+    code, back = net.apply(variables, image, method=ends)
+    assert code.shape[:3] == (2, shape[0] // 8, shape[1] // 8)
+    assert back.shape == image.shape
+
+
 def params_of(params):
     return trees.split(params, vision.TRAINABLE)[0]
 
@@ -244,6 +259,8 @@ def test_wrong_settings_are_refused():
         vision.make(vision.VisionConfig("vgg"))
     with pytest.raises(ValueError, match="at least 32 x 32 pixels for 'vgg16'"):
         vision.make(vision.VisionConfig("vgg16", shape=(28, 28, 1)))
+    with pytest.raises(ValueError, match="sides that divide by 8 for 'translator'"):
+        vision.make(vision.VisionConfig("translator", shape=(32, 30, 1)))
     with pytest.raises(ValueError, match="trains to be one of"):
         vision.make(vision.VisionConfig(), trains=("head",))
     model, params = tiny_net()
