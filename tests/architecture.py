@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 # From the floor up. A room may import the rows below it and, except on the maths row,
 # its neighbours. Rooms that do not exist yet already have their place.
-LEAVES = ("typing", "trees", "_checks", "_hosts", "sharding")
+LEAVES = ("typing", "trees", "_checks", "_pixels", "_hosts", "sharding")
 MATHS = ("losses", "combine", "edits", "metrics")
 GLUE = ("step", "terms", "stats", "wrap", "generate", "bilevel")
 PROCEDURES = ("attacks", "synth", "evaluate", "fit", "plan")
@@ -26,8 +26,8 @@ ROWS = (LEAVES, MATHS, GLUE, PROCEDURES, ("recipes",))
 # Side rooms hold files and libraries, and know of the others only this much. io also
 # builds the decoder that a checkpoint describes, and loads it into shards.
 SIDE = {
-    "models": ("typing", "trees", "_checks", "sharding"),
-    "data": ("typing", "trees", "_checks"),
+    "models": ("typing", "trees", "_checks", "_pixels", "sharding"),
+    "data": ("typing", "trees", "_checks", "_pixels"),
     "io": ("typing", "trees", "_checks", "sharding", "models"),
 }
 # The one door into a side room: tables of arrays, no files.

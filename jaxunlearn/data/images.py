@@ -21,7 +21,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jaxunlearn import _checks
+from jaxunlearn import _checks, _pixels
 from jaxunlearn.data import official
 from jaxunlearn.data import table as tables
 
@@ -58,17 +58,7 @@ def table(images: np.ndarray, labels: np.ndarray, *, classes: int) -> tables.Tab
         )
     if np.issubdtype(images.dtype, np.floating):
         images = images.astype(np.float32)
-        low, high = float(images.min()), float(images.max())
-        if not (low >= 0 and high <= 1):  # of NaN too
-            raise ValueError(
-                f"images.table needs floats in [0, 1], got {low:g} to {high:g}. Divide "
-                "by 255, or give the pixels as uint8."
-            )
-    elif images.dtype != np.uint8:
-        raise TypeError(
-            "images.table needs uint8 pixels or floats in [0, 1], got "
-            f"{images.dtype}. Convert them."
-        )
+    _pixels.check("images.table", {"image": images})
     if not np.issubdtype(labels.dtype, np.integer):
         raise TypeError(f"images.table needs whole labels, got {labels.dtype}.")
     if labels.min() < 0 or labels.max() >= classes:
@@ -88,9 +78,7 @@ def labels_of(images: tables.Table) -> np.ndarray:
 def as_float(images: tables.Table) -> tables.Table:
     """The table with its images as float32 in [0, 1]."""
     pixels = np.asarray(images["image"])
-    if pixels.dtype == np.uint8:
-        pixels = pixels.astype(np.float32) / np.float32(255)
-    return {**images, "image": pixels}
+    return {**images, "image": _pixels.as_float("images.as_float", pixels)}
 
 
 def relabelled(images: tables.Table, labels: np.ndarray) -> tables.Table:

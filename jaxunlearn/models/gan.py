@@ -18,7 +18,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxunlearn import _checks
+from jaxunlearn import _checks, _pixels
 from jaxunlearn.typing import Array, Params, PRNGKey
 
 
@@ -89,9 +89,8 @@ def make(config: GanConfig) -> Gan:
         return generator.apply({"params": params}, latents)
 
     def judge(params, images):
-        if images.dtype == jnp.uint8:
-            images = images.astype(jnp.float32) / 255
-        return discriminator.apply({"params": params}, images)
+        pixels = _pixels.as_float("A discriminator", images)
+        return discriminator.apply({"params": params}, pixels)
 
     return Gan(init, draw, judge, config)
 

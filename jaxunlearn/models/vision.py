@@ -32,7 +32,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxunlearn import _checks
+from jaxunlearn import _checks, _pixels
 from jaxunlearn.typing import Array, Batch, Model, Outputs, Params, PRNGKey
 
 PARTS = ("begin", "middle", "final")
@@ -131,7 +131,7 @@ def make(config: VisionConfig, *, trains: Sequence[str] = PARTS) -> Model:
                 "An image model has no sites but the tap 'statistics', so it takes no "
                 "other taps, no edits and no until."
             )
-        image = _pixels(config, batch)
+        image = _normalised(config, batch)
         out, new = net.apply(
             _variables(params),
             image,
@@ -218,7 +218,7 @@ def _variables(params: Params) -> dict:
     return found
 
 
-def _pixels(config: VisionConfig, batch: Batch) -> Array:
+def _normalised(config: VisionConfig, batch: Batch) -> Array:
     """The batch's images, normalised, float32; its shape and dtype are looked at."""
     _checks.has_keys(
         "An image model", "columns", ("image",), batch, "data.images.table makes them."
@@ -229,15 +229,8 @@ def _pixels(config: VisionConfig, batch: Batch) -> Array:
             f"An image model needs images [B, {', '.join(map(str, config.shape))}], "
             f"got shape {image.shape}. Set VisionConfig.shape, or resize the images."
         )
-    if image.dtype == jnp.uint8:
-        image = image.astype(jnp.float32) / 255
-    elif not jnp.issubdtype(image.dtype, jnp.floating):
-        raise TypeError(
-            "An image model needs uint8 pixels in [0, 255] or floats in [0, 1], got "
-            f"{image.dtype}."
-        )
     mean, std = (jnp.asarray(x, jnp.float32) for x in (config.mean, config.std))
-    return (image.astype(jnp.float32) - mean) / std
+    return (_pixels.as_float("An image model", image) - mean) / std
 
 
 class _Net(nn.Module):

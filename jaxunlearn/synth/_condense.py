@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxunlearn import _checks
+from jaxunlearn import _checks, _pixels
 from jaxunlearn.data import table as tables
 from jaxunlearn.typing import Array, Model, Params
 
@@ -148,8 +148,7 @@ def _groups(sizes: list[int], most: int) -> tuple[list[np.ndarray], int, int]:
 def _blend(params, image, of, start, mean, model, steps, lr):
     """Blends [b, H, W, C] of images [n, H, W, C] that belong `of` a bucket each (b: of
     none), and their losses [b]."""
-    if image.dtype == jnp.uint8:
-        image = image.astype(jnp.float32) / 255
+    image = _pixels.as_float("synth.condense", image)
     count = len(mean)
 
     def blended(weights):

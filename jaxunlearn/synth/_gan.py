@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxunlearn import _checks, combine
+from jaxunlearn import _checks, _pixels, combine
 from jaxunlearn.data import table as tables
 from jaxunlearn.fit import Hook, NotFinite, fit
 from jaxunlearn.step import init_state, make_step
@@ -62,9 +62,7 @@ class GanTerm:
     def __call__(self, params, streams: Streams, ref, rng: PRNGKey):
         pair = params[self.stream]
         hold = jax.lax.stop_gradient
-        image = streams[self.stream]["image"]
-        if image.dtype == jnp.uint8:
-            image = image.astype(jnp.float32) / 255
+        image = _pixels.as_float("A GAN", streams[self.stream]["image"])
         latents = jax.random.normal(rng, (len(image), self.gan.config.latent))
         count = jnp.int32(len(image))
         relative = self.loss == "relativistic"

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxunlearn import _checks, combine, losses
+from jaxunlearn import _checks, _pixels, combine, losses
 from jaxunlearn.data import table as tables
 from jaxunlearn.fit import fit
 from jaxunlearn.step import init_state, make_step
@@ -95,9 +95,7 @@ class _Inversion:
         batch = streams["data"]
         made = self.draw(params, batch["place"])
         entropy = _cross_entropy(self.model, ref, {**batch, "image": made})
-        image = batch["image"]
-        if image.dtype == jnp.uint8:
-            image = image.astype(jnp.float32) / 255
+        image = _pixels.as_float("synth.invert", batch["image"])
         error = jnp.mean((made - image) ** 2, axis=(1, 2, 3))
         count = jnp.int32(len(made))
         parts = {"ce": Total(entropy.sum(), count), "mse": Total(error.sum(), count)}

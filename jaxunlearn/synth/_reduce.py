@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from jaxunlearn import _pixels
 from jaxunlearn.data import table as tables
 from jaxunlearn.synth._condense import Condensed
 
@@ -52,33 +53,33 @@ def reduce_retain(
             another number of buckets than of images.
     References: Khan 2024, https://arxiv.org/abs/2402.00195
     """
+    owner = "reduce_retain"
     buckets, count = np.asarray(buckets), tables.rows(table)
     if buckets.shape != (count,):
         raise ValueError(
-            f"reduce_retain needs a bucket for each of {count} images, got "
+            f"{owner} needs a bucket for each of {count} images, got "
             f"{buckets.shape}. Take the buckets of this table."
         )
     forget = np.unique(np.asarray(list(forget_rows), np.int64))
     if not forget.size or forget[0] < 0 or forget[-1] >= len(buckets):
         raise ValueError(
-            f"reduce_retain needs forget_rows from 0 to {len(buckets) - 1}, at least "
+            f"{owner} needs forget_rows from 0 to {len(buckets) - 1}, at least "
             f"one, got {forget[:8].tolist()}."
         )
     lacking = np.setdiff1d(buckets, condensed.buckets)
     if lacking.size:
         raise ValueError(
-            f"reduce_retain needs a condensed image of every bucket, got none of "
+            f"{owner} needs a condensed image of every bucket, got none of "
             f"{lacking[:8].tolist()}. Condense the same buckets."
         )
     unsafe = np.unique(buckets[forget])
     safe = ~np.isin(condensed.buckets, unsafe)
     rows = np.setdiff1d(np.flatnonzero(np.isin(buckets, unsafe)), forget)
     kept = tables.take(table, rows)
-    if kept["image"].dtype == np.uint8:
-        kept["image"] = kept["image"].astype(np.float32) / np.float32(255)
+    kept["image"] = _pixels.as_float(owner, kept["image"])
     small = tables.take(condensed.table, np.flatnonzero(safe))
     joined = {name: np.concatenate([small[name], kept[name]]) for name in small}
     retained = len(buckets) - len(forget)
     if not len(joined["tokens"]):
-        raise ValueError("reduce_retain needs something to retain, got nothing.")
+        raise ValueError(f"{owner} needs something to retain, got nothing.")
     return Reduced(joined, rows, len(joined["tokens"]) / retained)

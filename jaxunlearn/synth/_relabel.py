@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxunlearn import _checks
+from jaxunlearn import _checks, _pixels
 from jaxunlearn.data import table as tables
 from jaxunlearn.typing import Array, Model, Params, PRNGKey
 
@@ -143,9 +143,8 @@ def reorganise(
     for source, (table, key) in enumerate(zip(rows, keys, strict=True)):
         if table is None:
             continue
-        image, tokens = np.asarray(table["image"]), np.array(table["tokens"])
-        if image.dtype == np.uint8:
-            image = image.astype(np.float32) / np.float32(255)
+        image = _pixels.as_float("reorganise", np.asarray(table["image"]))
+        tokens = np.array(table["tokens"])
         if source >= 2:
             held = (logits or {}).get(SOURCES[source])
             tokens[:, 1] = change(tokens[:, 1], rng=key, logits=held)
