@@ -84,8 +84,8 @@ def make(config: VisionConfig, *, trains: Sequence[str] = PARTS) -> Model:
             whose leaves train, so that a frozen part stays the function it was.
     Returns:
         A Model. `apply` gives features as hidden [B, 2, D], those of the image first;
-        its only tap, "statistics", is what batch normalisation saw. `unembed` gives
-        logits of the classes.
+        its only tap, "statistics", is what batch normalisation saw in the parts that
+        used the batch. `unembed` gives logits of the classes.
     Raises:
         ValueError: for a family, norm, stem or part there is not, or a shape that is
             too small or does not divide. `apply` raises for images of another shape,
@@ -132,15 +132,18 @@ def make(config: VisionConfig, *, trains: Sequence[str] = PARTS) -> Model:
                 "other taps, no edits and no until."
             )
         image = _normalised(config, batch)
+        used = () if rng is None else tuple(trains)  # the parts that use the batch's
         out, new = net.apply(
             _variables(params),
             image,
-            () if rng is None else tuple(trains),
+            used,
             mutable=[_STATS],
             rngs=None if rng is None else {"dropout": rng},
             method="features",
         )
-        tapped = {"statistics": new.get(_STATS, {})} if taps else {}
+        seen = new.get(_STATS, {})
+        moved = {part: seen[part] for part in used if part in seen}
+        tapped = {"statistics": moved} if taps else {}
         return Outputs(jnp.stack([out, jnp.zeros_like(out)], axis=1), tapped)
 
     def unembed(params: Params, hidden: Array) -> Array:
@@ -163,7 +166,8 @@ def with_statistics(
 
     Means over the batches of the mean and the square of each channel, with all parts
     that the model `trains` normalising by the batch, as training saw them: what the
-    running averages of other libraries estimate. Leaves of other parts stay.
+    running averages of other libraries estimate. Leaves of other parts stay, bit for
+    bit.
 
     Args:
         model: of `make`.
@@ -189,10 +193,11 @@ def with_statistics(
 
     def divided(sums):
         mean = sums["mean"] / count
-        return {"mean": mean, "var": sums["square"] / count - jnp.square(mean)}
+        var = sums["square"] / count - jnp.square(mean)
+        return {"mean": mean, "var": jnp.maximum(var, 0)}  # rounding can go below
 
     stats = jax.tree.map(divided, total, is_leaf=lambda x: "square" in x)
-    return {**params, _STATS: stats}
+    return {**params, _STATS: {**params[_STATS], **stats}}
 
 
 @partial(jax.jit, static_argnums=3)

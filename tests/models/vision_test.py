@@ -25,6 +25,7 @@ from jaxunlearn import (
 )
 from jaxunlearn.data import images
 from jaxunlearn.models import vision
+from jaxunlearn.typing import Model, Outputs
 
 KEY = jax.random.key(0)
 
@@ -170,6 +171,19 @@ def test_statistics_are_data_and_measured_exactly():
         vision.with_statistics(model, params, [])
     plain, without = tiny_net(norm="none")
     assert vision.with_statistics(plain, without, []) is without
+
+
+def test_the_variance_of_what_does_not_vary_is_not_below_zero():
+    seen = {"mean": jnp.linspace(1.0, 99.0, 50), "var": jnp.zeros(50)}
+
+    def apply(params, batch, **_):
+        return Outputs(batch["image"], {"statistics": {"begin": {"norm": seen}}})
+
+    model = Model(lambda rng: None, apply, lambda params, hidden: hidden, {})
+    params = {"batch_stats": {"begin": {"norm": jax.tree.map(jnp.ones_like, seen)}}}
+    new = vision.with_statistics(model, params, [tiny_images()] * 7)
+    found = new["batch_stats"]["begin"]["norm"]
+    assert (found["var"] >= 0).all() and found["var"].max() < 0.1
 
 
 def test_no_gradient_reaches_the_statistics_and_no_step_moves_them():

@@ -36,10 +36,10 @@ class Run:
     """A plan of two rounds on a tiny network, with all that fit_stages takes."""
 
     def __init__(self, **settings):
-        nets = {part: vision.make(CONFIG, trains=(part,)) for part in PARTS}
+        self.nets = {part: vision.make(CONFIG, trains=(part,)) for part in PARTS}
         how = dict(rounds=2, threshold=1, final_steps=2, lr=1e-2) | settings
-        self.plan = condensation.unlearn(nets, **how)
-        self.params = nets["begin"].init(KEY)
+        self.plan = condensation.unlearn(self.nets, **how)
+        self.params = self.nets["begin"].init(KEY)
         data = {"reduced": tiny_images(12, 0), "kept": tiny_images(8, 1)}
         self.rest = trees.split(self.params, r"batch_stats/.*")[0]
         self.states, self.steps, self.batches = {}, {}, {}
@@ -55,6 +55,16 @@ class Run:
         stages = self.plan.stages(3) if stages is None else stages
         states = jax.tree.map(jnp.copy, self.states if states is None else states)
         return fit_stages(self.steps, states, self.batches, stages, self.rest, **how)
+
+    def measured(self, part, params, rest):
+        """For `after`: the rest with the statistics of the part that trained."""
+        data = [self.batches[part](number)[STREAMS[part]] for number in (0, 1)]
+        new = vision.with_statistics(self.nets[part], params, data)
+        return {**rest, "batch_stats": new["batch_stats"]}
+
+
+def bits(leaf):
+    return np.asarray(leaf).tobytes()
 
 
 def whole(states, rest):
@@ -200,6 +210,33 @@ def test_after_a_stage_the_rest_may_change():
     leaves = {"begin", "middle", "final", "batch_stats"}
     assert calls == [("begin", leaves), ("final", leaves)]
     jax.tree.map(lambda a, b: assert_array_equal(a, b + 2), rest, run.rest)
+
+
+def test_measured_statistics_move_in_the_part_that_trained_and_no_other_bit():
+    run, rng = Run(), np.random.default_rng(0)
+
+    def drawn(path, leaf):
+        sign = -1 if path.endswith("mean") else 1  # so that the ReLUs are awake
+        return jnp.asarray(sign * rng.uniform(0.1, 3, leaf.shape), leaf.dtype)
+
+    stats = run.params["batch_stats"]
+    run.rest["batch_stats"] = trees.map_with_path(drawn, stats)
+    stats, parts = [run.rest["batch_stats"]], []
+
+    def after(part, params, rest):
+        rest = run.measured(part, params, rest)
+        stats.append(rest["batch_stats"])
+        parts.append(part)
+        return rest
+
+    run.fit(after=after)
+    assert parts == ["begin", "final", "begin", "middle"]
+    for part, old, new in zip(parts, stats[:-1], stats[1:], strict=True):
+        assert old.keys() == new.keys() == {"begin", "middle"}
+        for name in old:
+            pair = jax.tree.leaves(old[name]), jax.tree.leaves(new[name])
+            same = [bits(a) == bits(b) for a, b in zip(*pair, strict=True)]
+            assert all(same) == (name != part), (part, name)
 
 
 def test_what_is_not_finite_is_told_with_the_states_of_all_parts():
