@@ -26,6 +26,7 @@ class NotFinite(FloatingPointError):
 
     Attributes:
         state: the last good state (of `fit_stages`, the states of all parts).
+        rest: of `fit_stages`, the rest to go on with; else None.
         log: entries of the steps before and of the failed one.
         step: the failed step's number, from 0.
         term: the term to blame.
@@ -36,6 +37,7 @@ class NotFinite(FloatingPointError):
     ):
         super().__init__(message)
         self.state, self.log, self.step, self.term = state, log, step, term
+        self.rest: Params = None
 
 
 def fit(
@@ -121,6 +123,9 @@ def fit_stages(
     moments, its count of steps) waits while others train and goes on when its turn
     comes again. States given after an interruption go on where they stood: stages that
     they have behind them are left out, and batch k of a part is its k-th in any case.
+    Give the rest that came with them, or that `after` returned last. If they stand at
+    the end of a stage, `after` is called for it first, as the interruption may have
+    come before it was.
 
     Args:
         steps: a part's step, from make_step, jitted with the state donated.
@@ -130,29 +135,40 @@ def fit_stages(
         stages: what trains, in order.
         rest: leaves that are in no part.
         ref: the reference model, if a term asks for it.
-        hooks: as for fit; True ends everything.
+        hooks: as for fit; True ends everything, once `after` was called if it was a
+            stage's last step.
         after: called when a stage is done with (its part, params of all parts and rest,
             rest); returns the rest to go on with, such as statistics measured anew.
+            Called again on what it returned, it must return the same.
     Returns:
         (states, rest, log); log entries have the number of the `stage` and its `part`.
     Raises:
         KeyError: if a stage's part lacks a step, a state or batches.
         ValueError: for a stage without steps, or states that these stages, in this
             order, do not lead to.
-        NotFinite: as fit, with the states of all parts.
+        NotFinite: as fit, with the states of all parts and the rest.
     """
     states, log = dict(states), []
     for what, given in (("steps", steps), ("states", states), ("batches", batches)):
         parts = dict.fromkeys(stage.part for stage in stages)
         _checks.has_keys("fit_stages", what, parts, given, "Give one for every part.")
-    _in_order(stages, {part: int(state.step) for part, state in states.items()})
+    done = {part: int(state.step) for part, state in states.items()}
+    behind, begun = _in_order(stages, done)
+    if after is not None and behind and not begun:
+        rest = after(stages[behind - 1].part, _merged(states, rest), rest)
+    ended = False
+
+    def told(state, entry):
+        nonlocal ended
+        ended = any([hook(state, entry) for hook in hooks])
+        return ended
+
     target = dict.fromkeys(states, 0)
     for number, (part, count) in enumerate(stages):
         target[part] += count
         if int(states[part].step) >= target[part]:
             continue
-        others = [state.params for name, state in states.items() if name != part]
-        frozen = reduce(trees.merge, others, rest) if rest else _merged(others)
+        frozen = _merged({k: v for k, v in states.items() if k != part}, rest)
         loader = map(batches[part], itertools.count(int(states[part].step)))
         try:
             states[part], new = fit(
@@ -161,27 +177,33 @@ def fit_stages(
                 loader,
                 Frozen(frozen, ref),
                 steps=target[part],
-                hooks=hooks,
+                hooks=[told],
             )
         except NotFinite as error:
-            error.state = {**states, part: error.state}
+            error.state, error.rest = {**states, part: error.state}, rest
             raise
         log += [{"stage": number, "part": part, **entry} for entry in new]
-        if int(states[part].step) < target[part]:
-            break
-        if after is not None:
+        if after is not None and int(states[part].step) == target[part]:
             rest = after(part, trees.merge(states[part].params, frozen), rest)
+        if ended:
+            break
     return states, rest, log
 
 
-def _merged(halves: Sequence[Params]) -> Params | None:
+def _merged(states: Mapping[str, UnlearnState], rest: Params) -> Params | None:
+    """Params of these parts and the rest; None if there are none."""
+    halves = [state.params for state in states.values()]
+    halves = [rest, *halves] if rest else halves
     return reduce(trees.merge, halves) if halves else None
 
 
-def _in_order(stages: Sequence[Stage], done: Mapping[str, int]) -> None:
-    """ValueError unless going through the stages in order leads to these counts."""
+def _in_order(stages: Sequence[Stage], done: Mapping[str, int]) -> tuple[int, int]:
+    """(stages that states of these counts have behind them, steps of the next one).
+
+    ValueError unless going through the stages in order leads to these counts.
+    """
     left = dict(done)
-    open_stage = False
+    open_stage, behind, begun = False, 0, 0
     for part, count in stages:
         _checks.positive_int("A stage", steps=count)
         had = min(left[part], count)
@@ -192,12 +214,15 @@ def _in_order(stages: Sequence[Stage], done: Mapping[str, int]) -> None:
                 "Take the states and the stages of one run."
             )
         left[part] -= had
-        open_stage |= had < count
+        if not open_stage:
+            open_stage = had < count
+            behind, begun = (behind, had) if open_stage else (behind + 1, 0)
     if any(left.values()):
         raise ValueError(
             f"fit_stages needs stages beyond its states, got step counts {dict(done)}, "
             "more than the stages have. Take the states and stages of one run."
         )
+    return behind, begun
 
 
 def _next(batches, number: int, steps: int) -> Streams:

@@ -51,10 +51,11 @@ class Run:
             stream = STREAMS[part]
             self.batches[part] = table.at({stream: data[stream]}, 4, seed=0)
 
-    def fit(self, stages=None, states=None, **how):
+    def fit(self, stages=None, states=None, rest=None, **how):
         stages = self.plan.stages(3) if stages is None else stages
         states = jax.tree.map(jnp.copy, self.states if states is None else states)
-        return fit_stages(self.steps, states, self.batches, stages, self.rest, **how)
+        rest = self.rest if rest is None else rest
+        return fit_stages(self.steps, states, self.batches, stages, rest, **how)
 
     def measured(self, part, params, rest):
         """For `after`: the rest with the statistics of the part that trained."""
@@ -132,7 +133,7 @@ def _adam_count(state):
     return max(found)
 
 
-@pytest.mark.parametrize("stop", range(1, 11, 3))
+@pytest.mark.parametrize("stop", range(1, 12))
 def test_an_interrupted_run_goes_on_bit_for_bit(stop):
     run = Run()
     whole_run, rest, log = run.fit()
@@ -212,6 +213,48 @@ def test_after_a_stage_the_rest_may_change():
     jax.tree.map(lambda a, b: assert_array_equal(a, b + 2), rest, run.rest)
 
 
+@pytest.fixture(scope="module")
+def measuring():
+    """A run that measures statistics after every stage, and how it ends."""
+    run = Run()
+    with jax.numpy_dtype_promotion("standard"):
+        states, rest, log = run.fit(after=run.measured)
+    return run, whole(states, rest), log
+
+
+@pytest.mark.parametrize("how", ["asked to stop", "killed"])
+@pytest.mark.parametrize("stop", range(1, 12))
+def test_statistics_are_measured_whenever_a_run_was_interrupted(measuring, stop, how):
+    run, wanted, log = measuring
+    entries, states, rest = [], dict(run.states), [run.rest]
+
+    def hook(state, entry):
+        entries.append(entry)
+        if len(entries) == stop and how == "asked to stop":
+            return True
+        part = next(name for name in PARTS if jax.tree.leaves(state.params[name]))
+        states[part] = jax.tree.map(jnp.copy, state)
+        if len(entries) == stop:
+            raise KeyboardInterrupt
+
+    def after(part, params, old):
+        rest.append(run.measured(part, params, old))
+        return rest[-1]
+
+    try:
+        states, last, _ = run.fit(hooks=[hook], after=after)
+        rest.append(last)
+    except KeyboardInterrupt:
+        assert how == "killed"
+    assert len(entries) == stop
+    end, last, more = run.fit(states=states, rest=rest[-1], after=run.measured)
+    assert [e["retain/loss"] for e in (*entries, *more)] == [
+        e["retain/loss"] for e in log
+    ]
+    pair = jax.tree.leaves(wanted), jax.tree.leaves(whole(end, last))
+    assert [bits(a) == bits(b) for a, b in zip(*pair, strict=True)].count(False) == 0
+
+
 def test_measured_statistics_move_in_the_part_that_trained_and_no_other_bit():
     run, rng = Run(), np.random.default_rng(0)
 
@@ -256,6 +299,7 @@ def test_what_is_not_finite_is_told_with_the_states_of_all_parts():
         "middle": 0,
         "final": 0,
     }
+    assert error.value.rest is run.rest
 
 
 def test_states_and_stages_that_do_not_go_together_are_refused():
