@@ -48,6 +48,9 @@ class GanTerm:
     | hinge | relu(1 - D) + relu(1 + G) | -G |
     | relativistic | softplus(G - D) | softplus(D - G) |
 
+    The discriminator reports `right`, the share of images that it tells: D > 0 and
+    G < 0, or with the relativistic loss, which has no zero of its own, D > G.
+
     With r1 > 0 the discriminator also pays (r1 / 2) |d D / d image|^2 at real images,
     and with the relativistic loss at drawn ones too, which makes it converge (Huang et
     al. 2024, arXiv 2501.05441).
@@ -79,8 +82,8 @@ class GanTerm:
             for at in (image, drawn) if relative else (image,):
                 slope = jax.grad(lambda x: jnp.sum(judge(x)))(at)
                 values += self.r1 / 2 * jnp.sum(slope**2, axis=(1, 2, 3))
-        told = jnp.sum(real > 0) + jnp.sum(made < 0)
-        right = Total(told.astype(jnp.float32), 2 * count)
+        told = (real > made,) if relative else (real > 0, made < 0)
+        right = Total(jnp.sum(jnp.array(told), dtype=jnp.float32), len(told) * count)
         return Total(jnp.sum(values), count), {"right": right}
 
     def _of_generator(self, made: Array, real: Array | None) -> Array:
@@ -125,7 +128,8 @@ def fit_gans(
         r1: weight of the gradient penalty; about 1 to 10 with "relativistic", whose
             discriminator should have no norm.
         lr, betas: of Adam.
-        limit: a loss whose size exceeds it, `patience` steps on end, has diverged.
+        limit: a loss whose size exceeds it, `patience` steps on end or at the last
+            step, has diverged.
         every: the networks are kept aside every so many steps without such a loss.
         seed: of the order of the images.
         hooks: as for fit.
@@ -133,8 +137,8 @@ def fit_gans(
         ({stream: {"generator", "discriminator"}}, log); forget the networks of the
         forget set after use, as they may have memorised it.
     Raises:
-        Diverged: if a loss is not finite, or too large for too long; it carries the
-            last good networks.
+        Diverged: if a loss is not finite, too large for too long, or too large where
+            the steps run out; it carries the last good networks.
         ValueError: for another loss, no stream, or an empty one.
     """
     owner = "fit_gans"
@@ -157,9 +161,10 @@ def fit_gans(
         state, log = fit(step, state, loader, steps=steps, hooks=[watch, *hooks])
     except NotFinite as error:
         raise watch.diverged(f"{error}", error.log) from error
-    if watch.bad == patience:
+    if watch.bad:
+        steps_on_end = f"{watch.bad} step{'s' * (watch.bad > 1)}"
         raise watch.diverged(
-            f"A loss was beyond {limit} for {patience} steps: {watch.worst}.", log
+            f"A loss was beyond {limit} for {steps_on_end}: {watch.worst}.", log
         )
     return state.params, log
 

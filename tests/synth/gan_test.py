@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Two GANs in one step, labels turned round, and a toy that forgets a class."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -152,12 +154,39 @@ def test_a_gan_that_diverges_stops_with_the_last_good_networks():
     assert len(found.log) < 400 and found.step == len(found.log) - 3
     good = seen[found.step - 1] if found.step else {"forget": net.init(KEY)}
     jax.tree.map(assert_array_equal, found.params, good)
-    broken = blobs(32)
-    broken["image"] = broken["image"] * np.float32(np.nan)
+    broken = net._replace(judge=lambda *which: net.judge(*which) * jnp.nan)
     with pytest.raises(synth.Diverged, match="needed finite losses") as error:
-        synth.fit_gans(net, {"forget": broken}, rng=KEY, steps=5, batch_size=16)
+        synth.fit_gans(broken, data, rng=KEY, steps=5, batch_size=16)
     assert error.value.step == 0
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(error.value.params))
+
+
+def test_steps_that_run_out_on_a_large_loss_hand_out_no_networks():
+    how = dict(rng=KEY, steps=6, batch_size=16, loss="hinge", lr=5.0)
+    with pytest.raises(synth.Diverged, match=r"beyond 3.0 for [1-6] step.*lr") as error:
+        synth.fit_gans(small_gan(), {"forget": blobs(32)}, limit=3.0, every=1, **how)
+    found = error.value
+    assert len(found.log) == 6 and found.step < 6
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(found.params))
+
+
+@pytest.mark.parametrize("loss", synth.GAN_LOSSES)
+def test_right_is_the_share_that_the_discriminator_tells(loss):
+    net, batch = small_gan(), blobs(15)
+    params = {"forget": net.init(KEY)}
+    of = params["forget"]["discriminator"]["Dense_0"]
+    of["bias"] = of["bias"] + 3  # of which the relativistic loss knows nothing
+    judge = partial(net.judge, params["forget"]["discriminator"])
+    latents = jax.random.normal(KEY, (15, 8))
+    real = judge(jnp.asarray(batch["image"]))
+    made = judge(net.draw(params["forget"]["generator"], latents))
+    wanted = ((real > 0).mean() + (made < 0).mean()) / 2
+    if loss == "relativistic":
+        wanted = (real > made).mean()
+    term = synth.GanTerm(net, "forget", "discriminator", loss, 0.0)
+    _, told = term(params, {"forget": batch}, None, KEY)
+    assert_allclose(told["right"].mean(), wanted, rtol=1e-6)
+    assert (wanted == 0.5) == (loss != "relativistic")
 
 
 @pytest.mark.parametrize("rule", synth.RULES)
