@@ -61,6 +61,15 @@ def positive_int(owner: str, **values: Any) -> None:
             raise ValueError(f"{owner} needs {name} >= 1, got {name}={value}.")
 
 
+def whole(owner: str, **arrays: Any) -> None:
+    """Raises TypeError unless each array's dtype is one of whole numbers."""
+    for name, array in arrays.items():
+        if not jnp.issubdtype(array.dtype, jnp.integer):
+            raise TypeError(
+                f"{owner} needs whole {name}, got {array.dtype}. Give them as integers."
+            )
+
+
 def one_of(owner: str, allowed: Collection[str], **values: Any) -> None:
     """Raises ValueError unless each value is one of `allowed`."""
     for name, value in values.items():

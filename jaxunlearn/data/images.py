@@ -59,8 +59,7 @@ def table(images: np.ndarray, labels: np.ndarray, *, classes: int) -> tables.Tab
     if np.issubdtype(images.dtype, np.floating):
         images = images.astype(np.float32)
     _pixels.check("images.table", {"image": images})
-    if not np.issubdtype(labels.dtype, np.integer):
-        raise TypeError(f"images.table needs whole labels, got {labels.dtype}.")
+    _checks.whole("images.table", labels=labels)
     if labels.min() < 0 or labels.max() >= classes:
         raise ValueError(
             f"images.table needs labels from 0 to {classes - 1}, got {labels.min()} to "

@@ -29,7 +29,7 @@ def kmeans_per_class(
         [n] int32.
     Raises:
         ValueError: if a class has fewer rows than clusters, there is no row, a feature
-            is not finite or a label below 0.
+            is not finite or a label below 0. TypeError: for labels that are not whole.
     """
     owner = "kmeans_per_class"
     _checks.positive_int(owner, clusters=clusters, steps=steps)
@@ -39,6 +39,7 @@ def kmeans_per_class(
             f"{owner} needs features [n, D] and labels [n], n >= 1, got shapes "
             f"{features.shape} and {labels.shape}."
         )
+    _checks.whole(owner, labels=labels)
     if not np.isfinite(features).all() or labels.min() < 0:
         raise ValueError(
             f"{owner} needs finite features and labels >= 0, got "

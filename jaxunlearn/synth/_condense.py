@@ -60,8 +60,9 @@ def condense(
     Returns:
         The condensed images and their losses.
     Raises:
-        ValueError: if the numbers of rows differ, labels within a bucket, or a feature
-            is not finite.
+        ValueError: if the numbers of rows differ, labels within a bucket, a feature is
+            not finite, or they are not as many as the model's; for images out of range.
+        TypeError: for images of another dtype, or buckets that are not whole.
     References: Khan 2024, https://arxiv.org/abs/2402.00195
     """
     owner = "synth.condense"
@@ -73,6 +74,13 @@ def condense(
         raise ValueError(
             f"{owner} needs features of all {len(buckets)} images, got "
             f"{len(features)}. Run the model over the table."
+        )
+    one = {"image": table["image"][:1]}
+    width = jax.eval_shape(model.apply, params, one).hidden.shape[-1]
+    if features.shape[1:] != (width,):
+        raise ValueError(
+            f"{owner} needs features [n, {width}], as the model has, got shape "
+            f"{features.shape}. Run the model over the table."
         )
     if not np.isfinite(features).all():
         raise ValueError(
@@ -113,12 +121,19 @@ def one_a_bucket(
 
 
 def labels_of_buckets(owner: str, table: tables.Table, buckets: Any) -> dict[int, int]:
-    """Bucket -> label; ValueError unless a bucket's images have one."""
+    """Bucket -> label; raises unless images, and a bucket's have one label."""
+    _pixels.check(owner, table)
     buckets, labels = np.asarray(buckets), np.asarray(table["tokens"])[:, 1]
     if buckets.shape != labels.shape:
         raise ValueError(
             f"{owner} needs a bucket for each of {len(labels)} images, got "
             f"{buckets.shape}. kmeans_per_class gives them."
+        )
+    _checks.whole(owner, buckets=buckets)
+    if buckets.min() < 0:
+        raise ValueError(
+            f"{owner} needs buckets >= 0, got {buckets.min()}. kmeans_per_class gives "
+            "them."
         )
     found: dict[int, int] = {}
     for bucket, label in zip(buckets.tolist(), labels.tolist(), strict=True):

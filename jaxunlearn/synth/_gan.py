@@ -120,7 +120,8 @@ def fit_gans(
 
     Args:
         gan: such as models.gan.make gives.
-        streams: name -> table of images, such as the forget and the retain set.
+        streams: name -> table of images of the gan's shape, such as the forget and the
+            retain set.
         rng: of the weights and the latents.
         steps: updates.
         batch_size: images of each stream a step.
@@ -139,13 +140,16 @@ def fit_gans(
     Raises:
         Diverged: if a loss is not finite, too large for too long, or too large where
             the steps run out; it carries the last good networks.
-        ValueError: for another loss, no stream, or an empty one.
+        ValueError: for another loss, no stream, an empty one, or images out of range or
+            of another shape. TypeError: for images of another dtype.
     """
     owner = "fit_gans"
     _checks.one_of(owner, GAN_LOSSES, loss=loss)
     _checks.not_negative(owner, r1=r1)
     _checks.positive(owner, limit=limit)
     _checks.positive_int(owner, patience=patience, every=every)
+    for name, table in streams.items():
+        _pixels.check(f"{owner}, for stream {name!r},", table, gan.config.shape)
     at = tables.at(streams, batch_size, seed=seed)
     terms, params = {}, {}
     for name, key in zip(streams, jax.random.split(rng, len(streams)), strict=True):

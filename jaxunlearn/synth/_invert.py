@@ -53,7 +53,8 @@ def invert(
     Returns:
         The images, one a bucket; losses are their cross-entropies under f, nats.
     Raises:
-        ValueError: if the numbers of rows differ, or labels within a bucket.
+        ValueError: if the numbers of rows differ, or labels within a bucket; for images
+            out of range. TypeError: for another dtype, or buckets that are not whole.
         NotFinite: as `fit`.
     References: Khan 2024, https://arxiv.org/abs/2402.00195
     """

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jaxunlearn import _pixels
+from jaxunlearn import _checks, _pixels
 from jaxunlearn.data import table as tables
 from jaxunlearn.synth._condense import Condensed
 
@@ -44,33 +44,45 @@ def reduce_retain(
     Args:
         table: all images.
         buckets: [n] int, of each of them.
-        condensed: one image for every bucket.
+        condensed: one image for every bucket, and for no other.
         forget_rows: numbers of the rows to forget.
     Returns:
         The reduced set; images are float32 in [0, 1], as condensed ones are.
     Raises:
-        ValueError: for rows there are not, a condensed set that lacks a bucket, or
-            another number of buckets than of images.
+        ValueError: for rows there are not, a condensed set that lacks a bucket or has
+            another, another number of buckets than of images, or images out of range or
+            of two shapes. TypeError: for another dtype, or numbers that are not whole.
     References: Khan 2024, https://arxiv.org/abs/2402.00195
     """
     owner = "reduce_retain"
+    _pixels.check(owner, table)
+    _pixels.has_shape(owner, condensed.table, table["image"].shape[1:])
     buckets, count = np.asarray(buckets), tables.rows(table)
     if buckets.shape != (count,):
         raise ValueError(
             f"{owner} needs a bucket for each of {count} images, got "
             f"{buckets.shape}. Take the buckets of this table."
         )
-    forget = np.unique(np.asarray(list(forget_rows), np.int64))
+    _checks.whole(owner, buckets=buckets)
+    forget = np.unique(list(forget_rows))
     if not forget.size or forget[0] < 0 or forget[-1] >= len(buckets):
         raise ValueError(
             f"{owner} needs forget_rows from 0 to {len(buckets) - 1}, at least "
             f"one, got {forget[:8].tolist()}."
         )
-    lacking = np.setdiff1d(buckets, condensed.buckets)
-    if lacking.size:
+    _checks.whole(owner, forget_rows=forget)
+    names, images = np.asarray(condensed.buckets), tables.rows(condensed.table)
+    if names.shape != (images,):
         raise ValueError(
-            f"{owner} needs a condensed image of every bucket, got none of "
-            f"{lacking[:8].tolist()}. Condense the same buckets."
+            f"{owner} needs a bucket for each of {images} condensed images, got "
+            f"{names.size}. Take what condense or invert gave."
+        )
+    lacking, strange = np.setdiff1d(buckets, names), np.setdiff1d(names, buckets)
+    if lacking.size or strange.size:
+        raise ValueError(
+            f"{owner} needs a condensed image of every bucket and of no other, got "
+            f"none of {lacking[:8].tolist()} and some of {strange[:8].tolist()}. "
+            "Condense the same buckets."
         )
     unsafe = np.unique(buckets[forget])
     safe = ~np.isin(condensed.buckets, unsafe)

@@ -33,7 +33,11 @@ def pseudo_label(
         images: [n, H, W, C], as it takes them.
     Returns:
         (table, confidence [n] float32: the probability of each label).
+    Raises:
+        ValueError: for images of another shape or out of range. TypeError: for another
+            dtype.
     """
+    _pixels.check("pseudo_label", {"image": images})
 
     @jax.jit
     def judge(params, image):
@@ -80,11 +84,13 @@ def invert_labels(
         [n] int32, nowhere the label itself.
     Raises:
         ValueError: for another rule, labels that are no class, or what a rule lacks.
+            TypeError: for labels that are not whole.
     Paper and code: the paper says "inverted" without a rule for several classes.
     """
     owner = "invert_labels"
     _checks.one_of(owner, RULES, rule=rule)
     labels = np.asarray(labels)
+    _checks.whole(owner, labels=labels)
     if classes < 2 or (labels < 0).any() or (labels >= classes).any():
         raise ValueError(
             f"{owner} needs two classes at least and labels from 0 to classes - 1, got "
@@ -134,8 +140,11 @@ def reorganise(
         The rows of retain, drawn_retain, forget and drawn_forget; images are float32 in
         [0, 1], and a column `source` [n] int32 says which of SOURCES a row is of.
     Raises:
-        ValueError: as `invert_labels`.
+        ValueError: as `invert_labels`; for images out of range or of two shapes.
+            TypeError: for images of another dtype.
     """
+    _pixels.check("reorganise", retain)
+    shape = retain["image"].shape[1:]
     rows = (retain, drawn_retain, forget, drawn_forget)
     keys = [None] * 4 if rng is None else jax.random.split(rng, 4)
     change = partial(invert_labels, classes=classes, rule=rule)
@@ -143,6 +152,7 @@ def reorganise(
     for source, (table, key) in enumerate(zip(rows, keys, strict=True)):
         if table is None:
             continue
+        _pixels.check("reorganise", table, shape)
         image = _pixels.as_float("reorganise", np.asarray(table["image"]))
         tokens = np.array(table["tokens"])
         if source >= 2:
