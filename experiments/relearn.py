@@ -13,8 +13,9 @@ Facts of pretraining are the surest of those answered right in another wording, 
 and by mean of log-probabilities; their wording is taught by other facts, those of the
 retain stream, so that the loss on it says what is lost and not how a question is put.
 Each method unlearns all facts of a kind, on the first seed at its rates from the
-largest, which forgets most, down to the first that keeps that loss at most `bound` nats
-a token above that before: so retain losses are matched. Then an
+largest, which forgets most, down to the first that keeps that loss, and the loss on
+prose, at most `bound` nats a token above those before: so what is retained is matched.
+Then an
 attacker trains on all folds but one and is asked the fold held out (RTT), and attacks
 the model before unlearning in the same way. The negative control is the plain model,
 attacked on the birthdays that it was never told. A seed holds out folds of its own.
@@ -42,9 +43,8 @@ from ml_collections import ConfigDict, config_flags
 
 from experiments import build, relearn_facts, relearn_figures
 from experiments.relearn_facts import PROMPT, Fact, Kind
-from experiments.relearn_score import LATE
+from experiments.relearn_score import LATE, rise
 from experiments.small import compare, questions, unlearn
-from experiments.small.attack import pick
 from experiments.small.methods import Method
 from jaxunlearn import _checks, attacks, recipes
 from jaxunlearn.data import mmlu
@@ -198,14 +198,14 @@ def _unlearned(bench, name, method, seed) -> tuple[Params, float]:
     thrown away.
     """
     config, first, swept = bench.config, bench.config.seeds[0], []
-    bound = config.bound + _kind(bench, name).about["retain_loss"]
+    before = _kind(bench, name).about
     for rate in sorted(config.rates[method], reverse=True):
         key = f"unlearned {name} {method} {rate:.3g} {first}"
         if key not in bench.keys:
             _run(bench, name, method, rate, first)
         swept.append(next(x for x in bench.lines if x["key"] == key))
-        best = pick(swept, bound)
-        if best["finite"] and best["retain_loss"] <= bound:
+        best = min(swept, key=lambda line: rise(line, before))
+        if rise(best, before) <= config.bound:
             break
     for line in swept:
         if line is not best:

@@ -16,6 +16,7 @@ from experiments.relearn_score import (
     TITLES,
     Line,
     claim,
+    rise,
     summarise,
 )
 from jaxunlearn.io import log
@@ -48,8 +49,9 @@ def _markdown(lines, about, rows, name) -> list[str]:
         f"`{config['model']}`; every fact is asked by the text of four choices, the "
         "likeliest (by the sum of its tokens) counts. Unlearning: "
         f"{config['steps']} steps of {config['rows']} rows of each stream, at the "
-        "largest rate of the sweep below that leaves the loss on the retain stream at "
-        f"most {config['bound']:g} nats a token above that before, or else the one "
+        "largest rate of the sweep below that leaves the losses on the retain stream "
+        f"and on prose at most {config['bound']:g} nats a token above those before, or "
+        "else the one "
         "that hurts it least. The attack: every parameter, Adam, rate "
         f"{config['attack']:g}, {config['epochs']} epochs of batches of "
         f"{config['batch']} over all of {config['folds']} folds but the "
@@ -231,7 +233,7 @@ def _sweep(lines, rows, config) -> list[str]:
                 continue
             rises = [x[k] - base[k] for k in ("retain_loss", "prose_loss")]
             note = "taken" if taken.get((of, x["who"])) == x["rate"] else ""
-            if rises[0] > config["bound"]:
+            if rise(x, base) > config["bound"]:
                 note += ", over the bound" if note else "over the bound"
             out.append(
                 f"| {of} | {NAMES[x['who']]} | {x['rate']:g} | {x['seed']} | "
@@ -249,23 +251,30 @@ def _matched(rows, config) -> list[str]:
         own = [row for row in rows if row["of"] == of and "rate" in row]
         if not own:
             continue
-        rises = [row["retain_rise"] for row in own]
-        text = f"- {title[0].upper()}{title[1:]}: the retain loss of the methods rose "
-        text += f"by {min(rises):+.2f} to {max(rises):+.2f} nats a token"
+        rises = {k: [row[f"{k}_rise"] for row in own] for k in ("retain", "prose")}
+        text = f"- {title[0].upper()}{title[1:]}: "
+        text += " and ".join(
+            f"{kind} losses of the methods rose by {min(each):+.2f} to {max(each):+.2f}"
+            for kind, each in rises.items()
+        )
         for names, what in (
             (
                 [x for x in own if x["rate"] == max(config["rates"][x["who"]])],
                 "largest rate is within the bound (it could have forgotten more)",
             ),
             (
-                [x for x in own if x["retain_rise"] > config["bound"]],
-                "smallest rise, or its mean over seeds, is over the bound",
+                [x for x in own if _worst(x) > config["bound"]],
+                "over the bound at every rate, or in the mean over seeds",
             ),
         ):
             if names:
                 text += f"; {what}: {', '.join(NAMES[x['who']] for x in names)}"
         out.append(text + ".")
     return [*out, ""]
+
+
+def _worst(row) -> float:
+    return max(row["retain_rise"], row["prose_rise"])
 
 
 def _cost(lines, about) -> list[str]:

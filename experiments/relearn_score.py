@@ -124,6 +124,14 @@ def returned(means: np.ndarray, floor: float = CHANCE) -> float:
     return float((after - before).sum()) / lost if lost > 0 else math.nan
 
 
+def rise(line: Line, before: Mapping[str, float]) -> float:
+    """How far a model lost what it should keep: the larger rise of its losses on the
+    retain stream and on prose, nats a token; infinite if it broke down."""
+    if not line["finite"]:
+        return math.inf
+    return max(line[k] - before[k] for k in ("retain_loss", "prose_loss"))
+
+
 def accuracy(hits: np.ndarray) -> list[float]:
     """[mean, low, high] with Wilson's 95 % interval."""
     n, p, z = hits.size, float(hits.mean()), 1.96
