@@ -35,7 +35,8 @@ def both(model):
 
 def run(family, method, mesh=None, own=()):
     """(state after two steps, its statistics measured anew, metrics)."""
-    model, params = tiny_net(family, width=0.0625, dropout=0.3)
+    width = 0.125 if family == "cnn" else 0.0625  # four channels at least
+    model, params = tiny_net(family, width=width, dropout=0.3)
     rows = {name: tiny_images(ROWS, seed=i) for i, name in enumerate(STREAMS)}
     parts, tx = method(model)
     fresh, step = partial(ju.init_state, tx=tx), ju.make_step(parts, tx)
