@@ -73,7 +73,7 @@ def defaults() -> ConfigDict:
             "model": "smollm2",  # or a path for hf.load
             "output": "runs/relearn",
             "data": "",  # folder of the data sets, as JAXUNLEARN_DATA
-            "seeds": (0, 1),  # of unlearning and attack
+            "seeds": (0,),  # of unlearning and attack; more may follow
             "length": 24,  # tokens of a row
             "facts": 30,  # of each kind to forget, at most
             "folds": 3,

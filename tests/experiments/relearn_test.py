@@ -30,7 +30,6 @@ def small_config(folder, **more):
     rates = more.pop("rates", {name: (1e-2, 1e-4) for name in relearn.METHODS})
     c.rates = ConfigDict(rates)  # in the place of all
     sizes = dict(length=64, facts=6, folds=3, kept=4, scanned=40, steps=4, rows=2)
-    sizes |= dict(seeds=(0,))
     c.update(sizes | dict(bound=1e-3, attack=1e-3, epochs=2, batch=2) | more)
     return c
 
