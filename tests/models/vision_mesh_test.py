@@ -33,10 +33,9 @@ def both(model):
     return parts, optax.chain(sums, optax.adam(1e-3))
 
 
-def run(family, method, mesh=None, own=()):
+def run(method, mesh=None, own=()):
     """(state after two steps, its statistics measured anew, metrics)."""
-    width = 0.125 if family == "cnn" else 0.0625  # four channels at least
-    model, params = tiny_net(family, width=width, dropout=0.3)
+    model, params = tiny_net(width=0.125, dropout=0.3)  # four channels at least
     rows = {name: tiny_images(ROWS, seed=i) for i, name in enumerate(STREAMS)}
     parts, tx = method(model)
     fresh, step = partial(ju.init_state, tx=tx), ju.make_step(parts, tx)
@@ -63,18 +62,17 @@ on_one_device = cache(run)
 
 
 @pytest.mark.parametrize(
-    ("family", "method", "sizes", "own"),
+    ("method", "sizes", "own"),
     [
-        ("cnn", blur, dict(data=8), ()),
-        ("cnn", blur, dict(data=2, fsdp=4), CUT),
-        ("cnn", both, dict(data=2, fsdp=4), CUT),
-        ("resnet18", both, dict(data=2, fsdp=4), CUT),
+        (blur, dict(data=8), ()),
+        (blur, dict(data=2, fsdp=4), CUT),
+        (both, dict(data=2, fsdp=4), CUT),
     ],
 )
-def test_steps_on_a_mesh_equal_those_on_one_device(family, sizes, own, method):
-    _, expected, expected_metrics = on_one_device(family, method)
+def test_steps_on_a_mesh_equal_those_on_one_device(sizes, own, method):
+    _, expected, expected_metrics = on_one_device(method)
     mesh = sharding.make_mesh(**{"data": 1, "fsdp": 1, "tensor": 1} | sizes)
-    _, params, metrics = run(family, method, mesh, own)
+    _, params, metrics = run(method, mesh, own)
     for name in ("forget/loss", "retain/loss"):
         assert_allclose(metrics[name], expected_metrics[name], rtol=1e-5)
     jax.tree.map(partial(assert_allclose, rtol=1e-4, atol=5e-5), params, expected)
@@ -82,7 +80,7 @@ def test_steps_on_a_mesh_equal_those_on_one_device(family, sizes, own, method):
 
 def test_kernels_and_their_moments_lie_as_the_rule_says():
     mesh = sharding.make_mesh(data=2, fsdp=4, tensor=1)
-    state, _, _ = run("cnn", both, mesh, CUT)
+    state, _, _ = run(both, mesh, CUT)
     kernels = {
         path: x
         for path, x in trees.paths(state).items()
