@@ -36,6 +36,7 @@ from experiments.small.compare import Line, add, read
 from experiments.vision import attacks as judges
 from experiments.vision import methods
 from experiments.vision import world as worlds
+from experiments.vision.figures import command
 from jaxunlearn import (
     attacks,
     metrics,
@@ -219,8 +220,8 @@ def write(lines: Sequence[Line], config: Any, place: Path) -> None:
     place.with_suffix(".json").write_text(whole + "\n", encoding="utf-8")
     page = [f"# Condensed models and two defences: {config.name}", ""]
     page += [
-        f"Written by `python -m experiments.defend` with {config.train} training and "
-        f"{config.test} test images a class, "
+        f"Written by `{command('defend', config)}` "
+        f"with {config.train} training and {config.test} test images a class, "
         f"{config.family} of width {config.width}. Mean over seeds; see "
         "`experiments/defend.py` for what runs. Errors are mean squared ones of pixels "
         "in [0, 1]; AUC and M1 are 0.5 where nothing is told."

@@ -15,10 +15,10 @@ retain stream, so that the loss on it says what is lost and not how a question i
 Each method unlearns all facts of a kind, on the first seed at its rates from the
 largest, which forgets most, down to the first that keeps that loss, and the loss on
 prose, at most `bound` nats a token above those before: so what is retained is matched.
-Then an
-attacker trains on all folds but one and is asked the fold held out (RTT), and attacks
-the model before unlearning in the same way. The negative control is the plain model,
-attacked on the birthdays that it was never told. A seed holds out folds of its own.
+Then an attacker trains on all folds but one and is asked the fold held out (RTT), and
+attacks the model before unlearning in the same way. The negative control is the plain
+model, attacked on the birthdays that it was never told. A seed holds out folds of its
+own.
 
 One line of JSON a run, in `<output>/relearn.jsonl`: stopped at any time, the same
 command goes on. Writes results/relearn_smollm2.json, .md and .png; --draw only that,

@@ -19,6 +19,7 @@ decision boundary, which takes hundreds of queries an image.
 
 import warnings
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import jax
@@ -162,10 +163,14 @@ def overfitting(world: worlds.World, params: Params, rows: table.Table) -> np.nd
     found = []
     for row in range(table.rows(rows)):
         one = table.take(rows, np.array([row]))
-        loss, grads = _value_and_gradient(params, one, world.model)
-        grads, _ = trees.split(grads, vision.TRAINABLE)
-        found.append(metrics.overfitting_metric(loss, grads))
+        found.append(_overfitting(params, one, world.model))
     return np.array(found)
+
+
+@partial(jax.jit, static_argnums=2)
+def _overfitting(params, one, model):
+    loss, grads = _value_and_gradient(params, one, model)
+    return metrics.overfitting_metric(loss, trees.split(grads, vision.TRAINABLE)[0])
 
 
 def _gradient(params, rows, world):

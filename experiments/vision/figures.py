@@ -26,7 +26,7 @@ def write(lines: Sequence[Line], config: Any, place: Path) -> None:
     """`place`.json with every line, `place`.md with tables, `place`.png with a plot."""
     rows, plain = summarise(lines), json.loads(config.to_json())
     about = {
-        "command": f"python -m experiments.vision.compare --config={_file(config)}",
+        "command": command("vision.compare", config),
         "config": {k: v for k, v in plain.items() if k not in ("output", "folder")},
         "jax": jax.__version__,
         "python": platform.python_version(),
@@ -82,9 +82,12 @@ def _spread(values: Sequence[float]) -> list[float | None]:
     return [statistics.fmean(values), deviation]
 
 
-def _file(config) -> str:
+def command(module: str, config: Any) -> str:
+    """What ran, as a line for the shell."""
     kind = "fashion" if config.name == "fashion_mnist" else "cifar"
-    return f"experiments/configs/vision/{kind}.py"
+    return (
+        f"python -m experiments.{module} --config=experiments/configs/vision/{kind}.py"
+    )
 
 
 def _page(rows, about, place) -> str:
