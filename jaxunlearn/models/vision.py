@@ -300,7 +300,13 @@ def _up(config, x, train, width, last):
 
 
 def _pool(config, x, train, size=2, stride=2, pad=0):
-    return nn.max_pool(x, (size, size), (stride, stride), [(pad, pad)] * 2)
+    if (size, stride, pad) != (2, 2, 0):
+        return nn.max_pool(x, (size, size), (stride, stride), [(pad, pad)] * 2)
+    # The same maxima as a reduction: XLA's gradient of a window's maximum takes a CPU
+    # longer than the convolutions do. Here entries that tie share the gradient.
+    batch, height, width, channels = x.shape
+    x = x[:, : height // 2 * 2, : width // 2 * 2]
+    return x.reshape(batch, height // 2, 2, width // 2, 2, channels).max((2, 4))
 
 
 def _block(config, x, train, width, stride):

@@ -159,29 +159,35 @@ def _groups(sizes: list[int], most: int) -> tuple[list[np.ndarray], int, int]:
     return [np.array(group) for group in groups], min(height, len(sizes)), width
 
 
-@partial(jax.jit, static_argnums=(5, 6, 7))
-def _blend(params, image, of, start, mean, model, steps, lr):
+def _blend(params, image, of, weights, mean, model, steps, lr):
     """Blends [b, H, W, C] of images [n, H, W, C] that belong `of` a bucket each (b: of
-    none), and their losses [b]."""
-    image = _pixels.as_float("synth.condense", image)
-    count = len(mean)
+    none), and their losses [b]; `weights` [n] to start from."""
+    image, state = _floats(image), optax.adam(lr).init(weights)
+    of, mean = jax.device_put((of, mean))
+    for _ in range(steps):
+        weights, state = _step(weights, state, params, image, of, mean, model, lr)
+    return _found(weights, params, image, of, mean, model)
 
-    def blended(weights):
-        weighted = weights[:, None, None, None] * image
-        return jax.ops.segment_sum(weighted, of, num_segments=count)
 
+@jax.jit
+def _floats(image):
+    return _pixels.as_float("synth.condense", image)
+
+
+# A program a step: convolutions in a loop of XLA's take a CPU several times longer.
+@partial(jax.jit, static_argnums=(6, 7), donate_argnums=(0, 1))
+def _step(weights, state, params, image, of, mean, model, lr):
     def loss(weights):
-        found = model.apply(params, {"image": blended(weights)}).hidden[:, 0]
-        each = jnp.sum((mean - found) ** 2, axis=1)
-        return jnp.sum(each), each
+        return jnp.sum(_found(weights, params, image, of, mean, model)[1])
 
-    tx = optax.adam(lr)
+    updates, state = optax.adam(lr).update(jax.grad(loss)(weights), state)
+    return optax.apply_updates(weights, updates), state
 
-    def step(carry, _):
-        weights, state = carry
-        grads = jax.grad(loss, has_aux=True)(weights)[0]
-        updates, state = tx.update(grads, state)
-        return (optax.apply_updates(weights, updates), state), None
 
-    (weights, _), _ = jax.lax.scan(step, (start, tx.init(start)), length=steps)
-    return blended(weights), loss(weights)[1]
+@partial(jax.jit, static_argnums=5)
+def _found(weights, params, image, of, mean, model):
+    """The blends of images weighted so, and how far each one's features are."""
+    weighted = weights[:, None, None, None] * image
+    blends = jax.ops.segment_sum(weighted, of, num_segments=len(mean))
+    features = model.apply(params, {"image": blends}).hidden[:, 0]
+    return blends, jnp.sum((mean - features) ** 2, axis=1)

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import linen as nn
 from numpy.testing import assert_allclose, assert_array_equal
 
 import jaxunlearn as ju
@@ -82,6 +83,23 @@ def test_the_translator_encodes_to_an_eighth_and_decodes_to_an_image(shape):
     code, back = net.apply(variables, image, method=ends)
     assert code.shape[:3] == (2, shape[0] // 8, shape[1] // 8)
     assert back.shape == image.shape
+
+
+def test_pooling_is_the_windows_maximum_and_ties_share_the_gradient():
+    x = jax.random.normal(KEY, (2, 7, 6, 3))
+    pool = partial(vision._pool, None, train=False)
+
+    def slow(x):
+        return nn.max_pool(x, (2, 2), (2, 2))
+
+    assert_array_equal(pool(x), slow(x))
+    found, wanted = (
+        jax.grad(lambda x, f=f: (f(x) ** 3).sum())(x) for f in (pool, slow)
+    )
+    assert_array_equal(found, wanted)
+    assert jnp.isnan(pool(x.at[0, 1, 1, 0].set(jnp.nan))[0, 0, 0, 0])
+    shared = jax.grad(lambda x: pool(x).sum())(jnp.ones((1, 2, 2, 1)))
+    assert_array_equal(shared, jnp.full((1, 2, 2, 1), 0.25))
 
 
 def params_of(params):
