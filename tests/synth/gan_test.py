@@ -102,7 +102,7 @@ def test_the_penalty_is_the_squared_slope_at_real_images():
     slope = jax.vmap(
         jax.grad(lambda x: judge(params["forget"]["discriminator"], x[None])[0])
     )(jnp.asarray(batch["image"]))
-    assert_allclose(b - a, jnp.sum(slope**2), rtol=1e-3, atol=1e-6)
+    assert_allclose(b - a, jnp.sum(slope**2), rtol=4e-3, atol=1e-6)
 
 
 def test_generators_come_to_draw_what_their_stream_holds():

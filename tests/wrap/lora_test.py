@@ -29,7 +29,7 @@ def low_rank(*, pattern=KERNELS, rank=2, trained=True, **settings):
         rng = np.random.default_rng(0)
 
         def some(path, x):
-            draws = jnp.asarray(rng.normal(size=x.shape), jnp.float32)
+            draws = jnp.asarray(rng.normal(0, 0.3, x.shape), jnp.float32)
             return draws if path.endswith("lora_b") else x
 
         wrapped = trees.map_with_path(some, wrapped)
