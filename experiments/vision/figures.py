@@ -144,7 +144,8 @@ def _settings(rows, config) -> list[str]:
         "Every method runs at one setting of `experiments/vision/methods.py`, which "
         "nobody tuned for it. Condensation (2402.00195): "
         f"one image for {config['per_bucket']}, by fast distribution matching; no "
-        "offline stage; 10 rounds and threshold 8 (released: 30 and 25)."
+        f"offline stage; {config['rounds']} rounds and threshold "
+        f"{config['threshold']} (released: 30 and 25)."
     ]
     drawn = [row["gan_epochs"] for row in rows if "gan_epochs" in row]
     if drawn:
@@ -158,7 +159,6 @@ def _settings(rows, config) -> list[str]:
             f"{_rule(rows)!r}; *without images* is the same finetuning without drawn "
             "images."
         )
-    told.append("SalUn's mask comes from one batch of relabelled rows.")
     return [" ".join(told)]
 
 

@@ -12,6 +12,7 @@ import optax
 
 from experiments.vision import world as worlds
 from jaxunlearn import (
+    Frozen,
     combine,
     edits,
     evaluate,
@@ -94,14 +95,25 @@ def random_labels(case: Case) -> Result:
 
 
 def salun(case: Case) -> Result:
-    """The same, moving only weights of which the forget gradient is large: that of the
-    first batch of relabelled rows, where SalUn takes all rows and their own labels."""
-    model = case.world.model
+    """The same, moving only the half of the weights on which the gradient of the rows
+    to forget, all of them with their own labels, is largest."""
+    model, size = case.world.model, case.world.config.batch
     parts = {k: terms.on_logps(losses.nll, model, k) for k in ("forget", "retain")}
     inner = optax.chain(combine.weighted_sum(), optax.adam(1e-3))
-    how = dict(percentile=50.0, unit="weight", refresh="once")
-    recipe = recipes.Recipe(parts, combine.saliency(inner, **how))
-    return _run(case, recipe, _relabelled(case))
+    tx = combine.saliency(inner, percentile=50.0, unit="weight", refresh="once")
+    half, rest = trees.split(case.params, vision.TRAINABLE)
+    state = init_state(half, tx, case.rng)
+    # One step of all rows, of which the mask alone is kept.
+    rows = table.rows(case.split.forget)
+    count = max(1, rows // size)
+    rows = table.take(case.split.forget, np.arange(rows // count * count))
+    step, start = jax.jit(make_step(parts, tx, microbatch=count)), time.process_time()
+    marked, _ = step(state, {"forget": rows, "retain": rows}, Frozen(rest, None))
+    marked = marked.opt_state._replace(inner=state.opt_state.inner)
+    offline = time.process_time() - start
+    recipe = recipes.Recipe(parts, tx)
+    result = _run(case, recipe, _relabelled(case), opt_state=marked)
+    return result._replace(offline=offline)
 
 
 def dampening(case: Case) -> Result:
@@ -157,9 +169,13 @@ def condensed(case: Case) -> Result:
     nets = {part: world.part(part) for part in vision.PARTS}
     plan = recipes.condensation.unlearn(
         nets,
-        rounds=10,
+        rounds=config.rounds,
         # As released: for a class `final` never trains.
-        **(dict(lr=1e-3, lr_middle=1e-3) if by_class else dict(threshold=8)),
+        **(
+            dict(lr=1e-3, lr_middle=1e-3)
+            if by_class
+            else dict(threshold=config.threshold)
+        ),
     )
     data = {"reduced": reduced.table, "kept": images.as_float(kept)}
     rows_kept = table.rows(kept)
@@ -273,7 +289,7 @@ METHODS: dict[str, Callable[[Case], Result]] = {
 }
 
 
-def _run(case: Case, recipe, streams, *, steps: int = 0, ref: Any = None) -> Result:
+def _run(case: Case, recipe, streams, *, steps: int = 0, **how: Any) -> Result:
     streams = {k: v for k, v in streams.items() if k != "forget_rows"}
     if any("ref_logps" in getattr(t, "columns", ()) for t in recipe.terms.values()):
         forget = evaluate.reference_logps(
@@ -288,8 +304,8 @@ def _run(case: Case, recipe, streams, *, steps: int = 0, ref: Any = None) -> Res
         streams,
         steps=steps or case.steps,
         seed=case.seed,
-        ref=ref,
         kept=case.split.retain,
+        **how,
     )
     return Result(params, seconds)
 

@@ -31,6 +31,7 @@ def defaults() -> ConfigDict:
     c.settings = ("random", "class")
     c.seeds = (0, 1, 2)
     c.per_bucket = 10  # images a condensed image stands for, on average
+    c.rounds, c.threshold = 10, 8  # of condensation; released: 30 and 25
     c.kept = 10  # images a class in the remembrance set
     c.gan_steps, c.gan_batch = 300, 16
     c.pictures = True
@@ -100,14 +101,18 @@ def train(
     kept: table.Table | None = None,
     batch: int = 0,
     trainable: str = vision.TRAINABLE,
+    opt_state: Any = None,
 ) -> tuple[Params, float]:
-    """Params after so many steps, statistics measured on `kept`, and CPU seconds.
+    """Params after so many steps, statistics measured on `kept`, and CPU seconds; from
+    the optimizer's state `opt_state` if there is one.
 
     Seconds are those of all cores for the steps, as wall time says nothing on a shared
     machine; the first step, which compiles, counts as the mean of the others.
     """
     half, rest = trees.split(params, trainable)
     state = ju.init_state(half, tx, jax.random.key(seed))
+    if opt_state is not None:
+        state = state.replace(opt_state=opt_state)
     step = jax.jit(ju.make_step(terms, tx), donate_argnums=0)
     size = min([batch or world.config.batch, *map(table.rows, streams.values())])
     loader = table.streams(streams, size, seed=seed)
