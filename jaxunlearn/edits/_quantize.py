@@ -72,13 +72,11 @@ def quantize(
     Weights round in float32 (float64 for such leaves, but not for GGUF's kinds). Scales
     of whole numbers have 16 bits, so that a code times a scale is exact
     ("symmetric_half" keeps them whole). Quantizing twice is quantizing once, bit by
-    bit: for code books in every dtype; for "symmetric" and GGUF's kinds in float32, and
-    for "asymmetric" there too unless a group's end lies halfway between codes, up to
-    the 16 bits of a scale: of random weights one channel in 1,000 at 8 bits, and ten
-    that were bfloat16 before, whose ends share a short grid. In narrower dtypes it
-    holds up to their rounding. The other two schemes shrink the range each time. So
-    quantize the model that was trained, not one that was quantized. A weight that is
-    not finite stays so, and may take its group with it.
+    bit: for code books in every dtype; for "symmetric", "asymmetric" (where ends lie
+    halfway between codes its scale is shorter by a bit of its 16) and GGUF's kinds in
+    float32. In narrower dtypes it holds up to their rounding. The other two schemes
+    shrink the range each time. So quantize the model that was trained, not one that was
+    quantized. A weight that is not finite stays so, and may take its group with it.
 
     Args:
         params: the model to edit; kernels are [..., in, out], and each entry of the
@@ -176,6 +174,11 @@ def grid(w: Array, bits: int, scheme: str, axes: tuple[int, ...]):
         low = jnp.minimum(jnp.min(w, axes, keepdims=True), 0)
         high = jnp.maximum(jnp.max(w, axes, keepdims=True), 0)
         scale = _short((high - low) / (2**bits - 1))
+        # Ends that both lie halfway between codes, up to rounding, may both go inward.
+        # The next shorter scale sends one outward: the range is then the same again.
+        near = (1 - 2.0**-20) / scale
+        codes = jnp.round(high * near) - jnp.round(low * near)
+        scale = jnp.where(codes < 2**bits - 1, _short(scale * (1 - 2.0**-15)), scale)
         return scale, jnp.clip(jnp.round(-low / scale), 0, 2**bits - 1)
     largest = jnp.max(jnp.abs(w), axes, keepdims=True)
     scale = largest / _REACH[scheme](half)

@@ -147,15 +147,16 @@ def test_twice_is_once_bit_by_bit(settings):
     assert_array_equal(one(once, **settings), once)
 
 
-@pytest.mark.parametrize(
-    ("dtype", "most"), [(jnp.float32, 2e-3), (jnp.bfloat16, 2e-2)], ids=str
-)
-def test_how_often_asymmetric_changes_the_second_time(dtype, most):
-    """Ends halfway between codes: rare, or ten times so where weights were bfloat16."""
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16], ids=str)
+@pytest.mark.parametrize("kind", ["int8", "int4", "int3", "int2"])
+def test_asymmetric_twice_is_once_where_ends_lie_halfway_too(kind, dtype):
+    """Of float32 weights one channel in 1,000 has such ends, of bfloat16 ones ten."""
     w = kernel(64, 8192, dtype=dtype).astype(jnp.float32)
-    once = one(w, "int8", scheme="asymmetric")
-    changed = (one(once, "int8", scheme="asymmetric") != once).any(0).mean()
-    assert 0 < changed < most
+    w = w.at[:2, 0].set(jnp.array([-1.5, 1.5])).at[2:, 0].multiply(0.1)
+    once = one(w, kind, scheme="asymmetric")
+    assert_array_equal(one(once, kind, scheme="asymmetric"), once)
+    steps = (w.max(0) - w.min(0)) / (2 ** int(kind[3:]) - 1)
+    assert (jnp.abs(once - w) <= 0.51 * steps).all()  # no end is further than before
 
 
 @pytest.mark.parametrize("kind", KINDS)
