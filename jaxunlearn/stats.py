@@ -322,7 +322,10 @@ def _add_squares(term, rows, state, params, streams, ref, rng):
 
     cut = jax.tree.map(lambda x: x.reshape(-1, rows, *x.shape[1:]), streams)
     count = jax.tree.leaves(cut)[0].shape[0]
-    return jax.lax.scan(add, state, (cut, jax.random.split(rng, count)))[0]
+    pieces = cut, jax.random.split(rng, count)
+    if count == 1:  # convolutions in a loop of XLA's take a CPU several times longer
+        return add(state, jax.tree.map(lambda x: x[0], pieces))[0]
+    return jax.lax.scan(add, state, pieces)[0]
 
 
 def _shape(site: Site) -> tuple[int, int]:

@@ -109,9 +109,10 @@ def _page(rows, about, place) -> str:
         "*gap*: mean distance in percent points from the seed's retrained model in "
         "these three and M1. M1 to M6: attacks of `experiments/vision/attacks.py`; as "
         "the retrained model does is ideal, not 0.5. *s*: CPU seconds of all cores for "
-        "the steps, without compiling (SSD's with); *before*: those of condensing or "
-        "of the GANs, with compiling; *wall*: by the clock, all of the method, on two "
-        "cores that others used too (condensing counts where it was done).",
+        "the steps, without compiling (SSD's with); *before*: those of condensing, of "
+        "the GANs or of SalUn's mask, with compiling; *wall*: by the clock, all of the "
+        "method, on two cores that others used too (condensing counts where it was "
+        "done).",
         "",
         *_settings(rows, config),
     ]

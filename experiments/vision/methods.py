@@ -97,19 +97,17 @@ def random_labels(case: Case) -> Result:
 def salun(case: Case) -> Result:
     """The same, moving only the half of the weights on which the gradient of the rows
     to forget, all of them with their own labels, is largest."""
-    model, size = case.world.model, case.world.config.batch
+    model = case.world.model
     parts = {k: terms.on_logps(losses.nll, model, k) for k in ("forget", "retain")}
     inner = optax.chain(combine.weighted_sum(), optax.adam(1e-3))
     tx = combine.saliency(inner, percentile=50.0, unit="weight", refresh="once")
     half, rest = trees.split(case.params, vision.TRAINABLE)
-    state = init_state(half, tx, case.rng)
+    state, start = init_state(half, tx, case.rng), time.process_time()
     # One step of all rows, of which the mask alone is kept.
-    rows = table.rows(case.split.forget)
-    count = max(1, rows // size)
-    rows = table.take(case.split.forget, np.arange(rows // count * count))
-    step, start = jax.jit(make_step(parts, tx, microbatch=count)), time.process_time()
-    marked, _ = step(state, {"forget": rows, "retain": rows}, Frozen(rest, None))
+    rows = {"forget": case.split.forget, "retain": case.split.forget}
+    marked, _ = jax.jit(make_step(parts, tx))(state, rows, Frozen(rest, None))
     marked = marked.opt_state._replace(inner=state.opt_state.inner)
+    jax.block_until_ready(marked)
     offline = time.process_time() - start
     recipe = recipes.Recipe(parts, tx)
     result = _run(case, recipe, _relabelled(case), opt_state=marked)
