@@ -32,6 +32,7 @@ from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
 from experiments import build, prune_figures, prune_texts
+from experiments.evaluation import folder as folders
 from experiments.small import compare
 from jaxunlearn import _checks, data, edits, evaluate, models, stats, trees
 from jaxunlearn.data import table as tables
@@ -297,6 +298,7 @@ def main(argv: list[str]) -> None:
             del about["key"]
         else:
             model, params, tokenizer = hf.load(build.path(config.model), remat="none")
+            folders.check_tokenizer(tokenizer, config.model)
             texts, origin = read(config, tokenizer)
             about = head(config, origin)
             lines = prune(model, params, texts, config, about, say=_say)

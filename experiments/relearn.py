@@ -42,6 +42,7 @@ from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
 from experiments import build, relearn_facts, relearn_figures
+from experiments.evaluation import folder as folders
 from experiments.relearn_facts import PROMPT, Fact, Kind
 from experiments.relearn_score import LATE, rise
 from experiments.small import compare, questions, unlearn
@@ -369,6 +370,7 @@ def main(argv: list[str]) -> None:
             about, lines = compare.drawn(folder / "relearn.jsonl")
         else:
             model, params, tokenizer = hf.load(build.path(config.model), remat="none")
+            folders.check_tokenizer(tokenizer, config.model)
             rows = mmlu.read("test", questions.data_folder(config.data))
             minutes = flags.FLAGS.minutes
             about = head(config)

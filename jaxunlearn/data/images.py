@@ -81,8 +81,19 @@ def as_float(images: tables.Table) -> tables.Table:
 
 
 def relabelled(images: tables.Table, labels: np.ndarray) -> tables.Table:
-    """The table with other labels [n]."""
-    tokens = np.array(images["tokens"])
+    """The table with other labels [n], whole numbers >= 0.
+
+    Raises:
+        ValueError: for another number of labels, or one below 0. TypeError: for labels
+            that are not whole.
+    """
+    tokens, labels = np.array(images["tokens"]), np.asarray(labels)
+    _checks.whole("images.relabelled", labels=labels)
+    if labels.shape != tokens.shape[:1] or (labels < 0).any():
+        raise ValueError(
+            f"images.relabelled needs {len(tokens)} labels >= 0, got shape "
+            f"{labels.shape} from {labels.min(initial=0)} on."
+        )
     tokens[:, 1] = labels
     return {**images, "tokens": tokens}
 

@@ -179,3 +179,9 @@ def test_tables_change_dtype_and_labels_and_nothing_else():
     other = images.relabelled(whole, 3 - LABELS)
     assert_array_equal(images.labels_of(other), 3 - LABELS)
     assert_array_equal(images.labels_of(whole), LABELS)
+    with pytest.raises(TypeError, match="whole labels"):
+        images.relabelled(whole, LABELS * 0.5)
+    with pytest.raises(ValueError, match=f"needs {len(LABELS)} labels >= 0"):
+        images.relabelled(whole, LABELS[:-1])
+    with pytest.raises(ValueError, match="from -1 on"):
+        images.relabelled(whole, LABELS - 1)
