@@ -141,8 +141,7 @@ def make(config: VisionConfig, *, trains: Sequence[str] = PARTS) -> Model:
             rngs=None if rng is None else {"dropout": rng},
             method="features",
         )
-        seen = new.get(_STATS, {})
-        moved = {part: seen[part] for part in used if part in seen}
+        moved = {k: seen for k, seen in new.get(_STATS, {}).items() if k in used}
         tapped = {"statistics": moved} if taps else {}
         return Outputs(jnp.stack([out, jnp.zeros_like(out)], axis=1), tapped)
 
@@ -302,8 +301,7 @@ def _up(config, x, train, width, last):
 def _pool(config, x, train, size=2, stride=2, pad=0):
     if (size, stride, pad) != (2, 2, 0):
         return nn.max_pool(x, (size, size), (stride, stride), [(pad, pad)] * 2)
-    # The same maxima as a reduction: XLA's gradient of a window's maximum takes a CPU
-    # longer than the convolutions do. Here entries that tie share the gradient.
+    # XLA's gradient of windows costs a CPU more than convolutions; ties share this one.
     batch, height, width, channels = x.shape
     x = x[:, : height // 2 * 2, : width // 2 * 2]
     return x.reshape(batch, height // 2, 2, width // 2, 2, channels).max((2, 4))
@@ -353,9 +351,7 @@ _KINDS = {
     "mean": lambda config, x, train: jnp.mean(x, axis=(1, 2)),
     "first": lambda config, x, train: nn.LayerNorm()(x)[:, 0],
     "dense": lambda config, x, train, width: nn.relu(nn.Dense(width)(x)),
-    "dropout": lambda config, x, train: nn.Dropout(config.dropout)(
-        x, deterministic=not train
-    ),
+    "dropout": lambda config, x, train: nn.Dropout(config.dropout)(x, not train),
 }
 
 
