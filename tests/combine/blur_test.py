@@ -206,7 +206,7 @@ def test_tiny_against_huge_and_huge_against_tiny():
     tiny, huge = jnp.array([1e-25, 1e-25]), jnp.array([1e25, 0.0])
     assert_allclose(run(tiny, huge)[0], huge)
     update, state = run(huge, tiny, 0.5)
-    assert_allclose(update, [5e24, 0.0], rtol=1e-6, atol=1e-24)
+    assert_allclose(update, [5e24, 0.0], atol=1e-24)
     assert all(np.isfinite(x) for x in state.stats.values())
 
 

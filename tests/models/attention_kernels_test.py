@@ -51,7 +51,7 @@ def with_gradients(function, q, k, v, mask):
 
 def compare(got, wanted):
     for a, b in zip(got, wanted, strict=True):
-        assert_allclose(a, b, rtol=2e-4, atol=3e-5)
+        assert_allclose(a, b, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(

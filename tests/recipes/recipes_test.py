@@ -93,7 +93,7 @@ def run(recipe, steps=10):
     return ju.fit(step, state, data, ju.Frozen(rest), steps=steps)
 
 
-def close(actual, expected, rtol=3e-5, atol=3e-6):
+def close(actual, expected, rtol=1e-5, atol=1e-6):
     jax.tree.map(partial(assert_allclose, rtol=rtol, atol=atol), actual, expected)
 
 

@@ -95,14 +95,14 @@ def test_the_penalty_is_the_squared_slope_at_real_images():
     net, batch = small_gan(), blobs(4)
     params = {"forget": net.init(KEY)}
     plain, paid = (
-        synth.GanTerm(net, "forget", "discriminator", "hinge", r1) for r1 in (0.0, 2.0)
+        synth.GanTerm(net, "forget", "discriminator", "hinge", r1) for r1 in (0.0, 2e2)
     )
     a, b = (t(params, {"forget": batch}, None, KEY)[0].sum for t in (plain, paid))
     judge = net.judge
     slope = jax.vmap(
         jax.grad(lambda x: judge(params["forget"]["discriminator"], x[None])[0])
     )(jnp.asarray(batch["image"]))
-    assert_allclose(b - a, jnp.sum(slope**2), rtol=4e-3, atol=1e-6)
+    assert_allclose(b - a, 100 * jnp.sum(slope**2), rtol=1e-3, atol=1e-6)
 
 
 def test_generators_come_to_draw_what_their_stream_holds():
