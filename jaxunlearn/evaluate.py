@@ -16,8 +16,8 @@ import numpy as np
 from jax.sharding import Mesh
 
 from jaxunlearn import _checks, losses, metrics, sharding, terms
+from jaxunlearn._generate import generate, ready, rows_axis
 from jaxunlearn.data import table as tables
-from jaxunlearn.generate import generate, ready, rows_axis
 from jaxunlearn.typing import Model, Params
 
 

@@ -19,16 +19,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from jaxunlearn import _checks, sharding
-from jaxunlearn.typing import (
-    Array,
-    Batch,
-    Model,
-    Params,
-    PRNGKey,
-    Site,
-    Streams,
-    Term,
-)
+from jaxunlearn.typing import Array, Batch, Model, Params, PRNGKey, Site, Streams, Term
 
 _OWNER = "stats.activity"
 

@@ -65,10 +65,10 @@ class Site(NamedTuple):
 
     units: int
     layers: int
-    consumer: str | None = None
+    reader: str | None = None
     axis: int = 0
     readers: tuple[str, ...] = ()
-    producers: tuple[str, ...] = ()
+    writers: tuple[str, ...] = ()
     repeats: tuple[int, int] = (1, 1)
 
 

@@ -37,8 +37,8 @@ BROKEN = {
         ("jaxunlearn/metrics/_a.py", "def f():\n    import jaxunlearn.losses"),
         ("jaxunlearn/combine/_a.py", "from jaxunlearn.models import decoder"),
         ("jaxunlearn/trees.py", "from jaxunlearn.losses import npo"),
-        ("jaxunlearn/step.py", "from jaxunlearn.fit import fit"),
-        ("jaxunlearn/fit.py", "from jaxunlearn import recipes"),
+        ("jaxunlearn/_step.py", "from jaxunlearn._fit import fit"),
+        ("jaxunlearn/_fit.py", "from jaxunlearn import recipes"),
         ("jaxunlearn/terms.py", "from jaxunlearn.data import table"),
         ("jaxunlearn/evaluate.py", "from jaxunlearn.data import jsonl"),
         ("jaxunlearn/evaluate.py", "from jaxunlearn import data"),
@@ -47,10 +47,10 @@ BROKEN = {
         ("jaxunlearn/data/a.py", "from jaxunlearn import models"),
         ("jaxunlearn/io/a.py", "from jaxunlearn.data import table"),
         ("jaxunlearn/io/a.py", "from jaxunlearn import terms"),
-        ("jaxunlearn/step.py", "import jaxunlearn as ju"),
-        ("jaxunlearn/step.py", "from jaxunlearn import *"),
-        ("jaxunlearn/step.py", "from . import trees"),
-        ("jaxunlearn/step.py", "importlib.import_module('jaxunlearn.io.hf')"),
+        ("jaxunlearn/_step.py", "import jaxunlearn as ju"),
+        ("jaxunlearn/_step.py", "from jaxunlearn import *"),
+        ("jaxunlearn/_step.py", "from . import trees"),
+        ("jaxunlearn/_step.py", "importlib.import_module('jaxunlearn.io.hf')"),
         ("jaxunlearn/tricks.py", ""),
     ],
     plan.leaves_are_light: [
@@ -68,35 +68,35 @@ BROKEN = {
         ("jaxunlearn/evaluate.py", "from transformers import AutoTokenizer"),
         ("jaxunlearn/models/a.py", "def f():\n    import safetensors.numpy"),
         ("jaxunlearn/__init__.py", "import tokenizers"),
-        ("jaxunlearn/fit.py", "import grain"),
+        ("jaxunlearn/_fit.py", "import grain"),
     ],
     plan.torch_is_for_comparison: [
         ("jaxunlearn/io/hf.py", "def f():\n    import torch"),
-        ("experiments/quickstart.py", "from torch import nn"),
+        ("experiments/quickstart/main.py", "from torch import nn"),
     ],
     plan.nothing_is_read_at_import: [
-        ("jaxunlearn/fit.py", "import os\nHOME = os.environ['HOME']"),
-        ("jaxunlearn/fit.py", "from os import environ as e\nHOME = e.get('HOME')"),
-        ("jaxunlearn/fit.py", "import os\ndef f(x=os.getenv('X')): ..."),
-        ("jaxunlearn/fit.py", "import sys\nclass A:\n    name = sys.argv[0]"),
+        ("jaxunlearn/_fit.py", "import os\nHOME = os.environ['HOME']"),
+        ("jaxunlearn/_fit.py", "from os import environ as e\nHOME = e.get('HOME')"),
+        ("jaxunlearn/_fit.py", "import os\ndef f(x=os.getenv('X')): ..."),
+        ("jaxunlearn/_fit.py", "import sys\nclass A:\n    name = sys.argv[0]"),
         ("experiments/a.py", "args = parser.parse_args()"),
     ],
     plan.no_global_mesh: [
         ("jaxunlearn/sharding.py", "MESH = jax.make_mesh((1,), ('a',))"),
-        ("jaxunlearn/fit.py", "def f(mesh):\n    jax.set_mesh(mesh)"),
+        ("jaxunlearn/_fit.py", "def f(mesh):\n    jax.set_mesh(mesh)"),
     ],
     plan.modules_are_short: [("tests/a_test.py", "\n" * 401)],
     plan.the_licence_comes_first: [
         ("tests/a_test.py", ""),
-        ("jaxunlearn/fit.py", '"""A loop."""\n' + LICENCE),
+        ("jaxunlearn/_fit.py", '"""A loop."""\n' + LICENCE),
     ],
     plan.nothing_imports_the_top: [
-        ("jaxunlearn/fit.py", "from experiments import quickstart"),
-        ("jaxunlearn/fit.py", "from tests import tiny"),
+        ("jaxunlearn/_fit.py", "from experiments import quickstart"),
+        ("jaxunlearn/_fit.py", "from tests import tiny"),
         ("experiments/a.py", "import tests.tiny"),
     ],
     plan.libraries_are_declared: [
-        ("jaxunlearn/fit.py", "import wandb"),
+        ("jaxunlearn/_fit.py", "import wandb"),
         ("tests/a_test.py", "from nltk import tree"),
     ],
 }
@@ -106,11 +106,11 @@ ALLOWED = [
     ("jaxunlearn/terms.py", "from jaxunlearn import losses, trees"),
     ("jaxunlearn/evaluate.py", "from jaxunlearn.data import table as tables"),
     ("jaxunlearn/attacks/_a.py", "from jaxunlearn.data.table import streams"),
-    ("jaxunlearn/attacks/_a.py", "from jaxunlearn.fit import fit"),
+    ("jaxunlearn/attacks/_a.py", "from jaxunlearn._fit import fit"),
     ("jaxunlearn/io/hf.py", "from jaxunlearn.models import decoder\nimport gguf"),
     ("jaxunlearn/trees.py", "import flax.struct, optax, re"),
-    ("jaxunlearn/fit.py", "import os\ndef f():\n    return os.environ"),
-    ("jaxunlearn/fit.py", "def f(mesh):\n    with jax.set_mesh(mesh):\n        pass"),
+    ("jaxunlearn/_fit.py", "import os\ndef f():\n    return os.environ"),
+    ("jaxunlearn/_fit.py", "def f(mesh):\n    with jax.set_mesh(mesh):\n        pass"),
     ("experiments/a.py", "import sys\nif __name__ == '__main__':\n    f(sys.argv)"),
     ("experiments/benchmarks/a.py", "import torch, transformers"),
     ("tests/a_test.py", "import torch, safetensors\nfrom tests import tiny"),
@@ -153,8 +153,8 @@ def test_rooms_import_each_other_without_circles():
 
 def test_a_circle_of_neighbours_is_caught():
     files = [
-        Source("jaxunlearn/step.py", "from jaxunlearn import terms"),
-        Source("jaxunlearn/terms.py", "def f():\n    from jaxunlearn.step import x"),
+        Source("jaxunlearn/_step.py", "from jaxunlearn import terms"),
+        Source("jaxunlearn/terms.py", "def f():\n    from jaxunlearn._step import x"),
     ]
     with pytest.raises(graphlib.CycleError):
         list(graphlib.TopologicalSorter(plan.rooms_graph(files)).static_order())

@@ -13,7 +13,7 @@ import optax
 import pytest
 
 import jaxunlearn as ju
-from experiments import methods_table
+from experiments.tools import methods_table
 from jaxunlearn import combine, losses, terms
 from tests import tiny
 from tests.losses import contract_test as contract
@@ -69,7 +69,7 @@ def test_the_example_unlearns(example):
 
 def test_the_table_of_methods_is_that_of_the_code():
     assert methods_table.PAGE.read_text(encoding="utf-8") == methods_table.page(), (
-        "Run python -m experiments.methods_table."
+        "Run python -m experiments.tools.methods_table."
     )
 
 

@@ -12,7 +12,7 @@ from numpy.testing import assert_array_equal
 import jaxunlearn as ju
 from tests import tiny
 
-generate = importlib.import_module("jaxunlearn.generate")
+generate = importlib.import_module("jaxunlearn._generate")
 NEW = 6
 SETTINGS = {
     "plain": {},

@@ -37,7 +37,7 @@ def streams():
 
 
 def blur_npo(model):
-    recipe = recipes.blur.npo(model, gamma=0.1, lr=1e-3)
+    recipe = recipes.blur.npo(model, gamma=0.1, learning_rate=1e-3)
     return recipe.terms, recipe.tx, ".*"
 
 
@@ -57,11 +57,11 @@ def down_kernels(model):
     return parts, tx, "blocks/mlp/down/kernel"
 
 
-def run(method, mesh, *, microbatch=1, steps=STEPS):
+def run(method, mesh, *, num_microbatches=1, steps=STEPS):
     """(params after some steps, metrics of the last); mesh None is one device."""
     model, params = tiny.tiny_model(**SETTINGS)
     parts, tx, pattern = method(model)
-    step = ju.make_step(parts, tx, microbatch=microbatch)
+    step = ju.make_step(parts, tx, num_microbatches=num_microbatches)
     rng, batches = jax.random.key(0), streams()
     reference = jax.tree.map(lambda x: 0.9 * x, params)
     fresh = partial(ju.init_state, tx=tx)
@@ -99,7 +99,7 @@ def test_five_steps_on_any_mesh_equal_those_on_one_device(sizes, method):
 
 def test_microbatches_on_a_mesh_equal_the_whole_batch():
     expected, _ = on_one_device(blur_npo)
-    params, _ = run(blur_npo, mesh_of((2, 2, 2)), microbatch=2)
+    params, _ = run(blur_npo, mesh_of((2, 2, 2)), num_microbatches=2)
     jax.tree.map(partial(assert_allclose, rtol=0, atol=1e-5), params, expected)
 
 

@@ -11,8 +11,8 @@ import optax
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
+from jaxunlearn import _step as steps
 from jaxunlearn import combine, losses, terms, trees
-from jaxunlearn import step as steps
 from jaxunlearn.typing import Frozen, Total
 from tests import tiny
 
@@ -126,8 +126,8 @@ def test_ragged_microbatches_equal_the_whole_batch(name):
         parts = {"both": terms.joint(parts, {"forget": 0.5, "retain": 2.0})}
     tx = optax.chain(COMBINERS[name](), optax.sgd(0.1))
     results = []
-    for microbatch in (1, 2, 4):
-        step = jax.jit(steps.make_step(parts, tx, microbatch=microbatch))
+    for num_microbatches in (1, 2, 4):
+        step = jax.jit(steps.make_step(parts, tx, num_microbatches=num_microbatches))
         state = steps.init_state(params, tx, KEY)
         state, metrics = step(state, decoder_streams(), Frozen())
         results.append((state.params, metrics))
@@ -159,12 +159,12 @@ def test_the_joint_step_equals_the_weighted_sum_step():
     assert_allclose(metrics["joint"]["both/loss"], loss, rtol=1e-5)
 
 
-@pytest.mark.parametrize("microbatch", [1, 2, 4])
-def test_the_update_is_that_of_the_combined_gradients(microbatch):
+@pytest.mark.parametrize("num_microbatches", [1, 2, 4])
+def test_the_update_is_that_of_the_combined_gradients(num_microbatches):
     tx = optax.chain(
         combine.weighted_sum({"forget": -1.0, "retain": 3.0}), optax.sgd(0.1)
     )
-    step, state = toy_step(tx=tx, microbatch=microbatch)
+    step, state = toy_step(tx=tx, num_microbatches=num_microbatches)
     streams, params = toy_streams(), toy_params()
 
     def loss(params, name):
@@ -203,9 +203,9 @@ def test_a_donated_state_does_not_harm_the_original():
 @pytest.mark.parametrize(
     "bad", [jnp.nan, jnp.inf, 1e30], ids=["nan", "inf", "overflow"]
 )
-@pytest.mark.parametrize("microbatch", [1, 2])
-def test_a_step_that_is_not_finite_changes_nothing(bad, microbatch):
-    step, state = toy_step(noise=0.1, microbatch=microbatch)
+@pytest.mark.parametrize("num_microbatches", [1, 2])
+def test_a_step_that_is_not_finite_changes_nothing(bad, num_microbatches):
+    step, state = toy_step(noise=0.1, num_microbatches=num_microbatches)
     _, expected = toy_step(noise=0.1)
     streams = toy_streams()
     state, _ = step(state, streams, Frozen())
@@ -242,7 +242,7 @@ def test_a_gradient_that_is_not_finite_changes_nothing():
 
 @pytest.mark.parametrize("key", [jax.random.key, jax.random.PRNGKey])
 def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(key):
-    step, state = toy_step(noise=0.5, microbatch=2)
+    step, state = toy_step(noise=0.5, num_microbatches=2)
     state = state.replace(rng=key(5))
     half, draws = None, []
     for number in range(4):
@@ -252,18 +252,18 @@ def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(key):
         draws.append(float(metrics["forget/draw"]))
         draws.append(float(metrics["retain/draw"]))
     assert len(set(draws)) == 8  # every step and every term draws its own numbers
-    again, _ = toy_step(noise=0.5, microbatch=2)
+    again, _ = toy_step(noise=0.5, num_microbatches=2)
     for number in (2, 3):
         half, _ = again(half, toy_streams(number), Frozen())
     identical(half, state)
-    other, unequal = toy_step(noise=0.5, microbatch=2)
+    other, unequal = toy_step(noise=0.5, num_microbatches=2)
     for number in range(4):
         unequal, _ = other(unequal, toy_streams(number), Frozen())
     assert not np.array_equal(unequal.params["w"], state.params["w"])
 
 
 def test_microbatches_draw_different_numbers():
-    step, state = toy_step(noise=1.0, microbatch=2)
+    step, state = toy_step(noise=1.0, num_microbatches=2)
     _, metrics = step(state, toy_streams(rows=2), Frozen())
     rng = jax.random.fold_in(jax.random.fold_in(KEY, 0), 0)
     a, b = (jax.random.normal(r, (1,))[0] for r in jax.random.split(rng, 2))
@@ -295,7 +295,7 @@ def test_a_reference_is_read_from_frozen():
     model, params = tiny.tiny_model()
     parts = {"near": terms.on_tokens(losses.kl, model, "retain")}
     tx = optax.chain(combine.weighted_sum(), optax.sgd(0.1))
-    step = jax.jit(steps.make_step(parts, tx, microbatch=2))
+    step = jax.jit(steps.make_step(parts, tx, num_microbatches=2))
     state = steps.init_state(params, tx, KEY)
     other = jax.tree.map(lambda x: 0.9 * x, params)
     same, metrics = step(state, decoder_streams(), Frozen(None, params))
@@ -347,8 +347,8 @@ def test_state_can_be_shaped_without_arrays():
 
 
 def test_rows_that_microbatches_do_not_divide_are_an_error():
-    step, state = toy_step(microbatch=3)
-    with pytest.raises(ValueError, match="divide by microbatch=3, got 4 rows"):
+    step, state = toy_step(num_microbatches=3)
+    with pytest.raises(ValueError, match="divide by num_microbatches=3, got 4 rows"):
         step(state, toy_streams(rows=4), Frozen())
 
 
@@ -364,6 +364,6 @@ def test_wrong_settings_are_errors():
     tx = combine.weighted_sum()
     with pytest.raises(ValueError, match="at least one term"):
         steps.make_step({}, tx)
-    for microbatch, error in ((0, ValueError), (1.5, TypeError)):
-        with pytest.raises(error, match="microbatch"):
-            steps.make_step({"a": Noisy("a")}, tx, microbatch=microbatch)
+    for num_microbatches, error in ((0, ValueError), (1.5, TypeError)):
+        with pytest.raises(error, match="num_microbatches"):
+            steps.make_step({"a": Noisy("a")}, tx, num_microbatches=num_microbatches)

@@ -55,7 +55,7 @@ def main(output, coordinator=None, processes=None, process=None):
     mesh = sharding.make_mesh(data=2, fsdp=2, tensor=2)
     model, _ = tiny.tiny_model(**SETTINGS)
     params = sharding.create(model.init, mesh, model.rules, jax.random.key(0))
-    recipe = recipes.blur.npo(model, gamma=0.1, lr=1e-3)
+    recipe = recipes.blur.npo(model, gamma=0.1, learning_rate=1e-3)
     fresh = partial(ju.init_state, tx=recipe.tx)
     rng = jax.random.key(1)
     state = sharding.create(fresh, mesh, model.rules, params, rng=rng)

@@ -122,9 +122,9 @@ def shapes(folder: Path) -> dict[str, Any]:
 
 def _jax(folder: Path, repeats: int) -> None:
     """Ours, in this process."""
-    from experiments.evaluation import values
-    from jaxunlearn.generate import generate as extend
+    from jaxunlearn._generate import generate as extend
     from jaxunlearn.io import hf
+    from jaxunlearn.workflows.evaluation import values
 
     model, params, _ = hf.load(folder / "model", remat="none")
     saved = np.load(folder / "rows.npz")

@@ -8,7 +8,7 @@
 --most characters with their options, as a local task of the harness: zero-shot, once
 with letters and once with the answers' texts to choose from. Three ways to an accuracy:
 the harness's own model on the exported folder (transformers, torch), our decoder in the
-harness (experiments/harness.py), and `evaluate.choose` with no harness. All take the
+harness (jaxunlearn/workflows/harness.py), and `evaluate.choose` with no harness. All take the
 likeliest option by its summed log-probability. The files are written after the second
 and the third.
 
@@ -178,7 +178,7 @@ def in_harness(
     import lm_eval
     from lm_eval import tasks
 
-    from experiments import harness
+    from jaxunlearn.workflows import harness
 
     settings: dict[str, Any] = {"model": "hf", "batch_size": 8, "device": "cpu"}
     settings["model_args"] = {"pretrained": str(model), "dtype": "float32"}

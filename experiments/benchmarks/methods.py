@@ -9,7 +9,7 @@ A random decoder of the small world's shape, float32, on 8 forget and 8 retain r
 one process, and the median over steps is kept, so that a machine that drifts drifts for
 all. Memory is what the compiler reserves for a step: temporaries (activations and
 gradients) apart from its arguments (params, optimizer state, batch, reference). Writes
-experiments/results/methods_cost.json and .md.
+experiments/benchmarks/results/methods_cost.json and .md.
 """
 
 import argparse
@@ -24,12 +24,12 @@ import jax
 import numpy as np
 
 import jaxunlearn as ju
-from experiments import build
 from experiments.small import methods
 from jaxunlearn import models, trees
 from jaxunlearn.io import log
+from jaxunlearn.workflows.training import build
 
-RESULTS = Path(__file__).resolve().parents[1] / "results" / "methods_cost"
+RESULTS = Path(__file__).resolve().parent / "results" / "methods_cost"
 ROWS, LENGTH = 8, 64  # rows of a stream, tokens of a row
 SHAPE = dict(family="llama", vocab=4000, width=256, layers=5, heads=4, kv_heads=4)
 SHAPE |= dict(head_dim=64, hidden=704, positions=LENGTH, tied=True, remat="none")

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Time of rounding, GPTQ and AWQ (3 bits) on SmolLM2-135M, and how much less they err.
 
-    python -m experiments.benchmarks.quantize --output experiments/results/quantize.json
+    python -m experiments.benchmarks.quantize --output experiments/benchmarks/results/quantize.json
 
 Calibrates on rows of CPython's language reference. A kernel is one layer of one stacked
 leaf; its error is ||(W' - W)^T X||^2 by its own inputs in the model as it is: on the

@@ -7,7 +7,7 @@ NPO on 4 forget sequences plus NLL on 4 retain sequences of 128 tokens, SmolLM2-
 float32, AdamW. Every variant runs in processes of its own, in turns, so that the peak
 resident memory is its own and a machine that drifts drifts for all. Medians over all
 steps of all rounds. One such run on two CPU cores is kept in
-experiments/results/step_smollm2_cpu.json.
+experiments/benchmarks/results/step_smollm2_cpu.json.
 """
 
 import argparse

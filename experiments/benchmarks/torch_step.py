@@ -24,7 +24,9 @@ def measure(folder: Path, steps: int) -> dict:
         folder / "model", dtype=torch.float32
     )
     model.train()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, weight_decay=0.01)
+    optimizer = torch.optim.AdamW(
+        model.parameters(), learning_rate=1e-5, weight_decay=0.01
+    )
     saved = np.load(folder / "batch.npz")
     forget, retain = (torch.from_numpy(saved[k]).long() for k in ("forget", "retain"))
     ref_logps, beta = torch.from_numpy(saved["ref_logps"]), 0.1

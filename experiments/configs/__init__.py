@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Configs of experiments/run.py, one experiment a file."""
+"""Configs of jaxunlearn/workflows/training/run.py, one experiment a file."""

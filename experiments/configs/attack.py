@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Every attack, on capitals of Europe that were to be forgotten.
 
-python -m experiments.attack --config=experiments/configs/attack.py \
+python -m jaxunlearn.workflows.attack.run --config=experiments/configs/attack.py \
     --config.model=runs/quickstart/model --config.original=smollm2 \
     --config.output=runs/attack
 
@@ -13,8 +13,8 @@ answers):
     --config.facts.forget.path=FORGET.jsonl --config.facts.retain.path=RETAIN.jsonl
 """
 
-from experiments import attack
 from jaxunlearn import _checks
+from jaxunlearn.workflows.attack import run as attack
 
 
 def get_config(which: str = "capitals"):

@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """SmolLM2-135M-Instruct forgets the capitals of Europe and keeps the others.
 
-python -m experiments.run --config=experiments/configs/capitals.py
+python -m jaxunlearn.workflows.training.run --config=experiments/configs/capitals.py
 
 The data of the quickstart without its selection of known facts; its story, questions
-and attack are in experiments/quickstart.py.
+and attack are in experiments/quickstart/main.py.
 """
 
-from experiments import settings
+from jaxunlearn.workflows.training import settings
 
 
 def get_config():
@@ -22,6 +22,8 @@ def get_config():
         held_out=dict(source="prose", held_out=True, rows=4, length=32),
     )
     c.recipe.name = "blur.npo"
-    c.recipe.args = dict(gamma=0.2, lr=4e-5, retain=dict(retain=1.0, prose=1.0))
+    c.recipe.args = dict(
+        gamma=0.2, learning_rate=4e-5, retain=dict(retain=1.0, prose=1.0)
+    )
     c.schedule.update(warmup=4, steps=32)
     return c

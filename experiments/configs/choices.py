@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """MMLU by letters, or WMDP and MMLU: accuracy, plain and calibrated, with intervals.
 
-python -m experiments.evaluate --config=experiments/configs/choices.py:wmdp \\
+python -m jaxunlearn.workflows.evaluation.run --config=experiments/configs/choices.py:wmdp \\
     --config.model=PATH --config.output=EVAL
 
 Zero-shot: the question, its choices behind letters, "Answer:"; the likeliest letter
@@ -9,8 +9,8 @@ counts. Calibrated, each letter's mean over all questions is taken off first. Ne
 files in the folder that --config.folder or JAXUNLEARN_DATA names.
 """
 
-from experiments import evaluate
 from jaxunlearn import _checks
+from jaxunlearn.workflows.evaluation import run as evaluate
 
 
 def get_config(which: str = "mmlu"):

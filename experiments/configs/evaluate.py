@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """TOFU's evaluation of a model: forget10, or another part named behind a colon.
 
-python -m experiments.evaluate --config=experiments/configs/evaluate.py:05 \
+python -m jaxunlearn.workflows.evaluation.run --config=experiments/configs/evaluate.py:05 \
     --config.model=PATH --config.output=EVAL --config.retain=EVAL_OF_RETRAINED
 
 Needs TOFU's files in the folder that --config.folder or JAXUNLEARN_DATA names. The
@@ -12,7 +12,7 @@ prompt is a base model's. For an instruct model, in its tokenizer's chat templat
     --config.score.date="10 Apr 2025"
 """
 
-from experiments import evaluate
+from jaxunlearn.workflows.evaluation import run as evaluate
 
 
 def get_config(part: str = "10"):

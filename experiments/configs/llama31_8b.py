@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """BLUR-NPO at the shape of Llama-3.1-8B, random weights and tokens: for planning.
 
-python -m experiments.run --config=experiments/configs/llama31_8b.py --config.output=DIR
+python -m jaxunlearn.workflows.training.run --config=experiments/configs/llama31_8b.py --config.output=DIR
 """
 
-from experiments import settings
+from jaxunlearn.workflows.training import settings
 
 
 def get_config():
@@ -16,5 +16,5 @@ def get_config():
     stream = dict(source="synthetic", rows=64, length=2048, count=1024)
     c.data = dict(forget=dict(stream, seed=1), retain=dict(stream, seed=2))
     c.recipe.name = "blur.npo"
-    c.recipe.args = dict(gamma=0.1, lr=1e-5)
+    c.recipe.args = dict(gamma=0.1, learning_rate=1e-5)
     return c

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """MUSE's knowledge and verbatim memorisation of a model: rougeL_f1 of three tasks.
 
-python -m experiments.evaluate --config=experiments/configs/muse.py:books \\
+python -m jaxunlearn.workflows.evaluation.run --config=experiments/configs/muse.py:books \\
     --config.model=PATH --config.output=EVAL
 
 Needs MUSE's files in the folder that --config.folder or JAXUNLEARN_DATA names.
@@ -12,8 +12,8 @@ not stem).
 PrivLeak reads the texts in privleak/: metrics.mia_min_k of evaluate.token_scores.
 """
 
-from experiments import evaluate
 from jaxunlearn import _checks
+from jaxunlearn.workflows.evaluation import run as evaluate
 
 STOPS = ("\n\n", "\nQuestion", "Question:")
 

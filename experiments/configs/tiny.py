@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """BLUR-NPO on a random decoder of two small layers: seconds on a CPU.
 
-python -m experiments.run --config=experiments/configs/tiny.py --config.steps=30
+python -m jaxunlearn.workflows.training.run --config=experiments/configs/tiny.py --config.steps=30
 """
 
-from experiments import settings
+from jaxunlearn.workflows.training import settings
 
 
 def get_config():
@@ -16,5 +16,5 @@ def get_config():
     stream = dict(source="synthetic", rows=8, length=16, count=40)
     c.data = dict(forget=dict(stream, seed=1), retain=dict(stream, seed=2))
     c.recipe.name = "blur.npo"
-    c.recipe.args = dict(gamma=0.1, lr=1e-3)
+    c.recipe.args = dict(gamma=0.1, learning_rate=1e-3)
     return c

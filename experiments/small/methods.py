@@ -14,10 +14,10 @@ from typing import Any, NamedTuple
 
 import optax
 
-from experiments import build
 from jaxunlearn import combine, recipes
 from jaxunlearn.recipes import Recipe
 from jaxunlearn.typing import Model
+from jaxunlearn.workflows.training import build
 
 # Recipe -> arguments that cannot be the published ones here.
 LAYERS = (0, 1, 2)  # as far down a decoder of five layers as 5 to 7 are in one of 32
@@ -34,7 +34,7 @@ APART = {
 }
 LEFT_OUT = {
     "finetune.nll": "it forgets nothing; it is what the others are measured against",
-    "mrp.graddiff": "its directions come topic by topic: experiments/small/mrp.py",
+    "mrp.graddiff": "its directions come topic by topic: experiments/mrp/run.py",
     "openunlearning.altpo": "needs answers that the model made up when sampled",
     "openunlearning.task_vector": "a finetuning whose edit comes after it",
     "surgery.weighted": "needs new facts in the place of the old ones",
@@ -72,7 +72,7 @@ def methods() -> dict[str, Method]:
         if name in LEFT_OUT:
             continue
         settings = inspect.signature(function).parameters
-        rate = settings["lr"].default
+        rate = settings["learning_rate"].default
         kept = ("weight_decay", "eps")
         adamw[name] = {x: settings[x].default for x in kept if x in settings}
         made = _with(function, FITTED.get(name, {}))
@@ -87,11 +87,11 @@ def methods() -> dict[str, Method]:
 def plain(model: Model, rate: Any) -> Recipe:
     """NLL finetuning on both streams at once: what every method is measured against."""
     streams = {"forget": 1.0, "retain": 1.0}
-    return recipes.finetune.nll(model, lr=rate, streams=streams)
+    return recipes.finetune.nll(model, learning_rate=rate, streams=streams)
 
 
 def _with(function, arguments):
-    return lambda model, rate: function(model, lr=rate, **arguments)
+    return lambda model, rate: function(model, learning_rate=rate, **arguments)
 
 
 def _summed(build_blur, settings):

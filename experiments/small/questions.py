@@ -14,7 +14,8 @@ import numpy as np
 import tokenizers
 import transformers
 
-from experiments.small import biographies, lume_rows
+from experiments.semeval import rows as lume_rows
+from experiments.small import biographies
 from jaxunlearn import _checks
 from jaxunlearn.data import jsonl, table
 
@@ -132,7 +133,7 @@ def _tofu(*, folder, tokens, more, vocab):
         raise FileNotFoundError(
             f"The small world needs {', '.join(missing)} (.jsonl) in {place}, got none "
             "there. Set JAXUNLEARN_DATA to the folder above tofu/, or take "
-            "experiments/configs/small/biographies.py."
+            "experiments/small/configs/biographies.py."
         )
     forget, retain, full = (_numbered(place / f"{name}.jsonl") for name in names)
     # Authors that are neither forgotten nor scored: the first and last 20 are.

@@ -9,7 +9,6 @@ import jax
 import optax
 
 import jaxunlearn as ju
-from experiments import build
 from experiments.small import questions
 from experiments.small.methods import Method
 from experiments.small.world import World
@@ -17,6 +16,7 @@ from jaxunlearn import _checks, evaluate, trees
 from jaxunlearn.data import table
 from jaxunlearn.recipes import Recipe
 from jaxunlearn.typing import Params
+from jaxunlearn.workflows.training import build
 
 REFUSALS = (
     "I do not know.",

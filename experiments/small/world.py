@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Makes the small world, once: a model that knows every author, and its twin.
 
-    python -m experiments.small.world --config=experiments/configs/small/tofu.py
+    python -m experiments.small.world --config=experiments/small/configs/tofu.py
 
 The twin is trained from the same seed for as many steps on the rows to keep alone: what
 the model should have become had it never seen the others. The world is kept in
@@ -83,7 +83,7 @@ def defaults() -> ConfigDict:
             "model": dict(width=256, layers=5, heads=4, hidden=704),
             "steps": 420,
             "rows": 32,  # a step
-            "lr": 2e-3,
+            "learning_rate": 2e-3,
             "warmup": 20,
             "save_every": 100,
         }
@@ -173,10 +173,14 @@ def _make(config, rows, tokenizer, making, progress):
 
 def _train(config, model, seen, folder, name, progress):
     """(params, last loss) after all steps, from the last checkpoint on."""
-    lr = optax.warmup_cosine_decay_schedule(
-        0.0, config["lr"], config["warmup"], config["steps"], config["lr"] / 10
+    learning_rate = optax.warmup_cosine_decay_schedule(
+        0.0,
+        config["learning_rate"],
+        config["warmup"],
+        config["steps"],
+        config["learning_rate"] / 10,
     )
-    recipe = recipes.finetune.nll(model, lr=lr)
+    recipe = recipes.finetune.nll(model, learning_rate=learning_rate)
     rng = jax.random.key(config["seed"])
     state = ju.init_state(model.init(rng), recipe.tx, rng)
     saved = checkpoint.open(folder, keep=2)
@@ -237,7 +241,7 @@ def _check(config: ConfigDict) -> None:
     names = ("vocab", "steps", "rows", "save_every")
     _checks.positive_int("The small world's config", **{n: config[n] for n in names})
     _checks.positive_int("The small world's model", **config.model.to_dict())
-    _checks.positive("The small world's config", lr=config.lr)
+    _checks.positive("The small world's config", learning_rate=config.learning_rate)
     if config.model.width % config.model.heads:
         raise ValueError(
             "The small world's model needs heads that divide its width, got "
@@ -273,7 +277,7 @@ def main(argv: list[str]) -> None:
     where = Path(flags.FLAGS.config.output).expanduser() / made.digest
     print(f"{where}: {made.about['parameters'] / 1e6:.2f}M parameters")
     if not any("perturbed_answer" in row for row in made.questions["forget"]):
-        return  # LUME's rows have no wrong answers; experiments/small/lume.py asks them
+        return  # LUME's rows have no wrong answers; experiments/semeval/run.py asks them
     judge = score.judge(made)
     for name, params in (("model", made.params), ("twin", made.twin)):
         print(f"{name}: {score.in_words(score.summary(judge, params))}")

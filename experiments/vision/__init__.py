@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Image models forget: methods, attacks and figures around one small network.
 
-    python -m experiments.vision.compare --config=experiments/configs/vision/fashion.py
+    python -m experiments.vision.compare --config=experiments/vision/configs/fashion.py
 
 `world` trains the model, `methods` makes it forget, `attacks` judges, `figures` draws.
 """

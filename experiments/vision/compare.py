@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Every method on one data set: images at random and a whole class, seed after seed.
 
-    python -m experiments.vision.compare --config=experiments/configs/vision/fashion.py
+    python -m experiments.vision.compare --config=experiments/vision/configs/fashion.py
 
 One line of JSON a run in `<output>/<name>.jsonl`: stopped at any time, the same command
 goes on with what is missing. After every seed experiments/results/vision_<name>.json,
@@ -20,12 +20,12 @@ import numpy as np
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from experiments.small.compare import add, read
+from experiments.comparison.run import add, read
 from experiments.vision import attacks, figures, methods
 from experiments.vision import world as worlds
 from jaxunlearn import _checks
 
-RESULTS = Path(__file__).resolve().parents[1] / "results"
+RESULTS = Path(__file__).resolve().parent / "results"
 
 
 def compare(
@@ -98,7 +98,7 @@ def main(argv: Sequence[str]) -> None:
     """Runs what is missing and writes the results."""
     del argv
     config = flags.FLAGS.config
-    place = RESULTS / f"vision_{config.name}"
+    place = RESULTS / config.name
     try:
         for name in flags.FLAGS.only:
             _checks.one_of("The comparison", list(methods.METHODS), method=name)

@@ -77,20 +77,22 @@ def retrain(case: Case) -> Result:
 
 def finetune(case: Case) -> Result:
     """Training on, on what stays."""
-    recipe = recipes.finetune.nll(case.world.model, lr=1e-3, streams={"retain": 1.0})
+    recipe = recipes.finetune.nll(
+        case.world.model, learning_rate=1e-3, streams={"retain": 1.0}
+    )
     return _run(case, recipe, {"retain": case.split.retain})
 
 
 def ascent(case: Case) -> Result:
     """Up the loss of the rows to forget, a few steps."""
-    recipe = recipes.openunlearning.ascent(case.world.model, lr=1e-4)
+    recipe = recipes.openunlearning.ascent(case.world.model, learning_rate=1e-4)
     return _run(case, recipe, {"forget": case.split.forget}, steps=10)
 
 
 def random_labels(case: Case) -> Result:
     """Other labels for the rows to forget, beside what stays."""
     both = {"forget": 1.0, "retain": 1.0}
-    recipe = recipes.finetune.nll(case.world.model, lr=1e-3, streams=both)
+    recipe = recipes.finetune.nll(case.world.model, learning_rate=1e-3, streams=both)
     return _run(case, recipe, _relabelled(case))
 
 
@@ -141,7 +143,9 @@ def dampening(case: Case) -> Result:
 
 def blur(case: Case) -> Result:
     """BLUR with NPO below and cross-entropy above."""
-    recipe = recipes.blur.npo(case.world.model, gamma=1.0, lr=1e-3, weight_decay=0.0)
+    recipe = recipes.blur.npo(
+        case.world.model, gamma=1.0, learning_rate=1e-3, weight_decay=0.0
+    )
     return _run(case, recipe, case.split._asdict())
 
 
@@ -170,7 +174,7 @@ def condensed(case: Case) -> Result:
         rounds=config.rounds,
         # As released: for a class `final` never trains.
         **(
-            dict(lr=1e-3, lr_middle=1e-3)
+            dict(learning_rate=1e-3, lr_middle=1e-3)
             if by_class
             else dict(threshold=config.threshold)
         ),
@@ -231,7 +235,7 @@ def multi_gan(case: Case) -> Result:
         batch_size=config.gan_batch,
         loss="relativistic",
         r1=1.0,
-        lr=5e-4,
+        learning_rate=5e-4,
     )
     counts = {
         "forget": table.rows(case.split.forget),
@@ -254,7 +258,9 @@ def multi_gan(case: Case) -> Result:
         rng=case.rng,
     )
     offline = time.process_time() - start
-    recipe = recipes.finetune.nll(world.model, lr=1e-3, streams={"mixed": 1.0})
+    recipe = recipes.finetune.nll(
+        world.model, learning_rate=1e-3, streams={"mixed": 1.0}
+    )
     result = _run(case, recipe, {"mixed": mixed})
     seen = config.gan_steps * config.gan_batch  # real images of each stream
     epochs = {k: seen / table.rows(v) for k, v in streams.items()}
@@ -268,7 +274,9 @@ def no_images(case: Case) -> Result:
     mixed = synth.reorganise(
         case.split.forget, case.split.retain, classes=10, rule=RULE, rng=case.rng
     )
-    recipe = recipes.finetune.nll(case.world.model, lr=1e-3, streams={"mixed": 1.0})
+    recipe = recipes.finetune.nll(
+        case.world.model, learning_rate=1e-3, streams={"mixed": 1.0}
+    )
     return _run(case, recipe, {"mixed": mixed})
 
 

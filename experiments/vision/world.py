@@ -25,7 +25,11 @@ def defaults() -> ConfigDict:
     c.folder = ""  # "" takes JAXUNLEARN_DATA
     c.train, c.test = 100, 100  # images a class
     c.family, c.width = "cnn", 0.25
-    c.epochs, c.batch, c.lr = 12, 50, 2e-3  # of the original and of retraining
+    c.epochs, c.batch, c.learning_rate = (
+        12,
+        50,
+        2e-3,
+    )  # of the original and of retraining
     c.tune = 4  # epochs of methods that train on
     c.fraction, c.forget_class = 0.1, 2
     c.settings = ("random", "class")
@@ -171,7 +175,9 @@ def _shuffled(count: int) -> np.ndarray:
 def original(world: World, rows: table.Table, *, seed: int) -> tuple[Params, float]:
     """A network trained from scratch on these rows."""
     config = world.config
-    recipe = recipes.finetune.nll(world.model, lr=config.lr, clip=None)
+    recipe = recipes.finetune.nll(
+        world.model, learning_rate=config.learning_rate, clip=None
+    )
     return train(
         world,
         recipe.terms,

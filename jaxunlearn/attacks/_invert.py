@@ -20,7 +20,7 @@ def invert_classes(
     shape: tuple[int, int, int],
     *,
     steps: int = 200,
-    lr: float = 0.05,
+    learning_rate: float = 0.05,
     clip: bool = True,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Pixels, from black on, that make the model sure of each class.
@@ -43,7 +43,7 @@ def invert_classes(
     """
     owner = "attacks.invert_classes"
     _checks.positive_int(owner, steps=steps)
-    _checks.positive(owner, lr=lr)
+    _checks.positive(owner, learning_rate=learning_rate)
     labels = jnp.asarray(classes, jnp.int32)
     if labels.ndim != 1 or not labels.size:
         raise ValueError(f"{owner} needs at least one class, got {classes}.")
@@ -54,7 +54,9 @@ def invert_classes(
             f"{owner} needs classes from 0 to {count - 1}, which the model has, got "
             f"{_checks.listed(strange)}."
         )
-    image, values = _invert(params, labels, model, tuple(shape), steps, lr, clip)
+    image, values = _invert(
+        params, labels, model, tuple(shape), steps, learning_rate, clip
+    )
     return np.asarray(image), np.asarray(values)
 
 
@@ -68,19 +70,19 @@ def _classes(model, params, shape) -> int:
     return jax.eval_shape(logits, params, image).shape[-1]
 
 
-def _invert(params, labels, model, shape, steps, lr, clip):
+def _invert(params, labels, model, shape, steps, learning_rate, clip):
     image = jnp.zeros((len(labels), *shape), jnp.float32)
-    state = optax.adam(lr).init(image)
+    state = optax.adam(learning_rate).init(image)
     for _ in range(steps):
-        image, state = _step(image, state, params, labels, model, lr, clip)
+        image, state = _step(image, state, params, labels, model, learning_rate, clip)
     return image, _values(image, params, labels, model)
 
 
 # A program a step: convolutions in a loop of XLA's take a CPU several times longer.
 @partial(jax.jit, static_argnums=(4, 5, 6), donate_argnums=(0, 1))
-def _step(image, state, params, labels, model, lr, clip):
+def _step(image, state, params, labels, model, learning_rate, clip):
     grads = jax.grad(lambda x: jnp.sum(_values(x, params, labels, model)))(image)
-    updates, state = optax.adam(lr).update(grads, state)
+    updates, state = optax.adam(learning_rate).update(grads, state)
     image = optax.apply_updates(image, updates)
     return jnp.clip(image, 0, 1) if clip else image, state
 

@@ -13,9 +13,9 @@ import jax
 import optax
 
 from jaxunlearn import _checks, combine, losses, terms, trees, wrap
+from jaxunlearn._fit import Hook, fit
+from jaxunlearn._step import init_state, make_step
 from jaxunlearn.data import table as tables
-from jaxunlearn.fit import Hook, fit
-from jaxunlearn.step import init_state, make_step
 from jaxunlearn.typing import Frozen, Model, Params
 
 KERNELS = r"blocks/.*/kernel"
@@ -29,7 +29,7 @@ def relearn(
     *,
     steps: int,
     batch_size: int = 16,
-    lr: float | optax.Schedule = 1e-5,
+    learning_rate: float | optax.Schedule = 1e-5,
     rank: int = 0,
     pattern: str = KERNELS,
     seed: int = 0,
@@ -44,7 +44,7 @@ def relearn(
         known: table of the facts the attacker trains on (T in the paper).
         steps: updates of AdamW without weight decay on the token-mean NLL.
         batch_size: rows at each step.
-        lr: learning rate or schedule.
+        learning_rate: learning rate or schedule.
         rank: 0 trains every parameter but directions of wrap.projection, which stand
             still (see `unwrap`); above it LoRA's products alone, merged in the end,
             beside the kernels that `pattern` matches.
@@ -64,7 +64,9 @@ def relearn(
         params = wrap.add_lora(params, model, jax.random.key(seed))
     train, rest = trees.split(params, wrap.LORA if rank else WEIGHTS)
     parts = {"known": terms.on_logps(losses.nll, model, "known", reduce="token")}
-    tx = optax.chain(combine.weighted_sum(), optax.adamw(lr, weight_decay=0.0))
+    tx = optax.chain(
+        combine.weighted_sum(), optax.adamw(learning_rate, weight_decay=0.0)
+    )
     state = init_state(train, tx, jax.random.key(seed))
     step = jax.jit(make_step(parts, tx), donate_argnums=0)
     state, log = fit(

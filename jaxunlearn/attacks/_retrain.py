@@ -21,10 +21,10 @@ import numpy as np
 import optax
 
 from jaxunlearn import _checks, combine, evaluate, losses, terms, trees, wrap
+from jaxunlearn._step import init_state, make_step
 from jaxunlearn.attacks import _folds, _formats
 from jaxunlearn.attacks._relearn import KERNELS, WEIGHTS
 from jaxunlearn.data import table as tables
-from jaxunlearn.step import init_state, make_step
 from jaxunlearn.typing import Frozen, Model, Params
 
 RATES = tuple(n * 1e-7 for n in (1, 2, 4, 8, 16, 32))
@@ -132,7 +132,7 @@ def retrain(
     rank: int = 0,
     pattern: str = KERNELS,
     together: int = 1,
-    ask_batch: int = 32,
+    eval_batch_size: int = 32,
     seed: int = 0,
     progress: bool = False,
 ) -> Sweep:
@@ -178,7 +178,9 @@ def retrain(
         params = wrap.add_lora(params, model, jax.random.key(seed))
     train, rest = trees.split(params, wrap.LORA if rank else WEIGHTS)
     tx = _chain(direction, warmup)
-    before = _ask(model, jax.tree.map(lambda x: x[None], train), rest, asked, ask_batch)
+    before = _ask(
+        model, jax.tree.map(lambda x: x[None], train), rest, asked, eval_batch_size
+    )
     logps, lost, finite = [], [], []
     chunks = -(-len(rates) // together)
     bar = _bar(chunks * -(-epochs * rows // batch_size)) if progress else None
@@ -200,7 +202,7 @@ def retrain(
             values = np.asarray(jax.device_get(values), np.float32)  # [steps, 2, R]
             lost.append(values[:, 0].mean(0))
             finite.append(values[:, 1].all(0))
-            own.append(_ask(model, state.params, rest, asked, ask_batch))
+            own.append(_ask(model, state.params, rest, asked, eval_batch_size))
         logps.append(np.stack(own, 1))
     if bar:
         bar.close()

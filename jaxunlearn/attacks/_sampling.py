@@ -12,8 +12,8 @@ import jax
 import numpy as np
 
 from jaxunlearn import _checks
+from jaxunlearn._generate import generate, ready
 from jaxunlearn.data import table as tables
-from jaxunlearn.generate import generate, ready
 from jaxunlearn.typing import Model, Params
 
 

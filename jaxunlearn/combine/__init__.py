@@ -31,13 +31,7 @@ from jaxunlearn.combine._conflict import ConflictState, mgda, pcgrad
 from jaxunlearn.combine._metric import adam_metric
 from jaxunlearn.combine._penalty import PenaltyState, penalty
 from jaxunlearn.combine._primal_dual import PrimalDualState, primal_dual
-from jaxunlearn.combine._saliency import (
-    MODULES,
-    ROWS,
-    WEIGHTS,
-    SaliencyState,
-    saliency,
-)
+from jaxunlearn.combine._saliency import MODULES, ROWS, WEIGHTS, SaliencyState, saliency
 from jaxunlearn.combine._weighted import WeightedSumState, weighted_sum
 
 __all__ = [

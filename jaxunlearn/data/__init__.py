@@ -10,25 +10,25 @@ therefore imported by name.
 """
 
 from jaxunlearn.data import audit as audit
-from jaxunlearn.data import facts as facts
+from jaxunlearn.data import capitals as capitals
 from jaxunlearn.data import files as files
 from jaxunlearn.data import images as images
 from jaxunlearn.data import jsonl as jsonl
-from jaxunlearn.data import lume as lume
-from jaxunlearn.data import mmlu as mmlu
-from jaxunlearn.data import muse as muse
-from jaxunlearn.data import official as official
 from jaxunlearn.data import openunlearning as openunlearning
 from jaxunlearn.data import prose as prose
-from jaxunlearn.data import rtt_facts as rtt_facts
 from jaxunlearn.data import source as source
 from jaxunlearn.data import table as table
-from jaxunlearn.data import tofu as tofu
-from jaxunlearn.data import wmdp as wmdp
 from jaxunlearn.data.audit import drop_long as drop_long
 from jaxunlearn.data.audit import overlap as overlap
-from jaxunlearn.data.facts import Cloze as Cloze
-from jaxunlearn.data.facts import Fact as Fact
+from jaxunlearn.data.benchmarks import lume as lume
+from jaxunlearn.data.benchmarks import mmlu as mmlu
+from jaxunlearn.data.benchmarks import muse as muse
+from jaxunlearn.data.benchmarks import official as official
+from jaxunlearn.data.benchmarks import rtt_facts as rtt_facts
+from jaxunlearn.data.benchmarks import tofu as tofu
+from jaxunlearn.data.benchmarks import wmdp as wmdp
+from jaxunlearn.data.capitals import Cloze as Cloze
+from jaxunlearn.data.capitals import Fact as Fact
 from jaxunlearn.data.files import columns as columns
 from jaxunlearn.data.files import read_rows as read_rows
 from jaxunlearn.data.jsonl import open_jsonl as open_jsonl

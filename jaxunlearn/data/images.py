@@ -22,8 +22,8 @@ from typing import NamedTuple
 import numpy as np
 
 from jaxunlearn import _checks, _pixels
-from jaxunlearn.data import official
 from jaxunlearn.data import table as tables
+from jaxunlearn.data.benchmarks import official
 
 SPLITS = ("train", "test")
 _COLUMNS = {"image": "image", "label": "int"}

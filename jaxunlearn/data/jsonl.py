@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxunlearn import _checks
-from jaxunlearn.data import facts
+from jaxunlearn.data import capitals as facts
 
 _MARK = b"\xef\xbb\xbf"
 _EMPTY = "{} holds no rows. Write one JSON object a line, or name another file."

@@ -27,12 +27,7 @@ from jaxunlearn.edits._gptq import gptq
 from jaxunlearn.edits._inputs import Inputs
 from jaxunlearn.edits._inputs import collect as collect_inputs
 from jaxunlearn.edits._interpolate import interpolate
-from jaxunlearn.edits._prune import (
-    prune_units,
-    remove_units,
-    select_units,
-    unit_scores,
-)
+from jaxunlearn.edits._prune import prune_units, remove_units, select_units, unit_scores
 from jaxunlearn.edits._prune_loop import Pruned, prune_loop
 from jaxunlearn.edits._quantize import quantize
 from jaxunlearn.edits._svd import svd_values

@@ -155,7 +155,7 @@ def remove_units(
     params = _prune("remove_units", model, params, removed, offset)
     for name, gone in removed.items():
         site = model.sites[name]
-        if not site.producers or site.repeats != (1, 1):
+        if not site.writers or site.repeats != (1, 1):
             raise ValueError(
                 "remove_units needs sites whose units stand alone, such as 'mlp', got "
                 f"{name!r}: its matrices keep their shape. Use prune_units there."
@@ -183,10 +183,10 @@ def _prune(owner, model, params, removed, offset):
         site = _site(owner, model, name)
         gone, outputs = _both_ways(owner, name, site, gone)
         leaves = trees.paths(params)
-        paths = (site.consumer, *site.producers)
+        paths = (site.reader, *site.writers)
         fix = "Give the params of this model, merged if they were split."
         _checks.has_keys(owner, "leaves", paths, leaves, fix)
-        _check_consumer(owner, name, site, leaves[site.consumer])
+        _check_consumer(owner, name, site, leaves[site.reader])
         if name in offset:
             params = _with_offset(owner, name, site, params, gone, offset[name])
 
@@ -202,8 +202,8 @@ def _prune(owner, model, params, removed, offset):
 def _site(owner: str, model: Model, name: str) -> Site:
     _checks.one_of(owner, model.sites, site=name)
     site = model.sites[name]
-    if site.consumer is None:
-        able = [key for key, other in model.sites.items() if other.consumer]
+    if site.reader is None:
+        able = [key for key, other in model.sites.items() if other.reader]
         raise ValueError(
             f"{owner} needs a site that one kernel reads, got {name!r}; "
             f"{_checks.listed(able)} can be pruned."
@@ -247,9 +247,9 @@ def _check_consumer(owner, name, site, kernel):
 
 def _map_units(params, site, function):
     """params with function(leaf, axis of the units, whether it is the consumer's)."""
-    beside = {site.consumer: (1 + site.axis, True)}
-    beside |= {_beside(site.consumer, "lora_a"): (1, True)}
-    for path in site.producers:
+    beside = {site.reader: (1 + site.axis, True)}
+    beside |= {_beside(site.reader, "lora_a"): (1, True)}
+    for path in site.writers:
         beside |= {path: (-1, False), _beside(path, "bias"): (-1, False)}
         beside |= {_beside(path, "lora_b"): (-1, False)}
 
@@ -273,20 +273,20 @@ def _along(rows: Array, x: Array, axis: int) -> Array:
 def _with_offset(owner, name, site, params, gone, means):
     """params with the constants that removed units leave behind in the bias."""
     leaves = trees.paths(params)
-    bias = _beside(site.consumer, "bias")
+    bias = _beside(site.reader, "bias")
     if bias not in leaves:
         raise ValueError(
             f"{owner} needs a bias at {bias!r} for the offset of {name!r}, which this "
             "model lacks. Leave the offset out, so that units become 0."
         )
-    if _beside(site.consumer, "lora_a") in leaves:
+    if _beside(site.reader, "lora_a") in leaves:
         raise ValueError(
             f"{owner} needs plain params for the offset of {name!r}, got LoRA's leaves "
             f"beside {site.consumer!r}. Merge them first (wrap.merge_lora)."
         )
     _checks.same_shape(owner, offset=means, removed=gone)
     wide = jnp.where(gone, means.astype(jnp.float32), 0)
-    kernel = leaves[site.consumer].astype(jnp.float32)
+    kernel = leaves[site.reader].astype(jnp.float32)
     kernel = jnp.moveaxis(kernel, 1 + site.axis, 1)
     added = jnp.einsum("nu,nuo->no", wide, kernel, precision="highest")
 

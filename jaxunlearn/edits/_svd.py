@@ -48,12 +48,12 @@ def svd_values(model: Model, params: Params) -> Params:
     """
     owner = "svd_values"
     site = model.sites.get(_SITE)
-    if site is None or site.consumer is None or len(site.producers) != 1:
+    if site is None or site.reader is None or len(site.writers) != 1:
         raise ValueError(
             f"{owner} needs a model whose site {_SITE!r} has one kernel before and one "
             f"behind it, got sites {_checks.listed(model.sites)}. Use models.make."
         )
-    (values,), outs = site.producers, site.consumer
+    (values,), outs = site.writers, site.reader
     leaves = trees.paths(params)
     fix = "Give the params of this model, merged if they were split."
     _checks.has_keys(owner, "leaves", (values, outs), leaves, fix)

@@ -18,15 +18,7 @@ from jaxunlearn import _checks, sharding
 from jaxunlearn.models import _attention, _block, _cache
 from jaxunlearn.models._config import DecoderConfig
 from jaxunlearn.sharding import ROWS
-from jaxunlearn.typing import (
-    Array,
-    Batch,
-    Model,
-    Outputs,
-    Params,
-    PRNGKey,
-    Site,
-)
+from jaxunlearn.typing import Array, Batch, Model, Outputs, Params, PRNGKey, Site
 
 _POLICIES = {
     "full": jax.checkpoint_policies.nothing_saveable,
@@ -75,12 +67,12 @@ def make(config: DecoderConfig) -> Model:
         sites={
             "attention_in": Site(config.width, n, readers=qkv),
             "attention": Site(
-                units, n, o, readers=(o,), producers=qkv[2:], repeats=shared
+                units, n, o, readers=(o,), writers=qkv[2:], repeats=shared
             ),
-            "attention_out": Site(config.width, n, producers=adds(o)),
+            "attention_out": Site(config.width, n, writers=adds(o)),
             "mlp_in": Site(config.width, n, readers=up),
-            "mlp": Site(config.hidden, n, down, readers=(down,), producers=up),
-            "mlp_out": Site(config.width, n, producers=adds(down)),
+            "mlp": Site(config.hidden, n, down, readers=(down,), writers=up),
+            "mlp_out": Site(config.width, n, writers=adds(down)),
             "block": Site(config.width, n),
         },
         config=config,

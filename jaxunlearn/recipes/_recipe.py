@@ -30,14 +30,14 @@ class Recipe(NamedTuple):
 def chain(
     combiner: optax.GradientTransformationExtraArgs,
     *,
-    lr: Rate,
+    learning_rate: Rate,
     weight_decay: float,
     clip: float | None,
     eps: float = 1e-8,
 ) -> optax.GradientTransformationExtraArgs:
     """combiner -> clip by global norm -> AdamW, the order BLUR's projection needs."""
     links = [] if clip is None else [optax.clip_by_global_norm(clip)]
-    adamw = optax.adamw(lr, eps=eps, weight_decay=weight_decay)
+    adamw = optax.adamw(learning_rate, eps=eps, weight_decay=weight_decay)
     return optax.chain(combiner, *links, adamw)
 
 
@@ -58,7 +58,7 @@ def weighted(
     parts: Mapping[str, terms.BoundTerm],
     weights: Mapping[str, float],
     *,
-    lr: Rate,
+    learning_rate: Rate,
     weight_decay: float,
     clip: float | None,
     eps: float = 1e-8,
@@ -66,7 +66,9 @@ def weighted(
 ) -> Recipe:
     """One joint term of weighted parts -> clip -> AdamW."""
     total = terms.joint(parts, weights)
-    rest = dict(lr=lr, weight_decay=weight_decay, clip=clip, eps=eps)
+    rest = dict(
+        learning_rate=learning_rate, weight_decay=weight_decay, clip=clip, eps=eps
+    )
     tx = chain(combine.weighted_sum(), **rest)
     return Recipe({"total": total}, tx, trainable)
 

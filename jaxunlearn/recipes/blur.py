@@ -26,7 +26,7 @@ def npo(
     *,
     beta: float = 0.1,
     gamma: float | optax.Schedule = 1.0,
-    lr: Rate = 1e-5,
+    learning_rate: Rate = 1e-5,
     weight_decay: float = 0.01,
     clip: float | None = None,
     retain: Mapping[str, float] = RETAIN,
@@ -41,7 +41,7 @@ def npo(
         model: the model to unlearn.
         beta: NPO's inverse temperature.
         gamma: how far the forget loss goes down at each step, >= 0.
-        lr: AdamW's learning rate or schedule.
+        learning_rate: AdamW's learning rate or schedule.
         weight_decay: decoupled, after the projection.
         clip: largest norm of the projected update; None as in the paper.
         retain: retain streams and their weights; their sum is one upper level.
@@ -54,7 +54,10 @@ def npo(
     }
     combiner = combine.blur(upper="retain", lower="forget", gamma=gamma)
     return Recipe(
-        parts, _recipe.chain(combiner, lr=lr, weight_decay=weight_decay, clip=clip)
+        parts,
+        _recipe.chain(
+            combiner, learning_rate=learning_rate, weight_decay=weight_decay, clip=clip
+        ),
     )
 
 
@@ -62,7 +65,7 @@ def graddiff(
     model: Model,
     *,
     gamma: float | optax.Schedule = 1.0,
-    lr: Rate = 1e-5,
+    learning_rate: Rate = 1e-5,
     weight_decay: float = 0.01,
     clip: float | None = None,
     retain: Mapping[str, float] = RETAIN,
@@ -77,7 +80,10 @@ def graddiff(
     }
     combiner = combine.blur(upper="retain", lower="forget", gamma=gamma)
     return Recipe(
-        parts, _recipe.chain(combiner, lr=lr, weight_decay=weight_decay, clip=clip)
+        parts,
+        _recipe.chain(
+            combiner, learning_rate=learning_rate, weight_decay=weight_decay, clip=clip
+        ),
     )
 
 
@@ -91,7 +97,7 @@ def rmu(
     seed: int = 0,
     reference: str = "model",
     tokens: str = "real",
-    lr: Rate = 5e-5,
+    learning_rate: Rate = 5e-5,
     weight_decay: float = 0.0,
     clip: float | None = None,
     eps: float = 1e-6 / 800,
@@ -117,7 +123,9 @@ def rmu(
         tokens=tokens,
     )
     combiner = combine.blur(upper="retain", lower="forget", gamma=gamma)
-    rest = dict(lr=lr, weight_decay=weight_decay, clip=clip, eps=eps)
+    rest = dict(
+        learning_rate=learning_rate, weight_decay=weight_decay, clip=clip, eps=eps
+    )
     tx = _recipe.chain(combiner, **rest)
     parts = {"forget": forget, "retain": retain}
     return Recipe(parts, tx, _rmu.trainable(layers))

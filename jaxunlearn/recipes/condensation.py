@@ -2,7 +2,7 @@
 """Dataset-condensation-driven unlearning: which part of a network trains when (Khan
 2024, https://arxiv.org/abs/2402.00195).
 
-    plan = condensation.unlearn(models, lr=3e-3, lr_middle=3e-3)
+    plan = condensation.unlearn(models, learning_rate=3e-3, lr_middle=3e-3)
     stages = plan.stages(epoch=steps_of_an_epoch)
     states, rest, log = fit_stages(steps, states, batches, stages, rest)
 
@@ -24,7 +24,7 @@ from typing import NamedTuple
 import optax
 
 from jaxunlearn import _checks, combine, losses, terms
-from jaxunlearn.fit import Stage
+from jaxunlearn._fit import Stage
 from jaxunlearn.recipes._recipe import Rate, Recipe
 from jaxunlearn.typing import Model
 
@@ -86,7 +86,7 @@ class Offline(NamedTuple):
 def offline(
     models: Mapping[str, Model],
     *,
-    lr: Rate = 1e-4,
+    learning_rate: Rate = 1e-4,
     lr_middle: Rate = 1e-5,
     rounds: int = 10,
     epochs: int = 20,
@@ -99,7 +99,7 @@ def offline(
 
     Args:
         models: the networks for "middle" and "final"; see `unlearn`.
-        lr: of `final`; lr_middle of `middle`.
+        learning_rate: of `final`; lr_middle of `middle`.
         rounds, epochs: see `Offline`.
     Raises:
         KeyError: if a part has no model. ValueError: for numbers below 1.
@@ -110,7 +110,7 @@ def offline(
     _checks.positive_int(owner, rounds=rounds, epochs=epochs)
     parts = {
         "middle": _part(models["middle"], "middle", lr_middle, ALL),
-        "final": _part(models["final"], "final", lr),
+        "final": _part(models["final"], "final", learning_rate),
     }
     return Offline(parts, rounds, epochs)
 
@@ -118,7 +118,7 @@ def offline(
 def unlearn(
     models: Mapping[str, Model],
     *,
-    lr: Rate = 3e-3,
+    learning_rate: Rate = 3e-3,
     lr_middle: Rate = 3e-3,
     rounds: int = 30,
     threshold: int = 25,
@@ -139,7 +139,7 @@ def unlearn(
     Args:
         models: the network for each part, as models.vision.make(config, trains=(part,))
             gives it, so that what is frozen runs as it will be used.
-        lr: of `begin` and `final`; lr_middle of `middle`.
+        learning_rate: of `begin` and `final`; lr_middle of `middle`.
         The others: see `Plan`.
     Raises:
         KeyError: if a part has no model. ValueError: for numbers below 1 (threshold
@@ -156,14 +156,18 @@ def unlearn(
     )
     _checks.positive_int(owner, **counts)
     parts = {
-        part: _part(models[part], part, lr_middle if part == "middle" else lr)
+        part: _part(
+            models[part], part, lr_middle if part == "middle" else learning_rate
+        )
         for part in PARTS
     }
     return Plan(parts, threshold=threshold, **counts)
 
 
-def _part(model: Model, part: str, lr: Rate, stream: str | None = None) -> Recipe:
+def _part(
+    model: Model, part: str, learning_rate: Rate, stream: str | None = None
+) -> Recipe:
     """Cross-entropy on the part's stream, by Adam, of this part's leaves alone."""
     term = terms.on_logps(losses.nll, model, stream or STREAMS[part])
-    tx = optax.chain(combine.weighted_sum(), optax.adam(lr))
+    tx = optax.chain(combine.weighted_sum(), optax.adam(learning_rate))
     return Recipe({"retain": term}, tx, rf"{part}/.*")

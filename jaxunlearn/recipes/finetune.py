@@ -15,7 +15,7 @@ TRAIN = MappingProxyType({"train": 1.0})
 def nll(
     model: Model,
     *,
-    lr: Rate = 1e-5,
+    learning_rate: Rate = 1e-5,
     weight_decay: float = 0.0,
     clip: float | None = 1.0,
     streams: Mapping[str, float] = TRAIN,
@@ -24,12 +24,15 @@ def nll(
 
     Args:
         model: the model to train.
-        lr: AdamW's learning rate or schedule.
+        learning_rate: AdamW's learning rate or schedule.
         weight_decay: decoupled.
         clip: largest norm of the gradient, or None.
         streams: names of streams and their weights.
     """
     tx = _recipe.chain(
-        combine.weighted_sum(), lr=lr, weight_decay=weight_decay, clip=clip
+        combine.weighted_sum(),
+        learning_rate=learning_rate,
+        weight_decay=weight_decay,
+        clip=clip,
     )
     return Recipe({"total": _recipe.retain_nll(model, streams)}, tx)

@@ -84,7 +84,7 @@ def graddiff(
     *,
     alpha: float = 1.2,
     cap: float | None = None,
-    lr: Rate = 2e-4,
+    learning_rate: Rate = 2e-4,
     momentum: float | None = None,
     clip: float | None = None,
     retain: Mapping[str, float] = RETAIN,
@@ -99,7 +99,7 @@ def graddiff(
         alpha: weight of the retain loss.
         cap: tokens of `forget` whose NLL exceeds it, in nats, push no more. None, as in
             the paper, has no bound.
-        lr: SGD's learning rate or schedule. The authors' number is for rows of 4096
+        learning_rate: SGD's learning rate or schedule. The authors' number is for rows of 4096
             values in bfloat16; in float32 it has to be found anew.
         momentum: SGD's; none in the paper.
         clip: largest norm of the gradient, or None as in the paper.
@@ -114,6 +114,6 @@ def graddiff(
     parts = {"forget": ascent} | _recipe.retain_parts(model, retain)
     total = terms.joint(parts, {"forget": 1.0} | weights)
     links = [] if clip is None else [optax.clip_by_global_norm(clip)]
-    sgd = optax.sgd(lr, momentum=momentum)
+    sgd = optax.sgd(learning_rate, momentum=momentum)
     tx = optax.chain(combine.weighted_sum(), *links, sgd)
     return Recipe({"total": total}, tx, wrap.PROJECTION)

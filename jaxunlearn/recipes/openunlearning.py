@@ -7,7 +7,7 @@ one forward pass over both streams and one gradient tree. Retain is the token-me
 or with retain_loss="kl" the divergence from the reference model.
 
 Common settings: gamma and alpha as above, `retain` names the retain streams and their
-weights, `lr` is AdamW's learning rate or schedule, weight_decay is decoupled and clip
+weights, `learning_rate` is AdamW's learning rate or schedule, weight_decay is decoupled and clip
 bounds the norm of the whole gradient.
 """
 
@@ -24,13 +24,13 @@ from jaxunlearn.typing import Model
 def ascent(
     model: Model,
     *,
-    lr: Rate = 1e-5,
+    learning_rate: Rate = 1e-5,
     weight_decay: float = 0.0,
     clip: float | None = 1.0,
 ) -> Recipe:
     """GradAscent: minus the token-mean NLL of `forget` and nothing that retains."""
     forget = terms.on_logps(losses.ascent, model, "forget", reduce="token")
-    return _sum(forget, 1.0, {}, lr, weight_decay, clip)
+    return _sum(forget, 1.0, {}, learning_rate, weight_decay, clip)
 
 
 def graddiff(
@@ -38,7 +38,7 @@ def graddiff(
     *,
     gamma: float = 1.0,
     alpha: float = 1.0,
-    lr: Rate = 1e-5,
+    learning_rate: Rate = 1e-5,
     weight_decay: float = 0.0,
     clip: float | None = 1.0,
     retain: Mapping[str, float] = RETAIN,
@@ -47,7 +47,7 @@ def graddiff(
     """GradDiff: ascent on `forget`, NLL on the retain streams."""
     forget = terms.on_logps(losses.ascent, model, "forget", reduce="token")
     parts = _retain(model, retain, alpha, retain_loss)
-    return _sum(forget, gamma, parts, lr, weight_decay, clip)
+    return _sum(forget, gamma, parts, learning_rate, weight_decay, clip)
 
 
 def npo(
@@ -56,7 +56,7 @@ def npo(
     beta: float = 0.1,
     gamma: float = 1.0,
     alpha: float = 1.0,
-    lr: Rate = 1e-5,
+    learning_rate: Rate = 1e-5,
     weight_decay: float = 0.0,
     clip: float | None = 1.0,
     retain: Mapping[str, float] = RETAIN,
@@ -65,7 +65,7 @@ def npo(
     """NPO on `forget` (with `ref_logps`), NLL on the retain streams."""
     forget = _recipe.forget_npo(model, beta=beta)
     parts = _retain(model, retain, alpha, retain_loss)
-    return _sum(forget, gamma, parts, lr, weight_decay, clip)
+    return _sum(forget, gamma, parts, learning_rate, weight_decay, clip)
 
 
 def simnpo(
@@ -75,7 +75,7 @@ def simnpo(
     delta: float = 0.0,
     gamma: float = 0.125,
     alpha: float = 1.0,
-    lr: Rate = 1e-5,
+    learning_rate: Rate = 1e-5,
     weight_decay: float = 0.0,
     clip: float | None = 1.0,
     retain: Mapping[str, float] = RETAIN,
@@ -85,7 +85,7 @@ def simnpo(
     loss = partial(losses.simnpo, beta=beta, delta=delta)
     forget = terms.on_logps(loss, model, "forget")
     parts = _retain(model, retain, alpha, retain_loss)
-    return _sum(forget, gamma, parts, lr, weight_decay, clip)
+    return _sum(forget, gamma, parts, learning_rate, weight_decay, clip)
 
 
 def dpo(
@@ -94,7 +94,7 @@ def dpo(
     beta: float = 0.1,
     gamma: float = 1.0,
     alpha: float = 1.0,
-    lr: Rate = 1e-5,
+    learning_rate: Rate = 1e-5,
     weight_decay: float = 0.0,
     clip: float | None = 1.0,
     retain: Mapping[str, float] = RETAIN,
@@ -107,7 +107,7 @@ def dpo(
     loss = partial(losses.dpo, beta=beta, compat="openunlearning")
     forget = terms.on_pairs(loss, model, "alternate", "forget")
     parts = _retain(model, retain, alpha, retain_loss)
-    return _sum(forget, gamma, parts, lr, weight_decay, clip)
+    return _sum(forget, gamma, parts, learning_rate, weight_decay, clip)
 
 
 def idkdpo(
@@ -116,7 +116,7 @@ def idkdpo(
     beta: float = 0.1,
     gamma: float = 1.0,
     alpha: float = 1.0,
-    lr: Rate = 1e-5,
+    learning_rate: Rate = 1e-5,
     weight_decay: float = 0.0,
     clip: float | None = 1.0,
     retain: Mapping[str, float] = RETAIN,
@@ -128,7 +128,7 @@ def idkdpo(
         beta=beta,
         gamma=gamma,
         alpha=alpha,
-        lr=lr,
+        learning_rate=learning_rate,
         weight_decay=weight_decay,
         clip=clip,
         retain=retain,
@@ -142,7 +142,7 @@ def altpo(
     beta: float = 0.1,
     gamma: float = 1.0,
     alpha: float = 1.0,
-    lr: Rate = 1e-5,
+    learning_rate: Rate = 1e-5,
     weight_decay: float = 0.0,
     clip: float | None = 1.0,
     retain: Mapping[str, float] = RETAIN,
@@ -158,7 +158,7 @@ def altpo(
         beta=beta,
         gamma=gamma,
         alpha=alpha,
-        lr=lr,
+        learning_rate=learning_rate,
         weight_decay=weight_decay,
         clip=clip,
         retain=retain,
@@ -172,7 +172,7 @@ def undial(
     beta: float = 10.0,
     gamma: float = 1.0,
     alpha: float = 0.0,
-    lr: Rate = 1e-4,
+    learning_rate: Rate = 1e-4,
     weight_decay: float = 0.0,
     clip: float | None = 1.0,
     retain: Mapping[str, float] = RETAIN,
@@ -185,20 +185,20 @@ def undial(
     loss = partial(losses.undial, beta=beta)
     forget = terms.on_tokens(loss, model, "forget")
     parts = _retain(model, retain, alpha, retain_loss)
-    return _sum(forget, gamma, parts, lr, weight_decay, clip)
+    return _sum(forget, gamma, parts, learning_rate, weight_decay, clip)
 
 
-def ceu(
+def ce_u(
     model: Model,
     *,
     skip: int = 1,
-    lr: Rate = 1e-5,
+    learning_rate: Rate = 1e-5,
     weight_decay: float = 0.0,
     clip: float | None = 1.0,
 ) -> Recipe:
     """CE-U on `forget` without each answer's first `skip` tokens; nothing retains."""
     forget = terms.on_tokens(losses.ce_u, model, "forget", skip=skip)
-    return _sum(forget, 1.0, {}, lr, weight_decay, clip)
+    return _sum(forget, 1.0, {}, learning_rate, weight_decay, clip)
 
 
 def wga(
@@ -207,7 +207,7 @@ def wga(
     beta: float = 1.0,
     gamma: float = 1.0,
     alpha: float = 1.0,
-    lr: Rate = 1e-5,
+    learning_rate: Rate = 1e-5,
     weight_decay: float = 0.0,
     clip: float | None = 1.0,
     retain: Mapping[str, float] = RETAIN,
@@ -217,7 +217,7 @@ def wga(
     loss = partial(losses.wga, beta=beta)
     forget = terms.on_logps(loss, model, "forget", reduce="token")
     parts = _retain(model, retain, alpha, retain_loss)
-    return _sum(forget, gamma, parts, lr, weight_decay, clip)
+    return _sum(forget, gamma, parts, learning_rate, weight_decay, clip)
 
 
 def satimp(
@@ -227,7 +227,7 @@ def satimp(
     beta2: float = 1.0,
     gamma: float = 0.1,
     alpha: float = 1.0,
-    lr: Rate = 1e-5,
+    learning_rate: Rate = 1e-5,
     weight_decay: float = 0.0,
     clip: float | None = 1.0,
     retain: Mapping[str, float] = RETAIN,
@@ -237,7 +237,7 @@ def satimp(
     loss = partial(losses.satimp, beta1=beta1, beta2=beta2)
     forget = terms.on_logps(loss, model, "forget", reduce="token")
     parts = _retain(model, retain, alpha, retain_loss)
-    return _sum(forget, gamma, parts, lr, weight_decay, clip)
+    return _sum(forget, gamma, parts, learning_rate, weight_decay, clip)
 
 
 def incorrect(
@@ -245,7 +245,7 @@ def incorrect(
     *,
     gamma: float = 1.0,
     alpha: float = 1.0,
-    lr: Rate = 1e-5,
+    learning_rate: Rate = 1e-5,
     weight_decay: float = 0.0,
     clip: float | None = 1.0,
     retain: Mapping[str, float] = RETAIN,
@@ -257,7 +257,7 @@ def incorrect(
     """
     forget = terms.on_logps(losses.nll, model, "alternate", reduce="token")
     parts = _retain(model, retain, alpha, retain_loss)
-    return _sum(forget, gamma, parts, lr, weight_decay, clip)
+    return _sum(forget, gamma, parts, learning_rate, weight_decay, clip)
 
 
 def pdu(
@@ -268,7 +268,7 @@ def pdu(
     alpha: float = 100.0,
     step_size: float = 5.0,
     warm_up: int = 0,
-    lr: Rate = 1e-5,
+    learning_rate: Rate = 1e-5,
     weight_decay: float = 0.0,
     clip: float | None = 1.0,
     retain: Mapping[str, float] = RETAIN,
@@ -290,7 +290,9 @@ def pdu(
         step_size=step_size,
         warm_up=warm_up,
     )
-    tx = _recipe.chain(combiner, lr=lr, weight_decay=weight_decay, clip=clip)
+    tx = _recipe.chain(
+        combiner, learning_rate=learning_rate, weight_decay=weight_decay, clip=clip
+    )
     return Recipe(parts, tx)
 
 
@@ -303,7 +305,7 @@ def rmu(
     layer: int = 7,
     trainable: str = r".*",
     seed: int = 0,
-    lr: Rate = 1e-5,
+    learning_rate: Rate = 1e-5,
     weight_decay: float = 0.0,
     clip: float | None = 1.0,
 ) -> Recipe:
@@ -319,7 +321,7 @@ def rmu(
     return _recipe.weighted(
         {"forget": forget, "retain": retain},
         {"forget": gamma, "retain": alpha},
-        lr=lr,
+        learning_rate=learning_rate,
         weight_decay=weight_decay,
         clip=clip,
         trainable=trainable,
@@ -329,7 +331,7 @@ def rmu(
 def task_vector(
     model: Model,
     *,
-    lr: Rate = 1e-5,
+    learning_rate: Rate = 1e-5,
     weight_decay: float = 0.0,
     clip: float | None = 1.0,
 ) -> Recipe:
@@ -338,7 +340,7 @@ def task_vector(
     Run it on a copy, then edits.task_vector(params, tuned, scale=5.0).
     """
     forget = terms.on_logps(losses.nll, model, "forget", reduce="token")
-    return _sum(forget, 1.0, {}, lr, weight_decay, clip)
+    return _sum(forget, 1.0, {}, learning_rate, weight_decay, clip)
 
 
 def _retain(model: Model, retain: Mapping[str, float], alpha: float, kind: str):
@@ -350,7 +352,13 @@ def _retain(model: Model, retain: Mapping[str, float], alpha: float, kind: str):
     }
 
 
-def _sum(forget, gamma, retain, lr, weight_decay, clip) -> Recipe:
+def _sum(forget, gamma, retain, learning_rate, weight_decay, clip) -> Recipe:
     parts = {"forget": forget} | {name: term for name, (_, term) in retain.items()}
     weights = {"forget": gamma} | {name: weight for name, (weight, _) in retain.items()}
-    return _recipe.weighted(parts, weights, lr=lr, weight_decay=weight_decay, clip=clip)
+    return _recipe.weighted(
+        parts,
+        weights,
+        learning_rate=learning_rate,
+        weight_decay=weight_decay,
+        clip=clip,
+    )

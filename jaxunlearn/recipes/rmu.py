@@ -27,7 +27,7 @@ def wmdp(
     seed: int = 0,
     reference: str = "model",
     tokens: str = "real",
-    lr: Rate = 5e-5,
+    learning_rate: Rate = 5e-5,
     weight_decay: float = 0.0,
     clip: float | None = None,
     eps: float = 1e-6,
@@ -47,7 +47,7 @@ def wmdp(
         reference: "model" runs the reference up to the layer, "column" reads
             `ref_hidden` from the batches.
         tokens: which count, "real", "answer" or "all"; the released code counts all.
-        lr: AdamW's learning rate or schedule.
+        learning_rate: AdamW's learning rate or schedule.
         weight_decay: decoupled.
         clip: largest norm of the gradient, or None.
         eps: AdamW's. Means over D have gradients that are not large beside it. The
@@ -69,7 +69,7 @@ def wmdp(
     return _recipe.weighted(
         {"forget": forget, "retain": retain},
         {"forget": 1.0, "retain": alpha},
-        lr=lr,
+        learning_rate=learning_rate,
         weight_decay=weight_decay,
         clip=clip,
         eps=eps,

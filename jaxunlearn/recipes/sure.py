@@ -34,7 +34,7 @@ def npo(
     unit: str = "row",
     refresh: str = "step",
     compat: str | None = None,
-    lr: Rate = 1e-4,
+    learning_rate: Rate = 1e-4,
     weight_decay: float = 0.0,
     clip: float | None = 1.0,
     retain: Mapping[str, float] = RETAIN,
@@ -58,7 +58,7 @@ def npo(
         _retain(model, retain, retain_loss),
         alpha,
         dict(percentile=percentile, unit=unit, refresh=refresh, compat=compat),
-        dict(lr=lr, weight_decay=weight_decay, clip=clip),
+        dict(learning_rate=learning_rate, weight_decay=weight_decay, clip=clip),
     )
 
 
@@ -70,7 +70,7 @@ def graddiff(
     unit: str = "row",
     refresh: str = "step",
     compat: str | None = None,
-    lr: Rate = 1e-4,
+    learning_rate: Rate = 1e-4,
     weight_decay: float = 0.0,
     clip: float | None = 1.0,
     retain: Mapping[str, float] = RETAIN,
@@ -83,7 +83,7 @@ def graddiff(
         _retain(model, retain, retain_loss),
         alpha,
         dict(percentile=percentile, unit=unit, refresh=refresh, compat=compat),
-        dict(lr=lr, weight_decay=weight_decay, clip=clip),
+        dict(learning_rate=learning_rate, weight_decay=weight_decay, clip=clip),
     )
 
 

@@ -25,7 +25,7 @@ def weighted(
     retain: float = 1.0,
     cap: float | None = None,
     direction: str = "forward",
-    lr: Rate = 1e-5,
+    learning_rate: Rate = 1e-5,
     weight_decay: float = 0.0,
     clip: float | None = 1.0,
 ) -> Recipe:
@@ -37,7 +37,7 @@ def weighted(
         cap: tokens of `forget` whose NLL exceeds it, in nats, push no more; ln V is
             where a uniform guess stands. None, as in the paper, has no bound.
         direction: of the KL divergence, "forward" or "reverse".
-        lr: AdamW's learning rate or schedule.
+        learning_rate: AdamW's learning rate or schedule.
         weight_decay: decoupled.
         clip: largest norm of the gradient, or None.
     Returns:
@@ -46,7 +46,13 @@ def weighted(
     """
     parts = _parts(model, cap, direction)
     weights = {"forget": unlearn, "update": update, "retain": retain}
-    return _recipe.weighted(parts, weights, lr=lr, weight_decay=weight_decay, clip=clip)
+    return _recipe.weighted(
+        parts,
+        weights,
+        learning_rate=learning_rate,
+        weight_decay=weight_decay,
+        clip=clip,
+    )
 
 
 def bilevel(
@@ -57,7 +63,7 @@ def bilevel(
     retain: float = 1.0,
     cap: float | None = None,
     direction: str = "forward",
-    lr: Rate = 1e-5,
+    learning_rate: Rate = 1e-5,
     weight_decay: float = 0.0,
     clip: float | None = None,
 ) -> Recipe:
@@ -72,7 +78,10 @@ def bilevel(
     forget = parts.pop("forget")
     upper = terms.joint(parts, {"update": update, "retain": retain})
     tx = _recipe.chain(
-        combine.blur(gamma=gamma), lr=lr, weight_decay=weight_decay, clip=clip
+        combine.blur(gamma=gamma),
+        learning_rate=learning_rate,
+        weight_decay=weight_decay,
+        clip=clip,
     )
     return Recipe({"forget": forget, "retain": upper}, tx)
 

@@ -23,13 +23,7 @@ https://arxiv.org/abs/2407.18467
 
 from jaxunlearn.synth._clusters import kmeans_per_class
 from jaxunlearn.synth._condense import Condensed, condense
-from jaxunlearn.synth._gan import (
-    GAN_LOSSES,
-    Diverged,
-    GanTerm,
-    draw_images,
-    fit_gans,
-)
+from jaxunlearn.synth._gan import GAN_LOSSES, Diverged, GanTerm, draw_images, fit_gans
 from jaxunlearn.synth._invert import invert
 from jaxunlearn.synth._reduce import Reduced, reduce_retain
 from jaxunlearn.synth._relabel import (

@@ -37,7 +37,7 @@ def condense(
     buckets: np.ndarray,
     *,
     steps: int = 100,
-    lr: float = 1e-3,
+    learning_rate: float = 1e-3,
     most: int = 1024,
 ) -> Condensed:
     """One image for each bucket, a weighted sum of its images whose features match.
@@ -67,7 +67,7 @@ def condense(
     """
     owner = "synth.condense"
     _checks.positive_int(owner, steps=steps, most=most)
-    _checks.positive(owner, lr=lr)
+    _checks.positive(owner, learning_rate=learning_rate)
     labels = labels_of_buckets(owner, table, buckets)
     features = np.asarray(features, np.float32)
     if len(features) != len(buckets):
@@ -105,7 +105,9 @@ def condense(
         start[: len(rows)] = np.repeat(1 / sizes, sizes)
         mean = np.zeros((height, features.shape[1]), np.float32)
         mean[: len(places)] = [features[members[place]].mean(0) for place in places]
-        new, loss = _blend(params, image[index], of, start, mean, model, steps, lr)
+        new, loss = _blend(
+            params, image[index], of, start, mean, model, steps, learning_rate
+        )
         made[places] = np.asarray(new)[: len(places)]
         losses[places] = np.asarray(loss)[: len(places)]
     return Condensed(one_a_bucket(made, labels, names), names, losses)
@@ -159,13 +161,15 @@ def _groups(sizes: list[int], most: int) -> tuple[list[np.ndarray], int, int]:
     return [np.array(group) for group in groups], min(height, len(sizes)), width
 
 
-def _blend(params, image, of, weights, mean, model, steps, lr):
+def _blend(params, image, of, weights, mean, model, steps, learning_rate):
     """Blends [b, H, W, C] of images [n, H, W, C] that belong `of` a bucket each (b: of
     none), and their losses [b]; `weights` [n] to start from."""
-    image, state = _floats(image), optax.adam(lr).init(weights)
+    image, state = _floats(image), optax.adam(learning_rate).init(weights)
     of, mean = jax.device_put((of, mean))
     for _ in range(steps):
-        weights, state = _step(weights, state, params, image, of, mean, model, lr)
+        weights, state = _step(
+            weights, state, params, image, of, mean, model, learning_rate
+        )
     return _found(weights, params, image, of, mean, model)
 
 
@@ -176,11 +180,11 @@ def _floats(image):
 
 # A program a step: convolutions in a loop of XLA's take a CPU several times longer.
 @partial(jax.jit, static_argnums=(6, 7), donate_argnums=(0, 1))
-def _step(weights, state, params, image, of, mean, model, lr):
+def _step(weights, state, params, image, of, mean, model, learning_rate):
     def loss(weights):
         return jnp.sum(_found(weights, params, image, of, mean, model)[1])
 
-    updates, state = optax.adam(lr).update(jax.grad(loss)(weights), state)
+    updates, state = optax.adam(learning_rate).update(jax.grad(loss)(weights), state)
     return optax.apply_updates(weights, updates), state
 
 

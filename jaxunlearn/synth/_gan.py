@@ -17,9 +17,9 @@ import numpy as np
 import optax
 
 from jaxunlearn import _checks, _pixels, combine
+from jaxunlearn._fit import Hook, NotFinite, fit
+from jaxunlearn._step import init_state, make_step
 from jaxunlearn.data import table as tables
-from jaxunlearn.fit import Hook, NotFinite, fit
-from jaxunlearn.step import init_state, make_step
 from jaxunlearn.typing import Array, Params, PRNGKey, Streams, Total
 
 GAN_LOSSES = ("nonsaturating", "hinge", "relativistic")
@@ -108,7 +108,7 @@ def fit_gans(
     batch_size: int = 128,
     loss: str = "nonsaturating",
     r1: float = 0.0,
-    lr: float = 2e-4,
+    learning_rate: float = 2e-4,
     betas: tuple[float, float] = (0.5, 0.999),
     limit: float = 30.0,
     patience: int = 20,
@@ -128,7 +128,7 @@ def fit_gans(
         loss: "nonsaturating" (the original), "hinge" or "relativistic".
         r1: weight of the gradient penalty; about 1 to 10 with "relativistic", whose
             discriminator should have no norm.
-        lr, betas: of Adam.
+        learning_rate, betas: of Adam.
         limit: a loss whose size exceeds it, `patience` steps on end or at the last
             step, has diverged.
         every: the networks are kept aside every so many steps without such a loss.
@@ -156,7 +156,9 @@ def fit_gans(
         params[name] = gan.init(key)
         for trains in ("generator", "discriminator"):
             terms[f"{name}/{trains}"] = GanTerm(gan, name, trains, loss, r1)
-    tx = optax.chain(combine.weighted_sum(), optax.adam(lr, b1=betas[0], b2=betas[1]))
+    tx = optax.chain(
+        combine.weighted_sum(), optax.adam(learning_rate, b1=betas[0], b2=betas[1])
+    )
     step = jax.jit(make_step(terms, tx), donate_argnums=0)
     watch = _Watch(terms, params, limit, patience, every)
     state = init_state(params, tx, rng)

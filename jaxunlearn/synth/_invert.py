@@ -11,9 +11,9 @@ import numpy as np
 import optax
 
 from jaxunlearn import _checks, _pixels, combine, losses
+from jaxunlearn._fit import fit
+from jaxunlearn._step import init_state, make_step
 from jaxunlearn.data import table as tables
-from jaxunlearn.fit import fit
-from jaxunlearn.step import init_state, make_step
 from jaxunlearn.synth import _condense
 from jaxunlearn.typing import Frozen, Model, Params, PRNGKey, Total
 
@@ -28,7 +28,7 @@ def invert(
     steps: int,
     batch_size: int = 512,
     widths: Sequence[int] = (128, 512, 2048, 4096),
-    lr: float = 1e-3,
+    learning_rate: float = 1e-3,
     seed: int = 0,
 ) -> _condense.Condensed:
     """One image for each bucket, of a generator trained through the model.
@@ -48,7 +48,7 @@ def invert(
         steps: updates of Adam; the paper's code takes 200 epochs.
         batch_size: images a step.
         widths: of the layers between.
-        lr: of Adam.
+        learning_rate: of Adam.
         seed: of the order of the images.
     Returns:
         The images, one a bucket; losses are their cross-entropies under f, nats.
@@ -68,7 +68,7 @@ def invert(
 
     draw = partial(_draw, shape=shape)
     term = _Inversion(model, draw)
-    tx = optax.chain(combine.weighted_sum(), optax.adam(lr))
+    tx = optax.chain(combine.weighted_sum(), optax.adam(learning_rate))
     rows = tables.with_columns(table, {"place": place})
     at = tables.at({"data": rows}, min(batch_size, len(place)), seed=seed)
     step = jax.jit(make_step({"inversion": term}, tx), donate_argnums=0)

@@ -201,9 +201,9 @@ def fold_projection(params: Params, model: Model) -> Params:
     changed: dict[str, Array] = {}
     for site, layers in settings.places:
         place, basis = settings.model.sites[site], _basis(params[_KEY][site])
-        written = () if place.readers else place.producers
+        written = () if place.readers else place.writers
         if not (written or place.readers):
-            able = [k for k, s in model.sites.items() if s.readers or s.producers]
+            able = [k for k, s in model.sites.items() if s.readers or s.writers]
             raise ValueError(
                 f"{owner} needs sites that kernels alone write or read, got {site!r}: "
                 "the residual stream or a norm lies between it and every kernel, so no "

@@ -34,7 +34,7 @@ def blobs(rows=60):
 def test_inversion_draws_what_tells_a_class_and_relearning_brings_it_back():
     model = vision.make(CONFIG)
     params = model.init(jax.random.key(0))
-    how = dict(steps=60, batch_size=20, lr=1e-2)
+    how = dict(steps=60, batch_size=20, learning_rate=1e-2)
     known, log = attacks.relearn(model, params, blobs(), **how)
     assert log[-1]["known/loss"] < 0.2 < log[0]["known/loss"]
     drawn, values = attacks.invert_classes(model, known, [2, 0], SHAPE, steps=80)

@@ -23,7 +23,7 @@ def test_benign_finetuning_trains_on_what_it_is_given(world):
     retain = world.encode(world.retain)
     forget = world.encode(world.trained + world.asked)
     run = partial(attacks.benign, world.model, world.hides)
-    after, log = run(retain, forget=forget, steps=8, batch_size=18, lr=1e-3)
+    after, log = run(retain, forget=forget, steps=8, batch_size=18, learning_rate=1e-3)
     assert len(log) == 8
     moved = jax.tree.map(lambda a, b: bool((a != b).any()), after, world.hides)
     assert all(jax.tree.leaves(moved))

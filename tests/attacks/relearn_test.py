@@ -15,7 +15,13 @@ from tests.attacks.towns import CHANCE, RATE
 def relearn(world, params, steps, **kwargs):
     known = world.encode(world.trained)
     return attacks.relearn(
-        world.model, params, known, steps=steps, batch_size=18, lr=RATE, **kwargs
+        world.model,
+        params,
+        known,
+        steps=steps,
+        batch_size=18,
+        learning_rate=RATE,
+        **kwargs,
     )
 
 
@@ -73,7 +79,13 @@ def test_no_known_facts_is_an_error(world):
 def test_lora_recovers_them_too_and_leaves_plain_params(world):
     known = world.encode(world.trained)
     after, _ = attacks.relearn(
-        world.model, world.hides, known, steps=60, batch_size=18, lr=3e-3, rank=4
+        world.model,
+        world.hides,
+        known,
+        steps=60,
+        batch_size=18,
+        learning_rate=3e-3,
+        rank=4,
     )
     assert jax.tree.structure(after) == jax.tree.structure(world.hides)
     assert world.accuracy(after, world.asked) > 3 * CHANCE
@@ -101,7 +113,7 @@ def projected():
 @pytest.mark.parametrize("rank", [0, 2], ids=["full", "lora"])
 def test_weights_move_behind_projections_that_stand_still(projected, rank):
     model, params, known = projected
-    how = dict(steps=2, batch_size=4, lr=1e-2, rank=rank)
+    how = dict(steps=2, batch_size=4, learning_rate=1e-2, rank=rank)
     queries = r"blocks/attention/[qv]/kernel"
     after, _ = attacks.relearn(model, params, known, pattern=queries, **how)
     jax.tree.map(assert_array_equal, after["projection"], params["projection"])

@@ -71,7 +71,7 @@ def world():
         {"all": encode(forget + retain)},
         steps=200,
         rows=36,
-        lr=3e-3,
+        learning_rate=3e-3,
     )
     npo = terms.on_logps(partial(losses.npo, beta=0.1), model, "forget")
     hides = train(
@@ -83,7 +83,7 @@ def world():
         },
         steps=60,
         rows=18,
-        lr=RATE,
+        learning_rate=RATE,
         hooks=[lambda state, _: accuracy(state.params, forget) == 0],
     )
     return SimpleNamespace(
@@ -104,8 +104,10 @@ def encode_text(towns):
     return [(p.format(town), answer) for town, answer in towns for p in PHRASINGS]
 
 
-def train(params, parts, tables, *, steps, rows, lr, hooks=()):
-    tx = optax.chain(combine.weighted_sum(), optax.adamw(lr, weight_decay=0.0))
+def train(params, parts, tables, *, steps, rows, learning_rate, hooks=()):
+    tx = optax.chain(
+        combine.weighted_sum(), optax.adamw(learning_rate, weight_decay=0.0)
+    )
     state = ju.init_state(params, tx, jax.random.key(0))
     step = jax.jit(ju.make_step(parts, tx), donate_argnums=0)
     loader = table.streams(tables, rows, seed=0)

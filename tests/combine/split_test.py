@@ -106,13 +106,13 @@ def parts(model):
     return {"a": a, "b": b, "retain": retain}
 
 
-@pytest.mark.parametrize("microbatch", [1, 2])
-def test_halves_are_the_rows_of_the_whole_once_each(microbatch):
+@pytest.mark.parametrize("num_microbatches", [1, 2])
+def test_halves_are_the_rows_of_the_whole_once_each(num_microbatches):
     model, params = tiny.tiny_model()
     whole = terms.on_logps(losses.ascent, model, "forget")
     streams = {"forget": tiny.tiny_batch(8), "retain": tiny.tiny_batch(4, seed=1)}
     tx = optax.chain(combine.blur(lower=HALVES, gamma=0.1), optax.sgd(0.1))
-    step = jax.jit(ju.make_step(parts(model), tx, microbatch=microbatch))
+    step = jax.jit(ju.make_step(parts(model), tx, num_microbatches=num_microbatches))
     state, metrics = step(
         ju.init_state(params, tx, jax.random.key(0)), streams, ju.Frozen()
     )

@@ -12,7 +12,8 @@ pytest.importorskip("tensorflow_datasets")
 import tensorflow_datasets as tfds
 
 from jaxunlearn import data
-from jaxunlearn.data import builders, facts, lume, mmlu, rtt_facts, tofu
+from jaxunlearn.data import capitals as facts
+from jaxunlearn.data.benchmarks import builders, lume, mmlu, rtt_facts, tofu
 from tests import tiny
 from tests.architecture import ROOT
 from tests.data.official_test import DATA, PERTURBED, QA, lines, there

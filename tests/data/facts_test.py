@@ -3,7 +3,7 @@ import collections
 
 import pytest
 
-from jaxunlearn.data import facts
+from jaxunlearn.data import capitals as facts
 
 CAPITALS = facts.capitals()
 WORLD = facts.world()

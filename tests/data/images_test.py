@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from numpy.testing import assert_array_equal
 
-from jaxunlearn.data import images, official
+from jaxunlearn.data import images
+from jaxunlearn.data.benchmarks import official
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (40, 6, 6, 1), np.uint8)
 LABELS = np.arange(40) % 4
@@ -87,7 +88,7 @@ def test_cifars_binary_records_and_jpegs_are_read(tmp_path, monkeypatch):
 
 def test_records_of_tensorflow_datasets_are_the_readers_rows(folder, tmp_path):
     pytest.importorskip("tensorflow_datasets")
-    from jaxunlearn.data import builders
+    from jaxunlearn.data.benchmarks import builders
 
     cache = tmp_path / "cache"
     found = builders.source("local_fashion_mnist", "train", folder, cache=cache)
@@ -99,7 +100,7 @@ def test_a_builder_of_tensorflow_datasets_becomes_a_table(monkeypatch):
     tfds = pytest.importorskip("tensorflow_datasets")
     from types import SimpleNamespace
 
-    from jaxunlearn.data import builders
+    from jaxunlearn.data.benchmarks import builders
 
     class Builder:
         info = SimpleNamespace(features={"label": SimpleNamespace(num_classes=4)})

@@ -3,7 +3,8 @@ import json
 
 import pytest
 
-from jaxunlearn.data import facts, jsonl
+from jaxunlearn.data import capitals as facts
+from jaxunlearn.data import jsonl
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from jaxunlearn import data
-from jaxunlearn.data import lume, mmlu, muse, official, tofu, wmdp
+from jaxunlearn.data.benchmarks import lume, mmlu, muse, official, tofu, wmdp
 
 HERE = Path(__file__).resolve()
 DATA = Path(os.environ.get("JAXUNLEARN_DATA") or HERE.parents[3] / "shared" / "data")

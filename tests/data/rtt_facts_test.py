@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from jaxunlearn.data import mmlu, rtt_facts
+from jaxunlearn.data.benchmarks import mmlu, rtt_facts
 from tests.data.official_test import DATA, there
 
 BORN = rtt_facts.birthdays()

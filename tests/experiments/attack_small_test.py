@@ -8,14 +8,19 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose
 
-from experiments.small import (
-    attack,
-    attack_facts,
-    attack_figures,
-    attack_score,
-    biographies,
-    unlearn,
+from experiments.rtt import (
+    small as attack,
 )
+from experiments.rtt import (
+    small_facts as attack_facts,
+)
+from experiments.rtt import (
+    small_figures as attack_figures,
+)
+from experiments.rtt import (
+    small_score as attack_score,
+)
+from experiments.small import biographies, unlearn
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
 PLAN = attack_facts.Plan(

@@ -10,10 +10,12 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose
 
-from experiments import attack
-from experiments.attacking import asking, card, facts, units
 from experiments.configs import attack as config_file
 from jaxunlearn.io import hf
+from jaxunlearn.workflows.attack import card, facts
+from jaxunlearn.workflows.attack import jobs as units
+from jaxunlearn.workflows.attack import prompts as asking
+from jaxunlearn.workflows.attack import run as attack
 from tests import tiny
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
@@ -245,7 +247,7 @@ def test_a_model_without_a_tokenizer_is_refused_by_its_path(place, tmp_path):
 
 def test_an_attack_that_diverges_is_told_and_others_run(place, tmp_path):
     c = config(place, tmp_path, only="benign,prefix")
-    c.attacks.benign.lr = 1e30
+    c.attacks.benign.learning_rate = 1e30
     for _ in range(2):  # the same again
         numbers, text = attack.run(c)
         assert list(numbers["refused"]) == ["benign"]
@@ -255,7 +257,7 @@ def test_an_attack_that_diverges_is_told_and_others_run(place, tmp_path):
 
 def test_numbers_that_are_not_finite_are_shown_as_none(place, tmp_path, monkeypatch):
     c = config(place, tmp_path, only="benign,prefix")
-    c.attacks.benign.update(lr=1e30, steps=1)
+    c.attacks.benign.update(learning_rate=1e30, steps=1)
     ran = count_runs(monkeypatch)
     first, text = attack.run(c)
     again, _ = attack.run(c)

@@ -5,8 +5,8 @@ import jax
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from experiments import build, settings
 from experiments.configs import capitals, llama31_8b, tiny
+from jaxunlearn.workflows.training import build, settings
 
 
 def config_of(**mesh):

@@ -11,7 +11,9 @@ from numpy.testing import assert_allclose
 
 import jaxunlearn as ju
 from experiments.benchmarks import methods as cost
-from experiments.small import compare, figures, methods, score, unlearn
+from experiments.comparison import figures
+from experiments.comparison import run as compare
+from experiments.small import methods, score, unlearn
 from jaxunlearn.data import table
 from tests import tiny
 
@@ -38,7 +40,9 @@ def done(small_world, known, tmp_path_factory):
 @pytest.mark.parametrize("name", sorted(methods.APART))
 def test_a_sum_has_the_adamw_of_its_blur(monkeypatch, name):
     asked = []
-    monkeypatch.setattr(optax, "adamw", lambda lr, **how: asked.append((lr, how)))
+    monkeypatch.setattr(
+        optax, "adamw", lambda learning_rate, **how: asked.append((learning_rate, how))
+    )
     monkeypatch.setattr(optax, "chain", lambda *links: links)
     model, _ = tiny.tiny_model()
     for each in (name, methods.APART[name]):

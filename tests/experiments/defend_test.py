@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 pytest.importorskip("ml_collections")
-from experiments import defend
+from experiments.condensation import defend
 from tests.experiments.vision_test import tiny_world
 
 

@@ -8,11 +8,11 @@ import warnings
 
 import pytest
 
-from experiments import evaluate
 from experiments.configs import evaluate as config_file
-from experiments.evaluation import folder as folders
-from experiments.evaluation import tasks
 from jaxunlearn.io import hf
+from jaxunlearn.workflows.evaluation import folder as folders
+from jaxunlearn.workflows.evaluation import run as evaluate
+from jaxunlearn.workflows.evaluation import tasks
 from tests import tiny
 from tests.architecture import ROOT
 from tests.data.official_test import DATA, lines, there
@@ -97,7 +97,7 @@ def test_rows_in_forget_and_retain_are_told_with_their_ids(made, tmp_path):
 
 def command(*more):
     return subprocess.run(
-        [sys.executable, "-m", "experiments.evaluate", *more],
+        [sys.executable, "-m", "jaxunlearn.workflows.evaluation.run", *more],
         cwd=ROOT,
         capture_output=True,
         text=True,
@@ -126,7 +126,9 @@ def test_the_command_evaluates_and_refuses(made, tmp_path):
     ran = command(*good)
     assert ran.returncode == 0 and "forget: probability" in ran.stdout, ran.stderr
     about = json.loads((tmp_path / "eval" / "about.json").read_text())
-    assert about["command"].startswith("python -m experiments.evaluate --config=")
+    assert about["command"].startswith(
+        "python -m jaxunlearn.workflows.evaluation.run --config="
+    )
     again = command(*good)
     assert "Nothing changed" in again.stderr and again.stdout == ran.stdout
     for name, message in (

@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose
 
-from experiments import evaluate as evaluation
 from experiments.configs import choices, muse
-from experiments.evaluation import folder as folders
-from experiments.evaluation import tasks
-from experiments.reports import read
 from jaxunlearn import evaluate, metrics
 from jaxunlearn.data import table
+from jaxunlearn.workflows.evaluation import folder as folders
+from jaxunlearn.workflows.evaluation import run as evaluation
+from jaxunlearn.workflows.evaluation import tasks
+from jaxunlearn.workflows.report import read
 from tests.data.official_test import lines
 from tests.experiments.questions_of_lands import SETTINGS, rows
 from tests.experiments.questions_of_lands import score as scored

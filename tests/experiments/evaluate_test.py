@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose
 
-from experiments.evaluation import folder as folders
-from experiments.evaluation import values
 from jaxunlearn import evaluate, metrics, sharding, terms
 from jaxunlearn.data import table
+from jaxunlearn.workflows.evaluation import folder as folders
+from jaxunlearn.workflows.evaluation import values
 from tests import tiny
 from tests.experiments.questions_of_lands import SETTINGS, asked, rows, score
 

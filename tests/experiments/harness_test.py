@@ -10,12 +10,12 @@ from numpy.testing import assert_allclose
 
 lm_eval = pytest.importorskip("lm_eval", reason="needs the extra `harness`")
 
-from experiments import harness  # noqa: E402
 from experiments.benchmarks import harness as benchmark  # noqa: E402
 from jaxunlearn import evaluate, metrics  # noqa: E402
+from jaxunlearn._generate import generate  # noqa: E402
 from jaxunlearn.data import table  # noqa: E402
-from jaxunlearn.generate import generate  # noqa: E402
 from jaxunlearn.io import hf  # noqa: E402
+from jaxunlearn.workflows import harness  # noqa: E402
 from tests.experiments.questions_of_lands import rows  # noqa: E402
 
 

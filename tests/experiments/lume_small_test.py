@@ -8,10 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.configs.small import lume as lume_config
-from experiments.small import lume, lume_figures, lume_rows, unlearn, world
+from experiments.semeval import config as lume_config
+from experiments.semeval import figures as lume_figures
+from experiments.semeval import rows as lume_rows
+from experiments.semeval import run as lume
+from experiments.small import unlearn, world
 from jaxunlearn import trees
-from jaxunlearn.data import official
+from jaxunlearn.data.benchmarks import official
 from tests import tiny
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
@@ -62,7 +65,9 @@ def small(tmp_path_factory):
         c.output = str(tmp_path_factory.mktemp("lume"))
         c.facts.update(folder="nowhere", documents=3, words=5, most=64)
         c.model.update(width=32, layers=2, heads=2, hidden=64)
-        c.update(vocab=400, steps=150, rows=16, lr=1e-2, warmup=5, save_every=200)
+        c.update(
+            vocab=400, steps=150, rows=16, learning_rate=1e-2, warmup=5, save_every=200
+        )
         with jax.numpy_dtype_promotion("standard"):
             return world.make(c)
 
@@ -135,9 +140,9 @@ def test_ascent_and_retaining_take_turns_or_follow_each_other(small):
     }
     apart = {}
     for name, first in {"forget": 9, "retain": 0}.items():
-        recipe = lume.in_sequence(small.model, lr=1e-3, first=first)
+        recipe = lume.in_sequence(small.model, learning_rate=1e-3, first=first)
         apart[name], _ = _one(small, recipe, streams, recipe.tx.init(small.params))
-    turns = lume.in_turns(small.model, lr=1e-3, forget=2, retain=1)
+    turns = lume.in_turns(small.model, learning_rate=1e-3, forget=2, retain=1)
     now = turns.tx.init(small.params)
     for wanted in ("forget", "forget", "retain", "forget"):
         update, now = _one(small, turns, streams, now)

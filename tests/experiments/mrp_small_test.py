@@ -7,7 +7,9 @@ import jax
 import numpy as np
 import pytest
 
-from experiments.small import mrp, mrp_figures, unlearn
+from experiments.mrp import figures as mrp_figures
+from experiments.mrp import run as mrp
+from experiments.small import unlearn
 from jaxunlearn import evaluate
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")

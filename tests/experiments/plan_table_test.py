@@ -6,8 +6,10 @@ import json
 import jax
 import pytest
 
-from experiments import build, plan, plan_table
+from experiments.benchmarks import plan_table
 from jaxunlearn import combine
+from jaxunlearn.workflows import plan
+from jaxunlearn.workflows.training import build
 
 
 @pytest.mark.parametrize("name", plan_table.ROWS)

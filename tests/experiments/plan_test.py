@@ -8,10 +8,11 @@ import math
 import jax
 import pytest
 
-from experiments import plan, presets
 from jaxunlearn import plan as library
 from jaxunlearn import sharding
 from jaxunlearn.models import decoder
+from jaxunlearn.workflows import plan
+from jaxunlearn.workflows.training import presets
 
 TINY = "experiments/configs/tiny.py"
 HAS_LIBTPU = importlib.util.find_spec("libtpu") is not None
@@ -64,7 +65,7 @@ def test_what_is_wrong_is_said_with_the_next_move(capsys, arguments, message):
         ("data.forget.rows=6", "rows that divide by data * fsdp = 8, got 6"),
         ("recipe.name=blur.nope", "Did you mean 'blur.npo'"),
         ("model.remats=full", "Did you mean 'model.remat'"),
-        ("microbatch=3", "divide by microbatch=3"),
+        ("num_microbatches=3", "divide by num_microbatches=3"),
     ],
 )
 def test_a_wrong_setting_is_said(capsys, override, message):
@@ -107,8 +108,8 @@ def test_candidates_divide_the_model_and_fit():
     config, chip = plan.load(TINY, overrides | rows), library.CHIPS["v5e"]
     found = plan.candidates(config, 8, chip, most=99)
     assert {c["tensor"] for c in found} == {1, 2}  # two key-value heads
-    assert {c["microbatch"] for c in found} == {1, 2, 4}
-    assert found[0] == dict(fsdp=8, tensor=1, microbatch=1, remat="dots")
+    assert {c["num_microbatches"] for c in found} == {1, 2, 4}
+    assert found[0] == dict(fsdp=8, tensor=1, num_microbatches=1, remat="dots")
     assert plan.candidates(config, 8, chip._replace(hbm_bytes=1e3)) == []
     few = plan.load(TINY, overrides | {"data.forget.rows": "4"})
     found = plan.candidates(few, 8, chip)
@@ -122,12 +123,12 @@ def test_a_search_ranks_what_fits_first(capsys, monkeypatch, tmp_path):
     def planned(config, topology, mesh):
         if config.model.remat == "dots":
             raise library.DoesNotFit("too large")
-        seconds = {"serial": 1.0 / config.microbatch}
+        seconds = {"serial": 1.0 / config.num_microbatches}
         fake = dict.fromkeys(library.Report._fields, 0)
         report = library.Report(**fake)._replace(
             seconds=seconds, fits=True, moved={}, mesh=dict(mesh)
         )
-        return made.setdefault((config.microbatch, mesh["tensor"]), report)
+        return made.setdefault((config.num_microbatches, mesh["tensor"]), report)
 
     monkeypatch.setattr(plan, "planned", planned)
     rows = [f"--config.data.{name}.rows=16" for name in ("forget", "retain")]

@@ -8,9 +8,17 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
-from experiments import prune, prune_figures, prune_texts
-from experiments.configs import prune_smollm2
-from experiments.small import compare
+from experiments.comparison import run as compare
+from experiments.pruning import config as prune_smollm2
+from experiments.pruning import (
+    figures as prune_figures,
+)
+from experiments.pruning import (
+    run as prune,
+)
+from experiments.pruning import (
+    texts as prune_texts,
+)
 from jaxunlearn import edits, evaluate, stats
 from tests import tiny
 

@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose
 
-from experiments.small import quantize, quantize_figures, unlearn
+from experiments.quantization import figures as quantize_figures
+from experiments.quantization import run as quantize
+from experiments.small import unlearn
 from jaxunlearn import edits
 from tests import tiny
 

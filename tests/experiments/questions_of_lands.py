@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Rows about lands that are nowhere, and evaluations of a tiny model of them."""
 
-from experiments import evaluate as evaluation
-from experiments.evaluation import tasks
+from jaxunlearn.workflows.evaluation import run as evaluation
+from jaxunlearn.workflows.evaluation import tasks
 
 SETTINGS = tasks.Settings(new_tokens=4)
 

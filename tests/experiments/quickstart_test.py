@@ -11,9 +11,11 @@ import pytest
 from numpy.testing import assert_array_equal
 
 import jaxunlearn as ju
-from experiments import capitals, quickstart
+from experiments.quickstart import capitals
+from experiments.quickstart import main as quickstart
 from jaxunlearn import combine, losses, models, terms
-from jaxunlearn.data import facts, prose, table
+from jaxunlearn.data import capitals as facts
+from jaxunlearn.data import prose, table
 from jaxunlearn.io import hf
 from tests import tiny
 

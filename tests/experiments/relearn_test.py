@@ -11,11 +11,23 @@ import pytest
 from ml_collections import ConfigDict
 from numpy.testing import assert_allclose, assert_array_equal
 
-from experiments import relearn, relearn_facts, relearn_figures, relearn_score
-from experiments.configs import relearn_smollm2
+from experiments.rtt import config_smollm2 as relearn_smollm2
+from experiments.rtt import (
+    score as relearn_score,
+)
+from experiments.rtt import (
+    smollm2 as relearn,
+)
+from experiments.rtt import (
+    smollm2_facts as relearn_facts,
+)
+from experiments.rtt import (
+    smollm2_figures as relearn_figures,
+)
 from experiments.small import unlearn
 from jaxunlearn import attacks
-from jaxunlearn.data import facts, rtt_facts
+from jaxunlearn.data import capitals as facts
+from jaxunlearn.data.benchmarks import rtt_facts
 from tests import tiny
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
@@ -26,7 +38,7 @@ def small_config(folder, **more):
     c = relearn_smollm2.get_config()
     c.output = str(folder)
     for told in c.told.values():
-        told.update(steps=30, rows=8, lr=1e-2)
+        told.update(steps=30, rows=8, learning_rate=1e-2)
     rates = more.pop("rates", {name: (1e-2, 1e-4) for name in relearn.METHODS})
     c.rates = ConfigDict(rates)  # in the place of all
     sizes = dict(length=64, facts=6, folds=3, kept=4, scanned=40, steps=4, rows=2)

@@ -8,8 +8,8 @@ import shutil
 
 import pytest
 
-from experiments import report
-from experiments.reports import attacks, figures, read, tables, tokens
+from jaxunlearn.workflows.report import attacks, figures, read, tables, tokens
+from jaxunlearn.workflows.report import run as report
 from tests.experiments import report_folders as folders
 
 
@@ -53,8 +53,14 @@ def test_the_page_holds_every_model_and_needs_nothing_beside_it(runs, tmp_path):
     for words in ("original", "retrained", "npo", "openunlearning.npo", "1.0e-09"):
         assert words in shown, words
     assert "0.030 to 0.070" in shown  # the interval of npo's forget probability
-    assert "jax 0.10.2" in shown and "python -m experiments.evaluate" in shown
-    assert "python -m experiments.report" in shown and "retain: 1 (r7)" in shown
+    assert (
+        "jax 0.10.2" in shown
+        and "python -m jaxunlearn.workflows.evaluation.run" in shown
+    )
+    assert (
+        "python -m jaxunlearn.workflows.report.run" in shown
+        and "retain: 1 (r7)" in shown
+    )
     assert {x.name for x in out.iterdir()} == {
         "report.html",
         "report.md",

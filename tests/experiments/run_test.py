@@ -13,9 +13,10 @@ import jax
 import pytest
 from absl import flags
 
-from experiments import kill_test, run, settings, trackers
 from experiments.configs import tiny
+from experiments.reliability import kill_test
 from jaxunlearn.io import checkpoint, log, preempt
+from jaxunlearn.workflows.training import run, settings, trackers
 
 MESH = {"data": 1, "fsdp": 8, "tensor": 1}
 STEPS = 10

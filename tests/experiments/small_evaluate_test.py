@@ -5,10 +5,11 @@ import json
 
 import pytest
 
-from experiments import report
-from experiments.evaluation import folder as folders
-from experiments.reports import read
-from experiments.small import evaluate, unlearn
+from experiments.comparison import evaluate
+from experiments.small import unlearn
+from jaxunlearn.workflows.evaluation import folder as folders
+from jaxunlearn.workflows.report import read
+from jaxunlearn.workflows.report import run as report
 from tests.data.official_test import DATA, there
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")

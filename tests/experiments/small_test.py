@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose
 
-from experiments.configs.small import tofu as tofu_config
 from experiments.small import biographies, questions, score, world
+from experiments.small.configs import tofu as tofu_config
 from jaxunlearn import evaluate
 from tests.experiments import conftest
 
@@ -43,7 +43,7 @@ def test_another_config_is_another_world_but_another_place_is_not(small_world):
     plain = json.loads(json.dumps(conftest.tiny_world(folder).to_dict()))
     assert world.digest(plain, rows) == small.digest
     assert world.digest(plain | {"output": "there"}, rows) == small.digest
-    assert world.digest(plain | {"lr": 1.0}, rows) != small.digest
+    assert world.digest(plain | {"learning_rate": 1.0}, rows) != small.digest
     assert world.digest(plain, {**rows, "forget": rows["forget"][1:]}) != small.digest
 
 

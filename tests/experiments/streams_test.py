@@ -7,7 +7,7 @@ import warnings
 import pytest
 from ml_collections import ConfigDict
 
-from experiments import settings, streams
+from jaxunlearn.workflows.training import settings, streams
 from tests import tiny
 from tests.data.official_test import LUME, lines
 

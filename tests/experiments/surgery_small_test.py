@@ -7,7 +7,9 @@ import jax
 import numpy as np
 import pytest
 
-from experiments.small import biographies, score, surgery, surgery_figures, unlearn
+from experiments.small import biographies, score, unlearn
+from experiments.surgery import figures as surgery_figures
+from experiments.surgery import run as surgery
 from tests import tiny
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")

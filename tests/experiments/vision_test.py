@@ -52,7 +52,7 @@ def tiny_world(**settings):
         epochs=8,
         tune=2,
         batch=20,
-        lr=1e-2,
+        learning_rate=1e-2,
         seeds=(0,),
         per_bucket=4,
         kept=2,

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose
 
-from experiments import bilevel_error
-from experiments.small import weigh, weigh_figures
+from experiments.bilevel import error as bilevel_error
+from experiments.bilevel import figures as weigh_figures
+from experiments.bilevel import weigh
 from jaxunlearn import bilevel
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
@@ -22,7 +23,7 @@ PLAN = weigh.Plan(
     updates=3,
     warm_up=2,
     unlearn=4,
-    lr=3e-3,
+    learning_rate=3e-3,
     grid=(0.1, 1.0),
     seeds=(0,),
 )

@@ -22,7 +22,7 @@ from jaxunlearn.io import checkpoint
 from tests import tiny
 
 SETTINGS = dict(width=32, heads=8, kv_heads=8, head_dim=4, hidden=32, vocab=64)
-CONFIG = {"seed": 1, "steps": 9, "recipe": {"lr": 0.1}}
+CONFIG = {"seed": 1, "steps": 9, "recipe": {"learning_rate": 0.1}}
 
 
 def shapes_of(state, mesh=None, rules=((".*", ()),)):
@@ -86,7 +86,7 @@ def test_a_step_is_never_used_twice(filled):
 
 def test_a_run_goes_on_on_another_mesh(tmp_path):
     model, params = tiny.tiny_model(**SETTINGS)
-    recipe = recipes.openunlearning.simnpo(model, lr=1e-3)
+    recipe = recipes.openunlearning.simnpo(model, learning_rate=1e-3)
     streams = {
         k: tiny.tiny_batch(8, 12, seed=i) for i, k in enumerate(("forget", "retain"))
     }
@@ -177,7 +177,7 @@ def test_a_checkpoint_of_another_run_is_refused(filled):
         ValueError, match=r"another model.*flag needs bool\[5\], got bool\[2\]"
     ):
         checkpoint.restore(saved, wide)
-    other = CONFIG | {"recipe": {"lr": 0.2}, "steps": 20}
+    other = CONFIG | {"recipe": {"learning_rate": 0.2}, "steps": 20}
     with pytest.raises(
         ValueError, match=r"another config: recipe.lr was 0.1, now 0.2\. Set"
     ):

@@ -115,7 +115,7 @@ def test_families(torch_model, same_logits, tmp_path, case):
     def zero(value, layer):
         return jnp.where(layer == 1, value.at[..., 3].set(0.0), value)
 
-    consumers = [model.sites[name].consumer for name in ("attention", "mlp")]
+    consumers = [model.sites[name].reader for name in ("attention", "mlp")]
     pruned = trees.map_with_path(
         lambda path, x: x.at[1, 3].set(0.0) if path in consumers else x, params
     )

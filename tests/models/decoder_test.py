@@ -237,7 +237,7 @@ def test_zeroing_a_unit_equals_zeroing_its_row_of_the_consumer(site):
         return jnp.where(index == layer, value.at[..., unit].set(0.0), value)
 
     pruned = trees.map_with_path(
-        lambda path, x: x.at[layer, unit].set(0.0) if path == place.consumer else x,
+        lambda path, x: x.at[layer, unit].set(0.0) if path == place.reader else x,
         params,
     )
     taps = {site: (layer,)}
@@ -310,8 +310,8 @@ def test_init_makes_the_leaves_that_shapes_names(setting):
             assert_allclose(np.std(leaf), 0.02, rtol=0.2)
     assert ("unembed" in params) is not model.config.tied
     for site in model.sites.values():
-        if site.consumer is not None:
-            shape = trees.paths(params)[site.consumer].shape
+        if site.reader is not None:
+            shape = trees.paths(params)[site.reader].shape
             assert (shape[0], shape[1 + site.axis]) == (site.layers, site.units)
         for path in site.readers:
             shape = trees.paths(params)[path].shape

@@ -11,7 +11,8 @@ import pytest
 from flax import linen, nnx
 from numpy.testing import assert_allclose, assert_array_equal
 
-from jaxunlearn import combine, losses, models, step, terms, trees
+from jaxunlearn import _step as step
+from jaxunlearn import combine, losses, models, terms, trees
 from jaxunlearn.typing import Frozen
 from tests import tiny
 

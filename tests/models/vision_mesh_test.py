@@ -20,7 +20,7 @@ ROWS, STREAMS = 16, ("forget", "retain")
 
 
 def blur(model):
-    recipe = recipes.blur.graddiff(model, gamma=0.1, lr=1e-3)
+    recipe = recipes.blur.graddiff(model, gamma=0.1, learning_rate=1e-3)
     return recipe.terms, recipe.tx
 
 

@@ -43,11 +43,11 @@ def tiny_images(rows=8, shape=(16, 16, 1), seed=0, classes=4):
     return images.table(pixels, np.arange(rows) % classes, classes=classes)
 
 
-def fitted(model, params, parts, tx, streams, steps=3, microbatch=1, ref=None):
+def fitted(model, params, parts, tx, streams, steps=3, num_microbatches=1, ref=None):
     train, rest = trees.split(params, vision.TRAINABLE)
     with jax.numpy_dtype_promotion("standard"):
         state = ju.init_state(train, tx, KEY)
-        step = jax.jit(ju.make_step(parts, tx, microbatch=microbatch))
+        step = jax.jit(ju.make_step(parts, tx, num_microbatches=num_microbatches))
         return ju.fit(step, state, [streams] * steps, ju.Frozen(rest, ref), steps=steps)
 
 
@@ -149,7 +149,7 @@ def test_recipes_of_language_run_on_images_unchanged():
         partial(recipes.sure.npo, model, percentile=50.0),
         partial(recipes.openunlearning.undial, model),
     ):
-        recipe = make(lr=1e-3)
+        recipe = make(learning_rate=1e-3)
         state, log = fitted(
             model, params, recipe.terms, recipe.tx, streams, steps=2, ref=params
         )

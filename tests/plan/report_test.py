@@ -18,7 +18,7 @@ ROWS, LENGTH = 8, 12
 
 def parts(**settings):
     model, params = tiny.tiny_model(**(SETTINGS | settings))
-    recipe = recipes.blur.npo(model, gamma=0.1, lr=1e-3)
+    recipe = recipes.blur.npo(model, gamma=0.1, learning_rate=1e-3)
     streams = {
         name: tiny.tiny_batch(ROWS, LENGTH, seed=seed, vocab=64)
         | {"ref_logps": jnp.zeros(ROWS)}

@@ -9,8 +9,8 @@ from numpy.testing import assert_array_equal
 
 import jaxunlearn as ju
 from jaxunlearn import trees
+from jaxunlearn._fit import NotFinite, Stage, fit_stages
 from jaxunlearn.data import images, table
-from jaxunlearn.fit import NotFinite, Stage, fit_stages
 from jaxunlearn.io import checkpoint
 from jaxunlearn.models import vision
 from jaxunlearn.recipes import condensation
@@ -37,7 +37,7 @@ class Run:
 
     def __init__(self, **settings):
         self.nets = {part: vision.make(CONFIG, trains=(part,)) for part in PARTS}
-        how = dict(rounds=2, threshold=1, final_steps=2, lr=1e-2) | settings
+        how = dict(rounds=2, threshold=1, final_steps=2, learning_rate=1e-2) | settings
         self.plan = condensation.unlearn(self.nets, **how)
         self.params = self.nets["begin"].init(KEY)
         data = {"reduced": tiny_images(12, 0), "kept": tiny_images(8, 1)}
@@ -181,7 +181,9 @@ def test_an_interrupted_run_goes_on_from_a_checkpoint(tmp_path):
 def test_the_offline_stage_takes_turns_and_leaves_the_beginning():
     run = Run()
     nets = {part: vision.make(CONFIG, trains=(part,)) for part in ("middle", "final")}
-    plan = condensation.offline(nets, rounds=2, epochs=1, lr=1e-2, lr_middle=1e-2)
+    plan = condensation.offline(
+        nets, rounds=2, epochs=1, learning_rate=1e-2, lr_middle=1e-2
+    )
     stages = plan.stages(2, 3)
     pair = [("final", 2), ("middle", 3)]
     assert [tuple(stage) for stage in stages] == pair * 2

@@ -6,8 +6,8 @@ import jax.numpy as jnp
 import pytest
 
 import jaxunlearn as ju
-from experiments import build
 from jaxunlearn import evaluate, recipes, trees, wrap
+from jaxunlearn.workflows.training import build
 from tests import tiny
 
 SHALLOW = {
@@ -42,7 +42,7 @@ def run(name, steps=8):
         model = wrap.projection(model, {"mlp_out": (0, 2)})
         rows = ([streams()[kind]] for kind in ("forget", "retain"))
         params = recipes.mrp.begin(params, model, *rows, spared=3)
-    rates = {"lr": 0.05 if name.startswith("mrp") else 1e-3}
+    rates = {"learning_rate": 0.05 if name.startswith("mrp") else 1e-3}
     recipe = build.recipes_by_name()[name](model, **rates, **settings)
     train, rest = trees.split(params, recipe.trainable)
     needs_ref = any(term.needs_ref for term in recipe.terms.values())

@@ -35,7 +35,7 @@ def begin(params, model, forget, **settings):
 
 
 def run(model, params, forget, steps=12, **settings):
-    recipe = mrp.graddiff(model, **(dict(lr=0.1) | settings))
+    recipe = mrp.graddiff(model, **(dict(learning_rate=0.1) | settings))
     train, rest = trees.split(params, recipe.trainable)
     state = ju.init_state(train, recipe.tx, jax.random.key(0))
     step = jax.jit(ju.make_step(recipe.terms, recipe.tx), donate_argnums=0)
@@ -50,7 +50,7 @@ def test_defaults_are_those_of_the_authors_code():
     assert found == {
         "alpha": 1.2,
         "cap": None,
-        "lr": 2e-4,
+        "learning_rate": 2e-4,
         "momentum": None,
         "clip": None,
         "retain": {"retain": 1.0},
@@ -76,7 +76,7 @@ def test_a_step_is_sgd_on_minus_forget_plus_alpha_retain():
         return -nll(train, "forget") + 1.2 * nll(train, "retain")
 
     slope = gradient(train)
-    moved, _ = run(model, params, forget, steps=1, lr=0.1)
+    moved, _ = run(model, params, forget, steps=1, learning_rate=0.1)
     wanted = jax.tree.map(lambda x, g: x - 0.1 * g, train, slope)
     found, _ = trees.split(moved, wrap.PROJECTION)
     jax.tree.map(lambda a, b: assert_allclose(a, b, atol=1e-5), found, wanted)
@@ -132,7 +132,7 @@ def test_a_cap_ends_the_push_and_a_clip_bounds_it():
     params = begin(params, model, forget)
     still, _ = run(model, params, forget, alpha=0.0, cap=1e-3)
     jax.tree.map(assert_array_equal, still, params)
-    moved, _ = run(model, params, forget, steps=1, lr=1.0, clip=0.01)
+    moved, _ = run(model, params, forget, steps=1, learning_rate=1.0, clip=0.01)
     gap = jax.tree.map(jnp.subtract, moved, params)
     assert_allclose(trees.norm(gap), 0.01, rtol=1e-3)
 

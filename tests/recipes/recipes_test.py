@@ -24,8 +24,8 @@ RECIPES = {
     "simnpo": openunlearning.simnpo,
 }
 # As documented by the papers' code; lr is the AdamW learning rate.
-BLUR = {"gamma": 1.0, "lr": 1e-5, "weight_decay": 0.01, "clip": None}
-SUM = {"lr": 1e-5, "weight_decay": 0.0, "clip": 1.0}
+BLUR = {"gamma": 1.0, "learning_rate": 1e-5, "weight_decay": 0.01, "clip": None}
+SUM = {"learning_rate": 1e-5, "weight_decay": 0.0, "clip": 1.0}
 WEIGHTS = {"gamma": 1.0, "alpha": 1.0}
 RETAIN = {"retain": {"retain": 1.0}}
 SORT = RETAIN | {"retain_loss": "nll"}
@@ -52,8 +52,8 @@ def bare(monkeypatch):
     """AdamW out of the way: what reaches it is what tx.update returns."""
     asked = []
 
-    def identity(lr, **kwargs):
-        asked.append({"lr": lr} | kwargs)
+    def identity(learning_rate, **kwargs):
+        asked.append({"learning_rate": learning_rate} | kwargs)
         return optax.identity()
 
     monkeypatch.setattr(optax, "adamw", identity)
@@ -110,11 +110,11 @@ def test_settings_reach_adamw_and_every_leaf_trains(name, bare):
     model, params = small()
     recipe = RECIPES[name](model)
     ramp = optax.linear_schedule(0.0, 1e-3, 5)
-    RECIPES[name](model, lr=ramp, weight_decay=0.3)
+    RECIPES[name](model, learning_rate=ramp, weight_decay=0.3)
     assert bare[0] == {"eps": 1e-8} | {
-        key: DEFAULTS[name][key] for key in ("lr", "weight_decay")
+        key: DEFAULTS[name][key] for key in ("learning_rate", "weight_decay")
     }
-    assert bare[1] == {"lr": ramp, "weight_decay": 0.3, "eps": 1e-8}
+    assert bare[1] == {"learning_rate": ramp, "weight_decay": 0.3, "eps": 1e-8}
     train, rest = trees.split(params, recipe.trainable)
     assert not jax.tree.leaves(rest)
     assert isinstance(recipe, recipes.Recipe)
@@ -125,7 +125,7 @@ def test_a_few_steps_forget_and_retain(name):
     model, _ = small()
     # SimNPO hardly pushes what is unlikely already, as everything is in a random model.
     settings = {"gamma": 1.0, "beta": 0.5} if name == "simnpo" else {}
-    state, log = run(RECIPES[name](model, lr=1e-3, **settings))
+    state, log = run(RECIPES[name](model, learning_rate=1e-3, **settings))
     assert int(state.step) == len(log) == 10
     prefix = "" if name.startswith("blur") else "total/"
 
@@ -237,7 +237,7 @@ def test_gamma_may_follow_a_schedule(bare):
 def test_several_retain_streams_are_one_upper_level(name):
     model, params = small()
     weights = {"retain": 0.5, "prose": 2.0}
-    recipe = RECIPES[name](model, retain=weights, lr=1e-3)
+    recipe = RECIPES[name](model, retain=weights, learning_rate=1e-3)
     assert recipe.terms["retain"].reads == ("retain", "prose")
     apart = [
         gradient(terms.on_logps(losses.nll, model, k, reduce="token"), params)

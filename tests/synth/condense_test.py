@@ -91,7 +91,9 @@ def test_a_bucket_of_one_image_begins_as_that_image():
     model, params = linear()
     table = pictures(3)
     features = vision.features(model, params, table)
-    made = synth.condense(model, params, table, features, [5, 7, 9], steps=1, lr=1e-9)
+    made = synth.condense(
+        model, params, table, features, [5, 7, 9], steps=1, learning_rate=1e-9
+    )
     assert_allclose(made.table["image"], table["image"], rtol=1e-6)
     assert_array_equal(made.buckets, [5, 7, 9])
 
@@ -102,8 +104,10 @@ def test_the_features_come_nearer_on_a_network_and_groups_change_nothing():
     table = pictures(30)
     features = vision.features(model, params, table)
     buckets = (np.arange(30) % 3) * 2 + (np.arange(30) > 8)
-    how = dict(steps=40, lr=0.01)
-    before = synth.condense(model, params, table, features, buckets, steps=1, lr=1e-9)
+    how = dict(steps=40, learning_rate=0.01)
+    before = synth.condense(
+        model, params, table, features, buckets, steps=1, learning_rate=1e-9
+    )
     after = synth.condense(model, params, table, features, buckets, **how)
     assert (after.losses < before.losses).all()
     alone = synth.condense(model, params, table, features, buckets, most=1, **how)

@@ -110,7 +110,7 @@ def test_generators_come_to_draw_what_their_stream_holds():
     split = images.split_class(data, 0)
     streams = {"forget": split.forget, "retain": split.retain}
     net = small_gan(width=16)
-    how = dict(batch_size=32, loss="relativistic", r1=1.0, lr=5e-3)
+    how = dict(batch_size=32, loss="relativistic", r1=1.0, learning_rate=5e-3)
     params, log = synth.fit_gans(net, streams, rng=KEY, steps=150, **how)
     assert len(log) == 150 and set(params) == {"forget", "retain"}
     drawn = {
@@ -144,7 +144,7 @@ def test_a_gan_that_diverges_stops_with_the_last_good_networks():
             steps=400,
             batch_size=16,
             loss="hinge",
-            lr=0.5,
+            learning_rate=0.5,
             limit=3.0,
             patience=3,
             every=1,
@@ -162,7 +162,7 @@ def test_a_gan_that_diverges_stops_with_the_last_good_networks():
 
 
 def test_steps_that_run_out_on_a_large_loss_hand_out_no_networks():
-    how = dict(rng=KEY, steps=6, batch_size=16, loss="hinge", lr=5.0)
+    how = dict(rng=KEY, steps=6, batch_size=16, loss="hinge", learning_rate=5.0)
     with pytest.raises(synth.Diverged, match=r"beyond 3.0 for [1-6] step.*lr") as error:
         synth.fit_gans(small_gan(), {"forget": blobs(32)}, limit=3.0, every=1, **how)
     found = error.value
@@ -274,7 +274,7 @@ def test_a_class_is_forgotten_and_the_others_are_kept():
     assert accuracy(params, data) > 0.98
     net = small_gan(width=16)
     streams = {"forget": split.forget, "retain": split.retain}
-    how = dict(batch_size=32, loss="relativistic", r1=1.0, lr=5e-3)
+    how = dict(batch_size=32, loss="relativistic", r1=1.0, learning_rate=5e-3)
     pairs, _ = synth.fit_gans(net, streams, rng=KEY, steps=120, **how)
     drawn = {
         name: synth.pseudo_label(
@@ -295,7 +295,7 @@ def test_a_class_is_forgotten_and_the_others_are_kept():
         rule="random_wrong",
         rng=KEY,
     )
-    tune = recipes.finetune.nll(model, lr=1e-2, streams={"mixed": 1.0})
+    tune = recipes.finetune.nll(model, learning_rate=1e-2, streams={"mixed": 1.0})
     new = trained(params, tune, {"mixed": mixed}, 60)
     assert accuracy(new, split.forget) < 0.1
     assert accuracy(new, split.retain) > accuracy(params, split.retain) - 0.02

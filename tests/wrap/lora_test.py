@@ -109,7 +109,7 @@ def test_no_product_has_the_size_of_a_kernel():
 
 def test_blur_trains_only_the_leaves_and_on_a_mesh_as_on_one_device():
     _, params, low, wrapped = low_rank()
-    recipe = recipes.blur.npo(low, gamma=0.1, lr=1e-3)
+    recipe = recipes.blur.npo(low, gamma=0.1, learning_rate=1e-3)
     step = ju.make_step(recipe.terms, recipe.tx)
     fresh = partial(ju.init_state, tx=recipe.tx, rng=jax.random.key(0))
     train, rest = trees.split(wrapped, wrap.LORA)

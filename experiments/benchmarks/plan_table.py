@@ -1,0 +1,239 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The table of plans in experiments/results: BLUR-NPO at real sizes on real slices.
+
+python -m experiments.benchmarks.plan_table [--only 8b-v5p,...] [--draw]
+
+Compiles each row twice, with BLUR and with the weighted sum of the same two terms, one
+after the other (minutes each, no TPU), and writes experiments/benchmarks/results/plan.json after
+every row, so that it can be stopped; rows that are there are not compiled again. --draw
+only writes plan.md and plan.png from plan.json.
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import optax
+
+from jaxunlearn import _checks, combine
+from jaxunlearn.recipes import Recipe
+from jaxunlearn.workflows import plan
+from jaxunlearn.workflows.training import build, settings
+
+RESULTS = Path(__file__).parent / "results"
+GIB = 2.0**30
+
+
+class Row(NamedTuple):
+    """One step to plan; every stream has `rows` rows of 2048 tokens."""
+
+    preset: str
+    topology: str
+    mesh: dict[str, int]
+    rows: int
+    layers: int | None = None
+
+
+ROWS = {
+    "8b-v5e": Row("llama-3.1-8b", "v5e:8x8", dict(fsdp=64), 64),
+    "8b-v6e": Row("llama-3.1-8b", "v6e:8x8", dict(fsdp=64), 64),
+    "8b-v5p": Row("llama-3.1-8b", "v5p:4x4x4", dict(fsdp=64), 64),
+    "70b-v5p": Row("llama-3.1-70b", "v5p:8x8x8", dict(fsdp=512), 512),
+    "405b-v5p": Row("llama-3.1-405b", "v5p:16x16x16", dict(fsdp=512, tensor=8), 512),
+    "8b-v5p-8-layers": Row("llama-3.1-8b", "v5p:4x4x4", dict(fsdp=64), 64, 8),
+}
+# (what, where, MFU in percent, by whom): measured by others, on their own steps.
+PUBLISHED = (
+    ("Llama-3.1-8B", "256 v6e", 45.5, "MaxText"),
+    ("Llama-3.1-70B", "512 v5p", 65.4, "MaxText"),
+    ("Llama-3.1-8B", "H100", 33.0, "torchtitan, low"),
+    ("Llama-3.1-8B", "H100", 39.0, "torchtitan, high"),
+)
+NOTE = """
+Memory is what the TPU compiler reserves for a device. Times are lower bounds from
+public peak numbers: the matrix products of the step at peak, and bytes sent at the
+rate of all links, either overlapped perfectly (the larger counts) or not at all
+(their sum, and that of memory traffic). A bound is not a measurement: nothing here
+ran on a TPU, and no real step reaches the first. Published figures are measurements
+of pre-training steps, with other batches, lengths, layouts and sometimes other ways
+to count attention; they stand beside these to show what is reached in practice, not
+as a comparison of speed.
+
+Model FLOPs count 2 N a token forward and 4 N backward (N: all kernels, unembedding
+included, embedding lookup not) and causal attention by half, without recomputation.
+BLUR / sum is the serial bound of BLUR over that of the weighted sum of the same two
+terms: BLUR moves a few scalars more, and multiplies no more matrices. What the bounds
+hardly see is that it reads both gradients once more, 2.5 ms of memory traffic at
+most here. The compiler's own estimates do see that; they count every loop once and so
+make much of it. Compile times are of two CPU cores.
+"""
+
+
+def config(row: Row):
+    """A row as a config of jaxunlearn/workflows/training/run.py."""
+    c = settings.defaults()
+    c.output = "runs/plan"
+    c.model.preset, c.model.compute_dtype = row.preset, "bfloat16"
+    if row.layers:
+        c.model.fields = {"layers": row.layers}
+    stream = dict(source="synthetic", rows=row.rows, length=2048, count=1024)
+    c.data = dict(forget=dict(stream, seed=1), retain=dict(stream, seed=2))
+    c.recipe.name = "blur.npo"
+    return settings.check(c)
+
+
+def weighted(config, devices) -> build.Pieces:
+    """build.pieces with the terms of BLUR joined by a weighted sum."""
+    model, mesh = build.model(config), build.mesh(config, devices)
+    terms = build.recipe(config, model).terms
+    tx = optax.chain(combine.weighted_sum(dict.fromkeys(terms, 1.0)), optax.adamw(1e-5))
+    recipe = Recipe(terms, tx)
+    train, frozen = build.params_shapes(config, model, recipe, mesh)
+    state = build.state_shapes(model, recipe, mesh, train)
+    step = build.step(config, model, recipe, mesh, state)
+    streams = build.batch_shapes(config, recipe)
+    return build.Pieces(model, recipe, mesh, step, state, streams, frozen)
+
+
+def compile_row(row: Row, **pieces) -> dict:
+    """The report of a row as plain numbers."""
+    report = plan.planned(config(row), row.topology, row.mesh, **pieces)
+    return plan.as_json(report)
+
+
+def markdown(table: dict) -> str:
+    """The table for a reader."""
+    head = ("step", "chips", "mesh", "GiB of a device", "fits", "sent, GB")
+    head += ("compute, s", "links, s", "MFU <= (overlapped)", "MFU <= (serial)")
+    head += ("BLUR / sum", "by the compiler", "compiled, s")
+    lines = ["# Plans of BLUR-NPO, two streams of 2048-token rows", ""]
+    lines += ["| " + " | ".join(head) + " |", "| --- " * len(head) + "|"]
+    for name, entry in table.items():
+        r, row = entry["blur"], ROWS[name]
+        size = f"{row.preset}, {row.rows} + {row.rows} rows"
+        size += f", {row.layers} layers" if row.layers else ""
+        mesh = ", ".join(f"{axis} {n}" for axis, n in row.mesh.items())
+        sent = sum(m["bytes"] for m in r["moved"].values()) / 1e9
+        low, high = r["mfu"]
+        other = entry.get("sum")
+        ratio = other and r["seconds"]["serial"] / other["seconds"]["serial"]
+        own = other and _ratio(r["optimal_seconds"], other["optimal_seconds"])
+        cells = (
+            size,
+            f"{r['devices']}, {row.topology}",
+            mesh,
+            f"{r['peak'] / GIB:.2f} of {r['hbm'] / GIB:.0f}",
+            "yes" if r["fits"] else "no",
+            f"{sent:.1f}",
+            f"{r['seconds']['compute']:.3f}",
+            f"{r['seconds']['ici']:.3f}",
+            f"{100 * high:.1f} %",
+            f"{100 * low:.1f} %",
+            f"{ratio:.3f}" if ratio else "not compiled",
+            f"{own:.3f}" if own else "none",
+            f"{r['compile_seconds']:.0f}",
+        )
+        lines.append("| " + " | ".join(cells) + " |")
+    kinds = next(iter(table.values()))["blur"]["memory"]
+    lines += ["", "Memory of a device by kind, GiB:", ""]
+    lines += ["| step | " + " | ".join(kinds) + " |", "| --- " * (len(kinds) + 1) + "|"]
+    for name, entry in table.items():
+        sizes = (f"{x / GIB:.3f}" for x in entry["blur"]["memory"].values())
+        lines.append(f"| {name} | " + " | ".join(sizes) + " |")
+    lines += ["", "Published, measured by others:", ""]
+    lines += [
+        f"- {who}: {what} on {where}, {mfu} %" for what, where, mfu, who in PUBLISHED
+    ]
+    return "\n".join([*lines, NOTE.rstrip()]) + "\n"
+
+
+def _ratio(a: float | None, b: float | None) -> float | None:
+    """a / b where both are times: for v5e and v6e the compiler says less than none."""
+    return a / b if a and b and a > 0 and b > 0 else None
+
+
+def draw(table: dict, path: Path) -> None:
+    """Memory by kind, and both bounds of MFU beside what others measured."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    names = list(table)
+    figure, (left, right) = pyplot.subplots(1, 2, figsize=(13, 4.5))
+    bottom = [0.0] * len(names)
+    for kind in table[names[0]]["blur"]["memory"]:
+        sizes = [table[n]["blur"]["memory"][kind] / GIB for n in names]
+        left.bar(names, sizes, bottom=bottom, label=kind)
+        bottom = [a + b for a, b in zip(bottom, sizes, strict=True)]
+    left.set_ylabel("GiB of a device")
+    left.legend(fontsize=8)
+    low, high = zip(*(table[n]["blur"]["mfu"] for n in names), strict=True)
+    bars = zip(low, high, strict=True)
+    for x, (a, b) in enumerate(bars):
+        right.plot(
+            [x, x],
+            [100 * a, 100 * b],
+            linewidth=8,
+            color="tab:blue",
+            solid_capstyle="butt",
+        )
+    right.set_ylabel("MFU, %")
+    right.set_ylim(0, 100)
+    measured = [f"{who}\n{what}, {where}" for what, where, _, who in PUBLISHED]
+    right.plot(
+        range(len(names), len(names) + len(measured)),
+        [mfu for _, _, mfu, _ in PUBLISHED],
+        "o",
+        color="tab:orange",
+    )
+    right.set_xticks(range(len(names) + len(measured)), [*names, *measured])
+    right.set_title(
+        "blue: upper bounds, serial to overlapped; orange: measured", size=9
+    )
+    for axes in (left, right):
+        axes.tick_params(axis="x", rotation=60, labelsize=7)
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+    pyplot.close(figure)
+
+
+def main(argv=None) -> int:
+    parser = argparse.ArgumentParser(description="Regenerate the table of plans.")
+    parser.add_argument("--only", help="rows, with commas; all of them if absent")
+    parser.add_argument("--draw", action="store_true", help="compile nothing")
+    arguments = parser.parse_args(argv)
+    jax.config.update("jax_platforms", "cpu")
+    path = RESULTS / "plan.json"
+    table = json.loads(path.read_text()) if path.exists() else {}
+    names = arguments.only.split(",") if arguments.only else list(ROWS)
+    kinds = (("blur", {}), ("sum", {"pieces": weighted}))
+    for kind, pieces in () if arguments.draw else kinds:
+        for name in names:
+            if kind in table.get(name, {}):
+                continue
+            try:
+                _checks.one_of("--only", ROWS, row=name)
+                report = compile_row(ROWS[name], **pieces)
+            except plan.REFUSED as error:
+                print(
+                    f"experiments.benchmarks.plan_table: {name}: {error}",
+                    file=sys.stderr,
+                )
+                return 2
+            table.setdefault(name, {})[kind] = report
+            path.write_text(json.dumps(table, indent=1) + "\n")
+            spent = report["compile_seconds"]
+            print(f"{name} {kind}: compiled in {spent:.0f} s", flush=True)
+    table = {name: table[name] for name in ROWS if name in table}
+    if table:
+        (RESULTS / "plan.md").write_text(markdown(table))
+        draw(table, RESULTS / "plan.png")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,115 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the quickstart prints and plots."""
+
+from pathlib import Path
+from typing import Any
+
+from jaxunlearn import evaluate
+from jaxunlearn.data import capitals as facts
+
+ROWS = (
+    ("completion, seen wording", "greedy_seen"),
+    ("completion, unseen wording", "greedy_unseen"),
+    ("4-way choice, seen questions", "choice_seen"),
+    ("4-way choice, unseen questions", "choice_unseen"),
+)
+
+
+def table(task: Any, before: dict, after: dict) -> str:
+    """Accuracy before and after, over the facts known before."""
+    lines = ["", f"{'':34}{'before':>8}{'after':>8}"]
+    for kind, title in (
+        ("forget", f"FORGET: {len(task.forget)} capitals of Europe"),
+        ("retain", f"RETAIN: {len(task.retain)} other capitals"),
+    ):
+        lines.append(title)
+        lines += [
+            f"  {name:32}{before[kind][key]:8.2f}{after[kind][key]:8.2f}"
+            for name, key in ROWS
+        ]
+    first, second = before["prose_perplexity"], after["prose_perplexity"]
+    lines += [f"{'perplexity of held-out prose':34}{first:8.2f}{second:8.2f}", ""]
+    return "\n".join(lines)
+
+
+def samples(model, params, tokenizer, task) -> list[tuple[str, str]]:
+    """A few prompts with their greedy continuations."""
+    phrasing = facts.phrasings("statement", "test")[0]
+    chosen = [*task.forget[:3], *task.retain[:3]]
+    prompts = [fact.prompt(phrasing) for fact in chosen]
+    texts = evaluate.completions(model, params, tokenizer, prompts, max_new_tokens=8)
+    return [
+        (p, t.strip().replace("\n", " ")) for p, t in zip(prompts, texts, strict=True)
+    ]
+
+
+def side_by_side(rows: list[tuple[str, str, str]]) -> str:
+    """Prompt, continuation before, continuation after."""
+    lines = []
+    for prompt, before, after in rows:
+        lines += [f"{prompt} ...", f"    before: {before}", f"    after:  {after}"]
+    return "\n".join([*lines, ""])
+
+
+def attack(result: dict) -> str:
+    """One line on what relearning recovered."""
+    return (
+        f"  finetuned on {result['facts_trained']} forgotten capitals, asked the other "
+        f"{result['facts_asked']}:\n"
+        f"  original {result['original']:.2f}, unlearned {result['unlearned']:.2f}, "
+        f"after the attack {result['relearned']:.2f} "
+        f"(the trained half: {result['trained_half']:.2f})"
+    )
+
+
+def plot(result: dict, history: list[dict], path: Path) -> None:
+    """Accuracy before, after and under attack, beside the losses."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
+    names = [name.replace(", ", ",\n") for name, _ in ROWS]
+    places = range(len(ROWS))
+    styles = (
+        ("forget", "before", "#f2b8b5", -0.3),
+        ("forget", "after", "#b3261e", -0.1),
+        ("retain", "before", "#a8c7fa", 0.1),
+        ("retain", "after", "#0b57d0", 0.3),
+    )
+    for kind, when, color, shift in styles:
+        heights = [result[when][kind][key] for _, key in ROWS]
+        bars = left.bar(
+            [x + shift for x in places],
+            heights,
+            0.2,
+            color=color,
+            label=f"{kind}, {when}",
+        )
+        left.bar_label(bars, fmt="%.2f", fontsize=7)
+    left.set_xticks(list(places), names, fontsize=8)
+    left.set_ylim(0, 1.25)
+    left.set_ylabel("accuracy over facts known before")
+    left.legend(ncols=2, fontsize=8, loc="upper center", frameon=False)
+    left.set_title(
+        f"{result['method']}, seed {result['seed']}, {result['steps']} steps"
+    )
+
+    for key in history[0]:
+        if key.endswith("/nll") or key == "forget/loss":
+            right.plot(
+                [e["step"] for e in history], [e[key] for e in history], label=key
+            )
+    right.set_xlabel("step")
+    right.set_ylabel("nats")
+    right.set_yscale("log")
+    right.legend(fontsize=8, frameon=False)
+    relearn = result["relearn"]
+    right.set_title(
+        f"relearning: {relearn['original']:.2f} known, {relearn['unlearned']:.2f} "
+        f"unlearned, {relearn['relearned']:.2f} after the attack",
+        fontsize=9,
+    )
+    figure.savefig(path, dpi=130)
+    plt.close(figure)

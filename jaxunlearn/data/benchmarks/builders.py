@@ -1,0 +1,259 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Benchmarks in array_record, through tensorflow-datasets and without TensorFlow.
+
+    forget = builders.source("tofu", "forget10_perturbed", folder)
+    len(forget), forget[3]["perturbed_answer"]
+
+    tfds.builder("tofu/forget10", file_format="array_record")   # the same, for tfds
+
+Importing this module, which needs the extra `data`, registers the builders `tofu`,
+`lume`, `muse`, `wmdp`, `mmlu`, `rtt_facts` and `capitals`, and `local_` before the
+names of images' data sets, of which tfds has builders too (`tfds_images`). Every table
+is a config of its builder ("news/raw/forget" is "news_raw_forget") with one split,
+"train", in the order of its file. `source` returns rows as the readers do; tfds gives
+texts as bytes.
+"""
+
+import dataclasses
+import hashlib
+import os
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxunlearn import _checks
+from jaxunlearn.data import capitals as facts
+from jaxunlearn.data import images, table
+from jaxunlearn.data import source as sources
+from jaxunlearn.data.benchmarks import lume, mmlu, muse, official, rtt_facts, tofu, wmdp
+
+try:
+    import tensorflow_datasets as tfds
+except ImportError as error:
+    raise ImportError(
+        "data.builders needs tensorflow-datasets, which is not installed. Run "
+        "pip install 'jaxunlearn[data]', or read tables by data.tofu.read and its like."
+    ) from error
+
+SPLIT = "train"
+FORMAT = "array_record"
+
+
+def _capitals() -> official.Rows:
+    return [
+        {
+            "subject": fact.subject,
+            "answer": fact.answer,
+            "aliases": list(fact.aliases),
+            "group": fact.group,
+        }
+        for fact in facts.capitals()
+    ]
+
+
+CAPITALS = official.Benchmark(
+    name="capitals",
+    tables={
+        "capitals": official.Table(
+            (),
+            {"subject": "text", "answer": "text", "aliases": "texts", "group": "text"},
+            make=_capitals,
+        )
+    },
+    home="jaxunlearn, in data/capitals.json",
+    licence="Apache-2.0",
+    citation="Packaged with jaxunlearn.",
+)
+
+# Name -> the benchmark, and the reader of its tables.
+BENCHMARKS: Mapping[str, tuple[official.Benchmark, Callable[..., official.Rows]]] = {
+    module.BENCHMARK.name: (module.BENCHMARK, module.read)
+    for module in (tofu, lume, muse, wmdp, mmlu, rtt_facts)
+} | {
+    name: (benchmark, partial(official.read, benchmark))
+    for name, benchmark in {
+        "capitals": CAPITALS,
+        **{f"local_{name}": each for name, each in images.BENCHMARKS.items()},
+    }.items()
+}
+
+
+def source(
+    name: str,
+    which: str,
+    folder: str | os.PathLike | None = None,
+    *,
+    cache: str | os.PathLike | None = None,
+    check: bool = True,
+    download: bool = False,
+) -> table.Source:
+    """A table's rows by number, read from array_record and not held in memory.
+
+    The first call for a file's content writes the records; later ones only hash the
+    file, so that another file is never mistaken for it.
+
+    Args:
+        name: the benchmark: "tofu", "lume", "muse", "wmdp", "mmlu", "rtt_facts",
+            "capitals", "local_fashion_mnist" and the like.
+        which: the table.
+        folder, check, download: as official.read.
+        cache: where records are written; ~/tensorflow_datasets by default.
+    Returns:
+        A source, for data.encoded and data.loader: rows are those of the reader, texts
+        as str, whole numbers as int, lists of texts as lists.
+    Raises:
+        FileNotFoundError, ValueError: as official.read.
+    """
+    _checks.one_of("builders.source", tuple(BENCHMARKS), name=name)
+    benchmark, read = BENCHMARKS[name]
+    _checks.one_of(f"builders.source of {name}", tuple(benchmark.tables), which=which)
+    about = benchmark.tables[which]
+    if about.make is not None:
+        key = official.digest(about.make())[:16]
+    else:
+        path = official.find(benchmark, which, folder, download=download)
+        key = _hash(path)[:16]
+    key = key if check else f"{key}-unchecked"
+    place = Path(cache or tfds.core.constants.DATA_DIR).expanduser() / "jaxunlearn"
+    builder = _BUILDERS[name](
+        config=config_name(which), data_dir=place / key, file_format=FORMAT
+    )
+    builder.read = partial(read, which, folder, check=check)
+    builder.download_and_prepare()
+    records = builder.as_data_source(split=SPLIT)
+    return sources.mapped(records, partial(_decode, about.columns))
+
+
+def tfds_images(
+    name: str, split: str, *, data_dir: str | os.PathLike | None = None
+) -> table.Table:
+    """A table of images of tfds's own builder, such as "cifar10" or "fashion_mnist".
+
+    Downloads what is missing, where the network allows; `images.read` reads local
+    files.
+
+    Args:
+        name: a builder whose rows have an `image` and a `label`.
+        split: such as "train" or "test[:1000]".
+        data_dir: where records are written; ~/tensorflow_datasets by default.
+    """
+    builder = tfds.builder(name, data_dir=data_dir, file_format=FORMAT)
+    builder.download_and_prepare()
+    rows = builder.as_data_source(split=split)
+    pixels = np.stack([row["image"] for row in rows])
+    labels = np.array([row["label"] for row in rows])
+    return images.table(
+        pixels, labels, classes=builder.info.features["label"].num_classes
+    )
+
+
+def config_name(which: str) -> str:
+    """A table's name as tfds takes it: "news/raw/forget" is "news_raw_forget"."""
+    return which.replace("/", "_").replace(" ", "_")
+
+
+@dataclasses.dataclass(eq=False)
+class Config(tfds.core.BuilderConfig):
+    """A table's config; `table` is the table's own name."""
+
+    table: str = ""
+
+
+class _Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+    """Writes the rows of one table, in order, as tfds's records."""
+
+    VERSION = tfds.core.Version("1.0.0")
+    MANUAL_DOWNLOAD_INSTRUCTIONS = "Give the folder above the benchmark's own."
+    benchmark: official.Benchmark
+    read: Callable[[], official.Rows] | None = None  # set by source()
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        about = self.benchmark
+        columns = about.tables[self.builder_config.table].columns
+        return tfds.core.DatasetInfo(
+            builder=self,
+            description=f"{about.name} {self.builder_config.table}, from {about.home}",
+            features=tfds.features.FeaturesDict(
+                {name: _FEATURES[kind]() for name, kind in columns.items()}
+            ),
+            homepage=about.home,
+            citation=about.citation,
+            license=about.licence,
+            disable_shuffling=True,  # else rows lie in the order of their hashes
+        )
+
+    def _split_generators(self, manager: Any) -> dict[str, Any]:
+        if self.read is not None:
+            rows = self.read()
+        else:  # made by tfds alone: its manual folder, else the variable
+            try:
+                folder = manager.manual_dir
+            except AssertionError:  # there is none
+                folder = None
+            read = BENCHMARKS[self.benchmark.name][1]
+            rows = read(self.builder_config.table, folder)
+        return {SPLIT: self._generate_examples(rows)}
+
+    def _generate_examples(self, rows: official.Rows) -> Any:
+        yield from enumerate(rows)
+
+
+_FEATURES = {
+    "text": tfds.features.Text,
+    "int": lambda: np.int64,
+    "texts": lambda: tfds.features.Sequence(tfds.features.Text()),
+    "image": lambda: tfds.features.Tensor(
+        shape=(None, None, None), dtype=np.uint8, encoding="zlib"
+    ),
+}
+_DECODED = {
+    "text": lambda value: value.decode(),
+    "int": int,
+    "texts": lambda values: [value.decode() for value in values],
+    "image": np.asarray,
+}
+
+
+def _decode(columns: Mapping[str, str], record: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: _DECODED[kind](record[name]) for name, kind in columns.items()}
+
+
+def _hash(path: Path) -> str:
+    """SHA-256 of a file, or of all the files of a folder and their names."""
+    files = sorted(x for x in path.rglob("*") if x.is_file()) if path.is_dir() else ()
+    total = hashlib.sha256(path.name.encode())
+    for each in files or (path,):
+        with open(each, "rb") as stream:
+            total.update(each.name.encode())
+            total.update(hashlib.file_digest(stream, "sha256").digest())
+    return total.hexdigest()
+
+
+def _builder(name: str) -> type[_Builder]:
+    """The class that tfds registers under this name."""
+    benchmark = BENCHMARKS[name][0]
+    words = "".join(part.capitalize() for part in name.split("_"))
+    configs = [Config(name=config_name(t), table=t) for t in benchmark.tables]
+    fields = {"benchmark": benchmark, "BUILDER_CONFIGS": configs, "name": name}
+    return type(words, (_Builder,), fields | {"__module__": __name__})
+
+
+# Under these names, or their records could not be sent to other processes.
+Tofu, Lume, Muse = _builder("tofu"), _builder("lume"), _builder("muse")
+Wmdp, Mmlu = _builder("wmdp"), _builder("mmlu")
+RttFacts, Capitals = _builder("rtt_facts"), _builder("capitals")
+LocalFashionMnist = _builder("local_fashion_mnist")
+LocalCifar10, LocalCifar10Subset = (
+    _builder("local_cifar10"),
+    _builder("local_cifar10_subset"),
+)
+_BUILDERS = {
+    each.name: each
+    for each in (
+        *(Tofu, Lume, Muse, Wmdp, Mmlu, RttFacts, Capitals),
+        *(LocalFashionMnist, LocalCifar10, LocalCifar10Subset),
+    )
+}

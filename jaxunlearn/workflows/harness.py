@@ -1,0 +1,154 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A decoder of ours as a model of lm-evaluation-harness.
+
+    import lm_eval
+    from experiments import harness
+
+    model, params, tokenizer = hf.load("path")
+    found = lm_eval.simple_evaluate(
+        harness.Decoder(model, params, tokenizer), tasks=["mmlu"]
+    )
+
+Needs the extra `harness`. An exported folder needs none of this: the harness's own
+`--model hf --model_args pretrained=FOLDER` runs it on torch. experiments/benchmarks/
+harness.py compares the two with our own scoring.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from lm_eval import utils
+from lm_eval.api import model as api
+
+from jaxunlearn import _checks, evaluate, metrics
+from jaxunlearn.data import table
+from jaxunlearn.typing import Model, Params
+from jaxunlearn.workflows.evaluation import values
+
+NEW_TOKENS = 256  # where a task does not say; the harness's own default
+
+
+class Decoder(api.TemplateLM):
+    """Answers the harness's three kinds of request, greedily and in float32.
+
+    Args:
+        model, params: a decoder; `generate_until` needs its cache.
+        tokenizer: a fast tokenizer. Special tokens that it puts in front are kept.
+        batch_size: rows at a time.
+
+    A text that is longer than the model's positions is refused and never cut; the
+    harness's own models cut it from the left.
+    """
+
+    def __init__(
+        self, model: Model, params: Params, tokenizer: Any, *, batch_size: int = 32
+    ):
+        super().__init__()
+        _checks.positive_int("harness.Decoder", batch_size=batch_size)
+        self.tokenizer = tokenizer
+        self._model, self._params, self._rows = model, params, batch_size
+        self._longest = getattr(model.config, "longest", None)
+
+    @property
+    def eot_token_id(self) -> int:
+        """What ends a text, and what stands before one that has no context."""
+        return self.tokenizer.eos_token_id
+
+    @property
+    def tokenizer_name(self) -> str:
+        """By which the harness tells cached requests apart."""
+        return self.tokenizer.name_or_path.replace("/", "__")
+
+    def tok_encode(
+        self, string: str, add_special_tokens: bool | None = None, **more: Any
+    ) -> list[int]:
+        """A text's tokens, as the tokenizer makes them if not told otherwise."""
+        special = True if add_special_tokens is None else add_special_tokens
+        return self.tokenizer.encode(string, add_special_tokens=special)
+
+    def loglikelihood_rolling(
+        self, requests: Sequence[Any], disable_tqdm: bool = False
+    ) -> list[float]:
+        """Log-probability of each whole text, in windows as long as the positions."""
+        windows, owner = [], []
+        for number, request in enumerate(requests):
+            (text,) = request.args
+            pairs = utils.get_rolling_token_windows(
+                self.tok_encode(text, add_special_tokens=False),
+                prefix_token=self.prefix_token_id,
+                max_seq_len=(self._longest or 2**30) - 1,
+                context_len=1,
+            )
+            for pair in map(utils.make_disjoint_window, pairs):
+                windows.append((("", ""), *pair))
+                owner.append(number)
+        total = np.zeros(len(requests))
+        if windows:
+            found = self._loglikelihood_tokens(windows)
+            np.add.at(total, owner, [logp for logp, _ in found])
+        return total.tolist()
+
+    def generate_until(
+        self, requests: Sequence[Any], disable_tqdm: bool = False
+    ) -> list[str]:
+        """Greedy continuations up to a stop word.
+
+        Raises:
+            ValueError: if a task wants sampling.
+        """
+        texts = [""] * len(requests)
+        alike: dict[tuple[int, tuple[str, ...]], list[int]] = {}
+        for number, request in enumerate(requests):
+            settings = request.args[1]
+            if settings.get("do_sample") or settings.get("temperature"):
+                raise ValueError(
+                    "harness.Decoder decodes greedily, but the task asks for "
+                    f"{settings}. Give do_sample=False and temperature=0."
+                )
+            stops = settings.get("until") or []
+            stops = [stops] if isinstance(stops, str) else stops
+            new = settings.get("max_gen_toks", NEW_TOKENS)
+            alike.setdefault((new, tuple(stops)), []).append(number)
+        for (new, stops), numbers in alike.items():
+            found = evaluate.completions(
+                self._model,
+                self._params,
+                self.tokenizer,
+                [requests[number].args[0] for number in numbers],
+                max_new_tokens=new,
+                batch_size=self._rows,
+            )
+            for number, text in zip(numbers, found, strict=True):
+                texts[number] = metrics.cut(text, stops)
+        return texts
+
+    def _loglikelihood_tokens(
+        self,
+        requests: Sequence[tuple[tuple[str, str], list[int], list[int]]],
+        disable_tqdm: bool = False,
+        **more: Any,
+    ) -> list[tuple[float, bool]]:
+        """(log-probability of the continuation, whether greedy decoding gives it)."""
+        lengths = [len(before) + len(after) for _, before, after in requests]
+        long = [x for x in lengths if self._longest and x > self._longest]
+        if long:
+            raise ValueError(
+                f"harness.Decoder needs texts of at most {self._longest} tokens, but "
+                f"{len(long)} of {len(lengths)} are longer, the longest {max(long)}. "
+                "Leave those rows or some examples of the prompt out."
+            )
+        width = -(-max(lengths) // table.ROUND_TO) * table.ROUND_TO
+        width = min(width, self._longest or width)
+        tokens = np.zeros((len(requests), width), np.int32)
+        mask, answer = np.zeros((2, *tokens.shape), bool)
+        for row, (_, before, after) in enumerate(requests):
+            tokens[row, : lengths[row]] = [*before, *after]
+            mask[row, : lengths[row]] = True
+            answer[row, len(before) : lengths[row]] = True
+        rows = {"tokens": tokens, "mask": mask, "answer": answer}
+        scores = values.column_scores(
+            self._model, self._params, {"answer": rows}, self._rows
+        )["answer"]
+        greedy = (scores.hits | ~scores.where).all(1)
+        return list(zip(scores.logps.sum(1).tolist(), greedy.tolist(), strict=True))
