@@ -131,7 +131,7 @@ def fit_stages(
         steps: a part's step, from make_step, jitted with the state donated.
         states: a part's state; `params` of different parts share no leaf. Given up.
         batches: a part's function from its own count of steps to streams, such as
-            data.table.at gives.
+            data.table.batch_fn gives.
         stages: what trains, in order.
         rest: leaves that are in no part.
         ref: the reference model, if a term asks for it.

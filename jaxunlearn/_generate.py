@@ -21,7 +21,7 @@ def generate(
     max_new_tokens: int,
     end: int | None = None,
     temperature: float = 0.0,
-    rng: PRNGKey | None = None,
+    key: PRNGKey | None = None,
 ) -> Array:
     """Continues every prompt of a batch.
 
@@ -35,22 +35,22 @@ def generate(
             stops early when every row has ended.
         temperature: 0 takes the likeliest token, above 0 samples from logits /
             temperature.
-        rng: needed for sampling.
+        key: needed for sampling.
     Returns:
         [B, max_new_tokens] int32, the new tokens only.
     Raises:
         ValueError: if the model cannot decode, the texts would be longer than its
-            positions, or sampling lacks an rng.
+            positions, or sampling lacks an key.
     """
     _checks.positive_int("generate", max_new_tokens=max_new_tokens)
     _checks.not_negative("generate", temperature=temperature)
-    if model.extend is None:
+    if model.decode is None:
         raise ValueError(
             "generate needs a model with a key-value cache, got one without `extend`. "
             "Use a decoder from models.make or hf.load."
         )
-    if temperature > 0 and rng is None:
-        raise ValueError("generate needs rng=jax.random.key(...) to sample, got none.")
+    if temperature > 0 and key is None:
+        raise ValueError("generate needs key=jax.random.key(...) to sample, got none.")
     longest = getattr(model.config, "longest", None)
     total = batch["tokens"].shape[1] + max_new_tokens
     if longest is not None and total > longest:
@@ -58,7 +58,7 @@ def generate(
             f"generate needs prompt and new tokens within {longest} positions, got "
             f"{total}. Shorten the prompts or ask for fewer tokens."
         )
-    rng = jax.random.key(0) if rng is None else rng
+    key = jax.random.key(0) if key is None else key
     params = ready(model, params)
     room = total - 1
     pieces, back = _pieces(batch)
@@ -66,7 +66,7 @@ def generate(
     hidden, cache = starts[0] if len(starts) == 1 else _joined(starts)
     stop = -1 if end is None else int(end)
     new, _ = _continue(
-        params, hidden, cache, stop, rng, model, max_new_tokens, float(temperature)
+        params, hidden, cache, stop, key, model, max_new_tokens, float(temperature)
     )
     return new if back is None else new[back]
 
@@ -77,11 +77,11 @@ def ready(model: Model, params: Params) -> Params:
     `generate` does this by itself; who calls it often with the same params saves time
     by doing it once.
     """
-    return params if model.ready is None else _ready(params, model)
+    return params if model.prepare_decode is None else _ready(params, model)
 
 
 def rows_axis(leaf: Array) -> int | None:
-    """The axis of a cache's leaf that has the rows: see Model.cache."""
+    """The axis of a cache's leaf that has the rows: see Model.init_cache."""
     return None if leaf.ndim == 0 else 1 if leaf.ndim == 5 else 0
 
 
@@ -128,14 +128,14 @@ def _width(longest, length):
 
 @partial(jax.jit, static_argnums=1)
 def _ready(params, model):
-    return model.ready(params)
+    return model.prepare_decode(params)
 
 
 @partial(jax.jit, static_argnums=(2, 3))
 def _start(params, batch, model, room):
     """The last hidden state of each prompt, [B, D], and the cache after the prompts."""
     rows, length = batch["tokens"].shape
-    hidden, cache = model.extend(params, batch, model.cache(rows, room))
+    hidden, cache = model.decode(params, batch, model.init_cache(rows, room))
     last = jnp.max(jnp.where(batch["mask"], jnp.arange(length), 0), axis=1)
     return jnp.take_along_axis(hidden, last[:, None, None], axis=1)[:, 0], cache
 
@@ -154,7 +154,7 @@ def _joined(starts):
 
 
 @partial(jax.jit, static_argnums=(5, 6, 7), donate_argnums=2)
-def _continue(params, hidden, cache, end, rng, model, count, temperature):
+def _continue(params, hidden, cache, end, key, model, count, temperature):
     """(new tokens [B, count], the cache, as it could not be donated otherwise)."""
     rows = hidden.shape[0]
 
@@ -162,8 +162,8 @@ def _continue(params, hidden, cache, end, rng, model, count, temperature):
         logits = model.unembed(params, hidden)
         if temperature == 0:
             return _likeliest(logits)
-        key = jax.random.fold_in(rng, index)
-        return jax.random.categorical(key, logits / temperature).astype(jnp.int32)
+        token_key = jax.random.fold_in(key, index)
+        return jax.random.categorical(token_key, logits / temperature).astype(jnp.int32)
 
     def going(state):
         index, _, _, done, _ = state
@@ -172,7 +172,7 @@ def _continue(params, hidden, cache, end, rng, model, count, temperature):
     def add(state):
         index, token, cache, done, out = state
         new = {"tokens": token[:, None], "mask": jnp.ones((rows, 1), jnp.bool_)}
-        hidden, cache = model.extend(params, new, cache)
+        hidden, cache = model.decode(params, new, cache)
         token = jnp.where(done, end, choose(hidden[:, 0], index))
         done = done | (token == end)
         return index + 1, token, cache, done, out.at[:, index].set(token)

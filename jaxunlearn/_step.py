@@ -38,14 +38,14 @@ class UnlearnState:
         step: int32[], updates applied so far.
         params: the leaves that train (None in the places of the others).
         opt_state: the optimizer chain's state.
-        rng: folded with `step` at every step, never itself advanced, so that a run
+        key: folded with `step` at every step, never itself advanced, so that a run
             resumed at a step draws what the uninterrupted run drew.
     """
 
     step: Array
     params: Params
     opt_state: PyTree
-    rng: PRNGKey
+    key: PRNGKey
 
 
 Step = Callable[..., tuple[UnlearnState, Mapping[str, Array]]]
@@ -53,11 +53,11 @@ Step = Callable[..., tuple[UnlearnState, Mapping[str, Array]]]
 
 
 def init_state(
-    params: Params, tx: optax.GradientTransformation, rng: PRNGKey
+    params: Params, tx: optax.GradientTransformation, key: PRNGKey
 ) -> UnlearnState:
     """A fresh state holding copies of `params`, so that donating it harms nobody."""
     params = jax.tree.map(jnp.copy, params)
-    return UnlearnState(jnp.int32(0), params, tx.init(params), jnp.copy(rng))
+    return UnlearnState(jnp.int32(0), params, tx.init(params), jnp.copy(key))
 
 
 def make_step(
@@ -96,18 +96,20 @@ def make_step(
     _checks.positive_int("make_step", num_microbatches=num_microbatches)
 
     def step(state, streams, frozen, rules=None):
-        rng = jax.random.fold_in(state.rng, state.step)
+        key = jax.random.fold_in(state.key, state.step)
         grads, values, metrics = {}, {}, {}
         for index, (name, term) in enumerate(terms.items()):
             fix = "Add it to your loader."
             _checks.has_keys(f"Term {name!r}", "stream", term.reads, streams, fix)
             own = {stream: streams[stream] for stream in term.reads}
-            key = jax.random.fold_in(rng, index)
+            term_key = jax.random.fold_in(key, index)
             values[name], extra, grads[name] = _gradient(
-                term, state.params, own, frozen, key, num_microbatches
+                term, state.params, own, frozen, term_key, num_microbatches
             )
             metrics[f"{name}/loss"] = values[name]
-            metrics |= {f"{name}/{key}": total.mean() for key, total in extra.items()}
+            metrics |= {
+                f"{name}/{label}": total.mean() for label, total in extra.items()
+            }
         norms = _norms(grads, rules)
         metrics |= {f"{name}/grad_norm": norm for name, norm in norms.items()}
         finite = jnp.stack([jnp.isfinite(value) for value in metrics.values()]).all()
@@ -127,7 +129,7 @@ def make_step(
         new = jax.lax.cond(finite, update, lambda state: state, state)
         stats = _combiner_stats(new.opt_state)
         verdicts = [
-            value > 0 for key, value in stats.items() if key.endswith("/finite")
+            value > 0 for label, value in stats.items() if label.endswith("/finite")
         ]
         finite = jnp.stack([finite, *verdicts]).all()
         return new, metrics | stats | {"finite": finite}
@@ -140,38 +142,38 @@ def _gradient(
     params: Params,
     streams: Streams,
     frozen: Frozen,
-    rng: PRNGKey,
+    key: PRNGKey,
     num_microbatches: int,
 ) -> tuple[Array, Metrics, Params]:
     """The term's mean, what it reports, and the gradient of the mean."""
 
-    def run(params, streams, rng):
-        return term(trees.merge(params, frozen.rest), streams, frozen.ref, rng)
+    def run(params, streams, key):
+        return term(trees.merge(params, frozen.params), streams, frozen.ref_params, key)
 
-    def mean(params, streams, rng, count):
-        total, extra = run(params, streams, rng)
+    def mean(params, streams, key, count):
+        total, extra = run(params, streams, key)
         value = jnp.sum(Total(total.sum, count).mean())
         return value, (total, extra)
 
     # What is counted depends on the masks alone, so the compiler drops this forward
     # pass and keeps the count of the whole batch, by which every microbatch can divide.
-    count = jax.lax.stop_gradient(run(params, streams, rng)[0].count)
+    count = jax.lax.stop_gradient(run(params, streams, key)[0].count)
     grad = jax.grad(mean, has_aux=True)
     if num_microbatches == 1:
-        grads, (total, extra) = grad(params, streams, rng, count)
+        grads, (total, extra) = grad(params, streams, key, count)
         return jnp.sum(total.mean()), extra, grads
 
     slices = jax.tree.map(lambda x: _cut(x, num_microbatches), streams)
-    rngs = jax.random.split(rng, num_microbatches)
+    keys = jax.random.split(key, num_microbatches)
 
     def accumulate(carry, piece):
         return jax.tree.map(jnp.add, carry, grad(params, *piece, count)), None
 
     shapes = jax.eval_shape(
-        lambda: grad(params, jax.tree.map(lambda x: x[0], slices), rngs[0], count)
+        lambda: grad(params, jax.tree.map(lambda x: x[0], slices), keys[0], count)
     )
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-    (grads, (total, extra)), _ = jax.lax.scan(accumulate, zeros, (slices, rngs))
+    (grads, (total, extra)), _ = jax.lax.scan(accumulate, zeros, (slices, keys))
     return jnp.sum(total.mean()), extra, grads
 
 

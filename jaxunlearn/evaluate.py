@@ -46,7 +46,7 @@ def answer_logps(
     """
     share = (0, 1) if mesh is None else (jax.process_index(), jax.process_count())
     logps, lengths = [], []
-    for batch in tables.padded(table, batch_size, share=share):
+    for batch in tables.eval_batches(table, batch_size, share=share):
         valid = batch["valid"]
         each, where = _on_mesh(_target_logps, model, params, _inputs(batch), mesh)
         logps.append(np.asarray(each).sum(axis=1)[valid])
@@ -92,7 +92,7 @@ def token_scores(
     """
     share = (0, 1) if mesh is None else (jax.process_index(), jax.process_count())
     found = []
-    for batch in tables.padded(table, batch_size, share=share):
+    for batch in tables.eval_batches(table, batch_size, share=share):
         valid = batch["valid"]
         each = _on_mesh(_token_scores, model, params, _inputs(batch), mesh)
         found.append([np.asarray(x)[valid] for x in each])
@@ -214,7 +214,7 @@ def choose(
     table = encode_options(model, tokenizer, prompts, options)
     rows = max(1, batch_size // table["options"].shape[1])
     logps = []
-    for batch in tables.padded(table, rows):
+    for batch in tables.eval_batches(table, rows):
         valid = batch.pop("valid")
         logps.append(np.asarray(option_logps(model, params, batch))[valid])
     return likeliest(np.concatenate(logps))
@@ -248,7 +248,7 @@ def encode_options(
             "evaluate.choose needs as many options for every prompt, got "
             f"{len(prompts)} prompts and option counts {sorted(counts)}."
         )
-    if model.extend is None:
+    if model.decode is None:
         raise ValueError(
             "evaluate.choose needs a model with a key-value cache, got one without "
             "`extend`. Compare answer_logps of a table of prompts and options instead."
@@ -305,14 +305,14 @@ def option_logps(model: Model, params: Params, batch: tables.Table) -> jax.Array
     """
     rows, count, own = batch["options"].shape
     length = batch["tokens"].shape[1]
-    cache = model.cache(rows, length + own)
-    hidden, cache = model.extend(params, batch, cache)
+    cache = model.init_cache(rows, length + own)
+    hidden, cache = model.decode(params, batch, cache)
     cache = jax.tree.map(lambda x: _repeat(x, count), cache)
     options, real, counted = (
         batch[name].reshape(rows * count, own)
         for name in ("options", "real", "counted")
     )
-    more, _ = model.extend(params, {"tokens": options, "mask": real}, cache)
+    more, _ = model.decode(params, {"tokens": options, "mask": real}, cache)
     last = jnp.repeat(hidden[:, -1:], count, axis=0)
     logits = model.unembed(params, jnp.concatenate([last, more[:, :-1]], axis=1))
     logps = losses.token_logps(logits, options, where=counted)

@@ -6,9 +6,9 @@ A rule is (pattern, axes): leaf paths that the regular expression matches are cu
 that matches decides. Models bring theirs as `model.rules`; put your own before them.
 
     mesh = sharding.make_mesh(fsdp=4, tensor=2)
-    params = sharding.create(model.init, mesh, model.rules, rng)
+    params = sharding.create(model.init, mesh, model.rules, key)
     state = sharding.create(
-        partial(ju.init_state, tx=tx), mesh, model.rules, params, rng=rng)
+        partial(ju.init_state, tx=tx), mesh, model.rules, params, key=key)
     step = sharding.jit_step(ju.make_step(parts, tx), mesh, model.rules, state)
 
 Patterns are matched against the end of a path too, so that the same rules serve the

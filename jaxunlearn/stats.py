@@ -199,7 +199,7 @@ def pooled(activity: Activity, site: Site) -> Activity:
             f"stats.pooled needs statistics of the site's [layers, units] "
             f"{_shape(site)}, got {activity.mean.shape}. Take both from one model."
         )
-    heads, size = site.repeats
+    heads, size = site.grouping
 
     def over_heads(x):
         shared = x.reshape(site.layers, -1, heads, size)
@@ -237,7 +237,7 @@ def fisher(
     term: Term,
     params: Params,
     batches: Iterable[Streams],
-    rng: PRNGKey,
+    key: PRNGKey,
     *,
     rows: int = 1,
     ref: Params | None = None,
@@ -253,7 +253,7 @@ def fisher(
         term: whose mean over the rows of a piece is differentiated.
         params: all of its leaves are looked at.
         batches: each with the streams that the term reads; read once.
-        rng: for terms that draw.
+        key: for terms that draw.
         rows: whose mean gradient is squared together; must divide each batch's. 1 is
             the definition and takes a pass a row; the whole batch is what the released
             code of `edits.dampen`'s paper does, and as fast as a step.
@@ -285,7 +285,7 @@ def fisher(
                         f"{owner} needs rows that divide each batch, got rows={rows} "
                         f"and a batch of {x.shape[0]}."
                     )
-            state = add(state, params, streams, ref, jax.random.fold_in(rng, index))
+            state = add(state, params, streams, ref, jax.random.fold_in(key, index))
     pieces, sums = state
     if not float(pieces):
         raise ValueError(
@@ -295,9 +295,9 @@ def fisher(
     return jax.tree.map(lambda x: x / pieces, sums)
 
 
-def _add_squares(term, rows, state, params, streams, ref, rng):
-    def mean(params, piece, rng):
-        total, _ = term(params, piece, ref, rng)
+def _add_squares(term, rows, state, params, streams, ref, key):
+    def mean(params, piece, key):
+        total, _ = term(params, piece, ref, key)
         counted = jnp.any(total.count > 0).astype(jnp.float32)
         return jnp.sum(total.mean()), counted
 
@@ -313,7 +313,7 @@ def _add_squares(term, rows, state, params, streams, ref, rng):
 
     cut = jax.tree.map(lambda x: x.reshape(-1, rows, *x.shape[1:]), streams)
     count = jax.tree.leaves(cut)[0].shape[0]
-    pieces = cut, jax.random.split(rng, count)
+    pieces = cut, jax.random.split(key, count)
     if count == 1:  # convolutions in a loop of XLA's take a CPU several times longer
         return add(state, jax.tree.map(lambda x: x[0], pieces))[0]
     return jax.lax.scan(add, state, pieces)[0]

@@ -57,9 +57,9 @@ class Site(NamedTuple):
         consumer: leaf path of the kernel that reads the site, or None where several do.
         axis: axis of one layer's consumer that indexes the units.
         readers: leaf paths of all kernels whose input is the site's value.
-        producers: leaf paths of kernels whose outputs lead to the site's value unit by
+        writers: leaf paths of kernels whose outputs lead to the site's value unit by
             unit, so that without an output its unit is 0 or unused.
-        repeats: (heads, size), where several heads read one producing unit: each run of
+        grouping: (heads, size), where several heads read one producing unit: each run of
             `size` outputs feeds `heads` runs of the site's units, side by side.
     """
 
@@ -69,27 +69,27 @@ class Site(NamedTuple):
     axis: int = 0
     readers: tuple[str, ...] = ()
     writers: tuple[str, ...] = ()
-    repeats: tuple[int, int] = (1, 1)
+    grouping: tuple[int, int] = (1, 1)
 
 
 class Model(NamedTuple):
     """A network as pure functions; its parameters are always an argument.
 
     Attributes:
-        init: rng -> params.
-        apply: (params, batch, *, taps={}, edits={}, until=None, rng=None) -> Outputs.
+        init: key -> params.
+        apply: (params, batch, *, taps={}, edits={}, until=None, key=None) -> Outputs.
             `taps` maps a site to the layers whose values are wanted, `edits` maps a
             site to a function (value [B, L, units], layer int32[]) -> value, `until`
             stops after a layer.
         unembed: (params, hidden [..., D]) -> logits [..., V] float32.
         sites: the places `taps` and `edits` may name.
         config: what built the model, for exporters; None where nothing did.
-        cache: (batch_size, length) -> empty key-value cache; None if it cannot
+        init_cache: (batch_size, length) -> empty key-value cache; None if it cannot
             decode.
             Rows are axis 0 of its arrays, or axis 1 of those of five axes, which have
             all layers; what has no axis counts the tokens of a row so far.
-        extend: (params, batch, cache) -> (hidden, cache), appends the batch's tokens.
-        ready: params -> params as a loop of `extend` reads them fastest; None where
+        decode: (params, batch, cache) -> (hidden, cache), appends the batch's tokens.
+        prepare_decode: params -> params as a loop of `decode` reads them fastest; None where
             they are best as they are.
         rules: how the params lie on a mesh, for `sharding.by_rules`.
         low_rank: whether a kernel with `lora_a` and `lora_b` beside it (`wrap.lora`)
@@ -101,9 +101,9 @@ class Model(NamedTuple):
     unembed: Callable[[Params, Array], Array]
     sites: Mapping[str, Site]
     config: Any = None
-    cache: Callable[..., PyTree] | None = None
-    extend: Callable[..., tuple[Array, PyTree]] | None = None
-    ready: Callable[[Params], Params] | None = None
+    init_cache: Callable[..., PyTree] | None = None
+    decode: Callable[..., tuple[Array, PyTree]] | None = None
+    prepare_decode: Callable[[Params], Params] | None = None
     rules: Rules = ((".*", ()),)
     low_rank: bool = False
 
@@ -139,7 +139,7 @@ class Term(Protocol):
     needs_ref: bool
 
     def __call__(
-        self, params: Params, streams: Streams, ref: Params | None, rng: PRNGKey
+        self, params: Params, streams: Streams, ref: Params | None, key: PRNGKey
     ) -> tuple[Total, Metrics]: ...
 
 
@@ -147,9 +147,9 @@ class Frozen(NamedTuple):
     """What a step reads but never changes: passed as an argument, never donated.
 
     Attributes:
-        rest: the leaves that do not train (None where the leaf trains).
-        ref: the reference model's parameters, or None if no term asks for them.
+        params: the leaves that do not train (None where the leaf trains).
+        ref_params: the reference model's parameters, or None if no term asks for them.
     """
 
-    rest: Params = None
-    ref: Params | None = None
+    params: Params = None
+    ref_params: Params | None = None

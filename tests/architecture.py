@@ -195,10 +195,13 @@ def maths_has_no_hidden_dice(source: Source) -> Iterator[Violation]:
     aliases = _aliases(source)
     for line, name in imports(source):
         if _within(name, forbidden):
-            yield line, f"{name} in {source.room}; take rng as an argument"
+            yield line, f"{name} in {source.room}; take a key as an argument"
     for node in ast.walk(source.tree):
         if isinstance(node, ast.Attribute) and _full(node, aliases) == "numpy.random":
-            yield node.lineno, f"numpy.random in {source.room}; take rng as an argument"
+            yield (
+                node.lineno,
+                f"numpy.random in {source.room}; take a key as an argument",
+            )
 
 
 def file_libraries_stay_in_side_rooms(source: Source) -> Iterator[Violation]:

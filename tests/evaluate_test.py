@@ -233,7 +233,7 @@ def test_choose_refuses_what_it_cannot_do(tokenizer):
         choose([], [])
     with pytest.raises(ValueError, match="rows of at most 64 tokens"):
         choose(["many words " * 40], [["c", "d"]])
-    bare = model._replace(cache=None, extend=None)
+    bare = model._replace(init_cache=None, decode=None)
     with pytest.raises(ValueError, match="without `extend`"):
         evaluate.choose(bare, params, tokenizer, ["a"], [["c", "d"]])
 
@@ -353,7 +353,7 @@ def test_caches_are_cut_over_the_mesh():
     model, _ = tiny.tiny_model()
     mesh = sharding.make_mesh(data=2, fsdp=2, tensor=2)
     with jax.set_mesh(mesh):
-        cache = jax.jit(model.cache, static_argnums=(0, 1))(8, 16)
+        cache = jax.jit(model.init_cache, static_argnums=(0, 1))(8, 16)
     for leaf in (*cache["keys"], *cache["values"]):
         assert leaf.shape == (8, 2, 16, 4)
         assert leaf.addressable_shards[0].data.shape == (2, 1, 16, 4)

@@ -21,7 +21,7 @@ from jaxunlearn.typing import Frozen, Total
 
 @dataclasses.dataclass(frozen=True)
 class Pull:
-    """mean over rows of (w - y)^2 / 2, and the largest draw of the step's rng."""
+    """mean over rows of (w - y)^2 / 2, and the largest draw of the step's key."""
 
     stream: str
     needs_ref: bool = False
@@ -30,11 +30,11 @@ class Pull:
     def reads(self):
         return (self.stream,)
 
-    def __call__(self, params, streams, ref, rng):
+    def __call__(self, params, streams, ref, key):
         y = streams[self.stream]
         count = jnp.int32(y.shape[0])
         error = 0.5 * jnp.sum((params["w"] - y) ** 2)
-        draw = Total(jax.random.uniform(rng, ()), jnp.int32(1))
+        draw = Total(jax.random.uniform(key, ()), jnp.int32(1))
         return Total(error, count), {"draw": draw}
 
 
@@ -126,7 +126,7 @@ def test_frozen_reaches_the_step():
         seen.append(frozen)
         return step(state, streams, frozen)
 
-    frozen = Frozen(ref={"w": jnp.zeros(3)})
+    frozen = Frozen(ref_params={"w": jnp.zeros(3)})
     ju.fit(spy, state, loader(), frozen, steps=1)
     ju.fit(spy, make()[1], loader(), steps=1)
     assert seen[0] is frozen and seen[1] == Frozen()

@@ -108,10 +108,10 @@ def test_layers_stacked_give_the_same(greedy):
     model, params, expected = greedy
 
     def stacked(rows, length):
-        cache = model.cache(rows, length)
+        cache = model.init_cache(rows, length)
         return cache | {x: jnp.stack(cache[x]) for x in ("keys", "values")}
 
-    scanned = model._replace(cache=stacked, ready=None)
+    scanned = model._replace(init_cache=stacked, prepare_decode=None)
     assert_array_equal(
         ju.generate(scanned, params, mixed(), max_new_tokens=NEW), expected
     )
@@ -138,9 +138,9 @@ def test_decoding_stops_when_every_row_has_ended(greedy):
 
     def extend(params, batch, cache):
         jax.debug.callback(lambda x: calls.append(x), batch["tokens"].shape[1])
-        return model.extend(params, batch, cache)
+        return model.decode(params, batch, cache)
 
-    counted = model._replace(extend=extend)
+    counted = model._replace(decode=extend)
     row = {name: x[:1] for name, x in mixed().items()}
     first = int(expected[0, 0])
     new = ju.generate(counted, params, row, max_new_tokens=NEW, end=first)
@@ -161,7 +161,7 @@ def test_sampling_is_the_rng_s_alone():
                 mixed(),
                 max_new_tokens=NEW,
                 temperature=temperature,
-                rng=jax.random.key(seed),
+                key=jax.random.key(seed),
             )
         )
 
@@ -186,7 +186,7 @@ def test_samples_follow_the_distribution(temperature):
         batch,
         max_new_tokens=1,
         temperature=temperature,
-        rng=jax.random.key(5),
+        key=jax.random.key(5),
     )
     hidden = model.apply(params, prompt).hidden[0, -1]
     logits = np.asarray(model.unembed(params, hidden), np.float64) / temperature
@@ -204,7 +204,7 @@ def test_samples_follow_the_distribution(temperature):
 
 def test_a_model_without_a_cache_is_refused():
     model, params = tiny.tiny_model()
-    bare = model._replace(cache=None, extend=None)
+    bare = model._replace(init_cache=None, decode=None)
     with pytest.raises(ValueError, match="without `extend`. Use a decoder from"):
         ju.generate(bare, params, mixed(), max_new_tokens=1)
 
@@ -222,7 +222,7 @@ def test_wrong_settings_are_errors():
     for kwargs, error, message in (
         ({"max_new_tokens": 0}, ValueError, "max_new_tokens >= 1, got"),
         ({"max_new_tokens": 1.5}, TypeError, "whole number max_new_tokens"),
-        ({"max_new_tokens": 1, "temperature": 0.5}, ValueError, "needs rng="),
+        ({"max_new_tokens": 1, "temperature": 0.5}, ValueError, "needs key="),
         ({"max_new_tokens": 1, "temperature": -1.0}, ValueError, "temperature >= 0"),
     ):
         with pytest.raises(error, match=message):

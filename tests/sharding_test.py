@@ -62,18 +62,18 @@ def run(method, mesh, *, num_microbatches=1, steps=STEPS):
     model, params = tiny.tiny_model(**SETTINGS)
     parts, tx, pattern = method(model)
     step = ju.make_step(parts, tx, num_microbatches=num_microbatches)
-    rng, batches = jax.random.key(0), streams()
+    key, batches = jax.random.key(0), streams()
     reference = jax.tree.map(lambda x: 0.9 * x, params)
     fresh = partial(ju.init_state, tx=tx)
     if mesh is None:
         jitted = jax.jit(step)
         train, rest = trees.split(params, pattern)
-        state = fresh(train, rng=rng)
+        state = fresh(train, key=key)
     else:
         shards = sharding.by_rules(params, mesh, model.rules)
         train, rest = trees.split(jax.device_put(params, shards), pattern)
         reference = jax.device_put(reference, shards)
-        state = sharding.create(fresh, mesh, model.rules, train, rng=rng)
+        state = sharding.create(fresh, mesh, model.rules, train, key=key)
         jitted = sharding.jit_step(step, mesh, model.rules, state)
     with jax.numpy_dtype_promotion("standard"):  # optax's Adam needs it
         for _ in range(steps):
@@ -107,7 +107,7 @@ def test_params_and_moments_lie_in_their_shards():
     model, params = tiny.tiny_model(**SETTINGS)
     _, tx, _ = blur_npo(model)
     mesh = mesh_of((2, 2, 2))
-    fresh = partial(ju.init_state, tx=tx, rng=jax.random.key(0))
+    fresh = partial(ju.init_state, tx=tx, key=jax.random.key(0))
     state = sharding.create(fresh, mesh, model.rules, params)
     kernels = {
         path: x for path, x in trees.paths(state).items() if path.endswith("/up/kernel")
@@ -186,7 +186,7 @@ def test_a_step_reduces_few_scalars():
     model, params = tiny.tiny_model(**SETTINGS)
     parts, tx, _ = blur_npo(model)
     mesh = mesh_of((2, 2, 2))
-    fresh = partial(ju.init_state, tx=tx, rng=jax.random.key(0))
+    fresh = partial(ju.init_state, tx=tx, key=jax.random.key(0))
     state = sharding.create(fresh, mesh, model.rules, params)
     jitted = sharding.jit_step(ju.make_step(parts, tx), mesh, model.rules, state)
     with jax.numpy_dtype_promotion("standard"):

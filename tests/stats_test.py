@@ -106,13 +106,13 @@ def test_a_mesh_gives_what_one_device_gives():
 
 def test_pooled_is_over_all_heads_that_share_a_unit():
     z = np.random.default_rng(0).normal(size=(50, 12)) + np.arange(12)
-    site = Site(12, 1, repeats=(2, 3))  # units (group, head, place): 2 x 2 x 3
+    site = Site(12, 1, grouping=(2, 3))  # units (group, head, place): 2 x 2 x 3
     found = stats.activity(showing(z), {}, [row(np.arange(50))], ["units"])["units"]
     shared = z.reshape(50, 2, 2, 3).transpose(0, 2, 1, 3).reshape(100, 6)
     pooled = stats.pooled(found, site)
     assert pooled.count == 100
     assert_same(pooled, by_name(shared[None]), rtol=1e-5)
-    alone = stats.pooled(found, Site(12, 1, repeats=(1, 3)))
+    alone = stats.pooled(found, Site(12, 1, grouping=(1, 3)))
     assert_same(alone, found._asdict(), rtol=1e-6)
     with pytest.raises(ValueError, match=r"\(1, 8\), got \(1, 12\)"):
         stats.pooled(found, Site(8, 1))

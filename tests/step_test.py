@@ -31,10 +31,10 @@ class Noisy:
     def reads(self):
         return (self.stream,)
 
-    def __call__(self, params, streams, ref, rng):
+    def __call__(self, params, streams, ref, key):
         batch = streams[self.stream]
         count = jnp.int32(batch["x"].shape[0])
-        draw = jax.random.normal(rng, batch["y"].shape)
+        draw = jax.random.normal(key, batch["y"].shape)
         error = batch["x"] @ params["w"] + params["b"] - batch["y"] + self.noise * draw
         total = Total(0.5 * jnp.sum(error**2), count)
         return total, {"draw": Total(jnp.sum(draw), count)}
@@ -186,17 +186,17 @@ def test_the_update_is_that_of_the_combined_gradients(num_microbatches):
 
 def test_a_donated_state_does_not_harm_the_original():
     tx = optax.chain(combine.blur(), adam())
-    params, rng = toy_params(), jax.random.key(3)
-    before = kept((params, rng))
+    params, key = toy_params(), jax.random.key(3)
+    before = kept((params, key))
     parts = {name: Noisy(name) for name in ("forget", "retain")}
     step = jax.jit(steps.make_step(parts, tx), donate_argnums=0)
-    first = steps.init_state(params, tx, rng)
+    first = steps.init_state(params, tx, key)
     frozen, streams = Frozen(None, params), toy_streams()
     state = first
     for _ in range(3):
         state, _ = step(state, streams, frozen)
     assert first.params["w"].is_deleted() and first.step.is_deleted()
-    identical((params, rng), before)
+    identical((params, key), before)
     assert not params["w"].is_deleted()
 
 
@@ -227,7 +227,7 @@ def test_a_gradient_that_is_not_finite_changes_nothing():
     class Root(Noisy):
         """A finite loss, sqrt(0), with an infinite gradient."""
 
-        def __call__(self, params, streams, ref, rng):
+        def __call__(self, params, streams, ref, key):
             return Total(jnp.sqrt(params["b"] * 0.0), jnp.int32(1)), {}
 
     tx = optax.chain(combine.weighted_sum(), adam())
@@ -243,7 +243,7 @@ def test_a_gradient_that_is_not_finite_changes_nothing():
 @pytest.mark.parametrize("key", [jax.random.key, jax.random.PRNGKey])
 def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(key):
     step, state = toy_step(noise=0.5, num_microbatches=2)
-    state = state.replace(rng=key(5))
+    state = state.replace(key=key(5))
     half, draws = None, []
     for number in range(4):
         if number == 2:
@@ -265,8 +265,8 @@ def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(key):
 def test_microbatches_draw_different_numbers():
     step, state = toy_step(noise=1.0, num_microbatches=2)
     _, metrics = step(state, toy_streams(rows=2), Frozen())
-    rng = jax.random.fold_in(jax.random.fold_in(KEY, 0), 0)
-    a, b = (jax.random.normal(r, (1,))[0] for r in jax.random.split(rng, 2))
+    key = jax.random.fold_in(jax.random.fold_in(KEY, 0), 0)
+    a, b = (jax.random.normal(r, (1,))[0] for r in jax.random.split(key, 2))
     assert float(a) != float(b)
     assert_allclose(metrics["forget/draw"], (a + b) / 2, rtol=1e-6)
 
@@ -340,7 +340,7 @@ def test_a_clip_acts_on_the_combined_update():
 def test_state_can_be_shaped_without_arrays():
     tx = optax.chain(combine.blur(), adam())
     shape = jax.eval_shape(
-        partial(steps.init_state, tx=tx), toy_params(), rng=jax.random.key(0)
+        partial(steps.init_state, tx=tx), toy_params(), key=jax.random.key(0)
     )
     state = steps.init_state(toy_params(), tx, jax.random.key(0))
     assert jax.tree.structure(shape) == jax.tree.structure(state)

@@ -31,7 +31,7 @@ class Noted(NamedTuple):
     read: list
 
     def __len__(self):
-        return table.rows(self.table)
+        return table.num_rows(self.table)
 
     def __getitem__(self, row):
         self.read.append(row)
@@ -57,8 +57,8 @@ def main(output, coordinator=None, processes=None, process=None):
     params = sharding.create(model.init, mesh, model.rules, jax.random.key(0))
     recipe = recipes.blur.npo(model, gamma=0.1, learning_rate=1e-3)
     fresh = partial(ju.init_state, tx=recipe.tx)
-    rng = jax.random.key(1)
-    state = sharding.create(fresh, mesh, model.rules, params, rng=rng)
+    key = jax.random.key(1)
+    state = sharding.create(fresh, mesh, model.rules, params, key=key)
     plain = ju.make_step(recipe.terms, recipe.tx)
     step = sharding.jit_step(plain, mesh, model.rules, state)
     share = (jax.process_index(), jax.process_count())

@@ -120,7 +120,7 @@ def condensed(world: worlds.World, seed: int) -> Numbers:
     split = worlds.split(small, "random", seed)
     labels = images.labels_of(split.retain)
     rows = [images.first(labels, c, world.config.kept) for c in np.unique(labels)]
-    kept = table.take(split.retain, np.concatenate(rows))
+    kept = table.select(split.retain, np.concatenate(rows))
     nets = {name: small.part(name) for name in ("middle", "final")}
     plan = recipes.condensation.offline(nets, learning_rate=1e-3, lr_middle=1e-3)
 
@@ -159,7 +159,7 @@ def condensed(world: worlds.World, seed: int) -> Numbers:
         each = {key: judges.scores(small, own, rows) for key, rows in sets.items()}
         found[name] = {key: float(x["right"].mean()) for key, x in each.items()}
         pair = (each[key]["loss"] for key in ("forget", "test"))
-        found[name]["M1"] = metrics.attack_accuracy(*pair, rng=jax.random.key(seed))
+        found[name]["M1"] = metrics.attack_accuracy(*pair, key=jax.random.key(seed))
     return found
 
 

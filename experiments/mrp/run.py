@@ -70,7 +70,7 @@ class Plan(NamedTuple):
         rows: of each stream at a step.
         places: of MRP's projections.
         count: directions a topic, at each layer.
-        spared: as for `wrap.directions`.
+        num_protected: as for `wrap.initial_directions`.
         asked: rows of each topic, and to keep, that are scored.
         curve: steps of an attack after which it is asked.
         rates: of the attacks.
@@ -82,7 +82,7 @@ class Plan(NamedTuple):
     rows: int = 8
     places: Mapping[str, Sequence[int]] = MappingProxyType({"mlp_out": range(5)})
     count: int = 16
-    spared: int = 8
+    num_protected: int = 8
     asked: int = 16
     curve: Sequence[int] = CURVE
     rates: Sequence[float] = (1e-3,)
@@ -179,7 +179,7 @@ def forget(
         streams = own.streams[topic]
         if name == MRP:
             rows = ([_plain(streams[kind])] for kind in ("forget", "retain"))
-            settings = dict(count=plan.count, spared=plan.spared)
+            settings = dict(count=plan.count, num_protected=plan.num_protected)
             params = recipes.mrp.begin(params, model, *rows, **settings)
         # MRP's params have other shapes at every topic.
         key = (name, index if name == MRP else 0)
@@ -225,7 +225,7 @@ def attack(
     def look(state, entry):
         done = int(state.step)
         if done in plan.curve:
-            whole = trees.merge(state.params, made.frozen.rest)
+            whole = trees.merge(state.params, made.frozen.params)
             found[str(done)] = ask(own, model, whole)
 
     unlearn.run(made, rate=rate, seed=seed, hooks=[look])
@@ -260,14 +260,16 @@ def exactness(own: Lab, model: Model, params: Params) -> dict[str, float]:
     ours = model.unembed(params, model.apply(params, batch).hidden)
     folded = base.unembed(plain, base.apply(plain, batch).hidden)
     gaps = []
-    for basis in wrap.taken(params).values():
+    for basis in wrap.projection_basis(params).values():
         q = np.asarray(basis, np.float64)
         p = np.eye(q.shape[-1]) - np.einsum("nru,nrv->nuv", q, q)
         gaps.append(np.abs(p @ p - p).max())
     return {
         "folded": float(jnp.max(jnp.abs(folded - ours))),
         "idempotent": float(max(gaps)),
-        "directions": sum(x.shape[0] * x.shape[1] for x in wrap.taken(params).values()),
+        "directions": sum(
+            x.shape[0] * x.shape[1] for x in wrap.projection_basis(params).values()
+        ),
     }
 
 

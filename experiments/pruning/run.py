@@ -182,8 +182,8 @@ def choose(model, params, run, config, seen, gone, step) -> Array:
     elif run.method == "magnitude":
         scores = -magnitude(model, params)
     else:
-        rng = jax.random.fold_in(jax.random.key(run.seed), step)
-        scores = jax.random.uniform(rng, (site.layers, site.units))
+        key = jax.random.fold_in(jax.random.key(run.seed), step)
+        scores = jax.random.uniform(key, (site.layers, site.units))
     gone = edits.select_units(
         scores, config.fraction, removed=gone, each_layer=run.method == "random"
     )
@@ -198,7 +198,7 @@ def activities(model, params, texts, config, step) -> tuple[Any, dict[str, float
         start = time.perf_counter(), time.process_time()
         batches = (
             {**batch, "mask": batch["mask"] & batch["valid"][:, None]}
-            for batch in tables.padded(rows, config.batch)
+            for batch in tables.eval_batches(rows, config.batch)
         )
         found[side] = stats.activity(model, params, batches, (SITE,))[SITE]
         jax.block_until_ready(found[side])

@@ -4,7 +4,7 @@
     python -m experiments.reliability.kill_test --output runs/kills --results experiments/results
 
 Each trial starts jaxunlearn/workflows/training/run.py, sends it a signal, starts the same command again
-until it ends, and compares every array of the last checkpoint (params, optimizer, rng)
+until it ends, and compares every array of the last checkpoint (params, optimizer, key)
 bit for bit with an uninterrupted run's. Half of the SIGKILLs wait for a save to be
 under way, a quarter come while the program starts, a quarter, and the SIGTERMs, between
 the first and the last step; each at a random moment. A trial that ends before its

@@ -151,11 +151,11 @@ def interval(
     Returns:
         None where the value is not a number.
     """
-    value, rng, found = float(function(*facts)), np.random.default_rng(0), []
+    value, key, found = float(function(*facts)), np.random.default_rng(0), []
     if math.isnan(value):
         return None
     for _ in range(DRAWS):
-        drawn = [x[..., rng.integers(0, x.shape[-1], x.shape[-1])] for x in facts]
+        drawn = [x[..., key.integers(0, x.shape[-1], x.shape[-1])] for x in facts]
         found.append(function(*drawn))
     low, high = np.nanpercentile(found, (2.5, 97.5))
     return [value, float(low), float(high)]

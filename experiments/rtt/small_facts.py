@@ -100,7 +100,7 @@ def deal(small: world.World, rows: Sequence[questions.Row], plan: Plan) -> Asked
     held = attacks.encode_asked(small.model, small.tokenizer, facts, "choice")
     ends = np.cumsum([0, *map(len, folds)])
     cuts = [range(a, b) for a, b in zip(ends[:-1], ends[1:], strict=True)]
-    return Asked(*([table.take(x, cut) for cut in cuts] for x in (known, held)))
+    return Asked(*([table.select(x, cut) for cut in cuts] for x in (known, held)))
 
 
 def _choices(row: questions.Row) -> list[str]:
@@ -178,7 +178,7 @@ def option_logps(
         rows: questions at a time.
     """
     columns, found = {k: x for k, x in columns.items() if k != "right"}, []
-    for batch in table.padded(columns, rows):
+    for batch in table.eval_batches(columns, rows):
         valid = batch.pop("valid")
         each = evaluate.option_logps(model, params, batch)
         found.append(np.asarray(each)[valid])

@@ -244,7 +244,7 @@ def _run(bench, name, method, rate, seed) -> None:
             rows=config.rows,
         )
     own = unlearn.elsewhere(bench.made[method], kind.params, kind.tables)
-    if own.frozen.ref is not None:
+    if own.frozen.ref_params is not None:
         own = own._replace(frozen=own.frozen._replace(ref=kind.params))
     params, about = unlearn.run(own, rate=rate, seed=seed)
     hf.save(params, bench.model, _folder(bench, name, method, rate, seed))

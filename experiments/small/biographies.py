@@ -162,7 +162,7 @@ def fictitious(
         ValueError: if a row is not one of `rows`.
     """
     _checks.not_negative("biographies.fictitious", seed=seed)
-    rng, found = np.random.default_rng([seed, 1]), []
+    key, found = np.random.default_rng([seed, 1]), []
     for row in rows:
         name = row["author"]
         known = [fact for fact in FACTS if fact[1].format(name=name) == row["question"]]
@@ -177,7 +177,7 @@ def fictitious(
             for value in VALUES[kind]
             if answer.format(name=name, value=value) != row["answer"]
         ]
-        found.append(_asked(name, known[0], others, rng))
+        found.append(_asked(name, known[0], others, key))
     return found
 
 
@@ -185,9 +185,9 @@ def _about(name: str, rng: np.random.Generator) -> list[dict[str, Any]]:
     return [_asked(name, fact, VALUES[fact[0]], rng) for fact in FACTS]
 
 
-def _asked(name, fact, values, rng) -> dict[str, Any]:
+def _asked(name, fact, values, key) -> dict[str, Any]:
     _, question, answer, other = fact
-    picked = rng.choice(len(values), WRONG + 1, replace=False)
+    picked = key.choice(len(values), WRONG + 1, replace=False)
     right, *wrong = (values[i] for i in picked)
     return {
         "author": name,

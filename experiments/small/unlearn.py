@@ -188,7 +188,7 @@ def run(
         "steps": int(state.step),
         "seconds": time.perf_counter() - start,
     }
-    return trees.merge(state.params, made.frozen.rest), about
+    return trees.merge(state.params, made.frozen.params), about
 
 
 def shape(steps: int) -> optax.Schedule:

@@ -181,8 +181,8 @@ def _train(config, model, seen, folder, name, progress):
         config["learning_rate"] / 10,
     )
     recipe = recipes.finetune.nll(model, learning_rate=learning_rate)
-    rng = jax.random.key(config["seed"])
-    state = ju.init_state(model.init(rng), recipe.tx, rng)
+    key = jax.random.key(config["seed"])
+    state = ju.init_state(model.init(key), recipe.tx, key)
     saved = checkpoint.open(folder, keep=2)
     shapes = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state

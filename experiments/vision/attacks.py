@@ -45,7 +45,7 @@ def judge(
     order = np.random.default_rng(seed).permutation(len(stays))
     judged = ~stays if whole_class else order < len(order) // 2
     sets = {"retain": split.retain, "forget": split.forget} | {
-        name: table.take(world.test, np.flatnonzero(rows))
+        name: table.select(world.test, np.flatnonzero(rows))
         for name, rows in dict(test=stays, calibration=~judged, new=judged).items()
     }
     found = {name: scores(world, params, rows) for name, rows in sets.items()}
@@ -55,8 +55,8 @@ def judge(
     result |= _label_only(world, params, sets, seed)
     if not whole_class:
         result["um"] = unlearning_metric(world, params, split)
-    some = min(OM_ROWS, table.rows(split.forget))
-    some = table.take(split.forget, np.arange(some))
+    some = min(OM_ROWS, table.num_rows(split.forget))
+    some = table.select(split.forget, np.arange(some))
     result["om"] = float(overfitting(world, params, some).mean())
     return result
 
@@ -90,7 +90,7 @@ def attacks(found: Mapping[str, Mapping[str, np.ndarray]], *, seed: int) -> dict
     chance = net.predict_proba(x[~fit])[:, 1]
     return {
         "m1": metrics.attack_accuracy(
-            loss["forget"], loss["new"], rng=jax.random.key(seed)
+            loss["forget"], loss["new"], key=jax.random.key(seed)
         ),
         "m2": metrics.attack_members(
             entropy["retain"], entropy["calibration"], entropy["forget"]
@@ -103,9 +103,9 @@ def attacks(found: Mapping[str, Mapping[str, np.ndarray]], *, seed: int) -> dict
     }
 
 
-def _some(rng, values: np.ndarray) -> np.ndarray:
+def _some(key, values: np.ndarray) -> np.ndarray:
     """At most MOST of them, shuffled."""
-    return values[rng.permutation(len(values))[:MOST]]
+    return values[key.permutation(len(values))[:MOST]]
 
 
 def scores(
@@ -128,7 +128,9 @@ def _label_only(world, params, sets, seed) -> dict[str, float]:
     wrong = {}
     order = ("retain", "calibration", "forget", "new")
     for name in order:
-        rows = table.take(sets[name], rng.permutation(table.rows(sets[name]))[:MOST])
+        rows = table.select(
+            sets[name], rng.permutation(table.num_rows(sets[name]))[:MOST]
+        )
         labels, pixels = images.labels_of(rows), images.as_float(rows)["image"]
         noisy = [
             np.clip(pixels + NOISE * rng.standard_normal(pixels.shape), 0, 1)
@@ -152,7 +154,7 @@ def unlearning_metric(world, params, split, rows: int = 32) -> float:
             own = np.flatnonzero(images.labels_of(part) == label)[:rows]
             # One shape for all: the rows of a small class are repeated.
             pair.append(
-                _gradient(params, table.take(part, np.resize(own, rows)), world)
+                _gradient(params, table.select(part, np.resize(own, rows)), world)
             )
         found.append(float(metrics.unlearning_metric(*pair)))
     return float(np.mean(found))
@@ -161,8 +163,8 @@ def unlearning_metric(world, params, split, rows: int = 32) -> float:
 def overfitting(world: worlds.World, params: Params, rows: table.Table) -> np.ndarray:
     """[n] the overfitting metric (OM) of every row, in the model's own mode."""
     found = []
-    for row in range(table.rows(rows)):
-        one = table.take(rows, np.array([row]))
+    for row in range(table.num_rows(rows)):
+        one = table.select(rows, np.array([row]))
         found.append(_overfitting(params, one, world.model))
     return np.array(found)
 

@@ -53,7 +53,7 @@ class Case(NamedTuple):
     shared: dict[str, Any]
 
     @property
-    def rng(self):
+    def key(self):
         return jax.random.key(self.seed)
 
     @property
@@ -104,7 +104,7 @@ def salun(case: Case) -> Result:
     inner = optax.chain(combine.weighted_sum(), optax.adam(1e-3))
     tx = combine.saliency(inner, percentile=50.0, unit="weight", refresh="once")
     half, rest = trees.split(case.params, vision.TRAINABLE)
-    state, start = init_state(half, tx, case.rng), time.process_time()
+    state, start = init_state(half, tx, case.key), time.process_time()
     # One step of all rows, of which the mask alone is kept.
     rows = {"forget": case.split.forget, "retain": case.split.forget}
     marked, _ = jax.jit(make_step(parts, tx))(state, rows, Frozen(rest, None))
@@ -125,13 +125,13 @@ def dampening(case: Case) -> Result:
     size = case.world.config.batch
 
     def importance(rows):
-        own = table.rows(rows)
+        own = table.num_rows(rows)
         count = max(1, own // size)
         batches = [
-            {"rows": table.take(rows, np.arange(i * size, (i + 1) * size) % own)}
+            {"rows": table.select(rows, np.arange(i * size, (i + 1) * size) % own)}
             for i in range(count)
         ]
-        return stats.fisher(whole, half, batches, case.rng, rows=size)
+        return stats.fisher(whole, half, batches, case.key, rows=size)
 
     new = edits.dampen(
         half, importance(case.split.forget), importance(case.world.train)
@@ -166,7 +166,7 @@ def condensed(case: Case) -> Result:
     reduced = synth.reduce_retain(world.train, buckets, small, case.split.forget_rows)
     labels = images.labels_of(case.split.retain)
     rows = [images.first(labels, c, config.kept) for c in np.unique(labels)]
-    kept = table.take(case.split.retain, np.concatenate(rows))
+    kept = table.select(case.split.retain, np.concatenate(rows))
     by_class = len(np.unique(labels)) < 10
     nets = {part: world.part(part) for part in vision.PARTS}
     plan = recipes.condensation.unlearn(
@@ -180,16 +180,16 @@ def condensed(case: Case) -> Result:
         ),
     )
     data = {"reduced": reduced.table, "kept": images.as_float(kept)}
-    rows_kept = table.rows(kept)
-    most = min(config.batch, table.rows(reduced.table))
+    rows_kept = table.num_rows(kept)
+    most = min(config.batch, table.num_rows(reduced.table))
     sizes = {"reduced": most, "kept": rows_kept}
     states, steps, batches = {}, {}, {}
     for part, recipe in plan.parts.items():
         half, _ = trees.split(case.params, recipe.trainable)
-        states[part] = init_state(half, recipe.tx, case.rng)
+        states[part] = init_state(half, recipe.tx, case.key)
         steps[part] = jax.jit(make_step(recipe.terms, recipe.tx), donate_argnums=0)
         name = STREAMS[part]
-        batches[part] = table.at({name: data[name]}, sizes[name], seed=case.seed)
+        batches[part] = table.batch_fn({name: data[name]}, sizes[name], seed=case.seed)
     stages = plan.stages(worlds.epoch(world, reduced.table))
     _, rest = trees.split(case.params, vision.TRAINABLE)
 
@@ -215,7 +215,7 @@ def condense(case: Case):
         rows = worlds.features(world.model, case.params, world.train)
         count = world.config.train // world.config.per_bucket
         labels = images.labels_of(world.train)
-        buckets = synth.kmeans_per_class(rows, labels, clusters=count, rng=case.rng)
+        buckets = synth.kmeans_per_class(rows, labels, clusters=count, key=case.key)
         small = synth.condense(world.model, case.params, world.train, rows, buckets)
         case.shared["condensed"] = small, buckets, time.process_time() - start
     return case.shared["condensed"]
@@ -230,7 +230,7 @@ def multi_gan(case: Case) -> Result:
     pairs, log = synth.fit_gans(
         net,
         streams,
-        rng=case.rng,
+        key=case.key,
         steps=config.gan_steps,
         batch_size=config.gan_batch,
         loss="relativistic",
@@ -238,24 +238,24 @@ def multi_gan(case: Case) -> Result:
         learning_rate=5e-4,
     )
     counts = {
-        "forget": table.rows(case.split.forget),
-        "retain": max(1, table.rows(case.split.retain) // 10),
+        "forget": table.num_rows(case.split.forget),
+        "retain": max(1, table.num_rows(case.split.retain) // 10),
     }
     drawn = {}
     for name, pair in pairs.items():
         made = synth.draw_images(
-            net.draw, pair["generator"], counts[name], latent=64, rng=case.rng
+            net.draw, pair["generator"], counts[name], latent=64, key=case.key
         )
         drawn[name], _ = synth.pseudo_label(world.model, case.params, made)
     case.shared["drawn"] = {k: v["image"][:50] for k, v in drawn.items()}
-    mixed = synth.reorganise(
+    mixed = synth.build_mixture(
         case.split.forget,
         case.split.retain,
         drawn["forget"],
         drawn["retain"],
         classes=10,
         rule=RULE,
-        rng=case.rng,
+        key=case.key,
     )
     offline = time.process_time() - start
     recipe = recipes.finetune.nll(
@@ -263,7 +263,7 @@ def multi_gan(case: Case) -> Result:
     )
     result = _run(case, recipe, {"mixed": mixed})
     seen = config.gan_steps * config.gan_batch  # real images of each stream
-    epochs = {k: seen / table.rows(v) for k, v in streams.items()}
+    epochs = {k: seen / table.num_rows(v) for k, v in streams.items()}
     right = np.mean([e["forget/discriminator/right"] for e in log[-50:]])
     about = {"rule": RULE, "told": float(right), "gan_epochs": epochs}
     return result._replace(offline=offline, about=about)
@@ -271,8 +271,8 @@ def multi_gan(case: Case) -> Result:
 
 def no_images(case: Case) -> Result:
     """Multi-GAN's finetuning without any drawn image."""
-    mixed = synth.reorganise(
-        case.split.forget, case.split.retain, classes=10, rule=RULE, rng=case.rng
+    mixed = synth.build_mixture(
+        case.split.forget, case.split.retain, classes=10, rule=RULE, key=case.key
     )
     recipe = recipes.finetune.nll(
         case.world.model, learning_rate=1e-3, streams={"mixed": 1.0}
@@ -318,7 +318,7 @@ def _run(case: Case, recipe, streams, *, steps: int = 0, **how: Any) -> Result:
 
 def _relabelled(case: Case) -> dict[str, table.Table]:
     labels = images.labels_of(case.split.forget)
-    new = synth.invert_labels(labels, 10, rule=RULE, rng=case.rng)
+    new = synth.invert_labels(labels, 10, rule=RULE, key=case.key)
     forget = images.relabelled(case.split.forget, new)
     return {"forget": forget, "retain": case.split.retain}
 
@@ -335,8 +335,8 @@ class _Taught:
     def reads(self):
         return self.term.reads
 
-    def __call__(self, params, streams, ref, rng):
-        return self.term(params, streams, ref[self.teacher], rng)
+    def __call__(self, params, streams, ref, key):
+        return self.term(params, streams, ref[self.teacher], key)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -351,5 +351,5 @@ class _Merged:
     def reads(self):
         return self.term.reads
 
-    def __call__(self, params, streams, ref, rng):
+    def __call__(self, params, streams, ref, key):
         return self.term(trees.merge(params, self.rest), streams, ref, None)

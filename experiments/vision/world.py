@@ -89,7 +89,7 @@ def split(world: World, setting: str, seed: int) -> images.Split:
 
 def epoch(world: World, rows: table.Table) -> int:
     """Updates that see every row once."""
-    return -(-table.rows(rows) // world.config.batch)
+    return -(-table.num_rows(rows) // world.config.batch)
 
 
 def train(
@@ -160,11 +160,13 @@ def measured(
 ) -> Params:
     """Params with statistics of batch normalisation of these rows, or of `most` batches
     drawn from them: tables may be sorted by class."""
-    count = table.rows(rows)
+    count = table.num_rows(rows)
     size = min(world.config.batch, count)
     full = min(count // size, most or count)
     order = np.arange(count) if most is None else _shuffled(count)
-    batches = (table.take(rows, order[i * size : (i + 1) * size]) for i in range(full))
+    batches = (
+        table.select(rows, order[i * size : (i + 1) * size]) for i in range(full)
+    )
     return vision.with_statistics(model or world.model, params, batches)
 
 
@@ -193,7 +195,7 @@ def original(world: World, rows: table.Table, *, seed: int) -> tuple[Params, flo
 def logits(model: Model, params: Params, rows: table.Table) -> np.ndarray:
     """[n, C] float32, the model as it is used."""
     found = []
-    for batch in table.padded({"image": rows["image"]}, 500):
+    for batch in table.eval_batches({"image": rows["image"]}, 500):
         out = _logits(params, batch["image"], model)
         found.append(np.asarray(out)[batch["valid"]])
     return np.concatenate(found)
@@ -202,7 +204,7 @@ def logits(model: Model, params: Params, rows: table.Table) -> np.ndarray:
 def features(model: Model, params: Params, rows: table.Table) -> np.ndarray:
     """[n, D] float32, what the head reads."""
     found = []
-    for batch in table.padded({"image": rows["image"]}, 500):
+    for batch in table.eval_batches({"image": rows["image"]}, 500):
         out = _features(params, batch["image"], model)
         found.append(np.asarray(out)[batch["valid"]])
     return np.concatenate(found)

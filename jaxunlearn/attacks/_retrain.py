@@ -7,7 +7,7 @@
     attacks.recovery(after, before)
 
 Learning rates run side by side in one compiled program (jax.vmap over their params):
-`together` says how many. References: https://arxiv.org/abs/2410.08827
+`rates_per_batch` says how many. References: https://arxiv.org/abs/2410.08827
 """
 
 import functools
@@ -109,7 +109,7 @@ def rtt(
                 model,
                 params,
                 tables.concat([t for i, t in enumerate(known) if i != held_out]),
-                tables.take(table, own),
+                tables.select(table, own),
                 **settings,
             )
         )
@@ -131,7 +131,7 @@ def retrain(
     warmup: int = 24,
     rank: int = 0,
     pattern: str = KERNELS,
-    together: int = 1,
+    rates_per_batch: int = 1,
     eval_batch_size: int = 32,
     seed: int = 0,
     progress: bool = False,
@@ -153,7 +153,7 @@ def retrain(
             still (see `unwrap`); above it LoRA's products alone, beside the kernels
             that `pattern` matches.
         pattern: see rank.
-        together: rates in one program; it has that many copies of what trains and its
+        rates_per_batch: rates in one program; it has that many copies of what trains and its
             optimizer state.
         ask_batch: facts asked at a time.
         seed: of the order of rows and of LoRA's leaves.
@@ -165,13 +165,15 @@ def retrain(
         other rates may be best.
     """
     owner = "attacks.retrain"
-    _checks.positive_int(owner, epochs=epochs, batch_size=batch_size, together=together)
+    _checks.positive_int(
+        owner, epochs=epochs, batch_size=batch_size, rates_per_batch=rates_per_batch
+    )
     _checks.not_negative(owner, warmup=warmup, rank=rank)
     if not rates:
         raise ValueError(f"{owner} needs at least one learning rate, got none.")
     for rate in rates:
         _checks.positive(owner, rate=rate)
-    rows = tables.rows(known, name="known")
+    rows = tables.num_rows(known, name="known")
     batch_size = min(batch_size, rows)  # an epoch has a step at least
     if rank:
         model = _low(model, pattern, rank)
@@ -182,10 +184,10 @@ def retrain(
         model, jax.tree.map(lambda x: x[None], train), rest, asked, eval_batch_size
     )
     logps, lost, finite = [], [], []
-    chunks = -(-len(rates) // together)
+    chunks = -(-len(rates) // rates_per_batch)
     bar = _bar(chunks * -(-epochs * rows // batch_size)) if progress else None
-    for start in range(0, len(rates), together):
-        some = jnp.asarray(rates[start : start + together], jnp.float32)
+    for start in range(0, len(rates), rates_per_batch):
+        some = jnp.asarray(rates[start : start + rates_per_batch], jnp.float32)
         state = _begin(train, some, jax.random.key(seed), tx)
         batches = tables.batches(known, batch_size, seed=seed, name="known")
         own, done = [np.repeat(before, len(some), 0)], 0
@@ -248,11 +250,11 @@ def _chain(direction, warmup):
 
 
 @partial(jax.jit, static_argnames="tx")
-def _begin(train, rates, rng, tx):
+def _begin(train, rates, key, tx):
     """A state for each rate, stacked."""
 
     def one(rate):
-        state = init_state(train, tx, rng)
+        state = init_state(train, tx, key)
         kept = optax.tree_utils.tree_get(state.opt_state, "step_size")
         new = optax.tree_utils.tree_set(
             state.opt_state, step_size=(-rate).astype(kept.dtype)
@@ -273,7 +275,7 @@ def _ask(model, train, rest, asked, size) -> np.ndarray:
     """[R, n, k] float32: log-probabilities of all choices, for stacked params."""
     found = []
     columns = {name: x for name, x in asked.items() if name != "right"}
-    for batch in tables.padded(columns, size):
+    for batch in tables.eval_batches(columns, size):
         valid = batch.pop("valid")
         each = np.asarray(_options(train, rest, batch, model=model))
         found.append(each[:, valid])

@@ -54,7 +54,7 @@ def sample(
     table = tables.encode(tokenizer, prompts)
     table = {name: table[name].repeat(number, 0) for name in ("tokens", "mask")}
     params, texts = ready(model, params), []
-    for index, batch in enumerate(tables.padded(table, batch_size)):
+    for index, batch in enumerate(tables.eval_batches(table, batch_size)):
         valid = batch.pop("valid")
         new = generate(
             model,
@@ -63,7 +63,7 @@ def sample(
             max_new_tokens=max_new_tokens,
             end=tokenizer.eos_token_id,
             temperature=temperature,
-            rng=jax.random.fold_in(jax.random.key(seed), index),
+            key=jax.random.fold_in(jax.random.key(seed), index),
         )
         new = np.asarray(new)[valid]
         texts += tokenizer.batch_decode(new, skip_special_tokens=True)

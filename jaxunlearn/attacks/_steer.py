@@ -85,15 +85,15 @@ def steer(
     ]
     add = jnp.zeros((count, model.sites[site].units), jnp.float32)
     add = add.at[jnp.array(layers)].set(strength * (means[0] - means[1]))
-    extend = model.extend and _Steered(model.extend, site, add)
-    return model._replace(apply=_Steered(model.apply, site, add), extend=extend)
+    extend = model.decode and _Steered(model.decode, site, add)
+    return model._replace(apply=_Steered(model.apply, site, add), decode=extend)
 
 
 def _mean(model, params, table, site, layers, size) -> np.ndarray:
     """[layers, units] float32, over rows, of the value at the last real token."""
-    rows, total = tables.rows(table), 0.0
+    rows, total = tables.num_rows(table), 0.0
     table = {name: table[name] for name in ("tokens", "mask")}
-    for batch in tables.padded(table, size):
+    for batch in tables.eval_batches(table, size):
         valid = batch.pop("valid")
         total = total + _last(model, params, batch, valid, site, layers)
     return total / rows

@@ -45,7 +45,7 @@ def primal_dual(
     the constraint is violated and decays to 0 where it is slack.
 
     Args:
-        forget: the term to minimise; bounded below (`losses.flatten`, `losses.npo`).
+        forget: the term to minimise; bounded below (`losses.logit_margin`, `losses.npo`).
         retain: the term to be kept at or below epsilon.
         epsilon: bound on the retain term's value, in its unit (nats per token for NLL).
         weight: of the forget gradient, number or schedule of the step.

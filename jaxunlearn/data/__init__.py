@@ -42,5 +42,5 @@ from jaxunlearn.data.table import check_length as check_length
 from jaxunlearn.data.table import concat as concat
 from jaxunlearn.data.table import encode as encode
 from jaxunlearn.data.table import encode_text as encode_text
-from jaxunlearn.data.table import padded as padded
+from jaxunlearn.data.table import eval_batches as eval_batches
 from jaxunlearn.data.table import streams as streams

@@ -150,7 +150,7 @@ def split_random(images: tables.Table, fraction: float, *, seed: int) -> Split:
         raise ValueError(
             f"images.split_random needs fraction in (0, 1), got fraction={fraction}."
         )
-    count = tables.rows(images)
+    count = tables.num_rows(images)
     order = np.random.default_rng(seed).permutation(count)
     return split_rows(images, order[: round(fraction * count)])
 
@@ -196,10 +196,10 @@ def split_rows(images: tables.Table, rows: Iterable[int]) -> Split:
 
 
 def _split(images, rows) -> Split:
-    others = np.setdiff1d(np.arange(tables.rows(images)), rows)
+    others = np.setdiff1d(np.arange(tables.num_rows(images)), rows)
     if not others.size:
         raise ValueError("Every row would be forgotten: nothing is left to retain.")
-    return Split(tables.take(images, rows), tables.take(images, others), rows)
+    return Split(tables.select(images, rows), tables.select(images, others), rows)
 
 
 def _bytes(path: Path) -> bytes:

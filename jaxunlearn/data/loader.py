@@ -116,7 +116,7 @@ def streams(
     if ahead:
         _checks.positive_int("loader.streams", ahead=ahead)
     _checks.positive_int("loader.streams", threads=threads)
-    read = table.at(sources, sizes, seed=seed, share=share)
+    read = table.batch_fn(sources, sizes, seed=seed, share=share)
     options = grain.ReadOptions(
         num_threads=min(threads, ahead), prefetch_buffer_size=ahead
     )
@@ -125,7 +125,7 @@ def streams(
         "seed": int(seed),
         "streams": {
             name: {
-                "rows": table.rows(source),
+                "rows": table.num_rows(source),
                 "batch": sizes[name] if isinstance(sizes, Mapping) else sizes,
             }
             for name, source in sources.items()

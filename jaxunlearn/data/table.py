@@ -35,7 +35,7 @@ class Source(Protocol):
     def __getitem__(self, row: int) -> Mapping[str, Any]: ...
 
 
-def rows(table: Table | Source, *, name: str = "data") -> int:
+def num_rows(table: Table | Source, *, name: str = "data") -> int:
     """How many rows a table or a source has.
 
     Raises:
@@ -56,7 +56,7 @@ def rows(table: Table | Source, *, name: str = "data") -> int:
     return next(iter(counts.values()))
 
 
-def take(
+def select(
     source: Table | Source, index: Iterable[int], *, name: str = "data"
 ) -> dict[str, np.ndarray]:
     """The rows of these numbers, as a table.
@@ -133,7 +133,7 @@ def batches(
     Raises:
         ValueError: at once, if the table is empty.
     """
-    count = rows(table, name=name)
+    count = num_rows(table, name=name)
     _checks.not_negative("table.batches", skip=skip)
     if epochs is not None:
         _checks.positive_int("table.batches", epochs=epochs)
@@ -167,10 +167,12 @@ def streams(
         KeyError: if `sizes` lacks a stream.
     """
     _checks.not_negative("table.streams", skip=skip)
-    return map(at(tables, sizes, seed=seed, share=share), itertools.count(int(skip)))
+    return map(
+        batch_fn(tables, sizes, seed=seed, share=share), itertools.count(int(skip))
+    )
 
 
-def at(
+def batch_fn(
     tables: Mapping[str, Table | Source],
     sizes: Mapping[str, int] | int,
     *,
@@ -199,7 +201,7 @@ def at(
 
 def _batch(source, size, seed, name, share):
     """From a batch's number to the batch, this process's rows of it."""
-    count = rows(source, name=name)
+    count = num_rows(source, name=name)
     _checks.positive_int("table.batches", size=size)
     _checks.not_negative("table.batches", seed=seed)
     part = _part(size, share, name)
@@ -212,7 +214,7 @@ def _batch(source, size, seed, name, share):
     def batch(number):
         epoch, place = np.divmod(number * size + np.arange(size)[part], count)
         index = [order(each)[place[epoch == each]] for each in np.unique(epoch)]
-        return take(source, np.concatenate(index), name=name)
+        return select(source, np.concatenate(index), name=name)
 
     return batch
 
@@ -233,7 +235,7 @@ def _part(size: int, share: tuple[int, int], name: str) -> slice:
     return slice(process * own, (process + 1) * own)
 
 
-def padded(
+def eval_batches(
     table: Table | Source, size: int, *, share: tuple[int, int] = (0, 1)
 ) -> Iterator[dict[str, np.ndarray]]:
     """All rows in order, in batches of one size, for evaluation.
@@ -245,7 +247,7 @@ def padded(
     Raises:
         ValueError: at once, if the table is empty, or a batch cannot be shared.
     """
-    count = rows(table)
+    count = num_rows(table)
     _checks.positive_int("table.padded", size=size)
     return _padded(table, count, size, _part(size, share, "batch"))
 
@@ -298,7 +300,7 @@ def check_length(table: Table, positions: int) -> None:
 def _padded(table, count, size, part):
     for first in range(0, count, size):
         index = np.arange(first, first + size)
-        batch = take(table, np.minimum(index, count - 1)[part])
+        batch = select(table, np.minimum(index, count - 1)[part])
         yield {**batch, "valid": index < count}
 
 

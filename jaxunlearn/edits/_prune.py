@@ -12,7 +12,7 @@ all layers go, and a little at a time, as the rest changes what it does:
         gone = edits.select_units(scores, 0.02, removed=gone)
         pruned = edits.prune_units(model, params, {"mlp": gone})
 
-Random pruning, to compare with, is `select_units(jax.random.uniform(rng, shape), 0.02,
+Random pruning, to compare with, is `select_units(jax.random.uniform(key, shape), 0.02,
 removed=gone, each_layer=True)`.
 
 References: https://arxiv.org/abs/2403.01267
@@ -107,7 +107,7 @@ def prune_units(
     unit is silent in later statistics and no gradient revives it. LoRA's leaves beside
     a kernel follow it. Biases that are added after the unit stay.
 
-    Where query heads share a value unit (`Site.repeats`), a mask of the site's units
+    Where query heads share a value unit (`Site.grouping`), a mask of the site's units
     counts each head's by itself, and the values go once all heads lost them. A mask of
     the shared units, as `stats.pooled` scores them, takes them from all heads.
 
@@ -155,7 +155,7 @@ def remove_units(
     params = _prune("remove_units", model, params, removed, offset)
     for name, gone in removed.items():
         site = model.sites[name]
-        if not site.writers or site.repeats != (1, 1):
+        if not site.writers or site.grouping != (1, 1):
             raise ValueError(
                 "remove_units needs sites whose units stand alone, such as 'mlp', got "
                 f"{name!r}: its matrices keep their shape. Use prune_units there."
@@ -213,7 +213,7 @@ def _site(owner: str, model: Model, name: str) -> Site:
 
 def _both_ways(owner, name, site, gone):
     """The mask [N, units], and that of the producers' outputs [N, outputs]."""
-    heads, size = site.repeats
+    heads, size = site.grouping
     shapes = [(site.layers, site.units), (site.layers, site.units // heads)]
     if gone.dtype != jnp.bool_:
         raise TypeError(

@@ -64,7 +64,7 @@ def svd_values(model: Model, params: Params) -> Params:
                 f"{owner} needs plain params, got LoRA's leaves beside {path!r}. Merge "
                 "them first (wrap.merge_lora)."
             )
-    heads, size = site.repeats
+    heads, size = site.grouping
     v, o = leaves[values], leaves[outs]
     if v.shape[1] < size or heads * o.shape[2] < size:
         raise ValueError(

@@ -101,7 +101,7 @@ def load(
     return model, params, source.tokenizer
 
 
-def describe(
+def model_from_config(
     path: str | os.PathLike,
     *,
     compute_dtype: str = "float32",

@@ -15,8 +15,8 @@
 | `kl_uniform` | logits | towards knowing nothing | maximum entropy |
 | `undial` | the same and targets | to the reference, target lowered | 2402.10052 |
 | `ce_u` | logits and targets | to the same without the target | 2503.01224 |
-| `complement` | logits and targets | to all classes but the target | 2407.18467 |
-| `flatten` | logits | to equal logits (PDU) | 2506.05314 |
+| `complementary_ce` | logits and targets | to all classes but the target | 2407.18467 |
+| `logit_margin` | logits | to equal logits (PDU) | 2506.05314 |
 | `rmu` | hidden states and a target | towards the target | 2403.03218 |
 
 `token_logps` turns logits into the log-probabilities that the first seven read;
@@ -28,11 +28,11 @@ answers.
 
 from jaxunlearn.losses._distill import (
     ce_u,
-    complement,
-    flatten,
+    complementary_ce,
     js,
     kl,
     kl_uniform,
+    logit_margin,
     undial,
 )
 from jaxunlearn.losses._likelihood import ascent, nll, token_logps
@@ -44,9 +44,9 @@ __all__ = [
     "adaptive_target",
     "ascent",
     "ce_u",
-    "complement",
+    "complementary_ce",
     "dpo",
-    "flatten",
+    "logit_margin",
     "js",
     "kl",
     "kl_uniform",

@@ -160,7 +160,9 @@ def ce_u(logits: Array, targets: Array, *, where: Array | None = None) -> Array:
     return loss if where is None else jnp.where(where, loss, 0.0)
 
 
-def complement(logits: Array, targets: Array, *, where: Array | None = None) -> Array:
+def complementary_ce(
+    logits: Array, targets: Array, *, where: Array | None = None
+) -> Array:
     """Cross-entropy from all classes but the target, alike likely, to the model.
 
     Computes -1/(V - 1) sum over v != target of log p_v: the soft form of a label that
@@ -175,8 +177,8 @@ def complement(logits: Array, targets: Array, *, where: Array | None = None) -> 
     Raises:
         ValueError: if the shapes differ.
     """
-    _checks.same_shape("complement", logits=logits[..., 0], targets=targets)
-    _checks.mask("complement", where, targets=targets)
+    _checks.same_shape("complementary_ce", logits=logits[..., 0], targets=targets)
+    _checks.mask("complementary_ce", where, targets=targets)
     logits = at_least_float32(logits)
     if where is not None:
         logits = jnp.where(where[..., None], logits, 0.0)
@@ -187,7 +189,7 @@ def complement(logits: Array, targets: Array, *, where: Array | None = None) -> 
     return loss if where is None else jnp.where(where, loss, 0.0)
 
 
-def flatten(logits: Array, *, where: Array | None = None) -> Array:
+def logit_margin(logits: Array, *, where: Array | None = None) -> Array:
     """Logit-margin flattening, the forget loss of PDU: (max_v z - mean_v z)^2.
 
     Bounded below by 0, where all tokens are equally likely; convex in the logits.
@@ -202,7 +204,7 @@ def flatten(logits: Array, *, where: Array | None = None) -> Array:
     Paper and code: OpenUnlearning masks position t by the label of t, not of t + 1.
     References: https://arxiv.org/abs/2506.05314
     """
-    _checks.mask("flatten", where, logits=logits[..., 0])
+    _checks.mask("logit_margin", where, logits=logits[..., 0])
     logits = at_least_float32(logits)
     if where is not None:
         logits = jnp.where(where[..., None], logits, 0.0)

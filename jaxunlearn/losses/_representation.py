@@ -49,14 +49,14 @@ def rmu(hidden: Array, target: Array, *, where: Array | None = None) -> Array:
     return jnp.mean((hidden - target) ** 2, axis=-1)
 
 
-def steering_vector(rng: PRNGKey, width: int, *, coefficient: float = 6.5) -> Array:
+def steering_vector(key: PRNGKey, width: int, *, coefficient: float = 6.5) -> Array:
     """RMU's target: a random direction of a given length, drawn once per topic.
 
     Entries are uniform on [0, 1), so all of them point one way, as in the papers; the
-    vector is scaled to `coefficient`. Topics need directions of their own: split rng.
+    vector is scaled to `coefficient`. Topics need directions of their own: split key.
 
     Args:
-        rng: key.
+        key: key.
         width: D, of the hidden states to steer.
         coefficient: length, > 0. 6.5 is RMU's on Zephyr-7B; OpenUnlearning has 2.
     Returns:
@@ -67,7 +67,7 @@ def steering_vector(rng: PRNGKey, width: int, *, coefficient: float = 6.5) -> Ar
     """
     _checks.positive_int("steering_vector", width=width)
     _checks.positive("steering_vector", coefficient=coefficient)
-    direction = jax.random.uniform(rng, (width,), jnp.float32)
+    direction = jax.random.uniform(key, (width,), jnp.float32)
     return coefficient * direction / jnp.linalg.norm(direction)
 
 

@@ -13,7 +13,7 @@
 | `mia_min_k`, `mia_min_k_plus_plus` | tokens' log-probabilities, logits | the same |
 | `mia_gradnorm` | one example's gradient | the same |
 | `unlearning_metric`, `overfitting_metric` | gradients | the condensation paper's |
-| `rouge`, `exact_match` | generated texts (`cut`) and references | what of it is said |
+| `rouge`, `exact_match` | generated texts (`truncate_at_stop`) and references | what of it is said |
 | `choice_accuracy`, `class_probability` | scores of options or classes | the choice |
 
 | one number | of |
@@ -51,10 +51,10 @@ from jaxunlearn.metrics._attackers import (
 )
 from jaxunlearn.metrics._gradients import overfitting_metric, unlearning_metric
 from jaxunlearn.metrics._memorization import (
+    drop_last,
     exact_memorization,
     extraction_strength,
     greedy_hits,
-    without_last,
 )
 from jaxunlearn.metrics._mia import (
     mia_gradnorm,
@@ -85,7 +85,7 @@ from jaxunlearn.metrics._separation import (
     privleak,
     relative_difference,
 )
-from jaxunlearn.metrics._similarity import cut, exact_match, rouge
+from jaxunlearn.metrics._similarity import exact_match, rouge, truncate_at_stop
 from jaxunlearn.metrics._tofu import TofuRows, model_utility, tofu_ratios, tofu_scores
 
 __all__ = [
@@ -102,7 +102,7 @@ __all__ = [
     "bootstrap",
     "choice_accuracy",
     "class_probability",
-    "cut",
+    "truncate_at_stop",
     "exact_match",
     "exact_memorization",
     "extraction_strength",
@@ -137,6 +137,6 @@ __all__ = [
     "truth_ratio",
     "truth_score",
     "unlearning_metric",
-    "without_last",
+    "drop_last",
     "zlib_lengths",
 ]

@@ -98,21 +98,21 @@ def logistic_regression(
 
 
 def stratified_splits(
-    members: Array, *, rng: PRNGKey, count: int = 10, test: float = 0.1
+    members: Array, *, key: PRNGKey, count: int = 10, test: float = 0.1
 ) -> list[tuple[np.ndarray, np.ndarray]]:
     """Random (train rows, test rows) with the same share of members in both.
 
     Args:
         members: [n] bool.
-        rng: of the draws.
+        key: of the draws.
         count: how many.
         test: share of each kind that is tested, rounded, at least one row.
     """
     _checks.positive_int("stratified_splits", count=count)
     members = np.asarray(members, bool)
     found = []
-    for key in jax.random.split(rng, count):
-        rows = np.asarray(jax.random.permutation(key, len(members)))
+    for split_key in jax.random.split(key, count):
+        rows = np.asarray(jax.random.permutation(split_key, len(members)))
         kinds = [rows[members[rows]], rows[~members[rows]]]
         cuts = [max(1, round(test * len(kind))) for kind in kinds]
         pairs = list(zip(kinds, cuts, strict=True))
@@ -125,7 +125,7 @@ def attack_accuracy(
     members: Array,
     others: Array,
     *,
-    rng: PRNGKey,
+    key: PRNGKey,
     splits: Iterable[tuple[np.ndarray, np.ndarray]] | None = None,
 ) -> float:
     """How well a logistic regression tells forgotten rows from rows never seen.
@@ -137,7 +137,7 @@ def attack_accuracy(
         members: [n] float, such as losses of the forget set.
         others: [m] float, of rows that were never trained on; for a forgotten class
             take rows of that class, or the attack only tells classes apart.
-        rng: of sizes and splits.
+        key: of sizes and splits.
         splits: (train rows, test rows) of members, then others, given instead; then
             both sets must be of one size.
     Returns:
@@ -147,7 +147,7 @@ def attack_accuracy(
     """
     owner = "attack_accuracy"
     members, others = (_columns(owner, x) for x in (members, others))
-    cut, draw = jax.random.split(rng)
+    cut, draw = jax.random.split(key)
     size = min(len(members), len(others))
     if splits is None:
         a, b = jax.random.split(cut)
@@ -161,7 +161,7 @@ def attack_accuracy(
     x = np.concatenate([members, others])
     real = np.arange(2 * size) < size
     if splits is None:
-        splits = stratified_splits(real, rng=draw)
+        splits = stratified_splits(real, key=draw)
     hits = [
         np.mean(
             logistic_regression(x[train], real[train]).predict(x[test]) == real[test]

@@ -36,7 +36,7 @@ def greedy_hits(logits: Array, targets: Array) -> Array:
     return (first == targets) & (first < size)
 
 
-def without_last(where: Array) -> Array:
+def drop_last(where: Array) -> Array:
     """The mask without the last True of every row, where often the end token is.
 
     OpenUnlearning leaves it out of exact memorisation, extraction strength, Min-K and
@@ -50,7 +50,7 @@ def without_last(where: Array) -> Array:
     Raises:
         TypeError: if where is not boolean.
     """
-    _checks.mask("without_last", where)
+    _checks.mask("drop_last", where)
     where = jnp.asarray(where)
     after = jnp.cumsum(where[..., ::-1], axis=-1)[..., ::-1]
     return where & (after > 1)
@@ -102,7 +102,7 @@ def extraction_strength(
     tail = where & (misses == 0)
     if compat is None:
         return _share(tail, where)
-    last = where & ~without_last(where)
+    last = where & ~drop_last(where)
     return jnp.where(where.any(-1), _share(tail | last, where), 0.0)
 
 

@@ -58,18 +58,18 @@ def auc(members: Array, others: Array) -> float:
 def bootstrap(
     statistic: Callable[..., float],
     *samples: Array,
-    rng: PRNGKey,
+    key: PRNGKey,
     level: float = 0.95,
     resamples: int = 1000,
 ) -> Interval:
     """Percentile bootstrap: a statistic's interval under redrawing of the examples.
 
-    `bootstrap(auc, members, others, rng=key)` redraws both sets, each by itself.
+    `bootstrap(auc, members, others, key=key)` redraws both sets, each by itself.
 
     Args:
         statistic: called with the samples, returns a float.
         *samples: [n], [m], ... float, scores by example.
-        rng: key; the same key gives the same interval.
+        key: key; the same key gives the same interval.
         level: share of the resampled values between the ends, in (0, 1).
         resamples: how often to draw.
     Returns:
@@ -86,7 +86,7 @@ def bootstrap(
         raise ValueError("bootstrap needs at least one sample, got none.")
     named = {f"samples[{i}]": sample for i, sample in enumerate(samples)}
     values = _common.on_host("bootstrap", **named)
-    keys = jax.random.split(rng, len(values))
+    keys = jax.random.split(key, len(values))
     draws = [
         x[np.asarray(jax.random.randint(key, (resamples, x.size), 0, x.size))]
         for key, x in zip(keys, values, strict=True)

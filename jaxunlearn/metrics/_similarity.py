@@ -21,7 +21,7 @@ def rouge(
     """ROUGE of each candidate with its reference, by the library rouge-score.
 
     Args:
-        candidates: n generated texts; see `cut`.
+        candidates: n generated texts; see `truncate_at_stop`.
         references: n texts that they should say.
         kinds: "rouge1", "rouge2", "rougeL" or "rougeLsum".
         stem: reduce words to their stems first (Porter), as OpenUnlearning, TOFU and
@@ -53,10 +53,12 @@ def rouge(
     }
 
 
-def cut(text: str, stops: Sequence[str]) -> str:
+def truncate_at_stop(text: str, stops: Sequence[str]) -> str:
     """A generated text up to the first of any stop word, without outer white space."""
     if isinstance(stops, str):
-        raise TypeError("cut needs a sequence of stop words, got one text.")
+        raise TypeError(
+            "truncate_at_stop needs a sequence of stop words, got one text."
+        )
     for stop in stops:
         text = text.split(stop, 1)[0]
     return text.strip()

@@ -39,7 +39,7 @@ def empty(config: DecoderConfig, batch_size: int, length: int) -> PyTree:
     }
 
 
-def ready(config: DecoderConfig, params: Params) -> Params:
+def prepare_decode(config: DecoderConfig, params: Params) -> Params:
     """The params as `extend` reads them fastest, for a loop that calls it many times.
 
     On CPUs `blocks` becomes a tuple of layers, a copy of their weights: inside the loop
@@ -54,7 +54,7 @@ def ready(config: DecoderConfig, params: Params) -> Params:
     return {**params, "blocks": blocks}
 
 
-def extend(
+def decode(
     config: DecoderConfig,
     params: Params,
     batch: Batch,
@@ -124,7 +124,7 @@ def extend(
 def _one_by_one(config, body, x, blocks, keys, values):
     """`lax.scan` of the body over layers that are arrays of their own."""
     if not isinstance(blocks, tuple):
-        blocks = ready(config, {"blocks": blocks})["blocks"]
+        blocks = prepare_decode(config, {"blocks": blocks})["blocks"]
     _, windows, numbers = _block.layers(config, None, config.layers)
     found = []
     for index, each in enumerate(zip(blocks, keys, values, strict=True)):

@@ -84,9 +84,9 @@ def from_nnx(
     hands it: one that ignores the mask must be causal and its batches padded on the
     right.
 
-    Dropout is on exactly where `Model.apply` gets an rng, as terms pass it while
+    Dropout is on exactly where `Model.apply` gets an key, as terms pass it while
     training: `deterministic` is then set to False on every submodule that has it, and
-    every random stream is seeded with that rng. `unembed`, and the reference model of a
+    every random stream is seeded with that key. `unembed`, and the reference model of a
     term, run without dropout. State that is not an nnx.Param (batch statistics,
     caches) is a constant taken from the module: it is never updated, and normalisation
     layers use their running averages.
@@ -121,35 +121,35 @@ def from_nnx(
     }
     constants = nnx.to_pure_dict(others)
 
-    def merge(params, rng):
+    def merge(params, key):
         flat = {path: _at(params, path) for path in paths}
         module = nnx.merge(graph, _nested(flat), constants)
         module.set_attributes(
-            deterministic=rng is None,
+            deterministic=key is None,
             use_running_average=True,
             raise_if_not_found=False,
         )
-        if rng is not None:
-            seeds = {t: jax.random.fold_in(rng, i) for i, t in enumerate(sorted(tags))}
+        if key is not None:
+            seeds = {t: jax.random.fold_in(key, i) for i, t in enumerate(sorted(tags))}
             nnx.reseed(module, policy="match_shape", **seeds)
         return module
 
-    def run(params, batch, rng):
-        module = merge(params, rng)
+    def run(params, batch, key):
+        module = merge(params, key)
         if hidden is not None:
             return hidden(module, batch)
-        return _call(module, batch["tokens"], rng is None)
+        return _call(module, batch["tokens"], key is None)
 
     def head(params, x):
         return x if unembed is None else unembed(merge(params, None), x)
 
-    def init(rng):
+    def init(key):
         if factory is None:
             raise ValueError(
                 "Model.init needs a factory, got a module that was already made. "
                 "Call from_nnx(lambda rngs: ...), or use the params it returned."
             )
-        return _plain(nnx.split(factory(nnx.Rngs(rng)), nnx.Param, ...)[1])
+        return _plain(nnx.split(factory(nnx.Rngs(key)), nnx.Param, ...)[1])
 
     return _model("from_nnx", init, run, head), _plain(state)
 
@@ -169,9 +169,9 @@ def from_linen(
     pass. Give both for a real vocabulary. A module that is not handed the mask must be
     causal and its batches padded on the right.
 
-    Dropout is on exactly where `Model.apply` gets an rng, as terms pass it while
-    training; it becomes the rng collection "dropout". A method given by name is called
-    with deterministic=(no rng) if it has that parameter; a function can ask
+    Dropout is on exactly where `Model.apply` gets an key, as terms pass it while
+    training; it becomes the key collection "dropout". A method given by name is called
+    with deterministic=(no key) if it has that parameter; a function can ask
     module.has_rng("dropout"). Collections other than "params" are constants.
 
     Args:
@@ -210,10 +210,10 @@ def from_linen(
     def whole(module, batch):
         return head_bound(module, run_bound(module, batch, True))
 
-    def variables(rng):
+    def variables(key):
         tokens = jnp.zeros((1, 8), jnp.int32)
         batch = {"tokens": tokens, "mask": tokens == 0} if sample is None else sample
-        return module.init(rng, batch, method=whole)
+        return module.init(key, batch, method=whole)
 
     given = variables(jax.random.key(0)) if params is None else params
     given = flax.core.unfreeze(given)
@@ -221,27 +221,27 @@ def from_linen(
         given = {"params": given}
     constants = {name: value for name, value in given.items() if name != "params"}
 
-    def run(params, batch, rng):
-        rngs = None if rng is None else {"dropout": rng}
+    def run(params, batch, key):
+        keys = None if key is None else {"dropout": key}
         return module.apply(
             {"params": params} | constants,
             batch,
-            rng is None,
+            key is None,
             method=run_bound,
-            rngs=rngs,
+            keys=keys,
         )
 
     def head(params, x):
         return module.apply({"params": params} | constants, x, method=head_bound)
 
-    def init(rng):
-        return flax.core.unfreeze(variables(rng))["params"]
+    def init(key):
+        return flax.core.unfreeze(variables(key))["params"]
 
     return _model("from_linen", init, run, head), given["params"]
 
 
 def _model(owner: str, init: Callable, run: Callable, head: Callable) -> Model:
-    """A Model without sites around run(params, batch, rng) and head(params, hidden)."""
+    """A Model without sites around run(params, batch, key) and head(params, hidden)."""
 
     def apply(
         params: Params,
@@ -250,14 +250,14 @@ def _model(owner: str, init: Callable, run: Callable, head: Callable) -> Model:
         taps: Mapping | None = None,
         edits: Mapping | None = None,
         until: int | None = None,
-        rng: PRNGKey | None = None,
+        key: PRNGKey | None = None,
     ) -> Outputs:
         if taps or edits or until is not None:
             raise ValueError(
                 f"A model made by {owner} has no named sites, so it takes no taps, "
                 "edits or until. Use models.make, or read it inside the module."
             )
-        return Outputs(run(params, batch, rng), {})
+        return Outputs(run(params, batch, key), {})
 
     def unembed(params: Params, hidden: Array) -> Array:
         return head(params, hidden).astype(jnp.float32)

@@ -67,7 +67,7 @@ def make(config: DecoderConfig) -> Model:
         sites={
             "attention_in": Site(config.width, n, readers=qkv),
             "attention": Site(
-                units, n, o, readers=(o,), writers=qkv[2:], repeats=shared
+                units, n, o, readers=(o,), writers=qkv[2:], grouping=shared
             ),
             "attention_out": Site(config.width, n, writers=adds(o)),
             "mlp_in": Site(config.width, n, readers=up),
@@ -76,9 +76,9 @@ def make(config: DecoderConfig) -> Model:
             "block": Site(config.width, n),
         },
         config=config,
-        cache=partial(_cache.empty, config),
-        extend=partial(_cache.extend, config),
-        ready=partial(_cache.ready, config),
+        init_cache=partial(_cache.empty, config),
+        decode=partial(_cache.decode, config),
+        prepare_decode=partial(_cache.prepare_decode, config),
         rules=RULES,
         low_rank=True,
     )
@@ -148,7 +148,7 @@ def shapes(config: DecoderConfig) -> Params:
     return tree if c.tied else tree | {"unembed": {"kernel": leaf(c.width, c.vocab)}}
 
 
-def init(config: DecoderConfig, rng: PRNGKey) -> Params:
+def init(config: DecoderConfig, key: PRNGKey) -> Params:
     """Fresh float32 params: kernels and embeddings N(0, 0.02^2), biases 0, norms such
     that they scale by 1."""
     flat, tree = jax.tree_util.tree_flatten_with_path(shapes(config))
@@ -162,9 +162,9 @@ def init(config: DecoderConfig, rng: PRNGKey) -> Params:
                 return jnp.zeros(shape.shape, shape.dtype)
         return 0.02 * jax.random.normal(key, shape.shape, shape.dtype)
 
-    rngs = jax.random.split(rng, len(flat))
+    keys = jax.random.split(key, len(flat))
     return tree.unflatten(
-        leaf(*item, key) for item, key in zip(flat, rngs, strict=True)
+        leaf(*item, key) for item, key in zip(flat, keys, strict=True)
     )
 
 
@@ -176,7 +176,7 @@ def apply(
     taps: Mapping[str, Sequence[int]] | None = None,
     edits: Mapping[str, Callable[[Array, Array], Array]] | None = None,
     until: int | None = None,
-    rng: PRNGKey | None = None,
+    key: PRNGKey | None = None,
 ) -> Outputs:
     """Runs the decoder over whole sequences.
 
@@ -188,14 +188,14 @@ def apply(
         taps: site -> layers whose values to return.
         edits: site -> function (value, layer int32[]) -> value, applied in every layer.
         until: index of the last block to run; hidden is then that block's raw output.
-        rng: unused, the decoder has no dropout.
+        key: unused, the decoder has no dropout.
     Returns:
         Outputs; hidden is [B, L, D] in the compute dtype.
     Raises:
         ValueError: if L exceeds the model's positions, or a site or layer does not
             exist.
     """
-    del rng
+    del key
     taps, edits = dict(taps or {}), dict(edits or {})
     count = config.layers if until is None else until + 1
     _check_call(config, batch, taps, edits, count)

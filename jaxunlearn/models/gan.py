@@ -47,7 +47,7 @@ class Gan(NamedTuple):
     """A pair of networks.
 
     Attributes:
-        init: rng -> {"generator": params, "discriminator": params}.
+        init: key -> {"generator": params, "discriminator": params}.
         draw: (generator's params, latents [B, latent]) -> images [B, H, W, C].
         judge: (discriminator's params, images) -> logits [B] float32, high for real.
         config: what built it.
@@ -76,8 +76,8 @@ def make(config: GanConfig) -> Gan:
         )
     generator, discriminator = _Generator(config), _Discriminator(config)
 
-    def init(rng):
-        a, b = jax.random.split(rng)
+    def init(key):
+        a, b = jax.random.split(key)
         latents = jnp.zeros((2, config.latent), jnp.float32)
         images = jnp.zeros((2, *config.shape), jnp.float32)
         return {

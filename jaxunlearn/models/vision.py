@@ -18,7 +18,7 @@ paper cuts it. In its condensed model, "translator", `begin` encodes an image, `
 decodes that to an image of its own, and `final` classifies this one.
 
 Statistics of batch normalisation are data: leaves under `batch_stats`, beside the
-parts, which no term ever moves. With an rng, as terms pass it while training, the parts
+parts, which no term ever moves. With an key, as terms pass it while training, the parts
 in `trains` use those of the batch (and dropout); all else uses the leaves.
 `with_statistics` measures them anew after training.
 """
@@ -80,7 +80,7 @@ def make(config: VisionConfig, *, trains: Sequence[str] = PARTS) -> Model:
 
     Args:
         config: the network.
-        trains: parts that behave as in training where `apply` gets an rng; name those
+        trains: parts that behave as in training where `apply` gets an key; name those
             whose leaves train, so that a frozen part stays the function it was.
     Returns:
         A Model. `apply` gives features as hidden [B, 2, D], those of the image first;
@@ -111,9 +111,9 @@ def make(config: VisionConfig, *, trains: Sequence[str] = PARTS) -> Model:
         )
     net = _Net(config)
 
-    def init(rng: PRNGKey) -> Params:
+    def init(key: PRNGKey) -> Params:
         image = jnp.zeros((1, *config.shape), jnp.float32)
-        found = dict(net.init(rng, image, (), method="logits"))
+        found = dict(net.init(key, image, (), method="logits"))
         stats = {_STATS: found[_STATS]} if _STATS in found else {}
         return {**found["params"], **stats}
 
@@ -124,7 +124,7 @@ def make(config: VisionConfig, *, trains: Sequence[str] = PARTS) -> Model:
         taps: Mapping | None = None,
         edits: Mapping | None = None,
         until: int | None = None,
-        rng: PRNGKey | None = None,
+        key: PRNGKey | None = None,
     ) -> Outputs:
         if edits or until is not None or set(taps or ()) - {"statistics"}:
             raise ValueError(
@@ -132,13 +132,13 @@ def make(config: VisionConfig, *, trains: Sequence[str] = PARTS) -> Model:
                 "other taps, no edits and no until."
             )
         image = _normalised(config, batch)
-        used = () if rng is None else tuple(trains)  # the parts that use the batch's
+        used = () if key is None else tuple(trains)  # the parts that use the batch's
         out, new = net.apply(
             _variables(params),
             image,
             used,
             mutable=[_STATS],
-            rngs=None if rng is None else {"dropout": rng},
+            keys=None if key is None else {"dropout": key},
             method="features",
         )
         moved = {k: seen for k, seen in new.get(_STATS, {}).items() if k in used}
@@ -159,7 +159,7 @@ def features(model: Model, params: Params, batch: Batch) -> Array:
 
 
 def with_statistics(
-    model: Model, params: Params, batches: Iterable[Batch], rng: PRNGKey | None = None
+    model: Model, params: Params, batches: Iterable[Batch], key: PRNGKey | None = None
 ) -> Params:
     """Params whose statistics of batch normalisation are those of these batches.
 
@@ -173,7 +173,7 @@ def with_statistics(
         params: its parameters, statistics included.
         batches: of equal size, of the data that is kept; statistics of forgotten images
             would stay in the model.
-        rng: for dropout and augmentation; key 0 if None.
+        key: for dropout and augmentation; key 0 if None.
     Returns:
         A tree like params.
     Raises:
@@ -181,11 +181,11 @@ def with_statistics(
     """
     if _STATS not in params:
         return params
-    rng = jax.random.key(0) if rng is None else rng
+    key = jax.random.key(0) if key is None else key
 
     total, count = None, 0
     for count, batch in enumerate(batches, 1):
-        new = _seen(params, dict(batch), jax.random.fold_in(rng, count), model)
+        new = _seen(params, dict(batch), jax.random.fold_in(key, count), model)
         total = new if total is None else jax.tree.map(jnp.add, total, new)
     if not count:
         raise ValueError("with_statistics needs at least one batch, got none.")
@@ -200,10 +200,10 @@ def with_statistics(
 
 
 @partial(jax.jit, static_argnums=3)
-def _seen(params, batch, rng, model):
+def _seen(params, batch, key, model):
     """Mean and mean square of every norm's input in the batch."""
     taps = {"statistics": (0,)}
-    found = model.apply(params, batch, taps=taps, rng=rng).taps["statistics"]
+    found = model.apply(params, batch, taps=taps, key=key).taps["statistics"]
     return jax.tree.map(
         lambda s: {"mean": s["mean"], "square": s["var"] + jnp.square(s["mean"])},
         found,

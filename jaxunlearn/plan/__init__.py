@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Plans: compile the step for machines that are only described, and read the result.
 
-    devices = plan.describe("v5p:4x4x4")                    # needs libtpu, no TPU
+    devices = plan.topology_devices("v5p:4x4x4")                    # needs libtpu, no TPU
     mesh = sharding.make_mesh(fsdp=-1, devices=devices)
     step = sharding.jit_step(ju.make_step(terms, tx), mesh, model.rules, state)
     report = plan.compile_step(
@@ -10,27 +10,27 @@
 
 | name | gives |
 | --- | --- |
-| `describe` | the devices of a topology such as v5e:8x8 or cpu:8 |
+| `topology_devices` | the devices of a topology such as v5e:8x8 or cpu:8 |
 | `compile_step` | a `Report` of the step that `sharding.jit_step` would run |
 | `CHIPS`, `Chip` | public peak numbers of each kind of chip |
 | `collectives` | bytes moved, read from a compiled text |
 | `model_flops`, `dot_flops` | FLOPs, counted by formula and from the program |
 """
 
-from jaxunlearn.plan._chips import CHIPS, Chip, describe
+from jaxunlearn.plan._chips import CHIPS, Chip, topology_devices
 from jaxunlearn.plan._flops import dot_flops, model_flops
-from jaxunlearn.plan._hlo import Moved, collectives
+from jaxunlearn.plan._hlo import Collective, collectives
 from jaxunlearn.plan._report import DoesNotFit, Report, compile_step
 
 __all__ = [
     "CHIPS",
     "Chip",
     "DoesNotFit",
-    "Moved",
+    "Collective",
     "Report",
     "collectives",
     "compile_step",
-    "describe",
+    "topology_devices",
     "dot_flops",
     "model_flops",
 ]

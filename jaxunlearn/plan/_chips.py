@@ -42,7 +42,7 @@ CHIPS = {
 of 2026. Capacities there are called GB or GiB; both are read as 2^30 bytes."""
 
 
-def describe(topology: str) -> Sequence[jax.Device]:
+def topology_devices(topology: str) -> Sequence[jax.Device]:
     """The devices of a topology, to make a mesh of.
 
     Args:
@@ -58,7 +58,7 @@ def describe(topology: str) -> Sequence[jax.Device]:
     found = re.fullmatch(r"(\w+):(\d+(?:x\d+)*)", topology)
     if not found:
         raise ValueError(
-            "plan.describe needs a topology such as 'v5p:4x4x4', 'v5e:8x8' or 'cpu:8', "
+            "plan.topology_devices needs a topology such as 'v5p:4x4x4', 'v5e:8x8' or 'cpu:8', "
             f"got {topology!r}."
         )
     kind, shape = found.groups()
@@ -66,11 +66,11 @@ def describe(topology: str) -> Sequence[jax.Device]:
         return _cpus(shape, topology)
     if kind in ("gpu", "cuda", "rocm", "h100", "h200", "a100", "b200"):
         raise NotImplementedError(
-            f"plan.describe cannot describe {topology!r}: jax describes only TPUs that "
+            f"plan.topology_devices cannot describe {topology!r}: jax describes only TPUs that "
             "are not there. On a machine with such a GPU install '.[cuda]' and run the "
             "step itself, or plan for 'cpu:<devices>' to see memory and collectives."
         )
-    _checks.one_of("plan.describe", [*CHIPS, "cpu"], chip=kind)
+    _checks.one_of("plan.topology_devices", [*CHIPS, "cpu"], chip=kind)
     # Ask no metadata server, and mind no other process: none touches a TPU.
     os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
     os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")

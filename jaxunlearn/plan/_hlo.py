@@ -23,19 +23,19 @@ _OP = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = (.*?)\s([a-z][\w\-]*)\((.*)$")
 _RARE = re.compile(r'op_name="[^"]*\brare\b')
 
 
-class Moved(NamedTuple):
+class Collective(NamedTuple):
     """Attributes:
-    times: how often a collective of the kind runs in one step.
+    count: how often a collective of the kind runs in one step.
     bytes: what a device sends in one step, if each runs as a ring: (n - 1) / n of the
         whole for an all-gather, a reduce-scatter or an all-to-all among n devices,
         twice that for an all-reduce, all of it for a permutation.
     """
 
-    times: int
+    count: int
     bytes: float
 
 
-def collectives(text: str) -> dict[str, Moved]:
+def collectives(text: str) -> dict[str, Collective]:
     """What each kind of collective moves in one run of a compiled program.
 
     Loops multiply what is in them by their trip count. Of a conditional the branch that
@@ -48,13 +48,13 @@ def collectives(text: str) -> dict[str, Moved]:
     Args:
         text: compiled.as_text().
     Returns:
-        {kind: Moved}, only the kinds that occur; "unknown-loop" counts loops without a
+        {kind: Collective}, only the kinds that occur; "unknown-loop" counts loops without a
         constant trip count, whose bodies are counted once.
     """
     computations, entry = _computations(text)
 
-    def total(name: str, seen: set[str]) -> dict[str, Moved]:
-        found: dict[str, Moved] = {}
+    def total(name: str, seen: set[str]) -> dict[str, Collective]:
+        found: dict[str, Collective] = {}
         for line in computations.get(name, ()):
             found = _add(found, _line(line, name, computations, total, seen))
         return found
@@ -77,7 +77,7 @@ def _computations(text: str) -> tuple[dict[str, list[str]], str]:
     return found, entry
 
 
-def _line(line: str, where: str, computations, total, seen) -> dict[str, Moved]:
+def _line(line: str, where: str, computations, total, seen) -> dict[str, Collective]:
     match = _OP.match(line)
     if not match:
         return {}
@@ -92,7 +92,7 @@ def _line(line: str, where: str, computations, total, seen) -> dict[str, Moved]:
     if op == "while":
         trips = _trips(rest, computations)
         inner = total(_named(rest, "body"), set())
-        unknown = {} if trips else {"unknown-loop": Moved(1, 0.0)}
+        unknown = {} if trips else {"unknown-loop": Collective(1, 0.0)}
         return _add(unknown, _times(inner, trips or 1))
     if op == "conditional":
         branches = re.search(r"branch_computations=\{([^}]*)\}", rest)
@@ -129,7 +129,7 @@ def _collective(kind: str, op: str, result: str, rest: str, where: str):
         sent = size
     else:
         sent = size * share
-    return {kind: Moved(1, sent)}
+    return {kind: Collective(1, sent)}
 
 
 def _bytes(result: str) -> float:
@@ -174,13 +174,17 @@ def _named(rest: str, key: str) -> str:
     return found.group(1) if found else ""
 
 
-def _times(moved: Mapping[str, Moved], trips: int) -> dict[str, Moved]:
-    return {k: Moved(trips * m.times, trips * m.bytes) for k, m in moved.items()}
+def _times(moved: Mapping[str, Collective], trips: int) -> dict[str, Collective]:
+    return {k: Collective(trips * m.count, trips * m.bytes) for k, m in moved.items()}
 
 
-def _add(a: Mapping[str, Moved], b: Mapping[str, Moved]) -> dict[str, Moved]:
-    none = Moved(0, 0.0)
+def _add(
+    a: Mapping[str, Collective], b: Mapping[str, Collective]
+) -> dict[str, Collective]:
+    none = Collective(0, 0.0)
     return {
-        kind: Moved(*map(sum, zip(a.get(kind, none), b.get(kind, none), strict=True)))
+        kind: Collective(
+            *map(sum, zip(a.get(kind, none), b.get(kind, none), strict=True))
+        )
         for kind in a | b
     }

@@ -54,7 +54,7 @@ class Report(NamedTuple):
     fits: bool | None
     model_flops: float
     hardware_flops: float
-    moved: dict[str, _hlo.Moved]
+    moved: dict[str, _hlo.Collective]
     seconds: dict[str, float] | None
     mfu: tuple[float, float] | None
     compile_seconds: float
@@ -80,7 +80,7 @@ def compile_step(
 
     Args:
         step: from sharding.jit_step.
-        mesh: of devices that exist or of `describe`.
+        mesh: of devices that exist or of `topology_devices`.
         model: whose config says how FLOPs are counted.
         state, streams, frozen: what the step would be called with.
         terms: the terms the step was made of.
@@ -113,7 +113,7 @@ def compile_step(
     memory = _memory(state, streams, frozen, len(terms), xla)
     peak = xla["arguments"] + xla["outputs"] - xla["aliased"]
     peak += xla["temporaries"] + xla["program"]
-    needed = _flops.model_flops(model, state.params, frozen.rest, terms, streams)
+    needed = _flops.model_flops(model, state.params, frozen.params, terms, streams)
     hardware = _flops.dot_flops(traced.jaxpr)
     moved = _hlo.collectives(text)
     share = _chips.per_chip(list(mesh.devices.flat))
@@ -157,7 +157,7 @@ def _memory(state, streams, frozen, trees: int, xla) -> dict[str, float]:
     gradients = min(trees * params, xla["temporaries"])
     return {
         "params": params,
-        "optimizer": _flops.total_bytes((state.opt_state, state.step, state.rng)),
+        "optimizer": _flops.total_bytes((state.opt_state, state.step, state.key)),
         "gradients": gradients,
         "frozen": _flops.total_bytes(frozen),
         "batch": _flops.total_bytes(streams),

@@ -14,7 +14,7 @@ Rate = float | optax.Schedule
 
 
 class Recipe(NamedTuple):
-    """A method ready to run: `init_state(train, tx, rng)`, `make_step(terms, tx)`.
+    """A method ready to run: `init_state(train, tx, key)`, `make_step(terms, tx)`.
 
     Attributes:
         terms: what make_step differentiates.

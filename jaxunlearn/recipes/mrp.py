@@ -11,7 +11,7 @@ tasks' rows; every other weight is frozen. One topic after another:
         params = mrp.begin(params, model, forget, retain)
         recipe = mrp.graddiff(model)
         train, rest = trees.split(params, recipe.trainable)
-        state = init_state(train, recipe.tx, rng)
+        state = init_state(train, recipe.tx, key)
         state, _ = fit(step, state, loader, Frozen(rest), steps=steps)
         params = trees.merge(state.params, rest)
     plain = wrap.fold_projection(params, model)
@@ -41,12 +41,12 @@ def begin(
     *,
     count: int = 2,
     kind: str = "contrast",
-    spared: int = 64,
+    num_protected: int = 64,
 ) -> Params:
     """Params with a new task's directions, begun from what the forget rows hold.
 
     Both sets' moments are taken where the projections stand, after those of earlier
-    tasks. See `wrap.directions` for the rule, and for how the released code differs.
+    tasks. See `wrap.initial_directions` for the rule, and for how the released code differs.
 
     Args:
         params: of the model before wrapping, or with earlier tasks' directions, which
@@ -56,23 +56,23 @@ def begin(
         retain: rows to keep; read once.
         count: directions at each layer, >= 1.
         kind: "contrast", or "pca" of the forget rows alone.
-        spared: of the retain rows' eigenvectors; less than half the units.
+        num_protected: of the retain rows' eigenvectors; less than half the units.
     Raises:
-        ValueError: as for `stats.moments`, `wrap.directions`, `wrap.add_projection`.
+        ValueError: as for `stats.moments`, `wrap.initial_directions`, `wrap.add_projection`.
     """
-    places = wrap.places(model)
+    places = wrap.projection_sites(model)
     inside, outside = (
         stats.moments(model, params, rows, places) for rows in (forget, retain)
     )
-    before = wrap.taken(params)
+    before = wrap.projection_basis(params)
     found = {
-        site: wrap.directions(
+        site: wrap.initial_directions(
             inside[site],
             count,
             retain=outside[site],
             kind=kind,
-            spared=spared,
-            taken=before.get(site),
+            num_protected=num_protected,
+            basis=before.get(site),
         )
         for site in places
     }

@@ -280,7 +280,7 @@ def pdu(
     `warm_up`.
     """
     parts = {
-        "forget": terms.on_tokens(losses.flatten, model, "forget"),
+        "forget": terms.on_tokens(losses.logit_margin, model, "forget"),
         "retain": _recipe.retain_nll(model, retain),
     }
     combiner = combine.primal_dual(

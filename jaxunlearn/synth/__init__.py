@@ -9,10 +9,10 @@
 | `reduce_retain` | the retain set, condensed wherever no forgotten image was in it |
 | `fit_gans`, `draw_images` | a generator and a discriminator a stream; their images |
 | `pseudo_label` | images with the labels that a model gives them |
-| `invert_labels`, `reorganise` | other labels; the mix that the multi-GAN method fits |
+| `invert_labels`, `build_mixture` | other labels; the mix that the multi-GAN method fits |
 
     features = ...                              # [n, D], models.vision.features
-    buckets = synth.kmeans_per_class(features, labels, clusters=450, rng=rng)
+    buckets = synth.kmeans_per_class(features, labels, clusters=450, key=key)
     small = synth.condense(model, params, table, features, buckets)
     reduced = synth.reduce_retain(table, buckets, small, forget_rows)
 
@@ -29,9 +29,9 @@ from jaxunlearn.synth._reduce import Reduced, reduce_retain
 from jaxunlearn.synth._relabel import (
     RULES,
     SOURCES,
+    build_mixture,
     invert_labels,
     pseudo_label,
-    reorganise,
 )
 
 __all__ = [
@@ -50,5 +50,5 @@ __all__ = [
     "kmeans_per_class",
     "pseudo_label",
     "reduce_retain",
-    "reorganise",
+    "build_mixture",
 ]

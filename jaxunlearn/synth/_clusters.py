@@ -12,7 +12,7 @@ from jaxunlearn.typing import Array, PRNGKey
 
 
 def kmeans_per_class(
-    features: Array, labels: Array, *, clusters: int, rng: PRNGKey, steps: int = 50
+    features: Array, labels: Array, *, clusters: int, key: PRNGKey, steps: int = 50
 ) -> np.ndarray:
     """The bucket of every row: label * clusters + its cluster among rows of that label.
 
@@ -23,7 +23,7 @@ def kmeans_per_class(
         features: [n, D] float, such as models.vision.features.
         labels: [n] int >= 0.
         clusters: K, for every class; at most the rows of the smallest.
-        rng: of the seeds.
+        key: of the seeds.
         steps: at most so many steps; it ends where nothing changes.
     Returns:
         [n] int32.
@@ -59,17 +59,17 @@ def kmeans_per_class(
         points = np.zeros((most, features.shape[1]), np.float32)
         points[:count] = features[rows]
         real = np.arange(most) < count
-        key = jax.random.fold_in(rng, label)
-        nearest = _kmeans(points, real, key, clusters, steps)
+        class_key = jax.random.fold_in(key, label)
+        nearest = _kmeans(points, real, class_key, clusters, steps)
         buckets[rows] = label * clusters + np.asarray(nearest)[:count]
     return buckets
 
 
 @partial(jax.jit, static_argnums=(3, 4))
-def _kmeans(points, real, rng, clusters, steps):
+def _kmeans(points, real, key, clusters, steps):
     """The cluster [n] of every point; points that are not real count nowhere."""
     here = real.astype(jnp.float32)
-    centres = _seeds(points, here, rng, clusters)
+    centres = _seeds(points, here, key, clusters)
 
     def go_on(carry):
         _, _, changed, step = carry
@@ -88,20 +88,20 @@ def _kmeans(points, real, rng, clusters, steps):
     return jax.lax.while_loop(go_on, move, start)[1]
 
 
-def _seeds(points, here, rng, clusters):
+def _seeds(points, here, key, clusters):
     """K-means++: each next centre a point drawn by its squared distance to those."""
 
-    def draw(key, weights):
-        return points[jax.random.categorical(key, jnp.log(weights))]
+    def draw(draw_key, weights):
+        return points[jax.random.categorical(draw_key, jnp.log(weights))]
 
-    keys = jax.random.split(rng, clusters)
+    keys = jax.random.split(key, clusters)
     first = draw(keys[0], here)
     distance = here * jnp.sum((points - first) ** 2, axis=1)
 
-    def add(distance, key):
+    def add(distance, draw_key):
         # Points that are all alike leave no distance: then any real one is taken.
         weights = jnp.where(distance.sum() > 0, distance, here)
-        centre = draw(key, weights)
+        centre = draw(draw_key, weights)
         new = here * jnp.sum((points - centre) ** 2, axis=1)
         return jnp.minimum(distance, new), centre
 

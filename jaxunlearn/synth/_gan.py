@@ -62,11 +62,11 @@ class GanTerm:
         self.gan, self.trains, self.loss, self.r1 = gan, trains, loss, r1
         self.stream, self.reads = stream, (stream,)
 
-    def __call__(self, params, streams: Streams, ref, rng: PRNGKey):
+    def __call__(self, params, streams: Streams, ref, key: PRNGKey):
         pair = params[self.stream]
         hold = jax.lax.stop_gradient
         image = _pixels.as_float("A GAN", streams[self.stream]["image"])
-        latents = jax.random.normal(rng, (len(image), self.gan.config.latent))
+        latents = jax.random.normal(key, (len(image), self.gan.config.latent))
         count = jnp.int32(len(image))
         relative = self.loss == "relativistic"
         if self.trains == "generator":
@@ -103,7 +103,7 @@ def fit_gans(
     gan: Any,
     streams: Mapping[str, tables.Table],
     *,
-    rng: PRNGKey,
+    key: PRNGKey,
     steps: int,
     batch_size: int = 128,
     loss: str = "nonsaturating",
@@ -122,7 +122,7 @@ def fit_gans(
         gan: such as models.gan.make gives.
         streams: name -> table of images of the gan's shape, such as the forget and the
             retain set.
-        rng: of the weights and the latents.
+        key: of the weights and the latents.
         steps: updates.
         batch_size: images of each stream a step.
         loss: "nonsaturating" (the original), "hinge" or "relativistic".
@@ -150,10 +150,12 @@ def fit_gans(
     _checks.positive_int(owner, patience=patience, every=every)
     for name, table in streams.items():
         _pixels.check(f"{owner}, for stream {name!r},", table, gan.config.shape)
-    at = tables.at(streams, batch_size, seed=seed)
+    at = tables.batch_fn(streams, batch_size, seed=seed)
     terms, params = {}, {}
-    for name, key in zip(streams, jax.random.split(rng, len(streams)), strict=True):
-        params[name] = gan.init(key)
+    for name, init_key in zip(
+        streams, jax.random.split(key, len(streams)), strict=True
+    ):
+        params[name] = gan.init(init_key)
         for trains in ("generator", "discriminator"):
             terms[f"{name}/{trains}"] = GanTerm(gan, name, trains, loss, r1)
     tx = optax.chain(
@@ -161,7 +163,7 @@ def fit_gans(
     )
     step = jax.jit(make_step(terms, tx), donate_argnums=0)
     watch = _Watch(terms, params, limit, patience, every)
-    state = init_state(params, tx, rng)
+    state = init_state(params, tx, key)
     try:
         loader = map(at, itertools.count())
         state, log = fit(step, state, loader, steps=steps, hooks=[watch, *hooks])
@@ -209,14 +211,14 @@ def draw_images(
     count: int,
     *,
     latent: int,
-    rng: PRNGKey,
+    key: PRNGKey,
     batch_size: int = 128,
 ) -> np.ndarray:
     """Images [count, H, W, C] float32 of a generator, `batch_size` at a time."""
     _checks.positive_int("draw_images", count=count, latent=latent)
     run, found = jax.jit(draw), []
     for number in range(-(-count // batch_size)):
-        key = jax.random.fold_in(rng, number)
-        latents = jax.random.normal(key, (batch_size, latent))
+        latent_key = jax.random.fold_in(key, number)
+        latents = jax.random.normal(latent_key, (batch_size, latent))
         found.append(np.asarray(run(generator, latents)))
     return np.concatenate(found)[:count]

@@ -24,7 +24,7 @@ def invert(
     table: tables.Table,
     buckets: np.ndarray,
     *,
-    rng: PRNGKey,
+    key: PRNGKey,
     steps: int,
     batch_size: int = 512,
     widths: Sequence[int] = (128, 512, 2048, 4096),
@@ -44,7 +44,7 @@ def invert(
         model, params: f, run without dropout and with its stored statistics.
         table: the images of all buckets.
         buckets: [n] int >= 0; all images of a bucket have one label.
-        rng: of the generator's weights.
+        key: of the generator's weights.
         steps: updates of Adam; the paper's code takes 200 epochs.
         batch_size: images a step.
         widths: of the layers between.
@@ -64,15 +64,15 @@ def invert(
     place = np.searchsorted(names, np.asarray(buckets)).astype(np.int32)
     shape = np.shape(table["image"])[1:]
     sizes = (len(names), *widths, int(np.prod(shape)))
-    generator = _init(rng, sizes)
+    generator = _init(key, sizes)
 
     draw = partial(_draw, shape=shape)
     term = _Inversion(model, draw)
     tx = optax.chain(combine.weighted_sum(), optax.adam(learning_rate))
     rows = tables.with_columns(table, {"place": place})
-    at = tables.at({"data": rows}, min(batch_size, len(place)), seed=seed)
+    at = tables.batch_fn({"data": rows}, min(batch_size, len(place)), seed=seed)
     step = jax.jit(make_step({"inversion": term}, tx), donate_argnums=0)
-    state = init_state(generator, tx, rng)
+    state = init_state(generator, tx, key)
     loader = map(at, itertools.count())
     state, _ = fit(step, state, loader, Frozen(None, params), steps=steps)
 
@@ -92,7 +92,7 @@ class _Inversion:
     def __init__(self, model, draw):
         self.model, self.draw = model, draw
 
-    def __call__(self, params, streams, ref, rng):
+    def __call__(self, params, streams, ref, key):
         batch = streams["data"]
         made = self.draw(params, batch["place"])
         entropy = _cross_entropy(self.model, ref, {**batch, "image": made})
@@ -109,9 +109,9 @@ def _cross_entropy(model, params, batch):
     return losses.nll(losses.token_logps(logits, batch["tokens"][:, 1]))
 
 
-def _init(rng, sizes):
+def _init(key, sizes):
     start = jax.nn.initializers.he_normal()
-    keys = jax.random.split(rng, len(sizes) - 1)
+    keys = jax.random.split(key, len(sizes) - 1)
     pairs = zip(keys, sizes[:-1], sizes[1:], strict=True)
     layers = [{"kernel": start(k, (a, b)), "bias": jnp.zeros(b)} for k, a, b in pairs]
     # Rows of the first kernel are looked up, not summed over: each has all the signal.

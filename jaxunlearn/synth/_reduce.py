@@ -57,7 +57,7 @@ def reduce_retain(
     owner = "reduce_retain"
     _pixels.check(owner, table)
     _pixels.has_shape(owner, condensed.table, table["image"].shape[1:])
-    buckets, count = np.asarray(buckets), tables.rows(table)
+    buckets, count = np.asarray(buckets), tables.num_rows(table)
     if buckets.shape != (count,):
         raise ValueError(
             f"{owner} needs a bucket for each of {count} images, got "
@@ -71,7 +71,7 @@ def reduce_retain(
             f"one, got {forget[:8].tolist()}."
         )
     _checks.whole(owner, forget_rows=forget)
-    names, images = np.asarray(condensed.buckets), tables.rows(condensed.table)
+    names, images = np.asarray(condensed.buckets), tables.num_rows(condensed.table)
     if names.shape != (images,):
         raise ValueError(
             f"{owner} needs a bucket for each of {images} condensed images, got "
@@ -87,9 +87,9 @@ def reduce_retain(
     unsafe = np.unique(buckets[forget])
     safe = ~np.isin(condensed.buckets, unsafe)
     rows = np.setdiff1d(np.flatnonzero(np.isin(buckets, unsafe)), forget)
-    kept = tables.take(table, rows)
+    kept = tables.select(table, rows)
     kept["image"] = _pixels.as_float(owner, kept["image"])
-    small = tables.take(condensed.table, np.flatnonzero(safe))
+    small = tables.select(condensed.table, np.flatnonzero(safe))
     joined = {name: np.concatenate([small[name], kept[name]]) for name in small}
     retained = len(buckets) - len(forget)
     if not len(joined["tokens"]):

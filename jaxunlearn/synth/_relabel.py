@@ -2,7 +2,7 @@
 """Labels by a model, labels turned round, and the set the multi-GAN method trains on.
 
     labels, confidence = synth.pseudo_label(model, params, drawn)
-    mixed = synth.reorganise(forget, retain, drawn_f, drawn_r, classes=10, rng=rng)
+    mixed = synth.build_mixture(forget, retain, drawn_f, drawn_r, classes=10, key=key)
     recipe = recipes.finetune.nll(model, streams={"mixed": 1.0})
 
 References: Hatua, Nguyen and Sung 2024, https://arxiv.org/abs/2407.18467
@@ -46,7 +46,7 @@ def pseudo_label(
         return jnp.argmax(shares, axis=1), jnp.max(shares, axis=1)
 
     found = []
-    for batch in tables.padded({"image": images}, batch_size):
+    for batch in tables.eval_batches({"image": images}, batch_size):
         each = judge(params, batch["image"])
         found.append([np.asarray(x)[batch["valid"]] for x in each])
     labels, confidence = map(np.concatenate, zip(*found, strict=True))
@@ -60,7 +60,7 @@ def invert_labels(
     classes: int,
     *,
     rule: str = "reflect",
-    rng: PRNGKey | None = None,
+    key: PRNGKey | None = None,
     logits: Array | None = None,
 ) -> np.ndarray:
     """Another label for each: what "inverted" may mean for more than two classes.
@@ -69,16 +69,16 @@ def invert_labels(
     | --- | --- |
     | reflect | C - 1 - y; the middle one of odd C becomes (y + 1) mod C |
     | shift | (y + 1) mod C |
-    | random_wrong | any other, alike likely; needs rng |
+    | random_wrong | any other, alike likely; needs key |
     | least_likely | of the others, what the model holds least likely; needs logits |
 
     Spread over all others at once, a label is no label but a loss: keep the rows apart
-    as a stream of their own and give terms.on_tokens `losses.complement`.
+    as a stream of their own and give terms.on_tokens `losses.complementary_ce`.
 
     Args:
         labels: [n] int in [0, C).
         classes: C >= 2.
-        rng: for random_wrong.
+        key: for random_wrong.
         logits: [n, C] of the original model, for least_likely.
     Returns:
         [n] int32, nowhere the label itself.
@@ -97,9 +97,9 @@ def invert_labels(
             f"classes={classes} and labels {labels.min()} to {labels.max()}."
         )
     if rule == "random_wrong":
-        if rng is None:
-            raise ValueError(f"{owner} needs rng for rule='random_wrong', got none.")
-        more = np.asarray(jax.random.randint(rng, labels.shape, 1, classes))
+        if key is None:
+            raise ValueError(f"{owner} needs key for rule='random_wrong', got none.")
+        more = np.asarray(jax.random.randint(key, labels.shape, 1, classes))
         return ((labels + more) % classes).astype(np.int32)
     if rule == "least_likely":
         if logits is None or np.shape(logits) != (*labels.shape, classes):
@@ -116,7 +116,7 @@ def invert_labels(
     return new.astype(np.int32)
 
 
-def reorganise(
+def build_mixture(
     forget: tables.Table,
     retain: tables.Table,
     drawn_forget: tables.Table | None = None,
@@ -124,7 +124,7 @@ def reorganise(
     *,
     classes: int,
     rule: str = "reflect",
-    rng: PRNGKey | None = None,
+    key: PRNGKey | None = None,
     logits: Mapping[str, Array] | None = None,
 ) -> tables.Table:
     """One table: retained and drawn images as they are, forgotten ones mislabelled.
@@ -133,7 +133,7 @@ def reorganise(
         forget, retain: tables of images.
         drawn_forget, drawn_retain: drawn by generators and labelled by the original
             model (`pseudo_label`); None for none.
-        classes, rule, rng: of `invert_labels`, for both kinds of forgotten images.
+        classes, rule, key: of `invert_labels`, for both kinds of forgotten images.
         logits: those of the original model for `least_likely`, by source: "forget" and
             "forget drawn".
     Returns:
@@ -143,21 +143,21 @@ def reorganise(
         ValueError: as `invert_labels`; for images out of range or of two shapes.
             TypeError: for images of another dtype.
     """
-    _pixels.check("reorganise", retain)
+    _pixels.check("build_mixture", retain)
     shape = retain["image"].shape[1:]
     rows = (retain, drawn_retain, forget, drawn_forget)
-    keys = [None] * 4 if rng is None else jax.random.split(rng, 4)
+    keys = [None] * 4 if key is None else jax.random.split(key, 4)
     change = partial(invert_labels, classes=classes, rule=rule)
     found = []
     for source, (table, key) in enumerate(zip(rows, keys, strict=True)):
         if table is None:
             continue
-        _pixels.check("reorganise", table, shape)
-        image = _pixels.as_float("reorganise", np.asarray(table["image"]))
+        _pixels.check("build_mixture", table, shape)
+        image = _pixels.as_float("build_mixture", np.asarray(table["image"]))
         tokens = np.array(table["tokens"])
         if source >= 2:
             held = (logits or {}).get(SOURCES[source])
-            tokens[:, 1] = change(tokens[:, 1], rng=key, logits=held)
+            tokens[:, 1] = change(tokens[:, 1], key=key, logits=held)
         of = np.full(len(tokens), source, np.int32)
         mask = np.ones(tokens.shape, bool)
         found.append({"image": image, "tokens": tokens, "mask": mask, "source": of})

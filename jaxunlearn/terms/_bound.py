@@ -63,14 +63,14 @@ class BoundTerm:
             if self.needs_ref and ref is None:
                 raise ValueError(
                     f"{owner} needs the reference model, got none. "
-                    "Pass Frozen(rest, ref=params) to the step."
+                    "Pass Frozen(rest, ref_params=params) to the step."
                 )
         return [streams[stream] for stream in self.reads]
 
     def __call__(
-        self, params: Params, streams: Streams, ref: Params | None, rng: PRNGKey
+        self, params: Params, streams: Streams, ref: Params | None, key: PRNGKey
     ) -> Score:
-        (score,) = _scores([self], params, streams, ref, rng)
+        (score,) = _scores([self], params, streams, ref, key)
         return score
 
 
@@ -90,15 +90,15 @@ class JointTerm:
         return any(part.needs_ref for _, _, part in self.parts)
 
     def __call__(
-        self, params: Params, streams: Streams, ref: Params | None, rng: PRNGKey
+        self, params: Params, streams: Streams, ref: Params | None, key: PRNGKey
     ) -> Score:
         parts = [part for _, _, part in self.parts]
-        scores = _scores(parts, params, streams, ref, rng)
+        scores = _scores(parts, params, streams, ref, key)
         totals, metrics = [], {}
         for (name, weight, _), (total, extra) in zip(self.parts, scores, strict=True):
             totals.append(Total(weight * total.sum, total.count))
             metrics[f"{name}/loss"] = total
-            metrics |= {f"{name}/{key}": value for key, value in extra.items()}
+            metrics |= {f"{name}/{label}": value for label, value in extra.items()}
         return jax.tree.map(lambda *xs: jnp.stack(xs), *totals), metrics
 
 
@@ -149,7 +149,7 @@ def _scores(
     params: Params,
     streams: Streams,
     ref: Params | None,
-    rng: PRNGKey,
+    key: PRNGKey,
 ) -> list[Score]:
     """Of every part, from one forward pass over the rows of all their streams."""
     of_parts = [part.batches(streams, ref) for part in parts]
@@ -168,7 +168,7 @@ def _scores(
         height, length = batch["tokens"].shape
         cuts[name] = (slice(start, start + height), length)
         start += height
-    hidden = _run(model, params, rows, [part.layer for part in parts], rng)
+    hidden = _run(model, params, rows, [part.layer for part in parts], key)
     if shared:
         last, _ = cuts[_streams(shared)[-1]]
         logps, where = _chunks.logps_of(
@@ -190,14 +190,14 @@ def _scores(
     ]
 
 
-def _run(model, params, rows, layers, rng) -> dict[int | None, Array]:
+def _run(model, params, rows, layers, key) -> dict[int | None, Array]:
     """Hidden states by layer; the pass ends after the last layer that is read."""
     inner = sorted({layer for layer in layers if layer is not None})
     if not inner:
-        return {None: model.apply(params, rows, rng=rng).hidden}
+        return {None: model.apply(params, rows, key=key).hidden}
     until = None if None in layers else inner.pop()
     taps = {"block": inner} if inner else {}
-    out = model.apply(params, rows, taps=taps, until=until, rng=rng)
+    out = model.apply(params, rows, taps=taps, until=until, key=key)
     tapped = out.taps["block"] if inner else ()
     return {until: out.hidden} | dict(zip(inner, tapped, strict=True))
 

@@ -22,7 +22,7 @@ class HalfTerm:
         return self.whole.needs_ref
 
     def __call__(
-        self, params: Params, streams: Streams, ref: Params | None, rng: PRNGKey
+        self, params: Params, streams: Streams, ref: Params | None, key: PRNGKey
     ) -> tuple[Total, Metrics]:
         own = {}
         for name in self.reads:
@@ -33,7 +33,7 @@ class HalfTerm:
                     f"microbatch, got {rows}. Change the batch size or microbatch."
                 )
             own[name] = {k: x[self.first :: 2] for k, x in streams[name].items()}
-        return self.whole(params, own, ref, rng)
+        return self.whole(params, own, ref, key)
 
 
 def halves(term: Term) -> tuple[HalfTerm, HalfTerm]:

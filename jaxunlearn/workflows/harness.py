@@ -120,7 +120,7 @@ class Decoder(api.TemplateLM):
                 batch_size=self._rows,
             )
             for number, text in zip(numbers, found, strict=True):
-                texts[number] = metrics.cut(text, stops)
+                texts[number] = metrics.truncate_at_stop(text, stops)
         return texts
 
     def _loglikelihood_tokens(

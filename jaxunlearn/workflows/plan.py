@@ -70,7 +70,7 @@ def planned(
     config = config.copy_and_resolve_references()
     if mesh is not None:
         config.mesh = ConfigDict(dict.fromkeys(sharding.AXES, 1) | dict(mesh))
-    built = pieces(config, plan.describe(topology))
+    built = pieces(config, plan.topology_devices(topology))
     return plan.compile_step(
         built.step,
         built.mesh,
@@ -133,7 +133,7 @@ def candidates(config: ConfigDict, devices: int, chip, most: int = 2) -> list[di
 
 def search(config: ConfigDict, topology: str) -> list[tuple[dict, plan.Report | str]]:
     """Compiles the candidates; those that fit come first, the shortest step first."""
-    devices = plan.describe(topology)
+    devices = plan.topology_devices(topology)
     chip = plan.CHIPS.get(topology.split(":")[0])
     tried = []
     for setting in candidates(config, len(devices), chip):

@@ -10,23 +10,23 @@
 | `projection` | a Model that takes directions away from values at chosen layers |
 | `add_projection` | params with a task's directions, those of earlier tasks constant |
 | `fold_projection` | plain params again, where the fold into kernels is exact |
-| `places` | the sites and layers of such a Model |
-| `taken` | an orthonormal basis of all that is taken away |
-| `directions` | where a task's directions begin: PCA or contrast of moments |
+| `projection_sites` | the sites and layers of such a Model |
+| `projection_basis` | an orthonormal basis of all that is taken away |
+| `initial_directions` | where a task's directions begin: PCA or contrast of moments |
 | `augment` | a Model that shifts and mirrors images while it trains |
 | `PROJECTION` | the pattern of the directions that train, for `trees.split` |
 """
 
 from jaxunlearn.wrap._augment import augment
-from jaxunlearn.wrap._directions import directions
+from jaxunlearn.wrap._directions import initial_directions
 from jaxunlearn.wrap._lora import LORA, add_lora, lora, merge_lora
 from jaxunlearn.wrap._projection import (
     PROJECTION,
     add_projection,
     fold_projection,
-    places,
     projection,
-    taken,
+    projection_basis,
+    projection_sites,
 )
 
 __all__ = [
@@ -35,11 +35,11 @@ __all__ = [
     "add_lora",
     "add_projection",
     "augment",
-    "directions",
+    "initial_directions",
     "fold_projection",
     "lora",
     "merge_lora",
-    "places",
+    "projection_sites",
     "projection",
-    "taken",
+    "projection_basis",
 ]

@@ -12,7 +12,7 @@ def augment(model: Model, *, pad: int = 4, flip: bool = True) -> Model:
     """A Model that sees each image shifted and mirrored at random while it trains.
 
     Each image is cut out of itself with a border of zeros, anew in every pass that has
-    an rng; passes without one (metrics, the reference) see it as it is.
+    an key; passes without one (metrics, the reference) see it as it is.
 
     Args:
         model: of models.vision.
@@ -25,19 +25,19 @@ def augment(model: Model, *, pad: int = 4, flip: bool = True) -> Model:
     """
     _checks.not_negative("wrap.augment", pad=pad)
 
-    def apply(params, batch, *, rng=None, **rest):
-        if rng is not None:
-            key, rng = jax.random.split(rng)
-            batch = {**batch, "image": shifted(batch["image"], key, pad, flip)}
-        return model.apply(params, batch, rng=rng, **rest)
+    def apply(params, batch, *, key=None, **rest):
+        if key is not None:
+            shift_key, key = jax.random.split(key)
+            batch = {**batch, "image": shifted(batch["image"], shift_key, pad, flip)}
+        return model.apply(params, batch, key=key, **rest)
 
     return model._replace(apply=apply)
 
 
-def shifted(image: Array, rng: PRNGKey, pad: int, flip: bool) -> Array:
+def shifted(image: Array, key: PRNGKey, pad: int, flip: bool) -> Array:
     """Images [B, H, W, C], each cut out of its padded self and perhaps mirrored."""
     rows, height, width, colours = image.shape
-    where, side = jax.random.split(rng)
+    where, side = jax.random.split(key)
     corner = jax.random.randint(where, (rows, 2), 0, 2 * pad + 1)
     wide = jnp.pad(image, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
 

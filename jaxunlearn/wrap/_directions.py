@@ -12,29 +12,29 @@ _KINDS = ("contrast", "pca")
 _SAME = 1e-4  # of a direction's length: what is left of it is rounding below this
 
 
-def directions(
+def initial_directions(
     forget: Moments,
     count: int,
     *,
     retain: Moments | None = None,
     kind: str = "contrast",
-    spared: int = 64,
-    taken: Array | None = None,
+    num_protected: int = 64,
+    basis: Array | None = None,
 ) -> Array:
     """Orthonormal directions to begin a task's projection with.
 
     `pca`: the `count` top eigenvectors of the forget set's second moment, uncentred.
-    `contrast`: the same of what is left of it outside the `spared` top eigenvectors B
+    `contrast`: the same of what is left of it outside the `num_protected` top eigenvectors B
     of the retain set's, (I - B^T B) C (I - B^T B), so that what the retain set uses
     most is not among them. Directions taken before are removed from C first.
 
     Args:
         forget: of one site, from `stats.moments`.
-        count: directions in each layer, >= 1.
+        num_directions: directions in each layer, >= 1.
         retain: of the same site and layers, for `contrast`.
         kind: "contrast" or "pca".
-        spared: of the retain set's eigenvectors, less than half the units count.
-        taken: [n layers, r, units], orthonormal; of earlier tasks.
+        num_protected: of the retain set's eigenvectors, less than half the units count.
+        basis: [n layers, r, units], orthonormal; of earlier tasks.
     Returns:
         [n layers, count, units] float32.
     Raises:
@@ -46,8 +46,8 @@ def directions(
         projects its output. Here the sites are the same.
     References: https://arxiv.org/abs/2508.15449
     """
-    owner = "wrap.directions"
-    _checks.positive_int(owner, count=count, spared=spared)
+    owner = "wrap.initial_directions"
+    _checks.positive_int(owner, count=count, num_protected=num_protected)
     _checks.one_of(owner, _KINDS, kind=kind)
     if kind == "contrast" and retain is None:
         raise ValueError(
@@ -68,15 +68,15 @@ def directions(
                 "batches and the params."
             )
     units = forget.second.shape[-1]
-    inside = jnp.zeros((len(forget.second), 0, units)) if taken is None else taken
+    inside = jnp.zeros((len(forget.second), 0, units)) if basis is None else basis
     free = units - inside.shape[1]
     if kind == "contrast":
-        if 2 * spared >= units:
+        if 2 * num_protected >= units:
             raise ValueError(
-                f"{owner} needs spared below half of the {units} units, got "
-                f"spared={spared}."
+                f"{owner} needs num_protected below half of the {units} units, got "
+                f"num_protected={num_protected}."
             )
-        top = _top(_outside(retain.second, inside), min(spared, free))
+        top = _top(_outside(retain.second, inside), min(num_protected, free))
         inside, free = jnp.concatenate([inside, top], axis=1), free - top.shape[1]
     if count > free:
         raise ValueError(

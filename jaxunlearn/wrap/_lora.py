@@ -7,7 +7,7 @@ their kernel as `lora_a` and `lora_b`; params without them are the model they be
 so that the reference of a term costs nothing but the base.
 
     low = wrap.lora(model, pattern=r"blocks/attention/[qv]/kernel", rank=8, alpha=16.0)
-    params = wrap.add_lora(params, low, rng)
+    params = wrap.add_lora(params, low, key)
     train, rest = trees.split(params, wrap.LORA)
     ...
     hf.save(wrap.merge_lora(trees.merge(state.params, rest), low), model, "unlearned/")
@@ -96,27 +96,27 @@ def lora(model: Model, *, pattern: str, rank: int = 8, alpha: float = 16.0) -> M
     apply = _Lora(model, pattern, rank, float(alpha))
     kernels = _kernels(jax.eval_shape(model.init, jax.random.key(0)), apply)
 
-    def init(rng: PRNGKey) -> Params:
-        base, fresh = jax.random.split(rng)
+    def init(key: PRNGKey) -> Params:
+        base, fresh = jax.random.split(key)
         return _add(model.init(base), apply, fresh)
 
-    extend = model.extend and _Reading(apply, model.extend)
+    extend = model.decode and _Reading(apply, model.decode)
     return model._replace(
         init=init,
         apply=apply,
         unembed=_Reading(apply, model.unembed),
-        extend=extend,
+        decode=extend,
         rules=(*_rules(kernels, model), *model.rules),
     )
 
 
-def add_lora(params: Params, model: Model, rng: PRNGKey) -> Params:
+def add_lora(params: Params, model: Model, key: PRNGKey) -> Params:
     """Params with fresh leaves, which change nothing yet: A random, B zero.
 
     Args:
         params: of the model before wrapping. Its leaves are not copied.
         model: from `lora`.
-        rng: A is drawn from N(0, 1 / in), so that x A is as large as x; float32, as B.
+        key: A is drawn from N(0, 1 / in), so that x A is as large as x; float32, as B.
     Returns:
         The params with `lora_a` [..., in, rank] and `lora_b` [..., rank, out] beside
         each matching kernel.
@@ -126,7 +126,7 @@ def add_lora(params: Params, model: Model, rng: PRNGKey) -> Params:
     Paper and code: the paper draws A from a Gaussian of no stated width; its code
         from a uniform distribution of variance 1 / (3 in).
     """
-    return _add(params, _settings("wrap.add_lora", model), rng)
+    return _add(params, _settings("wrap.add_lora", model), key)
 
 
 def merge_lora(params: Params, model: Model) -> Params:
@@ -207,9 +207,9 @@ def _kernels(params: Params, settings: _Lora) -> dict[str, Array]:
     return found
 
 
-def _add(params: Params, settings: _Lora, rng: PRNGKey) -> Params:
+def _add(params: Params, settings: _Lora, key: PRNGKey) -> Params:
     kernels = _kernels(params, settings)
-    rngs = dict(zip(kernels, jax.random.split(rng, len(kernels)), strict=True))
+    keys = dict(zip(kernels, jax.random.split(key, len(kernels)), strict=True))
 
     def walk(node, path):
         if not isinstance(node, dict):
@@ -220,7 +220,7 @@ def _add(params: Params, settings: _Lora, rng: PRNGKey) -> Params:
             return new
         *stack, into, out = kernel.shape
         a = jax.random.normal(
-            rngs[f"{path}kernel"], (*stack, into, settings.rank), jnp.float32
+            keys[f"{path}kernel"], (*stack, into, settings.rank), jnp.float32
         )
         b = jnp.zeros((*stack, settings.rank, out), jnp.float32)
         return new | {"lora_a": a / math.sqrt(into), "lora_b": b}

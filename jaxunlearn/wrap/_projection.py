@@ -9,7 +9,7 @@ they began as, so that the reference of a term costs nothing but the base.
     model = wrap.projection(base, {"mlp_out": (4, 9)})
     inside = stats.moments(base, params, forget, {"mlp_out": (4, 9)})
     rest = stats.moments(base, params, retain, {"mlp_out": (4, 9)})
-    start = wrap.directions(inside["mlp_out"], 2, retain=rest["mlp_out"])
+    start = wrap.initial_directions(inside["mlp_out"], 2, retain=rest["mlp_out"])
     params = wrap.add_projection(params, model, {"mlp_out": start})
     train, fixed = trees.split(params, wrap.PROJECTION)
     ...
@@ -65,7 +65,7 @@ class _Extend:
 
     def __call__(self, params: Params, batch: Batch, cache, *, edits=None):
         edits = self.projected.edits(params, edits or {})
-        return self.projected.model.extend(params, batch, cache, edits=edits)
+        return self.projected.model.decode(params, batch, cache, edits=edits)
 
 
 def projection(model: Model, places: Mapping[str, Sequence[int]]) -> Model:
@@ -104,7 +104,7 @@ def projection(model: Model, places: Mapping[str, Sequence[int]]) -> Model:
     apply = _Projected(model, kept)
     return model._replace(
         apply=apply,
-        extend=model.extend and _Extend(apply),
+        decode=model.decode and _Extend(apply),
         rules=((rf"{_KEY}/.*", ()), *model.rules),
     )
 
@@ -154,19 +154,19 @@ def add_projection(
         if not bool(jnp.all(jnp.isfinite(new))) or not independent(new, old):
             raise ValueError(
                 f"{owner} needs finite directions, none in the span of the others or "
-                f"of those taken before, got others at {site!r}. wrap.directions("
-                "taken=wrap.taken(params)[site]) gives new ones."
+                f"of those taken before, got others at {site!r}. wrap.initial_directions("
+                "basis=wrap.projection_basis(params)[site]) gives new ones."
             )
         leaves[site] = {"new": new} | ({"old": old} if old.shape[1] else {})
     return params | {_KEY: leaves}
 
 
-def places(model: Model) -> dict[str, tuple[int, ...]]:
+def projection_sites(model: Model) -> dict[str, tuple[int, ...]]:
     """Site -> layers that `projection` was asked for; ValueError for another model."""
-    return dict(_settings("wrap.places", model).places)
+    return dict(_settings("wrap.projection_sites", model).places)
 
 
-def taken(params: Params) -> dict[str, Array]:
+def projection_basis(params: Params) -> dict[str, Array]:
     """Site -> [n layers, r, units]: orthonormal rows that span what is taken away."""
     return {site: _basis(leaves) for site, leaves in params.get(_KEY, {}).items()}
 

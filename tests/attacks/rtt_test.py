@@ -51,7 +51,7 @@ def folds(world):
 def sweeps(world, folds):
     run = partial(attacks.rtt, world.model, tokenizer=world.tokenizer, folds=folds)
     return {
-        name: run(params=getattr(world, name), together=2, **HOW)
+        name: run(params=getattr(world, name), rates_per_batch=2, **HOW)
         for name in ("knows", "hides")
     }
 
@@ -97,7 +97,7 @@ def test_the_whole_of_t_is_seen_once_an_epoch_and_the_rate_rises(world, folds):
     """One update by hand: Lion's sign times the rate, a fourth of it at first."""
     known = attacks.encode_facts(world.tokenizer, folds[0], "answer")
     asked = attacks.encode_asked(world.model, world.tokenizer, folds[1], "choice")
-    rows = table.rows(known)
+    rows = table.num_rows(known)
     sweep = attacks.retrain(
         world.model, world.hides, known, asked, rates=(1e-3,), epochs=1,
         batch_size=rows, warmup=4,
@@ -163,7 +163,7 @@ def _right(row):
 
 
 def test_a_rate_too_high_is_told_and_harms_no_other(world, folds):
-    how = HOW | dict(rates=(3e-3, 1e18), rotations=[0], together=2)
+    how = HOW | dict(rates=(3e-3, 1e18), rotations=[0], rates_per_batch=2)
     (sweep,) = attacks.rtt(world.model, world.hides, world.tokenizer, folds, **how)
     assert sweep.finite.tolist() == [True, False]
     assert sweep.accuracy[0].max() > 0.5

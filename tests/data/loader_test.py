@@ -36,7 +36,7 @@ def sources():
 
 def tables():
     return {
-        name: table.take(source, range(len(source)))
+        name: table.select(source, range(len(source)))
         for name, source in sources().items()
     }
 

@@ -86,6 +86,6 @@ def test_columns_are_added_to_rows():
     extra = {"ref_logps": np.array([1.0, 2.0], np.float32)}
     lazy = table.with_columns([{"x": 0}, {"x": 1}], extra)
     assert len(lazy) == 2 and lazy[1] == {"x": 1, "ref_logps": 2.0}
-    found = table.take(lazy, [1, 0])
+    found = table.select(lazy, [1, 0])
     assert_array_equal(found["ref_logps"], extra["ref_logps"][::-1], strict=True)
     assert set(table.with_columns({"x": np.arange(2)}, extra)) == {"x", "ref_logps"}

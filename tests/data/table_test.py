@@ -210,14 +210,14 @@ def test_the_shares_of_all_processes_make_up_the_batch():
 
 
 def test_padded_shares_make_up_the_batch():
-    (batch,) = table.padded(numbered(5), 6)
-    parts = [next(table.padded(numbered(5), 6, share=(i, 3))) for i in range(3)]
+    (batch,) = table.eval_batches(numbered(5), 6)
+    parts = [next(table.eval_batches(numbered(5), 6, share=(i, 3))) for i in range(3)]
     for name, column in batch.items():
         joined = np.concatenate([part[name] for part in parts])
         whole = np.tile(column, 3) if name == "valid" else column
         np.testing.assert_array_equal(joined, whole)
     with pytest.raises(ValueError, match="4 processes can share equally, got 6 rows"):
-        table.padded(batch, 6, share=(0, 4))
+        table.eval_batches(batch, 6, share=(0, 4))
 
 
 def test_shares_that_do_not_fit_are_errors():
@@ -241,7 +241,7 @@ def test_an_empty_forget_set_is_named_at_once():
     with pytest.raises(ValueError, match="is empty"):
         table.batches({}, 2, seed=0)
     with pytest.raises(ValueError, match="is empty"):
-        table.padded(numbered(0), 2)
+        table.eval_batches(numbered(0), 2)
 
 
 def test_streams_and_batches_name_bad_arguments():
@@ -255,7 +255,7 @@ def test_streams_and_batches_name_bad_arguments():
 
 @pytest.mark.parametrize("count, size", [(7, 3), (6, 3), (2, 5)])
 def test_padded_returns_every_row_once_in_order(count, size):
-    batches = list(table.padded(numbered(count), size))
+    batches = list(table.eval_batches(numbered(count), size))
     assert all(batch["row"].shape == (size,) for batch in batches)
     rows = np.concatenate([batch["row"][batch["valid"]] for batch in batches])
     assert_array_equal(rows, np.arange(count))

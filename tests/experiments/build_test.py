@@ -36,7 +36,7 @@ def test_a_schedule_and_a_trainable_pattern_reach_the_recipe():
     config.schedule.update(warmup=2, steps=10)
     built = build.pieces(config)
     assert len(jax.tree.leaves(built.state.params)) == 1
-    assert built.frozen.rest["blocks"]["mlp"]["down"]["kernel"] is None
+    assert built.frozen.params["blocks"]["mlp"]["down"]["kernel"] is None
     counts = [x for x in jax.tree.leaves(built.state.opt_state) if x.shape == ()]
     assert len(counts) > 2  # the schedule counts too
 

@@ -47,7 +47,7 @@ def test_the_overfitting_metric_of_rows_is_that_of_their_gradients():
 
     world = tiny_world()
     world = world.__class__(
-        world.config, world.model, table.take(world.train, np.arange(6)), world.test
+        world.config, world.model, table.select(world.train, np.arange(6)), world.test
     )
     params = world.model.init(jax.random.key(0))
     found = attacks.overfitting(world, params, world.train)
@@ -55,7 +55,7 @@ def test_the_overfitting_metric_of_rows_is_that_of_their_gradients():
     half, rest = trees.split(params, vision.TRAINABLE)
 
     def loss(half, row):
-        own, one = trees.merge(half, rest), table.take(world.train, np.array([row]))
+        own, one = trees.merge(half, rest), table.select(world.train, np.array([row]))
         logits = world.model.unembed(own, vision.features(world.model, own, one))
         return -jax.nn.log_softmax(logits)[0, one["tokens"][0, 1]]
 

@@ -97,7 +97,7 @@ def test_answers_are_generated_greedily_up_to_a_stop_word(made, decoder):
     stop = next(x for text in wanted for x in text if x.strip())
     stopped = {"until": stop, "max_gen_toks": 6, "do_sample": False}
     got = decoder.generate_until([request(x, stopped) for x in prompts])
-    assert got == [metrics.cut(text, [stop]) for text in wanted]
+    assert got == [metrics.truncate_at_stop(text, [stop]) for text in wanted]
     with pytest.raises(ValueError, match="decodes greedily, but the task asks"):
         decoder.generate_until([request("x", {"do_sample": True})])
 

@@ -97,7 +97,7 @@ def test_an_unknown_shape_is_said(capsys):
 
 @pytest.mark.skipif(not HAS_LIBTPU, reason="needs libtpu")
 def test_a_mesh_may_split_an_axis_of_the_machine():
-    devices = library.describe("v5p:16x16x16")
+    devices = library.topology_devices("v5p:16x16x16")
     mesh = sharding.make_mesh(fsdp=512, tensor=8, devices=devices)
     assert mesh.size == 4096 and mesh.shape["tensor"] == 8
 

@@ -70,7 +70,7 @@ def test_what_is_saved_comes_back_bit_for_bit(filled):
     found = checkpoint.restore(saved, shapes_of(small()), config=CONFIG)
     assert (found.step, found.data, found.skipped) == (3, {"batch": 3}, ())
     same(found.state, small(3))
-    key = found.state["state"].rng
+    key = found.state["state"].key
     assert jax.random.key_impl(key) == jax.random.key_impl(jax.random.key(3))
     checkpoint.save(saved, 4, found.state)
     checkpoint.close(saved)
@@ -90,7 +90,7 @@ def test_a_run_goes_on_on_another_mesh(tmp_path):
     streams = {
         k: tiny.tiny_batch(8, 12, seed=i) for i, k in enumerate(("forget", "retain"))
     }
-    fresh = partial(ju.init_state, tx=recipe.tx, rng=jax.random.key(0))
+    fresh = partial(ju.init_state, tx=recipe.tx, key=jax.random.key(0))
 
     def go(mesh, state, steps):
         plain = ju.make_step(recipe.terms, recipe.tx)

@@ -98,9 +98,9 @@ def test_families(torch_model, same_logits, tmp_path, case):
     mask[1, :4] = False
     tokens = np.random.default_rng(1).integers(0, 96, (2, 12)).astype(np.int32)
     batch = {"tokens": jnp.asarray(tokens), "mask": jnp.asarray(mask)}
-    apply, extend = jax.jit(model.apply), jax.jit(model.extend)
+    apply, extend = jax.jit(model.apply), jax.jit(model.decode)
     expected = apply(params, batch).hidden[mask]
-    cache, pieces = model.cache(2, 12), []
+    cache, pieces = model.init_cache(2, 12), []
     for first in (0, 6):
         piece = {name: x[:, first : first + 6] for name, x in batch.items()}
         hidden, cache = extend(params, piece, cache)

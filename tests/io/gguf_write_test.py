@@ -250,7 +250,7 @@ def test_llama_cpp_has_our_logits(tmp_path, scheme):
 def test_a_decoder_shape_stays(tmp_path):
     model, params = model_of("qwen3")
     hf.save_gguf(params, model, tmp_path / "x.gguf", scheme="f16")
-    again = hf.describe(tmp_path / "x.gguf")
+    again = hf.model_from_config(tmp_path / "x.gguf")
     shapes = [decoder.shapes(m.config) for m in (again, model)]
     assert jax.tree.map(lambda x: x.shape, shapes[0]) == jax.tree.map(
         lambda x: x.shape, shapes[1]

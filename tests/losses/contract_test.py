@@ -142,8 +142,12 @@ LOSSES = {
     ),
     # max - mean of (ln 3, 0) is ln 3 / 2.
     # Of two classes the other one has 1/4.
-    "complement": Row(of_class_0(losses.complement), (QUARTERS,), [np.log(4.0)] * ROWS),
-    "flatten": Row(losses.flatten, (QUARTERS,), [LN3**2 / 4] * ROWS, extreme=SQUARES),
+    "complement": Row(
+        of_class_0(losses.complementary_ce), (QUARTERS,), [np.log(4.0)] * ROWS
+    ),
+    "flatten": Row(
+        losses.logit_margin, (QUARTERS,), [LN3**2 / 4] * ROWS, extreme=SQUARES
+    ),
     # Half of (ln 3 - 1)^2 + 1.
     "rmu": Row(
         losses.rmu,

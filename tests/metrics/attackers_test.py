@@ -51,7 +51,7 @@ def test_the_attacks_are_scikit_learns_on_the_same_scores_and_splits():
     wanted = np.mean(
         [sklearn_fit(x[i], y[i]).score(x[j][:, None], y[j]) for i, j in splits]
     )
-    got = metrics.attack_accuracy(a, b, rng=KEY, splits=splits)
+    got = metrics.attack_accuracy(a, b, key=KEY, splits=splits)
     assert_allclose(got, wanted, rtol=0, atol=1e-9)
     forget = scores(3, 200)[0]
     wanted = sklearn_fit(x, y, balanced=True).predict(forget[:, None]).mean()
@@ -83,7 +83,7 @@ def test_exchangeable_rows_are_told_apart_by_nobody():
     for seed in range(12):
         a, b = scores(10 + seed, 1500, 1500, shift=0.0)
         key = jax.random.fold_in(KEY, seed)
-        kinds["accuracy"].append(metrics.attack_accuracy(a, b, rng=key))
+        kinds["accuracy"].append(metrics.attack_accuracy(a, b, key=key))
         kinds["members"].append(metrics.attack_members(a[:700], b, a[700:]))
         told = metrics.attack_threshold(a[:700], b[:700], a[700:], b[700:])
         kinds["balanced"].append(told.balanced_accuracy)
@@ -94,7 +94,7 @@ def test_exchangeable_rows_are_told_apart_by_nobody():
 
 def test_members_that_are_apart_are_found():
     a, b = np.zeros(60) + np.arange(60) / 600, 5 + np.arange(80) / 800
-    assert metrics.attack_accuracy(a, b, rng=KEY) == 1.0
+    assert metrics.attack_accuracy(a, b, key=KEY) == 1.0
     assert metrics.attack_members(a, b, a[:10]) == 1.0
     assert metrics.attack_members(a, b, b[:10]) == 0.0
     told = metrics.attack_threshold(a, b[:40], a, b[40:])
@@ -103,7 +103,7 @@ def test_members_that_are_apart_are_found():
 
 def test_splits_are_stratified_and_apart():
     members = np.arange(100) < 30
-    for train, test in metrics.stratified_splits(members, rng=KEY, count=3):
+    for train, test in metrics.stratified_splits(members, key=KEY, count=3):
         assert members[test].sum() == 3 and len(test) == 10
         assert sorted([*train, *test]) == list(range(100))
 
@@ -114,7 +114,7 @@ def test_what_cannot_be_attacked_is_refused():
     with pytest.raises(ValueError, match="with 1 not finite"):
         metrics.attack_members([0.0, np.nan], [1.0], [2.0])
     with pytest.raises(ValueError, match="as many members as others"):
-        metrics.attack_accuracy([0.0], [1.0, 2.0], rng=KEY, splits=[])
+        metrics.attack_accuracy([0.0], [1.0, 2.0], key=KEY, splits=[])
     with pytest.raises(ValueError, match="NaN"):
         metrics.attack_threshold([0.0], [1.0], [np.nan], [1.0])
 

@@ -104,8 +104,8 @@ METRICS = {
         [0.5, 0.0, 0.0],
     ),
     "greedy_hits": Row(of_labels(metrics.greedy_hits), (QUARTERS,), LABELS == 0),
-    "without_last": Row(
-        metrics.without_last,
+    "drop_last": Row(
+        metrics.drop_last,
         (WHERE,),
         [[1, 1, 0, 0], [0, 1, 1, 0], [0, 0, 0, 0]],
     ),

@@ -41,11 +41,11 @@ def test_auc_is_the_share_of_pairs():
 
 def test_bootstrap_holds_the_truth_as_often_as_it_says():
     """For two normal sets one apart the area is Phi(1 / sqrt 2) = 0.7602."""
-    rng, hits, widths = np.random.default_rng(0), 0, []
+    key, hits, widths = np.random.default_rng(0), 0, []
     for i in range(60):
-        a, b = rng.normal(0, 1, 40), rng.normal(1, 1, 40)
+        a, b = key.normal(0, 1, 40), key.normal(1, 1, 40)
         key = jax.random.key(i)
-        found = metrics.bootstrap(metrics.auc, a, b, rng=key, level=0.8, resamples=200)
+        found = metrics.bootstrap(metrics.auc, a, b, key=key, level=0.8, resamples=200)
         assert found.low <= found.value <= found.high
         assert found.value == metrics.auc(a, b)
         hits += found.low <= 0.7602 <= found.high
@@ -58,7 +58,7 @@ def test_bootstrap_is_repeatable_and_wider_at_a_higher_level():
     a, b, key = np.arange(20.0), np.arange(20.0) + 3, jax.random.key(3)
 
     def run(level, key=key):
-        return metrics.bootstrap(metrics.auc, a, b, rng=key, level=level)
+        return metrics.bootstrap(metrics.auc, a, b, key=key, level=level)
 
     assert run(0.9) == run(0.9)
     assert run(0.9) != run(0.9, jax.random.key(4))
@@ -67,7 +67,7 @@ def test_bootstrap_is_repeatable_and_wider_at_a_higher_level():
 
 
 def test_bootstrap_of_a_constant_has_no_width():
-    found = metrics.bootstrap(metrics.mean, np.full(5, 2.0), rng=jax.random.key(0))
+    found = metrics.bootstrap(metrics.mean, np.full(5, 2.0), key=jax.random.key(0))
     assert found == (2.0, 2.0, 2.0)
 
 
@@ -98,9 +98,9 @@ KEY = jax.random.key(0)
         (lambda: metrics.auc([], [1.0]), "at least one value in members"),
         (lambda: metrics.auc([1.0], [np.nan]), "others without NaN, got 1 of 1"),
         (lambda: metrics.auc([[1.0]], [1.0]), "members with 1 axes"),
-        (lambda: metrics.bootstrap(metrics.mean, rng=KEY), "at least one sample"),
-        (lambda: metrics.bootstrap(metrics.mean, [1.0], rng=KEY, level=1.0), "< 1"),
-        (lambda: metrics.bootstrap(metrics.mean, [], rng=KEY), r"samples\[0\]"),
+        (lambda: metrics.bootstrap(metrics.mean, key=KEY), "at least one sample"),
+        (lambda: metrics.bootstrap(metrics.mean, [1.0], key=KEY, level=1.0), "< 1"),
+        (lambda: metrics.bootstrap(metrics.mean, [], key=KEY), r"samples\[0\]"),
         (lambda: metrics.privleak(1.2), r"auc in \[0, 1\]"),
         (lambda: metrics.privleak(np.nan), r"auc in \[0, 1\]"),
         (lambda: metrics.privleak(0.5, 1.0), "Give eps > 0"),

@@ -35,8 +35,11 @@ def test_stemming_and_kinds():
 
 
 def test_cut_stops_at_the_first():
-    assert metrics.cut(" Lima \n\nQuestion: Where?", ["Question:", "\n\n"]) == "Lima"
-    assert metrics.cut(" Lima ", []) == "Lima"
+    assert (
+        metrics.truncate_at_stop(" Lima \n\nQuestion: Where?", ["Question:", "\n\n"])
+        == "Lima"
+    )
+    assert metrics.truncate_at_stop(" Lima ", []) == "Lima"
 
 
 def test_exact_match():
@@ -59,7 +62,11 @@ def test_zlib_lengths():
         (lambda: metrics.rouge(["a"], ["a", "b"]), ValueError, "got 1 and 2"),
         (lambda: metrics.rouge([], []), ValueError, "at least one"),
         (lambda: metrics.rouge(["a"], ["a"], kinds=["rougel"]), ValueError, "'rougeL'"),
-        (lambda: metrics.cut("a", "\n"), TypeError, "sequence of stop words"),
+        (
+            lambda: metrics.truncate_at_stop("a", "\n"),
+            TypeError,
+            "sequence of stop words",
+        ),
         (lambda: metrics.exact_match(["a"], []), ValueError, "got 1 and 0"),
         (lambda: metrics.zlib_lengths("a"), TypeError, "sequence of texts"),
     ],

@@ -25,9 +25,9 @@ def test_extending_a_cache_equals_one_pass(name, side, platform, monkeypatch):
     model, params = tiny.tiny_model(**SETTINGS[name])
     batch = tiny.tiny_batch(rows=3, length=10, side=side, answer=False)
     expected = model.apply(params, batch).hidden
-    extend = jax.jit(model.extend)
+    extend = jax.jit(model.decode)
     for cuts in ((10,), (6, 1, 3), (1,) * 10):
-        cache, start, pieces = model.cache(3, 13), 0, []
+        cache, start, pieces = model.init_cache(3, 13), 0, []
         assert isinstance(cache["keys"], tuple) == (platform == "cpu")
         for size in cuts:
             piece = {name: x[:, start : start + size] for name, x in batch.items()}
@@ -43,11 +43,11 @@ def test_extending_a_cache_equals_one_pass(name, side, platform, monkeypatch):
 def test_ready_params_extend_alike():
     model, params = tiny.tiny_model(windows=(3, None, None))
     batch = tiny.tiny_batch(rows=3, length=10, answer=False)
-    expected, _ = model.extend(params, batch, model.cache(3, 10))
-    ready = model.ready(params)
+    expected, _ = model.decode(params, batch, model.init_cache(3, 10))
+    ready = model.prepare_decode(params)
     assert isinstance(ready["blocks"], tuple) and len(ready["blocks"]) == 3
-    assert model.ready(ready) is ready
-    hidden, _ = model.extend(ready, batch, model.cache(3, 10))
+    assert model.prepare_decode(ready) is ready
+    hidden, _ = model.decode(ready, batch, model.init_cache(3, 10))
     assert_allclose(hidden, expected, rtol=1e-6)
 
 
@@ -55,8 +55,8 @@ def test_a_right_padded_prompt_goes_on_after_its_last_real_token():
     model, params = tiny.tiny_model(windows=(3, None, None))
     prompt = tiny.tiny_batch(rows=3, length=8, side="right", answer=False)
     new = {"tokens": jnp.array([[3], [5], [7]]), "mask": jnp.ones((3, 1), jnp.bool_)}
-    _, cache = model.extend(params, prompt, model.cache(3, 9))
-    hidden, _ = model.extend(params, new, cache)
+    _, cache = model.decode(params, prompt, model.init_cache(3, 9))
+    hidden, _ = model.decode(params, new, cache)
     left = tiny.tiny_batch(rows=3, length=8, side="left", answer=False)
     whole = {name: jnp.concatenate([left[name], new[name]], axis=1) for name in new}
     expected = model.apply(params, whole).hidden[:, -1:]

@@ -289,7 +289,7 @@ def test_bfloat16_compute_keeps_float32_masters_and_logits():
     expected = exact.unembed(params, exact.apply(params, batch).hidden)
     error = np.abs(logits - expected)[batch["mask"]].max() / np.abs(expected).max()
     assert 0 < error < 0.1
-    assert model.cache(2, 4)["keys"][0].dtype == jnp.bfloat16
+    assert model.init_cache(2, 4)["keys"][0].dtype == jnp.bfloat16
 
 
 def test_init_makes_the_leaves_that_shapes_names(setting):

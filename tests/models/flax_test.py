@@ -26,12 +26,12 @@ def mean_so_far(x):
 
 
 class NnxLM(nnx.Module):
-    def __init__(self, rngs, rate=0.0):
-        self.embed = nnx.Embed(VOCAB, WIDTH, rngs=rngs)
-        self.layers = nnx.List([nnx.Linear(WIDTH, WIDTH, rngs=rngs) for _ in range(2)])
-        self.norm = nnx.BatchNorm(WIDTH, rngs=rngs)
-        self.dropouts = nnx.List([nnx.Dropout(rate, rngs=rngs) for _ in range(2)])
-        self.head = nnx.Linear(WIDTH, VOCAB, rngs=rngs)
+    def __init__(self, keys, rate=0.0):
+        self.embed = nnx.Embed(VOCAB, WIDTH, keys=keys)
+        self.layers = nnx.List([nnx.Linear(WIDTH, WIDTH, keys=keys) for _ in range(2)])
+        self.norm = nnx.BatchNorm(WIDTH, keys=keys)
+        self.dropouts = nnx.List([nnx.Dropout(rate, keys=keys) for _ in range(2)])
+        self.head = nnx.Linear(WIDTH, VOCAB, keys=keys)
 
     def encode(self, tokens):
         x = self.embed(tokens)
@@ -176,7 +176,7 @@ def test_dropout_is_on_exactly_where_an_rng_comes(name):
     model, params = SPLITS[name](rate=0.5)
     still, _ = SPLITS[name](rate=0.0)
     batch = tiny.tiny_batch()
-    run = jax.jit(lambda rng: model.apply(params, batch, rng=rng).hidden)
+    run = jax.jit(lambda key: model.apply(params, batch, key=key).hidden)
     a, same, b = run(KEY), run(KEY), run(jax.random.key(9))
     assert_array_equal(a, same)
     assert not np.allclose(a, b)
@@ -194,8 +194,8 @@ def test_an_nnx_instance_keeps_its_numbers_and_cannot_init():
         model.init(KEY)
     batch, before = tiny.tiny_batch(), nnx.to_pure_dict(nnx.state(module))
     before = jax.tree.map(lambda x: x, before)
-    hidden = model.apply(params, batch, rng=KEY).hidden
-    jax.jit(model.apply)(params, batch, rng=KEY)
+    hidden = model.apply(params, batch, key=KEY).hidden
+    jax.jit(model.apply)(params, batch, key=KEY)
     after = nnx.to_pure_dict(nnx.state(module))
     assert all(
         a is b
@@ -209,12 +209,12 @@ def test_an_nnx_instance_keeps_its_numbers_and_cannot_init():
 
 def test_a_module_without_randomness_takes_an_rng():
     model, params = models.from_nnx(
-        lambda rngs: nnx.Sequential(
-            nnx.Embed(VOCAB, WIDTH, rngs=rngs), nnx.Linear(WIDTH, VOCAB, rngs=rngs)
+        lambda keys: nnx.Sequential(
+            nnx.Embed(VOCAB, WIDTH, keys=keys), nnx.Linear(WIDTH, VOCAB, keys=keys)
         )
     )
     batch = tiny.tiny_batch()
-    hidden = model.apply(params, batch, rng=KEY).hidden
+    hidden = model.apply(params, batch, key=KEY).hidden
     assert_array_equal(hidden, model.apply(params, batch).hidden)
 
 

@@ -42,12 +42,12 @@ def run(method, mesh=None, own=()):
     with jax.numpy_dtype_promotion("standard"):
         if mesh is None:
             train, rest = trees.split(params, vision.TRAINABLE)
-            state, jitted = fresh(train, rng=KEY), jax.jit(step)
+            state, jitted = fresh(train, key=KEY), jax.jit(step)
         else:
             rules = sharding.override(model.rules, own, params)
             params = jax.device_put(params, sharding.by_rules(params, mesh, rules))
             train, rest = trees.split(params, vision.TRAINABLE)
-            state = sharding.create(fresh, mesh, rules, train, rng=KEY)
+            state = sharding.create(fresh, mesh, rules, train, key=KEY)
             jitted = sharding.jit_step(step, mesh, rules, state)
         for _ in range(2):
             state, metrics = jitted(state, rows, ju.Frozen(rest))

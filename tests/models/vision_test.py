@@ -197,7 +197,7 @@ def test_the_variance_of_what_does_not_vary_is_not_below_zero():
     def apply(params, batch, **_):
         return Outputs(batch["image"], {"statistics": {"begin": {"norm": seen}}})
 
-    model = Model(lambda rng: None, apply, lambda params, hidden: hidden, {})
+    model = Model(lambda key: None, apply, lambda params, hidden: hidden, {})
     params = {"batch_stats": {"begin": {"norm": jax.tree.map(jnp.ones_like, seen)}}}
     new = vision.with_statistics(model, params, [tiny_images()] * 7)
     found = new["batch_stats"]["begin"]["norm"]
@@ -221,15 +221,15 @@ def test_training_normalises_by_the_batch_in_the_parts_that_train_alone():
     frozen = vision.make(model.config, trains=("final",))
     batch = tiny_images()
     still = vision.features(model, params, batch)
-    assert_array_equal(frozen.apply(params, batch, rng=KEY).hidden[:, 0], still)
-    training = model.apply(params, batch, rng=KEY).hidden[:, 0]
+    assert_array_equal(frozen.apply(params, batch, key=KEY).hidden[:, 0], still)
+    training = model.apply(params, batch, key=KEY).hidden[:, 0]
     assert jnp.abs(training - still).max() > 1e-3
 
 
 def test_dropout_is_on_where_there_is_an_rng():
     model, params = tiny_net(norm="none", dropout=0.5, width=0.1)
     batch = tiny_images()
-    a, b = (model.apply(params, batch, rng=r).hidden for r in jax.random.split(KEY))
+    a, b = (model.apply(params, batch, key=r).hidden for r in jax.random.split(KEY))
     assert (a != b).any()
     assert_array_equal(
         model.apply(params, batch).hidden, model.apply(params, batch).hidden
@@ -243,8 +243,8 @@ def test_augmentation_shifts_and_mirrors_while_training_alone():
     assert_array_equal(
         other.apply(params, batch).hidden, model.apply(params, batch).hidden
     )
-    seen = other.apply(params, batch, rng=KEY).hidden
-    assert (seen != model.apply(params, batch, rng=KEY).hidden).any()
+    seen = other.apply(params, batch, key=KEY).hidden
+    assert (seen != model.apply(params, batch, key=KEY).hidden).any()
     from jaxunlearn.wrap import _augment
 
     image = jnp.asarray(batch["image"])

@@ -34,7 +34,7 @@ def report(**settings):
     fresh = functools.partial(ju.init_state, tx=recipe.tx)
     shards = sharding.by_rules(params, mesh, model.rules)
     params = jax.device_put(params, shards)
-    state = sharding.create(fresh, mesh, model.rules, params, rng=jax.random.key(0))
+    state = sharding.create(fresh, mesh, model.rules, params, key=jax.random.key(0))
     plain = ju.make_step(recipe.terms, recipe.tx)
     step = sharding.jit_step(plain, mesh, model.rules, state)
     chip = plan.CHIPS["v5e"]._replace(hbm_bytes=64 * 2.0**20)
@@ -135,11 +135,11 @@ def test_recomputation_is_hardware_flops_only():
 
 def test_what_cannot_be_described_is_an_error():
     with pytest.raises(ValueError, match="such as 'v5p:4x4x4'.*got 'v5p-128'"):
-        plan.describe("v5p-128")
+        plan.topology_devices("v5p-128")
     with pytest.raises(ValueError, match="got chip='v5x'. Did you mean"):
-        plan.describe("v5x:2x2")
+        plan.topology_devices("v5x:2x2")
     with pytest.raises(ValueError, match="has 8 CPU devices, got 'cpu:9'"):
-        plan.describe("cpu:9")
+        plan.topology_devices("cpu:9")
     with pytest.raises(NotImplementedError, match="only TPUs that are not there"):
-        plan.describe("h100:8")
-    assert len(plan.describe("cpu:4")) == 4
+        plan.topology_devices("h100:8")
+    assert len(plan.topology_devices("cpu:4")) == 4

@@ -49,7 +49,7 @@ class Run:
             step = ju.make_step(recipe.terms, recipe.tx)
             self.steps[part] = jax.jit(step, donate_argnums=0)
             stream = STREAMS[part]
-            self.batches[part] = table.at({stream: data[stream]}, 4, seed=0)
+            self.batches[part] = table.batch_fn({stream: data[stream]}, 4, seed=0)
 
     def fit(self, stages=None, states=None, rest=None, **how):
         stages = self.plan.stages(3) if stages is None else stages
@@ -187,7 +187,7 @@ def test_the_offline_stage_takes_turns_and_leaves_the_beginning():
     stages = plan.stages(2, 3)
     pair = [("final", 2), ("middle", 3)]
     assert [tuple(stage) for stage in stages] == pair * 2
-    run.batches["middle"] = table.at({"all": tiny_images(12, 0)}, 4, seed=0)
+    run.batches["middle"] = table.batch_fn({"all": tiny_images(12, 0)}, 4, seed=0)
     for part, recipe in plan.parts.items():
         step = ju.make_step(recipe.terms, recipe.tx)
         run.steps[part] = jax.jit(step, donate_argnums=0)
@@ -258,11 +258,11 @@ def test_statistics_are_measured_whenever_a_run_was_interrupted(measuring, stop,
 
 
 def test_measured_statistics_move_in_the_part_that_trained_and_no_other_bit():
-    run, rng = Run(), np.random.default_rng(0)
+    run, key = Run(), np.random.default_rng(0)
 
     def drawn(path, leaf):
         sign = -1 if path.endswith("mean") else 1  # so that the ReLUs are awake
-        return jnp.asarray(sign * rng.uniform(0.1, 3, leaf.shape), leaf.dtype)
+        return jnp.asarray(sign * key.uniform(0.1, 3, leaf.shape), leaf.dtype)
 
     stats = run.params["batch_stats"]
     run.rest["batch_stats"] = trees.map_with_path(drawn, stats)

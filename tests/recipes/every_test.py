@@ -41,7 +41,7 @@ def run(name, steps=8):
     if name.startswith("mrp"):
         model = wrap.projection(model, {"mlp_out": (0, 2)})
         rows = ([streams()[kind]] for kind in ("forget", "retain"))
-        params = recipes.mrp.begin(params, model, *rows, spared=3)
+        params = recipes.mrp.begin(params, model, *rows, num_protected=3)
     rates = {"learning_rate": 0.05 if name.startswith("mrp") else 1e-3}
     recipe = build.recipes_by_name()[name](model, **rates, **settings)
     train, rest = trees.split(params, recipe.trainable)

@@ -30,7 +30,7 @@ def small():
 
 
 def begin(params, model, forget, **settings):
-    settings = dict(spared=3) | settings
+    settings = dict(num_protected=3) | settings
     return mrp.begin(params, model, [forget], [RETAIN], **settings)
 
 
@@ -95,7 +95,7 @@ def test_topics_go_one_after_another_and_never_come_back():
         params, log = run(model, params, forget)
         assert log[-1]["total/forget/nll"] > log[0]["total/forget/nll"] + 0.02
         assert log[-1]["total/loss"] < log[0]["total/loss"]
-        bases.append(wrap.taken(params)["mlp_out"])
+        bases.append(wrap.projection_basis(params)["mlp_out"])
     assert [q.shape for q in bases] == [(2, 2, 16), (2, 4, 16)]
     assert_allclose(bases[1][:, :2], bases[0], atol=1e-6)
     rest = {k: x for k, x in params.items() if k != "projection"}
@@ -115,7 +115,7 @@ def test_a_new_task_begins_outside_of_what_was_taken_and_spared():
     first = begin(params, model, forget, count=1)
     second = begin(first, model, forget, count=1)
     before, new = (second["projection"]["mlp_out"][k] for k in ("old", "new"))
-    assert_allclose(before, wrap.taken(first)["mlp_out"], atol=1e-6)
+    assert_allclose(before, wrap.projection_basis(first)["mlp_out"], atol=1e-6)
     assert np.abs(jnp.einsum("nku,nju->nkj", before, new)).max() < 1e-5
     values = model.apply(first, RETAIN, taps=PLACES).taps["mlp_out"]
     values = np.asarray(values)[:, np.asarray(RETAIN["mask"])]
@@ -144,7 +144,7 @@ def test_what_cannot_begin_is_refused():
         begin(params, base, forget)
     with pytest.raises(ValueError, match="at least one real token"):
         mrp.begin(params, model, [], [RETAIN])
-    with pytest.raises(ValueError, match="spared below half of the 16 units"):
+    with pytest.raises(ValueError, match="num_protected below half of the 16 units"):
         mrp.begin(params, model, [forget], [RETAIN])
     with pytest.raises(ValueError, match="13 free directions of 16 units"):
         begin(params, model, forget, count=14)

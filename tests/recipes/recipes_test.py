@@ -345,10 +345,10 @@ def test_sure_takes_either_retain_loss(forget, retain, needs_ref):
 
 def test_sure_as_released_has_npo_on_raw_logits():
     model, params = tiny.tiny_model()
-    batch, rng = {"forget": tiny.tiny_batch(2, 8)}, jax.random.key(0)
+    batch, key = {"forget": tiny.tiny_batch(2, 8)}, jax.random.key(0)
     term = recipes.sure.npo(model, compat="released").terms["forget"]
     ref = jax.tree.map(lambda x: 0.9 * x, params)
-    total, _ = term(params, batch, ref, rng)
+    total, _ = term(params, batch, ref, key)
     logits, ref_logits = (
         model.unembed(p, model.apply(p, batch["forget"]).hidden)[:, :-1]
         for p in (params, ref)

@@ -27,13 +27,13 @@ def adam_promotes():
 def linear():
     """A model whose features are a linear map of the pixels, and whose head is one."""
 
-    def apply(params, batch, *, rng=None, **_):
+    def apply(params, batch, *, key=None, **_):
         flat = jnp.asarray(batch["image"]).reshape(len(batch["image"]), -1)
         out = flat.astype(jnp.float32) @ params["map"]
         return Outputs(jnp.stack([out, out], axis=1), {})
 
     maps = jax.random.normal(KEY, (16, 8)), jax.random.normal(KEY, (8, 3))
-    model = Model(lambda rng: None, apply, lambda p, h: h @ p["head"], {})
+    model = Model(lambda key: None, apply, lambda p, h: h @ p["head"], {})
     return model, dict(zip(("map", "head"), maps, strict=True))
 
 
@@ -48,29 +48,29 @@ def test_clusters_are_of_one_class_and_find_what_is_apart():
     which = np.arange(90) % 6
     features = centres[which] + rng.normal(size=(90, 5)) * 0.1
     labels = which // 3
-    buckets = synth.kmeans_per_class(features, labels, clusters=3, rng=KEY)
+    buckets = synth.kmeans_per_class(features, labels, clusters=3, key=KEY)
     assert_array_equal(buckets // 3, labels)
     assert len(set(zip(buckets.tolist(), which.tolist(), strict=True))) == 6
-    again = synth.kmeans_per_class(features, labels, clusters=3, rng=KEY)
+    again = synth.kmeans_per_class(features, labels, clusters=3, key=KEY)
     assert_array_equal(buckets, again)
 
 
 def test_a_cluster_for_every_row_is_a_bucket_for_every_row():
     features = np.random.default_rng(1).normal(size=(12, 3))
-    buckets = synth.kmeans_per_class(features, np.arange(12) % 2, clusters=6, rng=KEY)
+    buckets = synth.kmeans_per_class(features, np.arange(12) % 2, clusters=6, key=KEY)
     assert len(set(buckets.tolist())) == 12
 
 
 def test_clusters_that_cannot_be_are_refused():
     features = np.zeros((5, 2))
     with pytest.raises(ValueError, match="at least 3 rows in every class, got 2 in"):
-        synth.kmeans_per_class(features, [0, 0, 0, 1, 1], clusters=3, rng=KEY)
+        synth.kmeans_per_class(features, [0, 0, 0, 1, 1], clusters=3, key=KEY)
     with pytest.raises(ValueError, match=r"features \[n, D\] and labels"):
-        synth.kmeans_per_class(features, [0, 0], clusters=1, rng=KEY)
+        synth.kmeans_per_class(features, [0, 0], clusters=1, key=KEY)
     with pytest.raises(ValueError, match="finite features .* got 10 not finite"):
-        synth.kmeans_per_class(features * np.nan, [0] * 5, clusters=1, rng=KEY)
+        synth.kmeans_per_class(features * np.nan, [0] * 5, clusters=1, key=KEY)
     with pytest.raises(ValueError, match="a least label of -1"):
-        synth.kmeans_per_class(features, [0, 0, -1, 0, 0], clusters=1, rng=KEY)
+        synth.kmeans_per_class(features, [0, 0, -1, 0, 0], clusters=1, key=KEY)
 
 
 def test_for_linear_features_the_plain_mean_is_already_exact():
@@ -124,7 +124,7 @@ def test_inversion_draws_images_that_the_model_knows():
     table["image"] = (table["image"] * 0.2 + labels[:, None, None, None] * 0.3).astype(
         np.float32
     )
-    small = dict(rng=KEY, batch_size=30, widths=(16, 32))
+    small = dict(key=KEY, batch_size=30, widths=(16, 32))
     early = synth.invert(model, params, table, labels, steps=1, **small)
     late = synth.invert(model, params, table, labels, steps=150, **small)
     assert late.table["image"].shape == (3, *SHAPE)
@@ -162,13 +162,13 @@ def test_the_reduced_set_holds_nothing_that_is_forgotten(data):
 
 
 def test_the_ratio_is_the_formulas_where_buckets_are_equal():
-    rng, size, share = np.random.default_rng(0), 10, 0.05
+    key, size, share = np.random.default_rng(0), 10, 0.05
     buckets = np.repeat(np.arange(400), size)
     table = images.table(np.zeros((4000, 1, 1, 1)), 0 * buckets, classes=1)
     names = np.arange(400)
     made = {k: v[:400] for k, v in images.as_float(table).items()}
     small = synth.Condensed(made, names, np.zeros(400))
-    forget = rng.permutation(4000)[: int(4000 * share)]
+    forget = key.permutation(4000)[: int(4000 * share)]
     got = synth.reduce_retain(table, buckets, small, forget).ratio
     assert_allclose(got, 1 - (1 - share) ** (size - 1) * (1 - 1 / size), atol=0.03)
 
@@ -180,7 +180,7 @@ def test_what_does_not_go_together_is_refused():
     with pytest.raises(ValueError, match="images of one class in a bucket"):
         synth.condense(model, params, table, features, np.zeros(6, int))
     with pytest.raises(ValueError, match="a bucket for each of 6 images"):
-        synth.invert(model, params, table, np.zeros(5, int), rng=KEY, steps=1)
+        synth.invert(model, params, table, np.zeros(5, int), key=KEY, steps=1)
     with pytest.raises(ValueError, match="features of all 6 images, got 5"):
         synth.condense(model, params, table, features[:5], np.arange(6))
     with pytest.raises(ValueError, match="finite features, got 8 that are not"):

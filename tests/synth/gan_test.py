@@ -111,11 +111,11 @@ def test_generators_come_to_draw_what_their_stream_holds():
     streams = {"forget": split.forget, "retain": split.retain}
     net = small_gan(width=16)
     how = dict(batch_size=32, loss="relativistic", r1=1.0, learning_rate=5e-3)
-    params, log = synth.fit_gans(net, streams, rng=KEY, steps=150, **how)
+    params, log = synth.fit_gans(net, streams, key=KEY, steps=150, **how)
     assert len(log) == 150 and set(params) == {"forget", "retain"}
     drawn = {
         name: synth.draw_images(
-            net.draw, params[name]["generator"], 100, latent=8, rng=KEY, batch_size=64
+            net.draw, params[name]["generator"], 100, latent=8, key=KEY, batch_size=64
         )
         for name in streams
     }
@@ -124,7 +124,7 @@ def test_generators_come_to_draw_what_their_stream_holds():
     assert bright["forget"][:2, :2].mean() > 2 * bright["forget"][2:, 2:].mean()
     assert bright["retain"][:2, :2].mean() < bright["retain"][2:, 2:].mean()
     again = synth.draw_images(
-        net.draw, params["forget"]["generator"], 100, latent=8, rng=KEY, batch_size=64
+        net.draw, params["forget"]["generator"], 100, latent=8, key=KEY, batch_size=64
     )
     assert_array_equal(again, drawn["forget"])
 
@@ -140,7 +140,7 @@ def test_a_gan_that_diverges_stops_with_the_last_good_networks():
         synth.fit_gans(
             net,
             data,
-            rng=KEY,
+            key=KEY,
             steps=400,
             batch_size=16,
             loss="hinge",
@@ -156,13 +156,13 @@ def test_a_gan_that_diverges_stops_with_the_last_good_networks():
     jax.tree.map(assert_array_equal, found.params, good)
     broken = net._replace(judge=lambda *which: net.judge(*which) * jnp.nan)
     with pytest.raises(synth.Diverged, match="needed finite losses") as error:
-        synth.fit_gans(broken, data, rng=KEY, steps=5, batch_size=16)
+        synth.fit_gans(broken, data, key=KEY, steps=5, batch_size=16)
     assert error.value.step == 0
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(error.value.params))
 
 
 def test_steps_that_run_out_on_a_large_loss_hand_out_no_networks():
-    how = dict(rng=KEY, steps=6, batch_size=16, loss="hinge", learning_rate=5.0)
+    how = dict(key=KEY, steps=6, batch_size=16, loss="hinge", learning_rate=5.0)
     with pytest.raises(synth.Diverged, match=r"beyond 3.0 for [1-6] step.*lr") as error:
         synth.fit_gans(small_gan(), {"forget": blobs(32)}, limit=3.0, every=1, **how)
     found = error.value
@@ -194,9 +194,9 @@ def test_right_is_the_share_that_the_discriminator_tells(loss):
 def test_no_label_stays_itself(rule, classes):
     labels = np.tile(np.arange(classes), 200)
     logits = np.random.default_rng(0).normal(size=(len(labels), classes))
-    new = synth.invert_labels(labels, classes, rule=rule, rng=KEY, logits=logits)
+    new = synth.invert_labels(labels, classes, rule=rule, key=KEY, logits=logits)
     assert (new != labels).all() and new.min() >= 0 and new.max() < classes
-    again = synth.invert_labels(labels, classes, rule=rule, rng=KEY, logits=logits)
+    again = synth.invert_labels(labels, classes, rule=rule, key=KEY, logits=logits)
     assert_array_equal(new, again)
     if rule == "reflect" and classes % 2 == 0:
         assert_array_equal(new, classes - 1 - labels)
@@ -209,18 +209,18 @@ def test_rules_that_lack_something_are_refused():
         synth.invert_labels([0], 2, rule="reflekt")
     with pytest.raises(ValueError, match="labels 0 to 2"):
         synth.invert_labels([0, 2], 2)
-    with pytest.raises(ValueError, match="needs rng"):
+    with pytest.raises(ValueError, match="needs key"):
         synth.invert_labels([0], 2, rule="random_wrong")
     with pytest.raises(ValueError, match="needs logits"):
         synth.invert_labels([0], 2, rule="least_likely")
     with pytest.raises(ValueError, match="Did you mean 'hinge'"):
-        synth.fit_gans(small_gan(), {"a": blobs(8)}, rng=KEY, steps=1, loss="hing")
+        synth.fit_gans(small_gan(), {"a": blobs(8)}, key=KEY, steps=1, loss="hing")
 
 
 def test_the_mix_has_every_row_and_turns_round_what_is_forgotten():
     split = images.split_class(blobs(40), 1)
     drawn = images.table(np.full((6, *SHAPE), 0.5), np.full(6, 1), classes=CLASSES)
-    mixed = synth.reorganise(
+    mixed = synth.build_mixture(
         split.forget, split.retain, drawn, drawn, classes=CLASSES, rule="shift"
     )
     counts = np.bincount(mixed["source"], minlength=4)
@@ -232,12 +232,12 @@ def test_the_mix_has_every_row_and_turns_round_what_is_forgotten():
     held = np.tile([3.0, 2.0, 1.0, 0.0], (10, 1))
     logits = {"forget": held, "forget drawn": -held[:6]}
     how = dict(classes=CLASSES, rule="least_likely")
-    mixed = synth.reorganise(split.forget, split.retain, drawn, logits=logits, **how)
+    mixed = synth.build_mixture(split.forget, split.retain, drawn, logits=logits, **how)
     assert set(images.labels_of(mixed)[30:40]) == {3}
     assert set(images.labels_of(mixed)[40:]) == {0}
     del logits["forget drawn"]
     with pytest.raises(ValueError, match="needs logits .n, 4. .* got none"):
-        synth.reorganise(split.forget, split.retain, drawn, logits=logits, **how)
+        synth.build_mixture(split.forget, split.retain, drawn, logits=logits, **how)
 
 
 def test_labels_are_the_models_own_without_dropout():
@@ -275,25 +275,25 @@ def test_a_class_is_forgotten_and_the_others_are_kept():
     net = small_gan(width=16)
     streams = {"forget": split.forget, "retain": split.retain}
     how = dict(batch_size=32, loss="relativistic", r1=1.0, learning_rate=5e-3)
-    pairs, _ = synth.fit_gans(net, streams, rng=KEY, steps=120, **how)
+    pairs, _ = synth.fit_gans(net, streams, key=KEY, steps=120, **how)
     drawn = {
         name: synth.pseudo_label(
             model,
             params,
             synth.draw_images(
-                net.draw, pairs[name]["generator"], 40, latent=8, rng=KEY
+                net.draw, pairs[name]["generator"], 40, latent=8, key=KEY
             ),
         )[0]
         for name in streams
     }
-    mixed = synth.reorganise(
+    mixed = synth.build_mixture(
         split.forget,
         split.retain,
         drawn["forget"],
         drawn["retain"],
         classes=CLASSES,
         rule="random_wrong",
-        rng=KEY,
+        key=KEY,
     )
     tune = recipes.finetune.nll(model, learning_rate=1e-2, streams={"mixed": 1.0})
     new = trained(params, tune, {"mixed": mixed}, 60)

@@ -45,12 +45,12 @@ def condense(made, rows, features=None, buckets=BUCKETS):
 
 
 def invert(made, rows):
-    how = dict(rng=KEY, steps=1, widths=(2,))
+    how = dict(key=KEY, steps=1, widths=(2,))
     return synth.invert(made.model, made.params, rows, BUCKETS, **how)
 
 
 def fit_gans(made, rows):
-    return synth.fit_gans(made.net, {"forget": rows}, rng=KEY, steps=1, batch_size=2)
+    return synth.fit_gans(made.net, {"forget": rows}, key=KEY, steps=1, batch_size=2)
 
 
 def reduce_retain(made, rows, small=None, buckets=BUCKETS, forget=(0,)):
@@ -65,8 +65,8 @@ TAKE_IMAGES = {
     "pseudo_label": lambda made, rows: synth.pseudo_label(
         made.model, made.params, rows["image"]
     ),
-    "reorganise": lambda made, rows: synth.reorganise(rows, made.rows, classes=3),
-    "reorganise drawn": lambda made, rows: synth.reorganise(
+    "build_mixture": lambda made, rows: synth.build_mixture(rows, made.rows, classes=3),
+    "build_mixture drawn": lambda made, rows: synth.build_mixture(
         made.rows, made.rows, rows, classes=3
     ),
 }
@@ -141,7 +141,7 @@ OTHERS = {
         "whole forget_rows, got float64",
     ),
     "fractional labels to cluster": (
-        lambda made: synth.kmeans_per_class(np.eye(6), HALF, clusters=1, rng=KEY),
+        lambda made: synth.kmeans_per_class(np.eye(6), HALF, clusters=1, key=KEY),
         TypeError,
         "whole labels, got float64",
     ),

@@ -77,7 +77,7 @@ def test_joint_unembeds_once_where_all_parts_want_log_probabilities():
     products = {}
     for kinds in (("forget",), ("forget", "retain"), tuple(WEIGHTS)):
         joint = terms.joint({name: parts[name] for name in kinds})
-        run = partial(joint, streams=streams, ref=reference(), rng=RNG)
+        run = partial(joint, streams=streams, ref=reference(), key=RNG)
         products[len(kinds)] = str(jax.make_jaxpr(run)(params)).count("dot_general")
     assert products[1] == products[2] < products[3]
 

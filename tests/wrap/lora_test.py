@@ -73,8 +73,8 @@ def test_decoding_with_a_cache_reads_the_products():
     model, params, low, wrapped = low_rank()
     tokens = tiny.tiny_batch(vocab=64, side="left", answer=False)
     merged = wrap.merge_lora(wrapped, low)
-    expected, _ = model.extend(merged, tokens, model.cache(4, 12))
-    hidden, _ = low.extend(wrapped, tokens, low.cache(4, 12))
+    expected, _ = model.decode(merged, tokens, model.init_cache(4, 12))
+    hidden, _ = low.decode(wrapped, tokens, low.init_cache(4, 12))
     assert_allclose(hidden, expected, rtol=0, atol=1e-4)
 
 
@@ -111,7 +111,7 @@ def test_blur_trains_only_the_leaves_and_on_a_mesh_as_on_one_device():
     _, params, low, wrapped = low_rank()
     recipe = recipes.blur.npo(low, gamma=0.1, learning_rate=1e-3)
     step = ju.make_step(recipe.terms, recipe.tx)
-    fresh = partial(ju.init_state, tx=recipe.tx, rng=jax.random.key(0))
+    fresh = partial(ju.init_state, tx=recipe.tx, key=jax.random.key(0))
     train, rest = trees.split(wrapped, wrap.LORA)
     state = fresh(train)
     moments = trees.paths(state.opt_state)
@@ -143,14 +143,14 @@ def test_blur_trains_only_the_leaves_and_on_a_mesh_as_on_one_device():
 
 def test_a_flax_model_runs_on_merged_kernels():
     class Net(nnx.Module):
-        def __init__(self, rngs):
-            self.embed = nnx.Embed(64, 16, rngs=rngs)
-            self.head = nnx.Linear(16, 64, rngs=rngs)
+        def __init__(self, keys):
+            self.embed = nnx.Embed(64, 16, keys=keys)
+            self.head = nnx.Linear(16, 64, keys=keys)
 
         def __call__(self, tokens):
             return self.head(self.embed(tokens))
 
-    model, params = models.from_nnx(lambda rngs: Net(rngs))
+    model, params = models.from_nnx(lambda keys: Net(keys))
     low = wrap.lora(model, pattern="head/kernel", rank=2)
     wrapped = wrap.add_lora(params, low, jax.random.key(0))
     wrapped["head"]["lora_b"] += 1.0

@@ -38,7 +38,7 @@ def projected(places=BOTH, tasks=3, **settings):
 
 def test_three_tasks_are_one_idempotent_projection_of_their_union():
     _, model, params = projected()
-    basis = wrap.taken(params)["mlp_out"]
+    basis = wrap.projection_basis(params)["mlp_out"]
     assert basis.shape[1] == 6
     eye = np.eye(basis.shape[-1])
     for index, q in enumerate(np.asarray(basis, np.float64)):
@@ -47,7 +47,7 @@ def test_three_tasks_are_one_idempotent_projection_of_their_union():
         tasks = [drawn(model, BOTH, seed=t)["mlp_out"][index] for t in range(3)]
         assert np.abs(np.concatenate(tasks) @ p).max() < 1e-5
     # What a task takes does not change with the tasks after it.
-    first = wrap.taken(projected(tasks=1)[2])["mlp_out"]
+    first = wrap.projection_basis(projected(tasks=1)[2])["mlp_out"]
     assert_allclose(basis[:, :2], first, atol=1e-6)
     values = model.apply(params, tiny.tiny_batch(), taps={"mlp_out": (2, 1)}).taps
     # Taps give the value after edits.
@@ -116,8 +116,8 @@ def test_the_rules_leave_directions_whole_on_every_device():
 def test_a_cache_sees_the_projection_too():
     base, model, params = projected(tasks=1)
     batch = tiny.tiny_batch()
-    cache = model.cache(*batch["tokens"].shape)
-    hidden, _ = model.extend(params, batch, cache)
+    cache = model.init_cache(*batch["tokens"].shape)
+    hidden, _ = model.decode(params, batch, cache)
     expected = model.apply(params, batch).hidden
     real = np.asarray(batch["mask"])
     assert_allclose(hidden[real], expected[real], atol=1e-4)
@@ -134,10 +134,12 @@ def test_moments_and_directions_find_what_only_the_forget_set_has():
         return stats.Moments(jnp.int32(500), jnp.array(mean), jnp.array(second))
 
     forget, retain = moments(3 * shared, own), moments(3 * shared)
-    pca = wrap.directions(forget, 1, kind="pca")[0, 0]
-    contrast = wrap.directions(forget, 1, retain=retain, spared=1)
+    pca = wrap.initial_directions(forget, 1, kind="pca")[0, 0]
+    contrast = wrap.initial_directions(forget, 1, retain=retain, num_protected=1)
     assert abs(pca @ shared) > 0.95 and abs(contrast[0, 0] @ own) > 0.95
-    again = wrap.directions(forget, 1, retain=retain, spared=1, taken=contrast)
+    again = wrap.initial_directions(
+        forget, 1, retain=retain, num_protected=1, basis=contrast
+    )
     assert abs(again[0, 0] @ own) < 0.05
     assert np.abs(again @ contrast.mT).max() < 1e-6
 
@@ -209,7 +211,7 @@ def _add(change):
 
 def _directions(count, value=0.0, tokens=1):
     second = jnp.eye(8)[None] + value
-    wrap.directions(
+    wrap.initial_directions(
         stats.Moments(jnp.int32(tokens), second[:, 0], second), count, kind="pca"
     )
 

@@ -36,7 +36,7 @@ DEFAULTS: Mapping[str, Mapping[str, Any]] = {
         optimizer="adam",
         warmup=4,
         rank=0,
-        together=1,
+        rates_per_batch=1,
     ),
 }
 OPTIMIZERS = {"adam": optax.scale_by_adam(), "lion": optax.scale_by_lion(0.9, 0.99)}

@@ -187,6 +187,6 @@ def _number(
     bad = sum(int(np.isnan(x).sum()) for x in samples)
     if bad:
         return {"value": math.nan, "low": None, "high": None, "n": count - bad}
-    rng = jax.random.key(seed)
-    found = metrics.bootstrap(statistic, *samples, rng=rng, resamples=resamples)
+    key = jax.random.key(seed)
+    found = metrics.bootstrap(statistic, *samples, key=key, resamples=resamples)
     return {**found._asdict(), "n": count}

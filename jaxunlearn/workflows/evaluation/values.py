@@ -115,7 +115,7 @@ def gradnorms(
 def _gradnorms(params, batch, model, stacked, last):
     def loss(params, row):
         logps, where = terms.target_logps(model, params, row)
-        where = metrics.without_last(where) if last else where
+        where = metrics.drop_last(where) if last else where
         return metrics.mean_nll(logps, where=where)[0]
 
     def one(row):
@@ -246,7 +246,7 @@ def _attacks(right: TokenScores, nll, rows, settings) -> dict[str, Any]:
 
 def _counted(right: TokenScores, settings):
     if settings.compat == "openunlearning":
-        return np.asarray(metrics.without_last(right.where))
+        return np.asarray(metrics.drop_last(right.where))
     return right.where
 
 
@@ -260,7 +260,7 @@ def _generated(model, params, tokenizer, prompts, rows, settings, batch_size, me
         batch_size=batch_size,
         mesh=mesh,
     )
-    texts = [metrics.cut(text, settings.stops) for text in texts]
+    texts = [metrics.truncate_at_stop(text, settings.stops) for text in texts]
     rouge = metrics.rouge(texts, [row["answer"] for row in rows])
     kinds = ("rouge1_recall", "rougeL_recall", "rougeL_f1")
     return {"completion": texts} | {kind: rouge[kind].tolist() for kind in kinds}

@@ -78,7 +78,7 @@ def model(config: ConfigDict) -> Model:
     c = config.model
     running = {name: c[name] for name in ("compute_dtype", "remat", "attention")}
     if c.path:
-        return hf.describe(path(c.path), **running)
+        return hf.model_from_config(path(c.path), **running)
     fields = {}
     if c.preset:
         from jaxunlearn.workflows.training import presets
@@ -144,8 +144,8 @@ def state_shapes(
 ) -> ju.UnlearnState:
     """The state's shapes with shardings; `train` as params_shapes gives it."""
     fresh = partial(ju.init_state, tx=recipe.tx)
-    rng = jax.eval_shape(partial(jax.random.key, 0))
-    return _placed(jax.eval_shape(fresh, train, rng=rng), mesh, model)
+    key = jax.eval_shape(partial(jax.random.key, 0))
+    return _placed(jax.eval_shape(fresh, train, key=key), mesh, model)
 
 
 def batch_shapes(config: ConfigDict, recipe: Recipe) -> Streams:

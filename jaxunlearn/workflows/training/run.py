@@ -105,7 +105,7 @@ def run(config: ConfigDict) -> dict:
 
     frozen = ju.Frozen(
         trees.split(original, built.recipe.trainable)[1],
-        original if built.frozen.ref is not None else None,
+        original if built.frozen.ref_params is not None else None,
     )
     if config.mode == "evaluate":
         state = found.state if found else None
@@ -116,7 +116,7 @@ def run(config: ConfigDict) -> dict:
         batches = _loader(config, rows, found)
         state = _train(config, built, saved, state, frozen, batches, asked, plain)
         batches.close()
-    merged = trees.merge(state.params, frozen.rest) if state else original
+    merged = trees.merge(state.params, frozen.params) if state else original
     result = {
         "mode": config.mode,
         "step": int(state.step) if state else 0,
@@ -209,22 +209,22 @@ def _original(config, built):
     """(params before anything was changed, on the mesh; tokenizer or None)."""
     if not config.model.path:
         init = partial(_init, built.model.init, config.model.dtype)
-        rng = jax.random.key(config.seed)
-        return sharding.create(init, built.mesh, built.model.rules, rng), None
+        key = jax.random.key(config.seed)
+        return sharding.create(init, built.mesh, built.model.rules, key), None
     path, dtype = build.path(config.model.path), config.model.dtype
     _, params, tokenizer = hf.load(path, dtype=dtype, mesh=built.mesh)
     return params, tokenizer
 
 
-def _init(init, dtype, rng):
-    return jax.tree.map(lambda x: x.astype(dtype), init(rng))
+def _init(init, dtype, key):
+    return jax.tree.map(lambda x: x.astype(dtype), init(key))
 
 
 def _fresh(built, original, seed):
     train, _ = trees.split(original, built.recipe.trainable)
     fresh = partial(ju.init_state, tx=built.recipe.tx)
-    rng = jax.random.key(seed)
-    return sharding.create(fresh, built.mesh, built.model.rules, train, rng=rng)
+    key = jax.random.key(seed)
+    return sharding.create(fresh, built.mesh, built.model.rules, train, key=key)
 
 
 def _evaluate(config, built, params, made):
@@ -233,7 +233,7 @@ def _evaluate(config, built, params, made):
     for name, rows in made.items():
         size, most = config.data[name].rows, config.evaluate.rows
         if most:
-            rows = table.take(rows, range(min(most, table.rows(rows))), name=name)
+            rows = table.select(rows, range(min(most, table.num_rows(rows))), name=name)
         logps, lengths = _scores(built, params, rows, size)
         nll = -float(logps.sum(dtype=np.float64)) / max(1, int(lengths.sum()))
         perplexity = math.exp(nll) if nll < 700 else math.inf

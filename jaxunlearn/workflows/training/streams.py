@@ -162,7 +162,7 @@ def with_reference(
 def _mark(config: ConfigDict, stream: str, rows: Rows) -> np.uint32:
     """A number for what was scored: the settings, and the tokens or how many rows."""
     model = {k: v for k, v in config.model.to_dict().items() if k != "remat"}
-    made_of = [model, config.seed, config.data[stream].to_dict(), table.rows(rows)]
+    made_of = [model, config.seed, config.data[stream].to_dict(), table.num_rows(rows)]
     text = json.dumps(made_of, sort_keys=True, default=str).encode()
     if isinstance(rows, dict):
         text += rows["tokens"].tobytes() + rows["answer"].tobytes()

@@ -65,7 +65,9 @@ def tofu_forget_quality(case, x):
 def rouge_openunlearning(case, x):
     """Generations cut at the stop words, references stripped."""
     given, text = case["hyperparameters"], case["text"]
-    generated = [metrics.cut(t, given["stopwords"]) for t in text["raw_generation"]]
+    generated = [
+        metrics.truncate_at_stop(t, given["stopwords"]) for t in text["raw_generation"]
+    ]
     wanted = [t.strip() for t in text["ground_truth"]]
     return metrics.rouge(generated, wanted, stem=given["use_stemmer"])
 

@@ -43,5 +43,5 @@ def pdu(case, x):
 def _forget(x):
     """Flattening, masked by the labels of the same positions."""
     where = x["forget_labels"] != reading.IGNORE
-    loss = losses.flatten(x["forget_logits"], where=where)
+    loss = losses.logit_margin(x["forget_logits"], where=where)
     return loss.sum() / where.sum().astype(loss.dtype)

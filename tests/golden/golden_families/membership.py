@@ -49,14 +49,14 @@ def _zlib(case, x, part):
 
 def _min_k(case, x, part):
     logps, where = reading.answer_tokens(x, part)
-    where = metrics.without_last(where)
+    where = metrics.drop_last(where)
     k = case["hyperparameters"]["k"]
     return metrics.mia_min_k(logps, k=k, where=where, empty=0.0)
 
 
 def _min_k_plus_plus(case, x, part):
     targets = x[f"{part}_labels"][:, 1:]
-    where = metrics.without_last(targets != reading.IGNORE)
+    where = metrics.drop_last(targets != reading.IGNORE)
     k = case["hyperparameters"]["k"]
     logits = x[f"{part}_logits"][:, :-1]
     return metrics.mia_min_k_plus_plus(logits, targets, k=k, where=where, empty=0.0)
@@ -69,7 +69,7 @@ def _gradnorm(case, x, part):
 
     def loss(params, ids, labels):
         logits = params["embed"][ids] @ params["head"]
-        where = metrics.without_last(labels[1:] != reading.IGNORE)
+        where = metrics.drop_last(labels[1:] != reading.IGNORE)
         logps = losses.token_logps(logits[:-1], labels[1:], where=where)
         return metrics.mean_nll(logps, where=where)
 

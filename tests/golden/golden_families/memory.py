@@ -32,7 +32,7 @@ def tokenwise(case, x):
     As wide as the longest row, so it looks at the values and runs without jit.
     """
     logps, where = reading.answer_tokens(x, "forget")
-    where = metrics.without_last(where)
+    where = metrics.drop_last(where)
     lengths = where.sum(-1)
     order = jnp.argsort(~where, axis=-1, stable=True)[:, : int(lengths.max())]
     real = jnp.arange(order.shape[1]) < lengths[:, None]
@@ -94,7 +94,7 @@ def _answers(x, part):
 def _hits(x):
     targets = x["forget_labels"][:, 1:]
     hits = metrics.greedy_hits(x["forget_logits"][:, :-1], targets)
-    return hits, metrics.without_last(targets != reading.IGNORE)
+    return hits, metrics.drop_last(targets != reading.IGNORE)
 
 
 def _losses(x):
