@@ -222,13 +222,13 @@ def from_linen(
     constants = {name: value for name, value in given.items() if name != "params"}
 
     def run(params, batch, key):
-        keys = None if key is None else {"dropout": key}
+        rngs = None if key is None else {"dropout": key}
         return module.apply(
             {"params": params} | constants,
             batch,
             key is None,
             method=run_bound,
-            keys=keys,
+            rngs=rngs,
         )
 
     def head(params, x):

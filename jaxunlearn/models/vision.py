@@ -138,7 +138,7 @@ def make(config: VisionConfig, *, trains: Sequence[str] = PARTS) -> Model:
             image,
             used,
             mutable=[_STATS],
-            keys=None if key is None else {"dropout": key},
+            rngs=None if key is None else {"dropout": key},
             method="features",
         )
         moved = {k: seen for k, seen in new.get(_STATS, {}).items() if k in used}

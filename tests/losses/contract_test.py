@@ -142,10 +142,10 @@ LOSSES = {
     ),
     # max - mean of (ln 3, 0) is ln 3 / 2.
     # Of two classes the other one has 1/4.
-    "complement": Row(
+    "complementary_ce": Row(
         of_class_0(losses.complementary_ce), (QUARTERS,), [np.log(4.0)] * ROWS
     ),
-    "flatten": Row(
+    "logit_margin": Row(
         losses.logit_margin, (QUARTERS,), [LN3**2 / 4] * ROWS, extreme=SQUARES
     ),
     # Half of (ln 3 - 1)^2 + 1.

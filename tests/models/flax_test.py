@@ -26,12 +26,12 @@ def mean_so_far(x):
 
 
 class NnxLM(nnx.Module):
-    def __init__(self, keys, rate=0.0):
-        self.embed = nnx.Embed(VOCAB, WIDTH, keys=keys)
-        self.layers = nnx.List([nnx.Linear(WIDTH, WIDTH, keys=keys) for _ in range(2)])
-        self.norm = nnx.BatchNorm(WIDTH, keys=keys)
-        self.dropouts = nnx.List([nnx.Dropout(rate, keys=keys) for _ in range(2)])
-        self.head = nnx.Linear(WIDTH, VOCAB, keys=keys)
+    def __init__(self, rngs, rate=0.0):
+        self.embed = nnx.Embed(VOCAB, WIDTH, rngs=rngs)
+        self.layers = nnx.List([nnx.Linear(WIDTH, WIDTH, rngs=rngs) for _ in range(2)])
+        self.norm = nnx.BatchNorm(WIDTH, rngs=rngs)
+        self.dropouts = nnx.List([nnx.Dropout(rate, rngs=rngs) for _ in range(2)])
+        self.head = nnx.Linear(WIDTH, VOCAB, rngs=rngs)
 
     def encode(self, tokens):
         x = self.embed(tokens)
@@ -209,8 +209,8 @@ def test_an_nnx_instance_keeps_its_numbers_and_cannot_init():
 
 def test_a_module_without_randomness_takes_an_rng():
     model, params = models.from_nnx(
-        lambda keys: nnx.Sequential(
-            nnx.Embed(VOCAB, WIDTH, keys=keys), nnx.Linear(WIDTH, VOCAB, keys=keys)
+        lambda rngs: nnx.Sequential(
+            nnx.Embed(VOCAB, WIDTH, rngs=rngs), nnx.Linear(WIDTH, VOCAB, rngs=rngs)
         )
     )
     batch = tiny.tiny_batch()
