@@ -19,9 +19,10 @@ ROOT = Path(__file__).resolve().parent.parent
 # its neighbours. Rooms that do not exist yet already have their place.
 LEAVES = ("typing", "trees", "_checks", "_pixels", "_hosts", "sharding")
 MATHS = ("losses", "combine", "edits", "metrics")
-GLUE = ("step", "terms", "stats", "wrap", "generate", "bilevel")
-PROCEDURES = ("attacks", "synth", "evaluate", "fit", "plan")
-ROWS = (LEAVES, MATHS, GLUE, PROCEDURES, ("recipes",))
+GLUE = ("_step", "terms", "stats", "wrap", "_generate", "bilevel")
+PROCEDURES = ("attacks", "synth", "evaluate", "_fit", "plan")
+TOP = ("workflows", "commands", "__main__")  # what runs from a shell: files allowed
+ROWS = (LEAVES, MATHS, GLUE, PROCEDURES, ("recipes",), *((room,) for room in TOP))
 
 # Side rooms hold files and libraries, and know of the others only this much. io also
 # builds the decoder that a checkpoint describes, and loads it into shards.
@@ -165,7 +166,7 @@ def arrows_go_down(source: Source) -> Iterator[Violation]:
         if room in SIDE:
             fine = target in SIDE[room]
         elif target in SIDE:
-            fine = room in PROCEDURES and _within(inner, (TABLE,))
+            fine = room in TOP or (room in PROCEDURES and _within(inner, (TABLE,)))
         elif not any(target in row for row in ROWS):
             fine = False
         else:
@@ -205,12 +206,12 @@ def maths_has_no_hidden_dice(source: Source) -> Iterator[Violation]:
 
 
 def file_libraries_stay_in_side_rooms(source: Source) -> Iterator[Violation]:
-    """libraries for files and tokenizers appear only in data, io, experiments, tests"""
-    if source.room in (None, "data", "io"):
+    """libraries for files and tokenizers appear only in data, io, the top and tests"""
+    if source.room in (None, "data", "io", *TOP):
         return
     for line, name in imports(source):
         if _within(name, FILE_LIBRARIES):
-            yield line, f"{name} outside data, io, experiments and tests"
+            yield line, f"{name} outside data, io, the top rooms and tests"
 
 
 def torch_is_for_comparison(source: Source) -> Iterator[Violation]:
@@ -252,9 +253,10 @@ def no_global_mesh(source: Source) -> Iterator[Violation]:
 
 
 def modules_are_short(source: Source) -> Iterator[Violation]:
-    """no module is longer than 400 lines"""
+    """a module over 400 lines says "Over 400 lines because" in its docstring"""
     lines = source.text.count("\n")
-    if lines > LONGEST:
+    reason = ast.get_docstring(source.tree) or ""
+    if lines > LONGEST and "Over 400 lines because" not in reason:
         yield LONGEST + 1, f"{lines} lines; a longer file usually holds two ideas"
 
 

@@ -144,7 +144,7 @@ def test_every_rule_has_a_made_up_violation():
 
 def test_the_sources_are_found():
     rooms = {source.room for source in plan.sources()}
-    assert {"", "losses", "combine", "step", None} <= rooms
+    assert {"", "losses", "combine", "_step", None} <= rooms
 
 
 def test_rooms_import_each_other_without_circles():

@@ -143,14 +143,14 @@ def test_blur_trains_only_the_leaves_and_on_a_mesh_as_on_one_device():
 
 def test_a_flax_model_runs_on_merged_kernels():
     class Net(nnx.Module):
-        def __init__(self, keys):
-            self.embed = nnx.Embed(64, 16, keys=keys)
-            self.head = nnx.Linear(16, 64, keys=keys)
+        def __init__(self, rngs):
+            self.embed = nnx.Embed(64, 16, rngs=rngs)
+            self.head = nnx.Linear(16, 64, rngs=rngs)
 
         def __call__(self, tokens):
             return self.head(self.embed(tokens))
 
-    model, params = models.from_nnx(lambda keys: Net(keys))
+    model, params = models.from_nnx(lambda rngs: Net(rngs))
     low = wrap.lora(model, pattern="head/kernel", rank=2)
     wrapped = wrap.add_lora(params, low, jax.random.key(0))
     wrapped["head"]["lora_b"] += 1.0
