@@ -21,6 +21,8 @@ twin, which never saw A to C, are attacked too.
 
 One line of JSON a stage, in `<output>/<world>.mrp.jsonl`: stopped at any time, the same
 command goes on. Writes results/mrp_small.json, .md and .png; --draw only that.
+
+Over 400 lines because it holds the methods, the attackers and the run of one paper.
 """
 
 import sys

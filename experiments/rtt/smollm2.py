@@ -23,6 +23,8 @@ own.
 One line of JSON a run, in `<output>/relearn.jsonl`: stopped at any time, the same
 command goes on. Writes results/relearn_smollm2.json, .md and .png; --draw only that,
 from the lines there are; --minutes stops in time.
+
+Over 400 lines because it holds the facts, the methods, the attack and the run.
 """
 
 import hashlib
