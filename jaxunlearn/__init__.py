@@ -29,4 +29,4 @@ from jaxunlearn.typing import Frozen as Frozen
 from jaxunlearn.typing import Model as Model
 from jaxunlearn.typing import Outputs as Outputs
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

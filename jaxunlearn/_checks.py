@@ -6,6 +6,7 @@ Python numbers are looked at: a traced value passes.
 """
 
 import difflib
+import importlib
 import math
 from collections.abc import Collection, Iterable
 from typing import Any
@@ -113,6 +114,25 @@ def has_keys(
             f"{owner} reads {what} {listed(missing)}, but there is {listed(came)}. "
             + fix
         )
+
+
+def library(name: str, extra: str, owner: str) -> Any:
+    """Imports an optional library.
+
+    Args:
+        name: of the module.
+        extra: the extra of jaxunlearn that installs it.
+        owner: what needs it; begins the error.
+    Raises:
+        ImportError: naming the extra, if the library cannot be imported.
+    """
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise ImportError(
+            f"{owner} needs the library {name}, got {error}. Run: "
+            f'pip install "jaxunlearn[{extra}]"'
+        ) from error
 
 
 class Missing(KeyError):

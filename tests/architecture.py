@@ -87,7 +87,7 @@ def imports(source: Source) -> Iterator[tuple[int, str]]:
             yield from ((node.lineno, f"{module}.{a.name}") for a in node.names)
         elif isinstance(node, ast.Call) and node.args:
             name, first = _dotted(node.func).split(".")[-1], node.args[0]
-            if name in ("import_module", "__import__") and isinstance(
+            if name in ("import_module", "__import__", "library") and isinstance(
                 first, ast.Constant
             ):
                 yield node.lineno, str(first.value)

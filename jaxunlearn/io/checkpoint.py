@@ -26,7 +26,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
 from jaxunlearn import _checks, trees
@@ -48,7 +47,7 @@ class Checkpoints(NamedTuple):
     """
 
     path: Path
-    manager: ocp.CheckpointManager
+    manager: Any
 
 
 class Restored(NamedTuple):
@@ -84,6 +83,7 @@ def open(folder: str | os.PathLike, *, keep: int = 3) -> Checkpoints:  # noqa: A
     """
     _checks.positive_int("checkpoint.open", keep=keep)
     path = Path(folder).expanduser().absolute()
+    ocp = _orbax()
     options = ocp.CheckpointManagerOptions(
         max_to_keep=keep, cleanup_tmp_directories=True, enable_async_checkpointing=True
     )
@@ -144,9 +144,8 @@ def save(
         },
         "versions": {name: metadata.version(name) for name in LIBRARIES},
     }
-    args = ocp.args.Composite(
-        state=ocp.args.StandardSave(leaves), note=ocp.args.JsonSave(note)
-    )
+    form = _orbax().args
+    args = form.Composite(state=form.StandardSave(leaves), note=form.JsonSave(note))
     _settle(saved, partial(saved.manager.save, step, args=args))
 
 
@@ -213,12 +212,17 @@ def restore(
     return None
 
 
+def _orbax() -> Any:
+    return _checks.library("orbax.checkpoint", "checkpoint", "io.checkpoint")
+
+
 class _Damaged(Exception):
     """A checkpoint cannot be read, or not as it was written."""
 
 
 def _note(saved: Checkpoints, step: int) -> dict[str, Any]:
-    args = ocp.args.Composite(note=ocp.args.JsonRestore())
+    form = _orbax().args
+    args = form.Composite(note=form.JsonRestore())
     try:
         note = saved.manager.restore(step, args=args)["note"]
         return {key: note[key] for key in _NOTE}
@@ -228,7 +232,8 @@ def _note(saved: Checkpoints, step: int) -> dict[str, Any]:
 
 def _state(saved: Checkpoints, step: int, shapes: PyTree, note: dict) -> PyTree:
     wanted = _raw(shapes)
-    args = ocp.args.Composite(state=ocp.args.StandardRestore(wanted))
+    form = _orbax().args
+    args = form.Composite(state=form.StandardRestore(wanted))
     try:
         leaves = saved.manager.restore(step, args=args)["state"]
     except Exception as error:
