@@ -1,13 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A tiny small world and tiny evaluations, made once for all tests that ask them."""
+"""A tiny small world, made once for all tests that use it."""
 
 import jax
 import pytest
 
 from experiments.small import world
 from experiments.small.configs import biographies
-from tests import tiny
-from tests.experiments import questions_of_lands
 
 
 def tiny_world(folder, **more):
@@ -33,34 +31,3 @@ def small_world(tmp_path_factory):
     folder = tmp_path_factory.mktemp("small")
     with jax.numpy_dtype_promotion("standard"):
         return folder, world.make(tiny_world(folder))
-
-
-@pytest.fixture(scope="session")
-def made():
-    tokenizer = tiny.tiny_tokenizer()
-    model, params = tiny.tiny_model(vocab=len(tokenizer), positions=64)
-    return model, params, tokenizer
-
-
-@pytest.fixture(scope="session")
-def other(made):
-    """Params of a model that was trained otherwise."""
-    return jax.tree.map(lambda x: x * 1.1, made[1])
-
-
-@pytest.fixture(scope="session")
-def retrained(made, other, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("retrained")
-    questions_of_lands.score(
-        made, folder, params=other, role="retrained", name="retrained"
-    )
-    return folder
-
-
-@pytest.fixture(scope="session")
-def scored(made, retrained, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("scored") / "eval"
-    questions_of_lands.score(
-        made, folder, retain=retrained, method="npo", seed=3, command="here"
-    )
-    return folder

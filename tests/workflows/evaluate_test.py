@@ -14,7 +14,7 @@ from jaxunlearn.data import table
 from jaxunlearn.workflows.evaluation import folder as folders
 from jaxunlearn.workflows.evaluation import values
 from tests import tiny
-from tests.experiments.questions_of_lands import SETTINGS, asked, rows, score
+from tests.workflows.invented_questions import SETTINGS, asked, rows, score
 
 
 def numbers(folder):

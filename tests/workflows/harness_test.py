@@ -16,7 +16,7 @@ from jaxunlearn._generate import generate  # noqa: E402
 from jaxunlearn.data import table  # noqa: E402
 from jaxunlearn.io import hf  # noqa: E402
 from jaxunlearn.workflows import harness  # noqa: E402
-from tests.experiments.questions_of_lands import rows  # noqa: E402
+from tests.workflows.invented_questions import rows  # noqa: E402
 
 
 @pytest.fixture(autouse=True)

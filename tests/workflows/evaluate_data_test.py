@@ -16,7 +16,7 @@ from jaxunlearn.workflows.evaluation import tasks
 from tests import tiny
 from tests.architecture import ROOT
 from tests.data.official_test import DATA, lines, there
-from tests.experiments.questions_of_lands import SETTINGS, asked, rows, score
+from tests.workflows.invented_questions import SETTINGS, asked, rows, score
 
 
 def test_a_retain_log_of_other_data_is_refused(made, retrained, tmp_path):

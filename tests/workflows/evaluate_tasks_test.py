@@ -15,8 +15,8 @@ from jaxunlearn.workflows.evaluation import run as evaluation
 from jaxunlearn.workflows.evaluation import tasks
 from jaxunlearn.workflows.report import read
 from tests.data.official_test import lines
-from tests.experiments.questions_of_lands import SETTINGS, rows
-from tests.experiments.questions_of_lands import score as scored
+from tests.workflows.invented_questions import SETTINGS, rows
+from tests.workflows.invented_questions import score as scored
 
 PLAIN = SETTINGS._replace(gradnorm=False)  # which compiles for long
 

@@ -10,7 +10,7 @@ import pytest
 
 from jaxunlearn.workflows.report import attacks, figures, read, tables, tokens
 from jaxunlearn.workflows.report import run as report
-from tests.experiments import report_folders as folders
+from tests.workflows import report_folders as folders
 
 
 class Page(html.parser.HTMLParser):
