@@ -116,22 +116,23 @@ def has_keys(
         )
 
 
-def library(name: str, extra: str, owner: str) -> Any:
+def library(owner: str, name: str, extra: str, instead: str = "") -> Any:
     """Imports an optional library.
 
     Args:
-        name: of the module.
-        extra: the extra of jaxunlearn that installs it.
         owner: what needs it; begins the error.
+        name: dotted name of the module.
+        extra: the extra of jaxunlearn that installs it.
+        instead: what can be done without it; ends the error.
     Raises:
-        ImportError: naming the extra, if the library cannot be imported.
+        ImportError: naming the library and the extra, if the import fails.
     """
     try:
         return importlib.import_module(name)
     except ImportError as error:
         raise ImportError(
-            f"{owner} needs the library {name}, got {error}. Run: "
-            f'pip install "jaxunlearn[{extra}]"'
+            f"{owner} needs the library {name.partition('.')[0]}, got {error}. Run "
+            f"pip install 'jaxunlearn[{extra}]'{instead}."
         ) from error
 
 

@@ -255,9 +255,8 @@ class _Bar:
     """A progress bar with each term's loss beside it."""
 
     def __init__(self, steps: int, done: int):
-        from tqdm import tqdm  # only where a bar is wanted
-
-        self.bar = tqdm(total=steps, initial=done, unit="step", dynamic_ncols=True)
+        tqdm = _checks.library("fit(progress=True)", "tqdm", "hf")
+        self.bar = tqdm.tqdm(total=steps, initial=done, unit="step", dynamic_ncols=True)
 
     def update(self, entry: Entry) -> None:
         losses = {

@@ -86,11 +86,14 @@ def imports(source: Source) -> Iterator[tuple[int, str]]:
             module = "." * node.level + (node.module or "")
             yield from ((node.lineno, f"{module}.{a.name}") for a in node.names)
         elif isinstance(node, ast.Call) and node.args:
-            name, first = _dotted(node.func).split(".")[-1], node.args[0]
-            if name in ("import_module", "__import__", "library") and isinstance(
-                first, ast.Constant
-            ):
-                yield node.lineno, str(first.value)
+            name = _dotted(node.func)
+            place = 1 if name == "_checks.library" else 0
+            named = node.args[place : place + 1]
+            if (
+                name.split(".")[-1] in ("import_module", "__import__")
+                or name == "_checks.library"
+            ) and isinstance(named[0], ast.Constant):
+                yield node.lineno, str(named[0].value)
 
 
 def at_import(source: Source) -> Iterator[ast.AST]:

@@ -94,3 +94,9 @@ def test_listed_is_short():
     assert _checks.listed([]) == "nothing"
     assert _checks.listed(["a", 1]) == "'a', 1"
     assert _checks.listed(range(10), most=8) == "0, 1, 2, 3, 4, 5, 6, 7 and 2 more"
+
+
+def test_a_missing_library_is_named_with_the_extra_that_installs_it():
+    absent = "no_such.thing"  # a variable: tests/architecture.py reads constants
+    with pytest.raises(ImportError, match=r"rouge.*no_such.*jaxunlearn\[metrics\]"):
+        _checks.library("rouge", absent, "metrics")

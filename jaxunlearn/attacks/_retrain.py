@@ -224,8 +224,7 @@ def retrain(
 
 
 def _bar(steps):
-    from tqdm import tqdm  # only where a bar is wanted
-
+    tqdm = _checks.library("attacks.rtt(progress=True)", "tqdm", "hf").tqdm
     return tqdm(total=steps, unit="step", dynamic_ncols=True, leave=False)
 
 

@@ -190,16 +190,9 @@ def _arrow(folder: Path) -> list[dict[str, Any]]:
 
 
 def _pyarrow(path: Path) -> Any:
-    try:
-        import pyarrow
-        import pyarrow.ipc
-        import pyarrow.parquet
-    except ImportError as error:
-        raise ImportError(
-            f"Reading {path} needs pyarrow, which is not installed. Run "
-            "pip install 'jaxunlearn[data]'."
-        ) from error
-    return pyarrow
+    for name in ("pyarrow.ipc", "pyarrow.parquet"):
+        _checks.library(f"Reading {path}", name, "data")
+    return _checks.library(f"Reading {path}", "pyarrow", "data")
 
 
 def _has(path, number, row, required) -> None:

@@ -251,19 +251,14 @@ def _cifar(path: Path) -> official.Rows:
 
 def _jpegs(split: str, path: Path) -> official.Rows:
     """One split of an npz file of concatenated JPEG files, their offsets and labels."""
-    try:
-        from PIL import Image
-    except ImportError as error:
-        raise ImportError(
-            "JPEG images need pillow. Run pip install 'jaxunlearn[vision]'."
-        ) from error
+    image = _checks.library("data.images", "PIL.Image", "vision")
     with np.load(path, allow_pickle=False) as file:
         names = [f"{split}_{part}" for part in ("jpeg", "offsets", "labels")]
         fix = "Take the file as it was made."
         _checks.has_keys(str(path), "arrays", names, file.files, fix)
         data, offsets, labels = (file[name] for name in names)
     ends = zip(offsets[:-1], offsets[1:], strict=True)
-    found = [Image.open(io.BytesIO(data[a:b].tobytes())) for a, b in ends]
+    found = [image.open(io.BytesIO(data[a:b].tobytes())) for a, b in ends]
     return _rows(np.stack([np.asarray(x.convert("RGB")) for x in found]), labels, path)
 
 

@@ -21,20 +21,16 @@ from jaxunlearn import _checks
 from jaxunlearn.data import table
 from jaxunlearn.typing import Streams
 
-try:
-    import grain
-except ImportError as error:
-    raise ImportError(
-        "data.loader needs grain, which is not installed. Run "
-        "pip install 'jaxunlearn[data]', or read from memory by data.streams."
-    ) from error
+grain = _checks.library(
+    "data.loader", "grain", "data", ", or read from memory by data.streams"
+)
 
 
 class Loader:
     """An endless iterator over streams; `streams` makes it. A batch that could not be
     read is tried again when the next one is asked for."""
 
-    def __init__(self, batches: grain.DatasetIterator, made_of: Mapping[str, Any]):
+    def __init__(self, batches: Any, made_of: Mapping[str, Any]):
         self._batches, self._made_of = batches, dict(made_of)
         self._shapes: dict[str, dict[str, tuple]] | None = None
 

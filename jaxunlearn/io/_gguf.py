@@ -82,15 +82,9 @@ def open_file(path: Path) -> File:
     return File(path, fields, tensors)
 
 
-def library(need: str = f"{_OWNER} needs the gguf package to read a .gguf file"):
-    """The `gguf` package, or an ImportError that says where it comes from."""
-    try:
-        import gguf
-    except ImportError as error:
-        raise ImportError(
-            f"{need}, and it is not installed. Install jaxunlearn[demo]."
-        ) from error
-    return gguf
+def library() -> Any:
+    """The package `gguf`."""
+    return _checks.library("A .gguf file", "gguf", "hf")
 
 
 def config(file: File, *, compute_dtype: str, remat: str) -> _config.DecoderConfig:

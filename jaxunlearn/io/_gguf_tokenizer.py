@@ -10,6 +10,8 @@ wrong one.
 import warnings
 from typing import Any
 
+from jaxunlearn import _checks
+
 _KEY = "tokenizer.ggml"
 _CONTROL, _USER = 3, 4  # token types: special, and added by a user
 _TAIL = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -48,14 +50,9 @@ def build(fields: dict[str, Any]):
             stacklevel=4,
         )
         return None
-    try:
-        import tokenizers
-        import transformers
-    except ImportError as error:
-        raise ImportError(
-            "hf.load needs transformers and tokenizers for the tokenizer of a GGUF "
-            f"file, and {error.name} is not installed. Install jaxunlearn[demo]."
-        ) from error
+    owner = "The tokenizer of a GGUF file"
+    tokenizers = _checks.library(owner, "tokenizers", "hf")
+    transformers = _checks.library(owner, "transformers", "hf")
     core = _core(tokenizers, fields, pieces, rule)
     named = {}
     for name, key in (

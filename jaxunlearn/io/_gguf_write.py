@@ -82,7 +82,7 @@ def write(
         ValueError: if the tokenizer or a setting does not come back as it was, a row
             does not end where a block does, or values are too large for the scheme.
     """
-    gguf = _gguf.library(f"{_OWNER} needs the gguf package to write a .gguf file")
+    gguf = _gguf.library()
     arch = _ARCHITECTURES[config.family] or config.family
     tokens = {} if tokenizer is None else _tokens(tokenizer, config, arch)
     writer = gguf.GGUFWriter(file, arch)

@@ -213,7 +213,7 @@ def restore(
 
 
 def _orbax() -> Any:
-    return _checks.library("orbax.checkpoint", "checkpoint", "io.checkpoint")
+    return _checks.library("io.checkpoint", "orbax.checkpoint", "checkpoint")
 
 
 class _Damaged(Exception):

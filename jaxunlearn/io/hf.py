@@ -351,13 +351,7 @@ def _remove_if_empty(path: Path, fresh: bool) -> None:
 def _tokenizer(folder: Path) -> Any:
     if not any((folder / name).is_file() for name in _TOKENIZER):
         return None
-    try:
-        import transformers
-    except ImportError as error:
-        raise ImportError(
-            f"hf.load needs transformers for the tokenizer in {folder}, and it is not "
-            "installed. Install transformers."
-        ) from error
+    transformers = _checks.library(f"The tokenizer in {folder}", "transformers", "hf")
     return transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
 
 
@@ -370,13 +364,9 @@ def _download(name: str | os.PathLike) -> Path:
             f"hf.load needs a folder, a .gguf file or a name on the hub such as "
             f"'owner/model', got {text!r}, where there is nothing. Check the path."
         )
-    try:
-        import huggingface_hub
-    except ImportError as error:
-        raise ImportError(
-            f"hf.load needs huggingface_hub to download {text!r}, and it is not "
-            "installed. Install huggingface_hub, or give a local folder."
-        ) from error
+    huggingface_hub = _checks.library(
+        f"Downloading {text!r}", "huggingface_hub", "hf", ", or give a local folder"
+    )
     try:
         return Path(huggingface_hub.snapshot_download(text, allow_patterns=_HUB_FILES))
     except (

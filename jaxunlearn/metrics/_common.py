@@ -1,16 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the metrics share: float32 at least, checked values on the host, extras."""
+"""What the metrics share: float32 at least, checked values on the host."""
 
-import importlib
-from types import ModuleType
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 
 from jaxunlearn.typing import Array
-
-EXTRA = "pip install 'jaxunlearn[metrics]'"
 
 
 def at_least_float32(x: Any) -> Array:
@@ -50,14 +46,3 @@ def on_host(owner: str, ndim: int = 1, **arrays: Any) -> list[np.ndarray]:
             )
         found.append(values)
     return found
-
-
-def library(owner: str, name: str) -> ModuleType:
-    """Imports a library of the extra `metrics`."""
-    try:
-        return importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            f"{owner} needs {name.split('.')[0]}, which is not installed. Install the "
-            f"extra: {EXTRA}."
-        ) from error

@@ -150,7 +150,7 @@ def forget_quality(ratios: Array, retain_ratios: Array) -> ForgetQuality:
     """
     name = "forget_quality"
     pair = _common.on_host(name, ratios=ratios, retain_ratios=retain_ratios)
-    stats = _common.library(name, "scipy.stats")
+    stats = _checks.library(name, "scipy.stats", "metrics")
     test = stats.ks_2samp(*pair)
     return ForgetQuality(float(test.pvalue), float(test.statistic))
 

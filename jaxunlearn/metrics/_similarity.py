@@ -6,7 +6,6 @@ from collections.abc import Sequence
 import numpy as np
 
 from jaxunlearn import _checks
-from jaxunlearn.metrics import _common
 
 KINDS = ("rouge1", "rouge2", "rougeL", "rougeLsum")
 
@@ -39,7 +38,7 @@ def rouge(
     kinds = [kinds] if isinstance(kinds, str) else list(kinds)
     for kind in kinds:
         _checks.one_of("rouge", KINDS, kinds=kind)
-    scorer = _common.library("rouge", "rouge_score.rouge_scorer")
+    scorer = _checks.library("rouge", "rouge_score.rouge_scorer", "metrics")
     scorer = scorer.RougeScorer(kinds, use_stemmer=stem)
     scored = [scorer.score(r, c) for c, r in zip(candidates, references, strict=True)]
     return {

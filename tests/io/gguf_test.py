@@ -276,7 +276,7 @@ def test_refusals(tmp_path, says, monkeypatch):
     monkeypatch.setitem(sys.modules, "gguf", None)
     with pytest.raises(ImportError) as info:
         hf.load(file)
-    says(info, "gguf package", "not installed", "jaxunlearn[demo]")
+    says(info, "gguf", "jaxunlearn[hf]")
 
 
 def test_rows_come_back_in_hugging_face_order():

@@ -327,7 +327,7 @@ def test_the_hub_without_a_network(says, monkeypatch):
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     with pytest.raises(ImportError) as info:
         hf.load("nobody-at-all/no-such-model")
-    says(info, "huggingface_hub", "not installed", "Install huggingface_hub")
+    says(info, "huggingface_hub", "jaxunlearn[hf]")
 
 
 def test_the_hub_hands_over_a_folder(tiny, folder, monkeypatch):

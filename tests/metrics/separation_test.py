@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from jaxunlearn import metrics
-from jaxunlearn.metrics import _common
 
 TWELVE = list(
     itertools.product(("forget", "retain"), ("Task1", "Task2", "Task3"), ("sc", "qa"))
@@ -121,11 +120,6 @@ KEY = jax.random.key(0)
 def test_errors(call, message):
     with pytest.raises(ValueError, match=message):
         call()
-
-
-def test_a_missing_library_names_the_extra():
-    with pytest.raises(ModuleNotFoundError, match=r"no_such.*jaxunlearn\[metrics\]"):
-        _common.library("rouge", "no_such.thing")
 
 
 @pytest.mark.parametrize(

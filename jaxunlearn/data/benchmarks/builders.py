@@ -30,13 +30,12 @@ from jaxunlearn.data import images, table
 from jaxunlearn.data import source as sources
 from jaxunlearn.data.benchmarks import lume, mmlu, muse, official, rtt_facts, tofu, wmdp
 
-try:
-    import tensorflow_datasets as tfds
-except ImportError as error:
-    raise ImportError(
-        "data.builders needs tensorflow-datasets, which is not installed. Run "
-        "pip install 'jaxunlearn[data]', or read tables by data.tofu.read and its like."
-    ) from error
+tfds = _checks.library(
+    "data.builders",
+    "tensorflow_datasets",
+    "data",
+    ", or read tables by data.tofu.read and the like",
+)
 
 SPLIT = "train"
 FORMAT = "array_record"
