@@ -193,5 +193,5 @@ def test_without_grain_the_rest_of_data_works_and_the_loader_says_what_to_instal
     run = [sys.executable, "-c", program]
     done = subprocess.run(run, capture_output=True, text=True, check=False)
     assert "{'a': {'x': array([1])}}" in done.stdout
-    assert "ImportError: data.loader needs grain" in done.stderr
+    assert "ImportError: data.loader needs the library grain" in done.stderr
     assert "pip install 'jaxunlearn[data]'" in done.stderr
