@@ -6,7 +6,7 @@ set -euo pipefail
 source "$(dirname "$0")/common.sh"
 : "${REPO:?is needed: a git address that the workers can clone without a password}"
 REVISION=${REVISION:-$(git -C "$(dirname "$0")" rev-parse HEAD)}
-EXTRAS=${EXTRAS:-demo}
+EXTRAS=${EXTRAS:-hf}
 PREPARE=${PREPARE:-true}
 
 # The images are Ubuntu 22.04 with Python 3.10, and this project needs 3.11: uv brings it.
