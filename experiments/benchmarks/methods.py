@@ -58,7 +58,7 @@ def measure(
     """
     params = model.init(jax.random.key(seed))
     streams = batch(model, rows, length, seed)
-    recipes = {PLAIN: methods.plain(model, 1e-5)}
+    recipes = {PLAIN: methods.finetune(model, 1e-5)}
     recipes |= {
         name: method.build(model, method.rate) for name, method in known.items()
     }
