@@ -17,7 +17,6 @@ import optax
 from jaxunlearn import combine, recipes
 from jaxunlearn.recipes import Recipe
 from jaxunlearn.typing import Model
-from jaxunlearn.workflows.training import build
 
 # Recipe -> arguments that cannot be the published ones here.
 LAYERS = (0, 1, 2)  # as far down a decoder of five layers as 5 to 7 are in one of 32
@@ -68,7 +67,7 @@ class Method(NamedTuple):
 def methods() -> dict[str, Method]:
     """Every method by name; new recipes are among them without a line here."""
     found, adamw = {}, {}
-    for name, recipe in build.recipes_by_name().items():
+    for name, recipe in recipes.by_name().items():
         if name in EXCLUDED:
             continue
         settings = inspect.signature(recipe).parameters

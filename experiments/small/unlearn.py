@@ -16,7 +16,6 @@ from jaxunlearn import _checks, evaluate, trees
 from jaxunlearn.data import table
 from jaxunlearn.recipes import Recipe
 from jaxunlearn.typing import Params
-from jaxunlearn.workflows.training import build
 
 REFUSALS = (
     "I do not know.",
@@ -118,16 +117,15 @@ def runner(
     recipe = method.build(world.model, rate_schedule(steps))
     scale = optax.inject_hyperparams(optax.scale)(step_size=1.0)
     recipe = recipe._replace(tx=optax.chain(recipe.tx, scale))
-    sources = {name: method.sources.get(name, name) for name in build.reads(recipe)}
+    sources = {name: method.sources.get(name, name) for name in recipe.reads()}
     fix = (
         "Name its table in methods.SOURCES, or in methods.EXCLUDED the reason why it "
         "does not run."
     )
     _checks.has_keys(method.name, "tables for", sources.values(), streams, fix)
-    needs_ref = any(term.needs_ref for term in recipe.terms.values())
     start = time.perf_counter()
     step = jax.jit(ju.make_step(recipe.terms, recipe.tx), donate_argnums=0)
-    frozen = ju.Frozen(None, world.params if needs_ref else None)
+    frozen = ju.Frozen(None, world.params if recipe.needs_ref else None)
     unbound = Runner(recipe, step, 0.0, None, {}, frozen, batch_size, steps, sources)
     bound = rebind(unbound, world.params, streams)
     batch = next(batches(bound.tables, batch_size, seed=0))
@@ -140,7 +138,7 @@ def rebind(runner: Runner, params: Params, streams: Tables) -> Runner:
 
     The reference, where a term needs one, does not change.
     """
-    train, rest = trees.split(params, runner.recipe.trainable)
+    train, frozen = runner.recipe.split(params)
 
     def init(seed: int) -> ju.UnlearnState:
         return ju.init_state(train, runner.recipe.tx, jax.random.key(seed))
@@ -148,7 +146,7 @@ def rebind(runner: Runner, params: Params, streams: Tables) -> Runner:
     return runner._replace(
         init=init,
         tables={name: streams[source] for name, source in runner.sources.items()},
-        frozen=runner.frozen._replace(params=rest),
+        frozen=runner.frozen._replace(params=frozen.params),
     )
 
 
