@@ -1,19 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Makes the small world, once: a model that knows every author, and a retrained one.
+"""Makes the small world, once: a model that knows every author, and its twin.
 
     python -m experiments.small.world --config=experiments/small/configs/tofu.py
 
-The retrained model starts from the same seed and takes as many steps, but sees only the
-rows to retain: what the original should have become had it never seen the others. The
-world is saved in `<output>/<digest>`, by a digest of the config, the questions and
-VERSION:
+The twin is trained from the same seed for as many steps on the rows to keep alone: what
+the model should have become had it never seen the others. The world is kept in
+`<output>/<digest>`, by a digest of the config, the questions and VERSION:
 
-    original/, retrained/    folders that hf.load reads, with the tokenizer
-    questions.json           {"forget": rows, "retain": rows}
-    world.json               the config, times and last losses
+    model/, twin/     checkpoints as hf.load reads them, the tokenizer beside them
+    questions.json    {"forget": rows, "retain": rows}
+    world.json        the config, times and last losses
 
-The folder appears when it is complete. A process that was stopped resumes from its last
-checkpoint by the same command; of two processes one waits for the other.
+It appears there whole or not at all. A process that was cut off goes on from its last
+checkpoint by the same command; two at a time wait for one another.
 """
 
 import fcntl
@@ -29,57 +28,52 @@ from typing import Any, NamedTuple
 
 import jax
 import optax
-from ml_collections import ConfigDict
+from absl import app, flags, logging
+from ml_collections import ConfigDict, config_flags
 
 import jaxunlearn as ju
-from experiments.shared import command, page
 from experiments.small import questions
 from jaxunlearn import _checks, models, recipes
 from jaxunlearn.data import table
 from jaxunlearn.io import checkpoint, hf, preempt
 from jaxunlearn.typing import Model, Params
 
-CONFIG = "experiments/small/configs/biographies.py"
-VERSION = 2
-"""Part of the digest; raise it whenever this code would make another world."""
+VERSION = 1
+"""Part of the digest; one more whenever this code would make another world."""
 
-BUILDS = {
-    "original": ("forget", "retain", "other"),
-    "retrained": ("retain", "other"),
-}
-"""Model -> the questions that it is trained on."""
+BUILDS = {"model": ("forget", "retain", "other"), "twin": ("retain", "other")}
 
 
 class World(NamedTuple):
-    """A small world.
+    """A world that was made.
 
     Attributes:
         model: the decoder; both params belong to it.
-        params: of the original, which knows every answer. Do not donate them.
-        retrained: params of the model that never saw the rows to forget.
+        params: knows every answer; read only, as is `twin`.
+        twin: never saw the rows to forget.
         tokenizer: a transformers tokenizer.
         questions: {"forget": rows, "retain": rows}, rows as experiments.small.questions
-            describes them; both models are trained on `other` rows, if there are any.
-        digest: identifies the world.
-        about: the content of world.json.
+            describes them; `other` rows, where there are any, both models know.
+        digest: says which world it is.
+        about: what world.json holds.
     """
 
     model: Model
     params: Params
-    retrained: Params
+    twin: Params
     tokenizer: Any
     questions: Mapping[str, Sequence[questions.Row]]
     digest: str
     about: Mapping[str, Any]
 
     def table(self, kind: str) -> dict[str, Any]:
-        """A table of the questions of a kind, such as "forget", and their answers."""
+        """Questions of a kind, such as "forget", with answers, to train on."""
         rows, length = self.questions[kind], self.about["length"]
         return questions.encode(self.tokenizer, rows, length=length)
 
 
 def defaults() -> ConfigDict:
-    """Every setting of a world except its facts."""
+    """Every setting of a world but its facts."""
     return ConfigDict(
         {
             "output": "runs/small",
@@ -88,7 +82,7 @@ def defaults() -> ConfigDict:
             "vocab": 4000,
             "model": dict(width=256, layers=5, heads=4, hidden=704),
             "steps": 420,
-            "batch_size": 32,
+            "rows": 32,  # a step
             "learning_rate": 2e-3,
             "warmup": 20,
             "save_every": 100,
@@ -97,10 +91,10 @@ def defaults() -> ConfigDict:
 
 
 def make(config: ConfigDict, *, progress: bool = False) -> World:
-    """The world of a config: loaded if it was made before, else made now.
+    """The world of a config, read where it was made before, or else made now.
 
     Raises:
-        FileNotFoundError: where the facts are missing.
+        FileNotFoundError: where the facts are absent.
         ValueError: for a config that cannot be used.
         NotFinite: if training diverges.
     """
@@ -121,13 +115,13 @@ def make(config: ConfigDict, *, progress: bool = False) -> World:
 
 
 def load(folder: str | os.PathLike) -> World:
-    """The world that `make` saved in `folder`."""
+    """The world in `folder`, which `make` left there."""
     folder = Path(folder)
-    model, params, tokenizer = hf.load(folder / "original", remat="none")
+    model, params, tokenizer = hf.load(folder / "model", remat="none")
     return World(
         model,
         params,
-        hf.load(folder / "retrained", remat="none")[1],
+        hf.load(folder / "twin", remat="none")[1],
         tokenizer,
         json.loads((folder / "questions.json").read_text(encoding="utf-8")),
         folder.name,
@@ -136,7 +130,7 @@ def load(folder: str | os.PathLike) -> World:
 
 
 def digest(config: Mapping[str, Any], rows: Any) -> str:
-    """Sixteen hexadecimal digits that identify the settings and questions."""
+    """Sixteen letters that change with all that makes the world another one."""
     used = {k: v for k, v in config.items() if k not in ("output", "save_every")}
     used["facts"] = {k: v for k, v in used["facts"].items() if k != "folder"}
     text = json.dumps([VERSION, used, rows], sort_keys=True)
@@ -144,7 +138,7 @@ def digest(config: Mapping[str, Any], rows: Any) -> str:
 
 
 def _make(config, rows, tokenizer, making, progress):
-    # Wrong answers are scored, so the length must fit them too.
+    # Room for the wrong answers too: those are scored.
     lines = [
         f"{row['question']} {answer}{questions.END}"
         for each in rows.values()
@@ -161,23 +155,24 @@ def _make(config, rows, tokenizer, making, progress):
         if not note.exists():
             start = time.perf_counter()
             seen = [row for kind in kinds for row in rows.get(kind, ())]
-            encoded = questions.encode(tokenizer, seen, length=length)
-            seen = questions.count_documents(seen, encoded)
+            seen = questions.whole(
+                seen, questions.encode(tokenizer, seen, length=length)
+            )
             saved = making / f"{name}.checkpoints"
             params, loss = _train(config, model, seen, saved, name, progress)
             hf.save(params, model, making / name, tokenizer=tokenizer)
             seconds = time.perf_counter() - start
-            page.write_json(note, {"last_loss": loss, "seconds": seconds})
+            _write(note, {"last_loss": loss, "seconds": seconds})
             shutil.rmtree(saved)
         about[name] = json.loads(note.read_text())
     count = sum(x.size for x in jax.tree.leaves(models.decoder.shapes(model.config)))
     about["parameters"] = count
-    page.write_json(making / "questions.json", rows)
-    page.write_json(making / "world.json", about)
+    _write(making / "questions.json", rows)
+    _write(making / "world.json", about)
 
 
 def _train(config, model, seen, folder, name, progress):
-    """(params, last loss) after all steps, resumed from the last checkpoint."""
+    """(params, last loss) after all steps, from the last checkpoint on."""
     learning_rate = optax.warmup_cosine_decay_schedule(
         0.0,
         config["learning_rate"],
@@ -196,10 +191,9 @@ def _train(config, model, seen, folder, name, progress):
     state = found.state if found else state
     done = int(state.step)
     if progress:
-        rows = len(seen["tokens"])
-        _print(f"Training the {name} model on {rows} rows, from step {done}")
+        _say(f"Training the {name} on {len(seen['tokens'])} rows, from step {done}")
     stream = table.streams(
-        {"train": seen}, config["batch_size"], seed=config["seed"], skip=done
+        {"train": seen}, config["rows"], seed=config["seed"], skip=done
     )
     hook = preempt.hook(saved, every=config["save_every"], steps=config["steps"])
     state, log = ju.fit(
@@ -234,8 +228,9 @@ def _model(config, vocab, positions):
 
 
 def _check(config: ConfigDict) -> None:
+    known = list(defaults())
     for name in config:
-        _checks.one_of("The small world's config", list(defaults()), key=name)
+        _checks.one_of("The small world's config", known, key=name)
     for name in config.model:
         _checks.one_of("The small world's model", list(defaults().model), key=name)
     if not config.facts.get("source"):
@@ -243,7 +238,7 @@ def _check(config: ConfigDict) -> None:
             "The small world's config needs facts.source, got none. Set it to one of "
             f"{_checks.listed(questions.SOURCES)}."
         )
-    names = ("vocab", "steps", "batch_size", "save_every")
+    names = ("vocab", "steps", "rows", "save_every")
     _checks.positive_int("The small world's config", **{n: config[n] for n in names})
     _checks.positive_int("The small world's model", **config.model.to_dict())
     _checks.positive("The small world's config", learning_rate=config.learning_rate)
@@ -259,23 +254,36 @@ def _check(config: ConfigDict) -> None:
         )
 
 
-def _print(text: str) -> None:
+def _write(path: Path, content: Any) -> None:
+    fresh = path.with_name(path.name + ".new")
+    fresh.write_text(json.dumps(content, ensure_ascii=False) + "\n", encoding="utf-8")
+    os.replace(fresh, path)
+
+
+def _say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def main(arguments: command.Arguments) -> None:
-    """Makes the world that --config describes and prints what its models know."""
+def main(argv: list[str]) -> None:
+    """Makes the world that --config describes and says what is in it."""
+    del argv
     from experiments.small import score
 
-    small = make(arguments.config, progress=True)
-    folder = Path(arguments.config.output).expanduser() / small.digest
-    print(f"{folder}: {small.about['parameters'] / 1e6:.2f}M parameters")
-    if not any("perturbed_answer" in row for row in small.questions["forget"]):
-        return  # LUME's rows have no wrong answers; experiments/semeval scores them
-    scorer = score.scorer(small)
-    for name, params in (("original", small.params), ("retrained", small.retrained)):
-        print(f"{name}: {score.in_words(score.summary(scorer, params))}")
+    try:
+        made = make(flags.FLAGS.config, progress=True)
+    except (OSError, ValueError, TypeError, KeyError, ju.NotFinite) as error:
+        _say(f"error: {error}")
+        raise SystemExit(2) from error
+    where = Path(flags.FLAGS.config.output).expanduser() / made.digest
+    print(f"{where}: {made.about['parameters'] / 1e6:.2f}M parameters")
+    if not any("perturbed_answer" in row for row in made.questions["forget"]):
+        return  # LUME's rows have no wrong answers; experiments/semeval/run.py asks them
+    judge = score.judge(made)
+    for name, params in (("model", made.params), ("twin", made.twin)):
+        print(f"{name}: {score.in_words(score.summary(judge, params))}")
 
 
 if __name__ == "__main__":
-    command.main(main, __doc__, config=CONFIG)
+    config_flags.DEFINE_config_file("config", help_string="a file of configs/small")
+    logging.set_verbosity(logging.WARNING)
+    app.run(main)

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A small world of made-up authors that needs no data set.
+"""A small world of authors that we made up ourselves, where TOFU is absent.
 
 python -m experiments.small.world --config=experiments/small/configs/biographies.py
 
-It takes four minutes on two CPU cores.
+Four minutes on two CPU cores.
 """
 
 from experiments.small import world

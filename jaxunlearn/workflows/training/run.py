@@ -103,7 +103,10 @@ def run(config: ConfigDict) -> dict:
     except REFUSED as error:
         _refuse(error)
 
-    _, frozen = built.recipe.split(original)
+    frozen = ju.Frozen(
+        trees.split(original, built.recipe.trainable)[1],
+        original if built.frozen.ref_params is not None else None,
+    )
     if config.mode == "evaluate":
         state = found.state if found else None
     else:
@@ -143,7 +146,7 @@ def _referenced(config, built, original, made):
     """The streams that the recipe reads, with the reference's log-probabilities."""
     output = Path(config.output).expanduser()
     found = {}
-    for name, columns in built.recipe.reads().items():
+    for name, columns in build.reads(built.recipe).items():
         rows, size = made[name], config.data[name].rows
         found[name] = rows
         if "ref_logps" in columns:
@@ -218,7 +221,7 @@ def _init(init, dtype, key):
 
 
 def _fresh(built, original, seed):
-    train, _ = built.recipe.split(original)
+    train, _ = trees.split(original, built.recipe.trainable)
     fresh = partial(ju.init_state, tx=built.recipe.tx)
     key = jax.random.key(seed)
     return sharding.create(fresh, built.mesh, built.model.rules, train, key=key)
