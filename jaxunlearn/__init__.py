@@ -25,6 +25,7 @@ from jaxunlearn._generate import generate as generate
 from jaxunlearn._step import UnlearnState as UnlearnState
 from jaxunlearn._step import init_state as init_state
 from jaxunlearn._step import make_step as make_step
+from jaxunlearn._step import term_gradients as term_gradients
 from jaxunlearn.typing import Frozen as Frozen
 from jaxunlearn.typing import Model as Model
 from jaxunlearn.typing import Outputs as Outputs

@@ -2,10 +2,12 @@
 """One unlearning step: a gradient for each term, one combined update, one new state.
 
     step = jax.jit(make_step({"forget": ..., "retain": ...}, tx), donate_argnums=0)
-    state, metrics = step(state, streams, Frozen(rest, ref))
+    state, metrics = step(state, streams, Frozen(params, ref_params))
 
-Nothing here knows a method's name: terms say what is differentiated, and the first link
-of the optimizer chain (a combiner) says how the gradients meet.
+The step knows no method by name. Terms define what is differentiated, and the first
+transformation of the optimizer chain (a combiner) defines how the gradients are
+combined. `term_gradients` is the part of the step that a training loop of another shape
+can call by itself.
 """
 
 from collections.abc import Callable, Mapping
@@ -55,9 +57,84 @@ Step = Callable[..., tuple[UnlearnState, Mapping[str, Array]]]
 def init_state(
     params: Params, tx: optax.GradientTransformation, key: PRNGKey
 ) -> UnlearnState:
-    """A fresh state holding copies of `params`, so that donating it harms nobody."""
+    """A fresh state with copies of `params`, so that the caller's arrays survive
+    donation."""
     params = jax.tree.map(jnp.copy, params)
     return UnlearnState(jnp.int32(0), params, tx.init(params), jnp.copy(key))
+
+
+def term_gradients(
+    terms: Mapping[str, Term],
+    params: Params,
+    streams: Streams,
+    frozen: Frozen,
+    key: PRNGKey,
+    num_microbatches: int = 1,
+) -> tuple[dict[str, Array], dict[str, Params], dict[str, Array]]:
+    """The value and the gradient of each term by itself.
+
+    A term's value is (sum of its loss over the batch) / (number of rows or tokens that
+    count in the whole batch), and its gradient is the gradient of that quotient. The
+    count of the whole batch divides every microbatch, so microbatches whose masks
+    differ still add up to the gradient of the whole batch, and gradients are combined
+    only after that. A term that counts nothing has value 0 and gradient 0.
+
+    The function is pure; call it inside jax.jit. A training loop of another shape:
+
+        model, params = models.from_nnx(lambda rngs: MyModule(rngs))
+        parts = {
+            "forget": terms.on_logps(losses.ascent, model, "forget", reduce="token"),
+            "retain": terms.on_logps(losses.nll, model, "retain", reduce="token"),
+        }
+        tx = optax.chain(combine.blur(gamma=0.1), optax.adamw(1e-4))
+        opt_state = tx.init(params)
+
+        @jax.jit
+        def update(params, opt_state, streams, key):
+            values, grads, _ = ju.term_gradients(
+                parts, params, streams, ju.Frozen(), key, num_microbatches=2
+            )
+            updates, opt_state = tx.update(grads, opt_state, params, values=values)
+            return optax.apply_updates(params, updates), opt_state, values
+
+    Args:
+        terms: the losses by name; one term for each gradient that is needed separately.
+        params: the leaves to differentiate, None in the places of the others.
+        streams: a batch for each stream that a term reads; arrays with rows on axis 0.
+        frozen: the other leaves, and the reference model where a term needs it.
+        key: randomness of this call (dropout). Each term and each microbatch gets a key
+            of its own from it.
+        num_microbatches: into how many slices of equally many rows each stream is cut.
+            The slices run one after the other and need that much less memory.
+    Returns:
+        (values, grads, metrics):
+        values: term -> float32[], the term's mean over the whole batch.
+        grads: term -> the gradient of that mean, a tree like `params`.
+        metrics: "<term>/<label>" -> float32[], the mean of what the term reports.
+    Raises:
+        KeyError: if a term reads a stream that is not in `streams`.
+        ValueError: if there is no term, `num_microbatches` is below 1 or does not
+            divide a stream's rows. TypeError: if it is not an integer.
+    """
+    owner = "term_gradients"
+    if not terms:
+        raise ValueError(f"{owner} needs at least one term, got terms={{}}.")
+    _checks.positive_int(owner, num_microbatches=num_microbatches)
+    values, grads, metrics = {}, {}, {}
+    for index, (name, term) in enumerate(terms.items()):
+        fix = "Add it to your loader."
+        _checks.has_keys(f"Term {name!r}", "stream", term.reads, streams, fix)
+        batches = {stream: streams[stream] for stream in term.reads}
+        values[name], reported, grads[name] = _gradient(
+            term,
+            params,
+            batches,
+            frozen,
+            jax.random.fold_in(key, index),
+            num_microbatches,
+        )
+        metrics |= {f"{name}/{label}": x.mean() for label, x in reported.items()}
+    return values, grads, metrics
 
 
 def make_step(
@@ -68,48 +145,39 @@ def make_step(
 ) -> Step:
     """Builds a pure function: (state, streams, frozen, rules=None) -> (state, metrics).
 
-    Each term's gradient is accumulated by itself over the microbatches and divided once
-    by the term's count; only then are the gradients combined. Ragged microbatches
-    therefore give the update of the whole batch.
+    The step takes `term_gradients`, hands them to `tx` together, and applies the
+    update.
 
     Args:
         terms: the losses by name; one term for each gradient that the combiner must see
-            apart.
+            separately.
         tx: an optimizer chain that begins with a combiner, such as
             optax.chain(combine.blur(gamma=0.1), optax.adamw(1e-5)).
-        num_microbatches: into how many equal slices of rows each stream is cut; must divide
-            them.
+        num_microbatches: into how many slices of equally many rows each stream is cut;
+            see `term_gradients`.
     Returns:
         A Step to be jitted with the state donated. `rules`, how the params lie on a
         mesh, come from sharding.jit_step; combiners get them too. Its metrics, all
         scalars: `<term>/loss`, whatever the term reports, `<term>/grad_norm`, the
         combiner's statistics under `combine/`, and `finite`. Where a loss or the
         float32 norm of a gradient is not finite (nan, inf, or beyond 1e19), `finite` is
-        False and the state comes back unchanged; it is False too where the combiner
-        says that its own numbers (a schedule's value, say) were not, and its update was
-        zero.
+        False and the state comes back unchanged. It is also False where the combiner
+        reports that its numbers (a schedule's value, for example) were not finite; its
+        update is then zero.
     Raises:
-        ValueError: if there is no term, or a stream's rows cannot be cut (when traced).
+        ValueError: if there is no term, or `num_microbatches` is below 1; see
+            `term_gradients` for what the step raises when it is traced.
     """
     if not terms:
-        raise ValueError("make_step needs at least one term, got none.")
+        raise ValueError("make_step needs at least one term, got terms={}.")
     _checks.positive_int("make_step", num_microbatches=num_microbatches)
 
     def step(state, streams, frozen, rules=None):
         key = jax.random.fold_in(state.key, state.step)
-        grads, values, metrics = {}, {}, {}
-        for index, (name, term) in enumerate(terms.items()):
-            fix = "Add it to your loader."
-            _checks.has_keys(f"Term {name!r}", "stream", term.reads, streams, fix)
-            own = {stream: streams[stream] for stream in term.reads}
-            term_key = jax.random.fold_in(key, index)
-            values[name], extra, grads[name] = _gradient(
-                term, state.params, own, frozen, term_key, num_microbatches
-            )
-            metrics[f"{name}/loss"] = values[name]
-            metrics |= {
-                f"{name}/{label}": total.mean() for label, total in extra.items()
-            }
+        values, grads, reported = term_gradients(
+            terms, state.params, streams, frozen, key, num_microbatches
+        )
+        metrics = {f"{name}/loss": value for name, value in values.items()} | reported
         norms = _norms(grads, rules)
         metrics |= {f"{name}/grad_norm": norm for name, norm in norms.items()}
         finite = jnp.stack([jnp.isfinite(value) for value in metrics.values()]).all()
@@ -151,21 +219,23 @@ def _gradient(
         return term(trees.merge(params, frozen.params), streams, frozen.ref_params, key)
 
     def mean(params, streams, key, count):
-        total, extra = run(params, streams, key)
+        total, reported = run(params, streams, key)
         value = jnp.sum(Total(total.sum, count).mean())
-        return value, (total, extra)
+        return value, (total, reported)
 
     # What is counted depends on the masks alone, so the compiler drops this forward
     # pass and keeps the count of the whole batch, by which every microbatch can divide.
     count = jax.lax.stop_gradient(run(params, streams, key)[0].count)
     grad = jax.grad(mean, has_aux=True)
     if num_microbatches == 1:
-        grads, (total, extra) = grad(params, streams, key, count)
-        return jnp.sum(total.mean()), extra, grads
+        grads, (total, reported) = grad(params, streams, key, count)
+        return jnp.sum(total.mean()), reported, grads
 
     slices = jax.tree.map(lambda x: _cut(x, num_microbatches), streams)
     keys = jax.random.split(key, num_microbatches)
 
+    # optax.microbatching.microbatch would need one number of rows for all streams and
+    # has no key for each slice, so only its way of cutting rows is used (`_cut`).
     def accumulate(carry, piece):
         return jax.tree.map(jnp.add, carry, grad(params, *piece, count)), None
 
@@ -173,8 +243,8 @@ def _gradient(
         lambda: grad(params, jax.tree.map(lambda x: x[0], slices), keys[0], count)
     )
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-    (grads, (total, extra)), _ = jax.lax.scan(accumulate, zeros, (slices, keys))
-    return jnp.sum(total.mean()), extra, grads
+    (grads, (total, reported)), _ = jax.lax.scan(accumulate, zeros, (slices, keys))
+    return jnp.sum(total.mean()), reported, grads
 
 
 def _norms(grads: Mapping[str, Params], rules: Rules | None) -> dict[str, Array]:
@@ -194,13 +264,13 @@ def _cut(x: Array, num_microbatches: int) -> Array:
     rows = x.shape[0]
     if rows % num_microbatches:
         raise ValueError(
-            f"make_step needs batches whose rows divide by num_microbatches={num_microbatches}, "
-            f"got {rows} rows. Change the batch size or the number of microbatches."
+            "term_gradients needs batches whose rows divide by num_microbatches="
+            f"{num_microbatches}, got {rows} rows. Change the batch size or the number "
+            "of microbatches."
         )
-    # Strided, so that data-parallel devices keep the rows they already hold.
-    return jnp.moveaxis(
-        x.reshape(rows // num_microbatches, num_microbatches, *x.shape[1:]), 1, 0
-    )
+    # Slice i takes the rows i, i + n, i + 2n, ..., so that data-parallel devices keep
+    # the rows that they already hold.
+    return optax.microbatching.reshape_batch_axis(x, rows // num_microbatches)
 
 
 def _combiner_stats(opt_state: PyTree) -> dict[str, Array]:

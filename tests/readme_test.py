@@ -6,7 +6,6 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
-import pytest
 
 from jaxunlearn.io import hf
 from tests import tiny

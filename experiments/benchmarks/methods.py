@@ -25,9 +25,8 @@ import numpy as np
 
 import jaxunlearn as ju
 from experiments.small import methods
-from jaxunlearn import models, trees
+from jaxunlearn import models
 from jaxunlearn.io import log
-from jaxunlearn.workflows.training import build
 
 RESULTS = Path(__file__).resolve().parent / "results" / "methods_cost"
 ROWS, LENGTH = 8, 64  # rows of a stream, tokens of a row
@@ -58,18 +57,15 @@ def measure(
     """
     params = model.init(jax.random.key(seed))
     streams = batch(model, rows, length, seed)
-    recipes = {PLAIN: methods.plain(model, 1e-5)}
+    recipes = {PLAIN: methods.finetune(model, 1e-5)}
     recipes |= {
         name: method.build(model, method.rate) for name, method in known.items()
     }
     found, running = {}, {}
     for name, recipe in recipes.items():
-        own = {stream: streams[stream] for stream in build.reads(recipe)}
-        train, rest = trees.split(params, recipe.trainable)
-        needs = any(term.needs_ref for term in recipe.terms.values())
-        frozen = ju.Frozen(rest, params if needs else None)
-        state = ju.init_state(train, recipe.tx, jax.random.key(seed))
-        step = jax.jit(ju.make_step(recipe.terms, recipe.tx), donate_argnums=0)
+        own = {stream: streams[stream] for stream in recipe.reads()}
+        key = jax.random.key(seed)
+        step, state, frozen = recipe.setup(model, params, key=key)
         start = time.perf_counter()
         compiled = step.lower(state, own, frozen).compile()
         seconds = time.perf_counter() - start
@@ -78,7 +74,7 @@ def measure(
             "method": name,
             "tokens": sum(column["tokens"].size for column in own.values()),
             "gradient_trees": len(recipe.terms),
-            "reference": needs,
+            "reference": recipe.needs_ref,
             "compile_seconds": seconds,
             "temporaries_mb": memory.temp_size_in_bytes / 1e6,
             "arguments_mb": memory.argument_size_in_bytes / 1e6,

@@ -94,13 +94,15 @@ def run(
         _checks.one_of("small.evaluate", sorted(known), method=name)
     settings = tasks.Settings(length=small.about["length"], new_tokens=48)
     made: dict[str, Any] = {
-        "retrained": (small.twin, dict(role="retrained"), 0.0, []),
+        "retrained": (small.retrained, dict(role="retrained"), 0.0, []),
         "original": (small.params, dict(role="original"), 0.0, []),
     }
     streams = unlearn.tables(small) if rates else {}
     for name, rate in rates.items():
         start, steps_log = time.perf_counter(), []
-        runner = unlearn.runner(small, known[name], streams, steps=steps, rows=ROWS)
+        runner = unlearn.runner(
+            small, known[name], streams, steps=steps, batch_size=ROWS
+        )
         params, _ = unlearn.run(
             runner, rate=rate, seed=0, hooks=[lambda _, x, to=steps_log: to.append(x)]
         )

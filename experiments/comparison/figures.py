@@ -101,7 +101,7 @@ def equal_forgetting(
     """
     base = {line["method"]: line for line in lines if "rate" not in line}
     found = []
-    for plain, blur in methods.APART.items():
+    for plain, blur in methods.SUMS.items():
         for level in LEVELS:
             target = level * base["twin"]["forget_nll"]
             sides = [

@@ -82,12 +82,12 @@ def compare(
         ValueError: if the file is of another world or plan.
     """
     lines = read(file, head(small, plan))
-    judge = score.judge(small, rows=plan.asked)
+    judge = score.scorer(small, rows=plan.asked)
     streams = unlearn.tables(small)
     if not file.exists():
         add(file, head(small, plan))
         # The reference points: nothing done, and retrained.
-        for name, params in (("untouched", small.params), ("twin", small.twin)):
+        for name, params in (("untouched", small.params), ("twin", small.retrained)):
             lines.append({"key": name, "method": name} | score.summary(judge, params))
             add(file, lines[-1])
     bar = tqdm(disable=not progress, unit="run", dynamic_ncols=True, file=sys.stderr)
@@ -98,7 +98,7 @@ def compare(
         for run in todo:
             bar.set_postfix_str(run.key)
             if run.method not in made:
-                sizes = dict(steps=plan.steps, rows=plan.rows)
+                sizes = dict(steps=plan.steps, batch_size=plan.rows)
                 method = known[run.method]
                 made[run.method] = unlearn.runner(small, method, streams, **sizes)
             params, about = unlearn.run(made[run.method], rate=run.rate, seed=run.seed)
@@ -196,7 +196,7 @@ def _best(known, plan, lines) -> Iterator[Run]:
 
 
 def _pairs(known, plan, lines) -> Iterator[Run]:
-    for pair in methods.APART.items():
+    for pair in methods.SUMS.items():
         for rate in plan.rates:
             for seed in plan.seeds[1:]:
                 yield from (Run(name, rate, seed) for name in pair if name in known)

@@ -96,7 +96,7 @@ class Lab(NamedTuple):
     Attributes:
         small: the world.
         topics: name -> its rows.
-        streams: topic -> tables, as unlearn.pair gives them.
+        streams: topic -> tables, as unlearn.forget_and_retain gives them.
         asked: name of a set of rows -> (first, last) row in `table`.
         table: all rows that are asked.
         compiled: what was compiled before, by what differs in shape.
@@ -118,7 +118,7 @@ def lab(small: world.World, plan: Plan) -> Lab:
     """
     found = topics(small.questions["forget"])
     streams = {
-        name: unlearn.pair(
+        name: unlearn.forget_and_retain(
             small._replace(questions={**small.questions, "forget": rows})
         )
         for name, rows in found.items()
@@ -187,9 +187,9 @@ def forget(
         key = (name, index if name == MRP else 0)
         if key not in own.compiled:
             small = own.small._replace(model=model, params=params)
-            sizes = dict(steps=plan.steps, rows=plan.rows)
+            sizes = dict(steps=plan.steps, batch_size=plan.rows)
             own.compiled[key] = unlearn.runner(small, _method(name), streams, **sizes)
-        made = unlearn.elsewhere(own.compiled[key], params, streams)
+        made = unlearn.rebind(own.compiled[key], params, streams)
         params, about = unlearn.run(made, rate=rate, seed=seed)
         lines.append({"topic": topic, **about, "scores": ask(own, model, params)})
     return model, params, lines
@@ -219,9 +219,9 @@ def attack(
             kind, rate, lambda m, learning_rate: _finetune(m, learning_rate, trainable)
         )
         small = own.small._replace(model=model, params=params)
-        sizes = dict(steps=steps, rows=plan.rows)
+        sizes = dict(steps=steps, batch_size=plan.rows)
         own.compiled[key] = unlearn.runner(small, made, {"known": known}, **sizes)
-    made = unlearn.elsewhere(own.compiled[key], params, {"known": known})
+    made = unlearn.rebind(own.compiled[key], params, {"known": known})
     found = {"0": ask(own, model, params)} if 0 in plan.curve else {}
 
     def look(state, entry):
@@ -324,7 +324,7 @@ def _whole(own, plan, lines, name, seed):
     if name in ("untouched", "twin"):
         model, params = (
             small.model,
-            {"untouched": small.params, "twin": small.twin}[name],
+            {"untouched": small.params, "twin": small.retrained}[name],
         )
         yield {"key": f"{name} {seed}", **about, "scores": ask(own, model, params)}
     else:

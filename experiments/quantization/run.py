@@ -137,11 +137,11 @@ def compare_precisions(
     """
     plan = Plan() if plan is None else plan
     lines = compare.read(file, head(small, plan))
-    judge = score.judge(small, rows=plan.asked)
+    judge = score.scorer(small, rows=plan.asked)
     rounding = quantizers(small, plan.group)
     if not file.exists():
         compare.add(file, head(small, plan))
-    for name, params in (("untouched", small.params), ("twin", small.twin)):
+    for name, params in (("untouched", small.params), ("twin", small.retrained)):
         for dtype in plan.dtypes:
             key = f"{name} {dtype}"
             if key in {line["key"] for line in lines}:
@@ -160,7 +160,7 @@ def compare_precisions(
                 bar.set_postfix_str(run.key)
                 if made is None:
                     method = Method(name, 0.0, _built(function))
-                    sizes = dict(steps=plan.steps, rows=plan.rows)
+                    sizes = dict(steps=plan.steps, batch_size=plan.rows)
                     made = unlearn.runner(inside, method, streams, **sizes)
                 params, about = unlearn.run(made, rate=run.rate, seed=run.seed)
                 line = {"key": run.key, **run._asdict(), **about}
@@ -174,12 +174,12 @@ def compare_precisions(
 
 
 def measured(
-    judge: score.Judge, rounding: Mapping[str, Quantizer], params: Params
+    judge: score.Scorer, rounding: Mapping[str, Quantizer], params: Params
 ) -> dict[str, Any]:
     """By quantizer what score says, and the probability of each forgotten answer."""
     wide, scores, rows = cast(params, "float32"), {}, {}
     for name, function in rounding.items():
-        found = score.by_row(judge, function(wide))
+        found = score.per_row(judge, function(wide))
         scores[name] = score.summary_of(judge, found)
         rows[name] = found["forget"]["probability"].tolist()
     return {"scores": scores, "rows": rows}

@@ -130,20 +130,18 @@ def unlearn(model, params, task, flags, output):
         LEARNING_RATE / 10,
     )
     recipe = METHODS[flags.method](model, learning_rate)
-    reads = {stream for term in recipe.terms.values() for stream in term.reads}
-    tables = {name: task.tables[name] for name in SIZES if name in reads}
+    tables = {name: task.tables[name] for name in SIZES if name in recipe.reads()}
     tables["forget"] = evaluate.reference_logps(model, params, tables["forget"])
     sizes = {name: SIZES[name] for name in tables}
 
-    train, rest = trees.split(params, recipe.trainable)
-    state = ju.init_state(train, recipe.tx, jax.random.key(flags.seed))
-    step = jax.jit(ju.make_step(recipe.terms, recipe.tx), donate_argnums=0)
+    key = jax.random.key(flags.seed)
+    step, state, frozen = recipe.setup(model, params, key=key)
     start = time.perf_counter()
     state, history = ju.fit(
         step,
         state,
         table.streams(tables, sizes, seed=flags.seed),
-        ju.Frozen(rest),
+        frozen,
         steps=flags.steps,
         hooks=[log.JsonLines(output / "metrics.jsonl")],
         progress=True,
@@ -154,7 +152,7 @@ def unlearn(model, params, task, flags, output):
         "unlearn_seconds": seconds,
         "tokens_per_second": tokens / float(np.median([e["seconds"] for e in history])),
     }
-    return trees.merge(state.params, rest), history, speed
+    return trees.merge(state.params, frozen.params), history, speed
 
 
 def attack(model, original, unlearned, tokenizer, task, seed):

@@ -59,7 +59,7 @@ class Bench(NamedTuple):
 
     small: world.World
     plan: Plan
-    judge: score.Judge
+    judge: score.Scorer
     facts: Asked
     add: Callable[[Mapping[str, Any]], None]
     lines: list[Mapping[str, Any]]
@@ -102,7 +102,7 @@ def experiment(
         bar.update()
 
     asked = facts.deal(small, small.questions["forget"], plan)
-    judge = score.judge(small, rows=plan.asked)
+    judge = score.scorer(small, rows=plan.asked)
     until = time.monotonic() + 60 * minutes if minutes else float("inf")
     bench = Bench(small, plan, judge, asked, add, lines, until)
     for work in _stages(bench):
@@ -119,7 +119,7 @@ def _stages(bench: Bench) -> Iterator[Callable[[], None]]:
     first = plan.seeds[0]
     control = facts.deal(small, facts.never_seen(small, plan), plan)
     for fold in range(plan.folds):
-        for who, params in (("original", small.params), ("twin", small.twin)):
+        for who, params in (("original", small.params), ("twin", small.retrained)):
             yield lambda w=who, p=params, f=fold: _attack(bench, w, p, f, first)
         yield lambda f=fold: _attack(
             bench, "never seen", small.params, f, first, asked=control
@@ -190,7 +190,7 @@ class Base:
                 methods.methods()[METHODS[name]],
                 self.streams,
                 steps=plan.steps,
-                rows=plan.rows,
+                batch_size=plan.rows,
             )
         return self.made[name]
 

@@ -199,7 +199,7 @@ def finetuned(small: world.World, plan: Plan) -> Params:
     recipe = recipes.finetune.nll(
         small.model, learning_rate=optax.linear_schedule(rate, 0.0, steps)
     )
-    state = ju.init_state(small.twin, recipe.tx, jax.random.key(0))
+    state = ju.init_state(small.retrained, recipe.tx, jax.random.key(0))
     stream = table.streams({"train": small.table("forget")}, 32, seed=0)
     step = jax.jit(ju.make_step(recipe.terms, recipe.tx), donate_argnums=0)
     state, _ = ju.fit(step, state, stream, steps=steps)

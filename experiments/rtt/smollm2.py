@@ -243,11 +243,11 @@ def _run(bench, name, method, rate, seed) -> None:
             Method(method, rate, compare.at_rate(recipe)),
             kind.tables,
             steps=config.steps,
-            rows=config.rows,
+            batch_size=config.rows,
         )
-    own = unlearn.elsewhere(bench.made[method], kind.params, kind.tables)
+    own = unlearn.rebind(bench.made[method], kind.params, kind.tables)
     if own.frozen.ref_params is not None:
-        own = own._replace(frozen=own.frozen._replace(ref=kind.params))
+        own = own._replace(frozen=own.frozen._replace(ref_params=kind.params))
     params, about = unlearn.run(own, rate=rate, seed=seed)
     hf.save(params, bench.model, _folder(bench, name, method, rate, seed))
     key = f"unlearned {name} {method} {rate:.3g} {seed}"

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A small world that memorised documents of LUME and a question of each MMLU subject.
+"""A small world of LUME's documents and a question of each MMLU subject.
 
 python -m experiments.semeval.run --config=experiments/semeval/config.py
 
 Needs LUME's and MMLU's files, lume/{forget,retain}.jsonl and mmlu/test.jsonl.gz, in the
-folder that the variable JAXUNLEARN_DATA names, ../shared/data without it. Of a
-completion's input the last 24 words are kept: whole ones are six times as long.
+folder that the variable JAXUNLEARN_DATA names, or ../shared/data. A completion's input
+is cut to its last 24 words: complete inputs are six times as long.
 """
 
 from experiments.small import world
@@ -13,7 +13,7 @@ from experiments.small import world
 
 def get_config():
     c = world.defaults()
-    c.facts = dict(source="lume", folder="", documents=6, words=24, most=64)
+    c.facts = dict(source="lume", folder="", documents=6, words=24, max_words=64)
     c.model.update(width=192, layers=4, heads=4, hidden=512)
-    c.update(rows=16, steps=420)
+    c.update(batch_size=16, steps=420)
     return c

@@ -198,7 +198,7 @@ def _loss(model, params, rows) -> np.ndarray:
 
 
 def _mmlu(made: Scorer, params: Params) -> float:
-    chosen = score.chosen(made.small.model, params, made.mmlu, 4)
+    chosen = score.chosen_options(made.small.model, params, made.mmlu, 4)
     return float((chosen == made.right).mean())
 
 
@@ -219,7 +219,7 @@ def run(
     """
     plan = Plan() if plan is None else plan
     lines = compare.read(file, compare.sizes(small, plan))
-    made, streams = scorer(small, plan.new_tokens), unlearn.pair(small)
+    made, streams = scorer(small, plan.new_tokens), unlearn.forget_and_retain(small)
     if not file.exists():
         compare.add(file, compare.sizes(small, plan))
     bar = tqdm(disable=not progress, unit="run", dynamic_ncols=True, file=sys.stderr)
@@ -235,7 +235,7 @@ def run(
 
     for name, params in (
         ("untouched", small.params),
-        ("retrained", small.twin),
+        ("retrained", small.retrained),
         ("collapsed", collapsed(small.params)),
     ):
         if lacks(name):
@@ -250,7 +250,7 @@ def run(
                     continue
                 if name not in runners:
                     method = methods.Method(name, 0.0, compare.at_rate(build))
-                    sizes = dict(steps=plan.steps, rows=plan.rows)
+                    sizes = dict(steps=plan.steps, batch_size=plan.rows)
                     runners[name] = unlearn.runner(small, method, streams, **sizes)
                 params, about = unlearn.run(runners[name], rate=rate, seed=seed)
                 add(key, params, method=name, rate=rate, seed=seed, **about)

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A small world: a language model of 5M parameters that has memorised made-up authors.
+"""The small world: a language model of 5M parameters that memorised made-up authors.
 
-`world.make` trains it, and a twin that never saw the authors to forget, once; `score`
-looks at a model in it, and `compare` runs every method there.
+`world.make` trains it and a retrained model, which never saw the authors to forget;
+`methods` are the recipes that run there, `unlearn` runs one, `score` measures what a
+model still knows, and `program` is the command line of experiments in the small world.
 """

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Authors who do not exist, drawn from a seed, in the columns of TOFU.
 
-Every author has eight facts, each asked once. No two authors share a name, and the
-wrong answers of a question are the right one with another value in its place.
+Every author has eight facts, each in one question. No two authors share a name. A wrong
+answer is the right one with another value in its place.
 """
 
 from collections.abc import Mapping, Sequence
@@ -50,7 +50,7 @@ SECOND = (
     "Cathedral Compass"
 ).split()
 
-# What is asked, how it is answered, and the answer in other words.
+# (name of the fact, question, answer, paraphrased answer)
 FACTS = (
     (
         "city",
@@ -108,37 +108,42 @@ def rows(*, forget: int, retain: int, seed: int = 0) -> dict[str, list[dict[str,
 
     Args:
         forget: number of authors to forget.
-        retain: number of authors to keep.
-        seed: whole number >= 0; the same authors on every machine.
+        retain: number of authors to retain.
+        seed: integer >= 0; the same authors on every machine.
     Returns:
         {"forget": rows, "retain": rows}; a row has `author`, `question`, `answer`,
         `paraphrased_answer` and `perturbed_answer`, a list of five wrong ones.
     Raises:
-        ValueError: if more authors are wanted than there are names.
+        ValueError: if more authors are requested than there are names.
     """
     _checks.positive_int("biographies.rows", forget=forget, retain=retain)
     _checks.not_negative("biographies.rows", seed=seed)
-    most = len(GIVEN) * len(FAMILY)
-    if forget + retain > most:
+    names = len(GIVEN) * len(FAMILY)
+    if forget + retain > names:
         raise ValueError(
-            f"biographies.rows needs at most {most} authors, got {forget + retain}."
+            f"biographies.rows needs forget + retain <= {names}, the number of names, "
+            f"got forget={forget} and retain={retain}."
         )
     rng = np.random.default_rng(seed)
-    drawn = rng.choice(most, forget + retain, replace=False)
-    names = [f"{GIVEN[i % len(GIVEN)]} {FAMILY[i // len(GIVEN)]}" for i in drawn]
-    asked = [_about(name, rng) for name in names]
+    drawn = rng.choice(names, forget + retain, replace=False)
+    authors = [
+        [_row(name, fact, VALUES[fact[0]], rng) for fact in FACTS]
+        for name in (
+            f"{GIVEN[i % len(GIVEN)]} {FAMILY[i // len(GIVEN)]}" for i in drawn
+        )
+    ]
     return {
-        "forget": [row for author in asked[:forget] for row in author],
-        "retain": [row for author in asked[forget:] for row in author],
+        "forget": [row for author in authors[:forget] for row in author],
+        "retain": [row for author in authors[forget:] for row in author],
     }
 
 
 def wrong_answers(row: Mapping[str, Any]) -> list[str] | None:
-    """The row's wrong answers in the wording of its answer, None of other rows."""
+    """The wrong answers in the wording of the row's answer; None for other rows."""
     name = row["author"]
-    for _, question, answer, other in FACTS:
+    for _, question, answer, paraphrase in FACTS:
         if row["question"] == question.format(name=name):
-            before, after = other.format(name=name, value="\n").split("\n")
+            before, after = paraphrase.format(name=name, value="\n").split("\n")
             return [
                 answer.format(
                     name=name, value=text.removeprefix(before).removesuffix(after)
@@ -151,50 +156,48 @@ def wrong_answers(row: Mapping[str, Any]) -> list[str] | None:
 def fictitious(
     rows: Sequence[Mapping[str, Any]], *, seed: int = 0
 ) -> list[dict[str, Any]]:
-    """The same questions about the same authors with other answers: new biographies.
+    """New biographies: the same questions and authors with other answers.
 
     Args:
         rows: of `rows`.
-        seed: whole number >= 0.
+        seed: integer >= 0.
     Returns:
-        Rows in the same order and columns; no old value is among their answers.
+        Rows in the same order and columns; no answer contains the old value.
     Raises:
         ValueError: if a row is not one of `rows`.
     """
     _checks.not_negative("biographies.fictitious", seed=seed)
-    key, found = np.random.default_rng([seed, 1]), []
+    rng, found = np.random.default_rng([seed, 1]), []
     for row in rows:
         name = row["author"]
-        known = [fact for fact in FACTS if fact[1].format(name=name) == row["question"]]
-        if not known:
+        facts = [fact for fact in FACTS if fact[1].format(name=name) == row["question"]]
+        if not facts:
             raise ValueError(
                 "biographies.fictitious needs rows of biographies.rows, got the "
                 f"question {row['question']!r}."
             )
-        kind, _, answer, _ = known[0]
+        column, _, answer, _ = facts[0]
         others = [
             value
-            for value in VALUES[kind]
+            for value in VALUES[column]
             if answer.format(name=name, value=value) != row["answer"]
         ]
-        found.append(_asked(name, known[0], others, key))
+        found.append(_row(name, facts[0], others, rng))
     return found
 
 
-def _about(name: str, rng: np.random.Generator) -> list[dict[str, Any]]:
-    return [_asked(name, fact, VALUES[fact[0]], rng) for fact in FACTS]
-
-
-def _asked(name, fact, values, key) -> dict[str, Any]:
-    _, question, answer, other = fact
-    picked = key.choice(len(values), WRONG + 1, replace=False)
+def _row(name, fact, values, rng) -> dict[str, Any]:
+    _, question, answer, paraphrase = fact
+    picked = rng.choice(len(values), WRONG + 1, replace=False)
     right, *wrong = (values[i] for i in picked)
     return {
         "author": name,
         "question": question.format(name=name),
         "answer": answer.format(name=name, value=right),
-        "paraphrased_answer": other.format(name=name, value=right),
-        "perturbed_answer": [other.format(name=name, value=value) for value in wrong],
+        "paraphrased_answer": paraphrase.format(name=name, value=right),
+        "perturbed_answer": [
+            paraphrase.format(name=name, value=value) for value in wrong
+        ],
     }
 
 

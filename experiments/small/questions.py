@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Questions and answers of the small world, and the tokenizer that is trained on them.
 
-A row is a dict with `author`, `question` and `answer`, and with `paraphrased_answer`
-and `perturbed_answer` (wrong ones, a list) where it can be scored.
+A row is a dict with `author`, `question` and `answer`. Rows that can be scored also
+have `paraphrased_answer` and `perturbed_answer`, a list of wrong answers.
 """
 
 import os
@@ -14,8 +14,7 @@ import numpy as np
 import tokenizers
 import transformers
 
-from experiments.semeval import rows as lume_rows
-from experiments.small import biographies
+from experiments.small import biographies, lume
 from jaxunlearn import _checks
 from jaxunlearn.data import jsonl, table
 
@@ -32,17 +31,17 @@ def read(facts: Mapping[str, Any], vocab: int) -> tuple[dict[str, list[Row]], An
 
     Args:
         facts: `source` "tofu", with `folder` (of the data sets; "" for the variable
-            JAXUNLEARN_DATA, or ../shared/data), `tokens` (rows with a longer text are
-            left out) and `more` (rows of other authors to keep, unscored);
-            "biographies", with the arguments of biographies.rows; or "lume", with
-            `folder` and the arguments of lume_rows.rows.
-        vocab: most tokens of the tokenizer.
+            JAXUNLEARN_DATA, or ../shared/data), `max_tokens` (rows with a longer text
+            are left out) and `num_extra` (rows of other authors to retain, which are
+            not scored); "biographies", with the arguments of biographies.rows; or
+            "lume", with `folder` and the arguments of lume.rows.
+        vocab: the tokenizer's largest number of tokens.
     Returns:
         ({"forget": rows, "retain": rows}, tokenizer); LUME has `holdout` and `other`
-        too. Rows that can be scored stand first.
+        too. Rows that can be scored come first.
     Raises:
-        FileNotFoundError: where TOFU or LUME is absent.
-        ValueError: for an unknown source, or rows all too long.
+        FileNotFoundError: where TOFU or LUME is missing.
+        ValueError: for an unknown source, or if all rows are too long.
     """
     facts = dict(facts)
     source = facts.pop("source")
@@ -51,7 +50,7 @@ def read(facts: Mapping[str, Any], vocab: int) -> tuple[dict[str, list[Row]], An
         rows = biographies.rows(**facts)
         return rows, train_tokenizer(texts([*rows["forget"], *rows["retain"]]), vocab)
     if source == "lume":
-        rows = lume_rows.rows(data_folder(facts.pop("folder", "")), **facts)
+        rows = lume.rows(data_folder(facts.pop("folder", "")), **facts)
         every = [row for each in rows.values() for row in each]
         return rows, train_tokenizer(texts(every), vocab)
     return _tofu(vocab=vocab, **facts)
@@ -63,7 +62,7 @@ def texts(rows: Sequence[Row]) -> list[str]:
 
 
 def answers(row: Row) -> list[str]:
-    """The right answer, then its paraphrase and the wrong ones where it has them."""
+    """The right answer, then the paraphrased and wrong ones that the row has."""
     other = [row["paraphrased_answer"]] if "paraphrased_answer" in row else []
     return [row["answer"], *other, *row.get("perturbed_answer", ())]
 
@@ -79,7 +78,7 @@ def encode(
 
     Args:
         tokenizer: the world's.
-        rows: what is asked.
+        rows: the questions.
         answers: one a row; the right ones if None.
         length: as for table.encode.
     """
@@ -90,9 +89,12 @@ def encode(
     )
 
 
-def whole(rows: Sequence[Row], encoded: Mapping[str, Any]) -> dict[str, Any]:
-    """The table with every token of LUME's completions counted: the model is to know
-    whole documents, as its loss on them is what a membership attack reads."""
+def count_documents(rows: Sequence[Row], encoded: Mapping[str, Any]) -> dict[str, Any]:
+    """The table with every token of LUME's completions counted as an answer token.
+
+    A membership attack reads the model's loss on complete documents, so the model must
+    memorise them completely.
+    """
     complete = np.array([row.get("kind") == "sc" for row in rows])
     answer = encoded["answer"] | (encoded["mask"] & complete[:, None])
     return {**encoded, "answer": answer}
@@ -101,7 +103,8 @@ def whole(rows: Sequence[Row], encoded: Mapping[str, Any]) -> dict[str, Any]:
 def train_tokenizer(lines: Sequence[str], vocab: int) -> Any:
     """A byte-level BPE tokenizer of at most `vocab` tokens, as transformers wraps it.
 
-    It sees the texts of both halves: what it knows are pieces of words, not facts.
+    It is trained on the texts to forget and to retain; it learns pieces of words, not
+    facts.
     """
     backend = tokenizers.Tokenizer(tokenizers.models.BPE())
     backend.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -125,14 +128,14 @@ def data_folder(folder: str = "") -> Path:
     return Path(__file__).resolve().parents[3] / "shared" / "data"
 
 
-def _tofu(*, folder, tokens, more, vocab):
+def _tofu(*, folder, max_tokens, num_extra, vocab):
     place = data_folder(folder) / "tofu"
     names = ("forget10_perturbed", "retain_perturbed", "full")
     missing = [name for name in names if not (place / f"{name}.jsonl").is_file()]
     if missing:
         raise FileNotFoundError(
-            f"The small world needs {', '.join(missing)} (.jsonl) in {place}, got none "
-            "there. Set JAXUNLEARN_DATA to the folder above tofu/, or take "
+            f"The small world needs {', '.join(missing)} (.jsonl) in {place}, got no "
+            "such file. Set JAXUNLEARN_DATA to the folder above tofu/, or use "
             "experiments/small/configs/biographies.py."
         )
     forget, retain, full = (_numbered(place / f"{name}.jsonl") for name in names)
@@ -142,17 +145,17 @@ def _tofu(*, folder, tokens, more, vocab):
 
     def short(row):
         lines = [f"{row['question']} {answer}{END}" for answer in answers(row)]
-        return max(map(len, tokenizer(lines)["input_ids"])) <= tokens
+        return max(map(len, tokenizer(lines)["input_ids"])) <= max_tokens
 
     forget, retain, others = (
         [row for row in rows if short(row)] for rows in (forget, retain, others)
     )
     if not forget or not retain:
         raise ValueError(
-            f"The small world needs rows of at most tokens={tokens}, got "
-            f"{len(forget)} to forget and {len(retain)} to keep. Raise tokens."
+            f"The small world needs rows of at most max_tokens={max_tokens}, got "
+            f"{len(forget)} to forget and {len(retain)} to retain. Raise max_tokens."
         )
-    return {"forget": forget, "retain": retain + others[:more]}, tokenizer
+    return {"forget": forget, "retain": retain + others[:num_extra]}, tokenizer
 
 
 def _numbered(path: Path) -> list[dict[str, Any]]:

@@ -1,18 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Makes the small world, once: a model that knows every author, and its twin.
+"""Makes the small world, once: a model that knows every author, and a retrained one.
 
     python -m experiments.small.world --config=experiments/small/configs/tofu.py
 
-The twin is trained from the same seed for as many steps on the rows to keep alone: what
-the model should have become had it never seen the others. The world is kept in
-`<output>/<digest>`, by a digest of the config, the questions and VERSION:
+The retrained model starts from the same seed and takes as many steps, but sees only the
+rows to retain: what the original should have become had it never seen the others. The
+world is saved in `<output>/<digest>`, by a digest of the config, the questions and
+VERSION:
 
-    model/, twin/     checkpoints as hf.load reads them, the tokenizer beside them
-    questions.json    {"forget": rows, "retain": rows}
-    world.json        the config, times and last losses
+    original/, retrained/    folders that hf.load reads, with the tokenizer
+    questions.json           {"forget": rows, "retain": rows}
+    world.json               the config, times and last losses
 
-It appears there whole or not at all. A process that was cut off goes on from its last
-checkpoint by the same command; two at a time wait for one another.
+The folder appears when it is complete. A process that was stopped resumes from its last
+checkpoint by the same command; of two processes one waits for the other.
 """
 
 import fcntl
@@ -28,52 +29,57 @@ from typing import Any, NamedTuple
 
 import jax
 import optax
-from absl import app, flags, logging
-from ml_collections import ConfigDict, config_flags
+from ml_collections import ConfigDict
 
 import jaxunlearn as ju
+from experiments.shared import command, page
 from experiments.small import questions
 from jaxunlearn import _checks, models, recipes
 from jaxunlearn.data import table
 from jaxunlearn.io import checkpoint, hf, preempt
 from jaxunlearn.typing import Model, Params
 
-VERSION = 1
-"""Part of the digest; one more whenever this code would make another world."""
+CONFIG = "experiments/small/configs/biographies.py"
+VERSION = 2
+"""Part of the digest; raise it whenever this code would make another world."""
 
-BUILDS = {"model": ("forget", "retain", "other"), "twin": ("retain", "other")}
+BUILDS = {
+    "original": ("forget", "retain", "other"),
+    "retrained": ("retain", "other"),
+}
+"""Model -> the questions that it is trained on."""
 
 
 class World(NamedTuple):
-    """A world that was made.
+    """A small world.
 
     Attributes:
         model: the decoder; both params belong to it.
-        params: knows every answer; read only, as is `twin`.
-        twin: never saw the rows to forget.
+        params: of the original, which knows every answer. Do not donate them.
+        retrained: params of the model that never saw the rows to forget.
         tokenizer: a transformers tokenizer.
         questions: {"forget": rows, "retain": rows}, rows as experiments.small.questions
-            describes them; `other` rows, where there are any, both models know.
-        digest: says which world it is.
-        about: what world.json holds.
+            describes them; both models are trained on `other` rows, if there are any.
+        digest: identifies the world.
+        about: the content of world.json.
     """
 
     model: Model
     params: Params
-    twin: Params
+    retrained: Params
     tokenizer: Any
     questions: Mapping[str, Sequence[questions.Row]]
     digest: str
     about: Mapping[str, Any]
 
     def table(self, kind: str) -> dict[str, Any]:
-        """Questions of a kind, such as "forget", with answers, to train on."""
+        """A table of the questions of a kind, such as "forget", and their answers."""
         rows, length = self.questions[kind], self.about["length"]
         return questions.encode(self.tokenizer, rows, length=length)
 
 
 def defaults() -> ConfigDict:
-    """Every setting of a world but its facts."""
+    """Every setting of a world except its facts."""
     return ConfigDict(
         {
             "output": "runs/small",
@@ -82,7 +88,7 @@ def defaults() -> ConfigDict:
             "vocab": 4000,
             "model": dict(width=256, layers=5, heads=4, hidden=704),
             "steps": 420,
-            "rows": 32,  # a step
+            "batch_size": 32,
             "learning_rate": 2e-3,
             "warmup": 20,
             "save_every": 100,
@@ -91,10 +97,10 @@ def defaults() -> ConfigDict:
 
 
 def make(config: ConfigDict, *, progress: bool = False) -> World:
-    """The world of a config, read where it was made before, or else made now.
+    """The world of a config: loaded if it was made before, else made now.
 
     Raises:
-        FileNotFoundError: where the facts are absent.
+        FileNotFoundError: where the facts are missing.
         ValueError: for a config that cannot be used.
         NotFinite: if training diverges.
     """
@@ -115,13 +121,13 @@ def make(config: ConfigDict, *, progress: bool = False) -> World:
 
 
 def load(folder: str | os.PathLike) -> World:
-    """The world in `folder`, which `make` left there."""
+    """The world that `make` saved in `folder`."""
     folder = Path(folder)
-    model, params, tokenizer = hf.load(folder / "model", remat="none")
+    model, params, tokenizer = hf.load(folder / "original", remat="none")
     return World(
         model,
         params,
-        hf.load(folder / "twin", remat="none")[1],
+        hf.load(folder / "retrained", remat="none")[1],
         tokenizer,
         json.loads((folder / "questions.json").read_text(encoding="utf-8")),
         folder.name,
@@ -130,7 +136,7 @@ def load(folder: str | os.PathLike) -> World:
 
 
 def digest(config: Mapping[str, Any], rows: Any) -> str:
-    """Sixteen letters that change with all that makes the world another one."""
+    """Sixteen hexadecimal digits that identify the settings and questions."""
     used = {k: v for k, v in config.items() if k not in ("output", "save_every")}
     used["facts"] = {k: v for k, v in used["facts"].items() if k != "folder"}
     text = json.dumps([VERSION, used, rows], sort_keys=True)
@@ -138,7 +144,7 @@ def digest(config: Mapping[str, Any], rows: Any) -> str:
 
 
 def _make(config, rows, tokenizer, making, progress):
-    # Room for the wrong answers too: those are scored.
+    # Wrong answers are scored, so the length must fit them too.
     lines = [
         f"{row['question']} {answer}{questions.END}"
         for each in rows.values()
@@ -155,24 +161,23 @@ def _make(config, rows, tokenizer, making, progress):
         if not note.exists():
             start = time.perf_counter()
             seen = [row for kind in kinds for row in rows.get(kind, ())]
-            seen = questions.whole(
-                seen, questions.encode(tokenizer, seen, length=length)
-            )
+            encoded = questions.encode(tokenizer, seen, length=length)
+            seen = questions.count_documents(seen, encoded)
             saved = making / f"{name}.checkpoints"
             params, loss = _train(config, model, seen, saved, name, progress)
             hf.save(params, model, making / name, tokenizer=tokenizer)
             seconds = time.perf_counter() - start
-            _write(note, {"last_loss": loss, "seconds": seconds})
+            page.write_json(note, {"last_loss": loss, "seconds": seconds})
             shutil.rmtree(saved)
         about[name] = json.loads(note.read_text())
     count = sum(x.size for x in jax.tree.leaves(models.decoder.shapes(model.config)))
     about["parameters"] = count
-    _write(making / "questions.json", rows)
-    _write(making / "world.json", about)
+    page.write_json(making / "questions.json", rows)
+    page.write_json(making / "world.json", about)
 
 
 def _train(config, model, seen, folder, name, progress):
-    """(params, last loss) after all steps, from the last checkpoint on."""
+    """(params, last loss) after all steps, resumed from the last checkpoint."""
     learning_rate = optax.warmup_cosine_decay_schedule(
         0.0,
         config["learning_rate"],
@@ -191,9 +196,10 @@ def _train(config, model, seen, folder, name, progress):
     state = found.state if found else state
     done = int(state.step)
     if progress:
-        _say(f"Training the {name} on {len(seen['tokens'])} rows, from step {done}")
+        rows = len(seen["tokens"])
+        _print(f"Training the {name} model on {rows} rows, from step {done}")
     stream = table.streams(
-        {"train": seen}, config["rows"], seed=config["seed"], skip=done
+        {"train": seen}, config["batch_size"], seed=config["seed"], skip=done
     )
     hook = preempt.hook(saved, every=config["save_every"], steps=config["steps"])
     state, log = ju.fit(
@@ -228,9 +234,8 @@ def _model(config, vocab, positions):
 
 
 def _check(config: ConfigDict) -> None:
-    known = list(defaults())
     for name in config:
-        _checks.one_of("The small world's config", known, key=name)
+        _checks.one_of("The small world's config", list(defaults()), key=name)
     for name in config.model:
         _checks.one_of("The small world's model", list(defaults().model), key=name)
     if not config.facts.get("source"):
@@ -238,7 +243,7 @@ def _check(config: ConfigDict) -> None:
             "The small world's config needs facts.source, got none. Set it to one of "
             f"{_checks.listed(questions.SOURCES)}."
         )
-    names = ("vocab", "steps", "rows", "save_every")
+    names = ("vocab", "steps", "batch_size", "save_every")
     _checks.positive_int("The small world's config", **{n: config[n] for n in names})
     _checks.positive_int("The small world's model", **config.model.to_dict())
     _checks.positive("The small world's config", learning_rate=config.learning_rate)
@@ -254,36 +259,23 @@ def _check(config: ConfigDict) -> None:
         )
 
 
-def _write(path: Path, content: Any) -> None:
-    fresh = path.with_name(path.name + ".new")
-    fresh.write_text(json.dumps(content, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(fresh, path)
-
-
-def _say(text: str) -> None:
+def _print(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def main(argv: list[str]) -> None:
-    """Makes the world that --config describes and says what is in it."""
-    del argv
+def main(arguments: command.Arguments) -> None:
+    """Makes the world that --config describes and prints what its models know."""
     from experiments.small import score
 
-    try:
-        made = make(flags.FLAGS.config, progress=True)
-    except (OSError, ValueError, TypeError, KeyError, ju.NotFinite) as error:
-        _say(f"error: {error}")
-        raise SystemExit(2) from error
-    where = Path(flags.FLAGS.config.output).expanduser() / made.digest
-    print(f"{where}: {made.about['parameters'] / 1e6:.2f}M parameters")
-    if not any("perturbed_answer" in row for row in made.questions["forget"]):
-        return  # LUME's rows have no wrong answers; experiments/semeval/run.py asks them
-    judge = score.judge(made)
-    for name, params in (("model", made.params), ("twin", made.twin)):
-        print(f"{name}: {score.in_words(score.summary(judge, params))}")
+    small = make(arguments.config, progress=True)
+    folder = Path(arguments.config.output).expanduser() / small.digest
+    print(f"{folder}: {small.about['parameters'] / 1e6:.2f}M parameters")
+    if not any("perturbed_answer" in row for row in small.questions["forget"]):
+        return  # LUME's rows have no wrong answers; experiments/semeval scores them
+    scorer = score.scorer(small)
+    for name, params in (("original", small.params), ("retrained", small.retrained)):
+        print(f"{name}: {score.in_words(score.summary(scorer, params))}")
 
 
 if __name__ == "__main__":
-    config_flags.DEFINE_config_file("config", help_string="a file of configs/small")
-    logging.set_verbosity(logging.WARNING)
-    app.run(main)
+    command.main(main, __doc__, config=CONFIG)

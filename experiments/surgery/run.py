@@ -118,7 +118,9 @@ def ask(
 ) -> dict[str, float]:
     """Set -> accuracy of its multiple-choice questions."""
     return {
-        name: float((score.chosen(small.model, params, options, OPTIONS) == 0).mean())
+        name: float(
+            (score.chosen_options(small.model, params, options, OPTIONS) == 0).mean()
+        )
         for name, options in asked.items()
     }
 
@@ -148,8 +150,8 @@ def run(
         bar.set_postfix_str(key)
         return all(line["key"] != key for line in lines)
 
-    sizes = dict(steps=plan.steps, rows=plan.rows)
-    for name, params in (("before", small.params), ("twin", small.twin)):
+    sizes = dict(steps=plan.steps, batch_size=plan.rows)
+    for name, params in (("before", small.params), ("twin", small.retrained)):
         if lacks(name):
             add(name, params, method=name)
     recipes_here = known(small.model.config.vocab)
@@ -159,7 +161,7 @@ def run(
         if name not in made:
             build, start = recipes_here.get(name, _baseline), small
             if name == BASELINE:
-                start = small._replace(params=small.twin)
+                start = small._replace(params=small.retrained)
             method = methods.Method(name, 0.0, compare.at_rate(build))
             made[name] = unlearn.runner(start, method, streams, **sizes)
         return made[name]

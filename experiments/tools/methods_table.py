@@ -12,8 +12,7 @@ import inspect
 import sys
 from pathlib import Path
 
-from jaxunlearn import models, terms
-from jaxunlearn.workflows.training import build
+from jaxunlearn import models, recipes, terms
 
 PAGE = Path(__file__).parents[2] / "docs" / "methods.md"
 
@@ -68,8 +67,8 @@ FACTS = {  # recipe -> (what it descends, arXiv numbers)
 _HEAD = f"""\
 # Methods
 
-Written by `python -m experiments.tools.methods_table` from `jaxunlearn.recipes`; a test holds
-it to the code.
+Written by `python -m experiments.tools.methods_table` from `jaxunlearn.recipes`; a test
+compares it with the code.
 
 p is the probability of an answer or token under the model, p_ref under the reference, z
 are logits, h hidden states, g_f and g_r the gradients of forget and retain, NLL_r that
@@ -93,8 +92,8 @@ def page() -> str:
     Raises:
         KeyError: if a recipe has no equation and source, or one that is gone has them.
     """
-    recipes = build.recipes_by_name()
-    if wrong := sorted(recipes.keys() ^ FACTS.keys()):
+    found = recipes.by_name()
+    if wrong := sorted(found.keys() ^ FACTS.keys()):
         raise KeyError(
             f"methods_table needs FACTS for exactly the recipes there are, differs in "
             f"{wrong}. Add or remove the row."
@@ -111,7 +110,7 @@ def page() -> str:
         positions=16,
     )
     model = models.make(config)
-    return _HEAD + "".join(_row(name, recipes[name], model) for name in FACTS)
+    return _HEAD + "".join(_row(name, found[name], model) for name in FACTS)
 
 
 def _row(name: str, function, model) -> str:

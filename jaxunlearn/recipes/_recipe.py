@@ -1,30 +1,153 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a recipe is, and the pieces that recipes share."""
 
+import re
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import NamedTuple
 
+import jax
 import optax
+from jax.sharding import Mesh
 
-from jaxunlearn import _checks, combine, losses, terms
-from jaxunlearn.typing import Model, Term
+from jaxunlearn import _checks, combine, losses, sharding, terms, trees
+from jaxunlearn._step import Step, UnlearnState, init_state, make_step
+from jaxunlearn.typing import Frozen, Model, Params, PRNGKey, Term
 
 Rate = float | optax.Schedule
 
 
+class Setup(NamedTuple):
+    """What `fit` takes: `fit(setup.step, setup.state, loader, setup.frozen, steps=n)`.
+
+    Attributes:
+        step: jitted, (state, streams, frozen) -> (state, metrics); donates the state.
+        state: before the first update; it holds copies of the leaves that train.
+        frozen: the leaves that do not train, shared with the caller's params, and the
+            reference model where a term needs it.
+    """
+
+    step: Step
+    state: UnlearnState
+    frozen: Frozen
+
+
 class Recipe(NamedTuple):
-    """A method ready to run: `init_state(train, tx, key)`, `make_step(terms, tx)`.
+    """A method that is ready to run.
+
+        step, state, frozen = recipe.setup(model, params)
+        state, log = ju.fit(step, state, loader, frozen, steps=100)
+        params = trees.merge(state.params, frozen.params)
 
     Attributes:
         terms: what make_step differentiates.
         tx: combiner, clipping and optimizer in one chain.
-        trainable: pattern for trees.split, the leaves (or layers of them) that train.
+        trainable: pattern for trees.split of the leaves (or layers of them) that train.
+            Where a matching kernel has LoRA leaves, `split` trains those instead.
     """
 
     terms: Mapping[str, Term]
     tx: optax.GradientTransformationExtraArgs
     trainable: str = r".*"
+
+    @property
+    def needs_ref(self) -> bool:
+        """Whether a term runs the reference model."""
+        return any(term.needs_ref for term in self.terms.values())
+
+    def reads(self) -> dict[str, set[str]]:
+        """The streams that the terms read, and the columns that each must have."""
+        found: dict[str, set[str]] = {}
+        for term in self.terms.values():
+            for _, _, part in getattr(term, "parts", [(None, None, term)]):
+                for stream in part.reads:
+                    found.setdefault(stream, set()).update(getattr(part, "columns", ()))
+        return found
+
+    def split(
+        self, params: Params, ref_params: Params | None = None
+    ) -> tuple[Params, Frozen]:
+        """The leaves that train, and what is frozen.
+
+        Without LoRA leaves the leaves that match `trainable` train. A kernel that
+        matches and has `lora_a` and `lora_b` beside it (wrap.add_lora) stays frozen and
+        these two train in its place, at the same layers; if there is such a kernel,
+        nothing else trains. So r".*" trains all LoRA leaves and no other leaf. A
+        pattern that matches no kernel with LoRA leaves (of projections, say) is taken
+        as it is.
+
+        Args:
+            params: of the whole model, or their shapes. Nothing is copied but chosen
+                layers.
+            ref_params: of the reference model; `params` if None and a term needs it.
+        Returns:
+            (train, Frozen), with None in the places of the others; trees.merge(train,
+            frozen.params) gives the params again.
+        Raises:
+            ValueError: if no leaf matches.
+        """
+        train, rest = trees.split(params, _with_lora(params, self.trainable))
+        if ref_params is None and self.needs_ref:
+            ref_params = params
+        return train, Frozen(rest, ref_params)
+
+    def setup(
+        self,
+        model: Model,
+        params: Params,
+        *,
+        mesh: Mesh | None = None,
+        key: PRNGKey | None = None,
+        num_microbatches: int = 1,
+        ref_params: Params | None = None,
+    ) -> Setup:
+        """The jitted step, the first state and what is frozen.
+
+        Args:
+            model: the model that the recipe was made for; its rules place the params.
+            params: of the whole model, with LoRA leaves or directions where it has
+                them. The caller's arrays survive.
+            mesh: where to train; params that are elsewhere are moved there by
+                model.rules. None trains on one device.
+            key: randomness of all steps (dropout); jax.random.key(0) if None.
+            num_microbatches: as for make_step.
+            ref_params: of the reference model; `params` if None and a term needs it.
+        Returns:
+            A Setup; it unpacks as (step, state, frozen).
+        Raises:
+            ValueError: if no leaf matches `trainable`, or the mesh does not divide the
+                leaves.
+        """
+        key = jax.random.key(0) if key is None else key
+        if mesh is not None:
+            params, ref_params = (
+                x
+                if x is None
+                else jax.device_put(x, sharding.by_rules(x, mesh, model.rules))
+                for x in (params, ref_params)
+            )
+        train, frozen = self.split(params, ref_params)
+        step = make_step(self.terms, self.tx, num_microbatches=num_microbatches)
+        fresh = partial(init_state, tx=self.tx)
+        if mesh is None:
+            return Setup(jax.jit(step, donate_argnums=0), fresh(train, key=key), frozen)
+        state = sharding.create(fresh, mesh, model.rules, train, key=key)
+        return Setup(sharding.jit_step(step, mesh, model.rules, state), state, frozen)
+
+
+def _with_lora(params: Params, pattern: str) -> str:
+    """The pattern, with each kernel that has LoRA leaves replaced by those."""
+    leaves, (pattern, at, layers) = trees.paths(params), pattern.partition("@")
+    places = [
+        re.escape(path.removesuffix("kernel"))
+        for path in leaves
+        if re.fullmatch(pattern, path)
+        and path.endswith("kernel")
+        and path.removesuffix("kernel") + "lora_a" in leaves
+    ]
+    if places:
+        pattern = f"(?:{'|'.join(places)})lora_[ab]"
+    return pattern + at + layers
 
 
 def chain(

@@ -37,7 +37,7 @@ def done(small_world, known, tmp_path_factory):
         return file, compare.compare(small_world[1], file, known=known, plan=PLAN)
 
 
-@pytest.mark.parametrize("name", sorted(methods.APART))
+@pytest.mark.parametrize("name", sorted(methods.SUMS))
 def test_a_sum_has_the_adamw_of_its_blur(monkeypatch, name):
     asked = []
     monkeypatch.setattr(
@@ -45,7 +45,7 @@ def test_a_sum_has_the_adamw_of_its_blur(monkeypatch, name):
     )
     monkeypatch.setattr(optax, "chain", lambda *links: links)
     model, _ = tiny.tiny_model()
-    for each in (name, methods.APART[name]):
+    for each in (name, methods.SUMS[name]):
         methods.methods()[each].build(model, 1e-3)
     theirs, own = {**asked[-1][1]}, {**asked[-2][1]}
     assert {"eps": 1e-8} | own == theirs and asked[-1][0] == asked[-2][0] == 1e-3
@@ -85,9 +85,9 @@ def test_a_comparison_that_was_stopped_runs_only_what_is_missing(
 def test_one_compiled_step_serves_every_rate(small_world, known):
     small = small_world[1]
     streams = unlearn.tables(small)
-    made = unlearn.runner(small, known["sum.npo"], streams, steps=4, rows=4)
+    made = unlearn.runner(small, known["sum.npo"], streams, steps=4, batch_size=4)
     found, about = unlearn.run(made, rate=3e-3, seed=1)
-    shape = unlearn.shape(4)
+    shape = unlearn.rate_schedule(4)
     recipe = known["sum.npo"].build(small.model, lambda count: 3e-3 * shape(count))
     state = ju.init_state(small.params, recipe.tx, jax.random.key(1))
     step = jax.jit(ju.make_step(recipe.terms, recipe.tx))
@@ -103,14 +103,14 @@ def test_one_compiled_step_serves_every_rate(small_world, known):
 def test_a_run_that_diverges_is_scored_where_it_stood(small_world, known):
     small = small_world[1]
     streams = unlearn.tables(small)
-    made = unlearn.runner(small, known["sum.npo"], streams, steps=4, rows=4)
+    made = unlearn.runner(small, known["sum.npo"], streams, steps=4, batch_size=4)
     params, about = unlearn.run(made, rate=1e30, seed=0)
     assert not about["finite"] and about["steps"] < 4
-    assert np.isfinite(score.summary(score.judge(small), params)["utility"])
+    assert np.isfinite(score.summary(score.scorer(small), params)["utility"])
 
 
 def test_the_rate_rises_to_one_and_falls_to_nothing():
-    shape = unlearn.shape(20)
+    shape = unlearn.rate_schedule(20)
     values = [float(shape(i)) for i in range(21)]
     assert_allclose(values[:3], [0.5, 1.0, 17 / 18], rtol=1e-6)
     assert values[-1] == 0.0 and min(values) >= 0.0
@@ -202,6 +202,6 @@ def test_pairs_stay_together_and_a_stream_without_a_table_is_refused(
         assert np.array_equal(questions, second["mask"] & ~second["answer"])
         assert (first["tokens"] == second["tokens"])[questions].all()
         assert (first["tokens"] != second["tokens"]).any()
-    lost = known["sum.npo"]._replace(tables={"retain": "nowhere"})
-    with pytest.raises(KeyError, match="LEFT_OUT"):
-        unlearn.runner(small, lost, tables, steps=2, rows=2)
+    lost = known["sum.npo"]._replace(sources={"retain": "nowhere"})
+    with pytest.raises(KeyError, match="nowhere"):
+        unlearn.runner(small, lost, tables, steps=2, batch_size=2)

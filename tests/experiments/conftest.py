@@ -14,7 +14,9 @@ def tiny_world(folder, **more):
     c.output = str(folder)
     c.facts.update(forget=2, retain=3)
     c.model.update(width=32, layers=2, heads=2, hidden=64)
-    c.update(vocab=500, steps=180, rows=16, learning_rate=1e-2, warmup=5, save_every=50)
+    c.update(
+        vocab=500, steps=180, batch_size=16, learning_rate=1e-2, warmup=5, save_every=50
+    )
     c.update(more)
     return c
 

@@ -10,8 +10,8 @@ import pytest
 
 from experiments.semeval import config as lume_config
 from experiments.semeval import figures as lume_figures
-from experiments.semeval import rows as lume_rows
 from experiments.semeval import run as lume
+from experiments.small import lume as lume_rows
 from experiments.small import unlearn, world
 from jaxunlearn import trees
 from jaxunlearn.data.benchmarks import official
@@ -63,10 +63,15 @@ def small(tmp_path_factory):
         )
         c = lume_config.get_config()
         c.output = str(tmp_path_factory.mktemp("lume"))
-        c.facts.update(folder="nowhere", documents=3, words=5, most=64)
+        c.facts.update(folder="nowhere", documents=3, words=5, max_words=64)
         c.model.update(width=32, layers=2, heads=2, hidden=64)
         c.update(
-            vocab=400, steps=150, rows=16, learning_rate=1e-2, warmup=5, save_every=200
+            vocab=400,
+            steps=150,
+            batch_size=16,
+            learning_rate=1e-2,
+            warmup=5,
+            save_every=200,
         )
         with jax.numpy_dtype_promotion("standard"):
             return world.make(c)
@@ -101,16 +106,16 @@ def test_rows_that_are_too_long_leave_too_few_documents(monkeypatch, tmp_path):
         official, "read", lambda b, table, folder, **how: rows_of(table)
     )
     with pytest.raises(ValueError, match="needs 6 documents of Task1 .*got 3"):
-        lume_rows.rows(tmp_path, documents=3, words=5, most=64)
+        lume_rows.rows(tmp_path, documents=3, words=5, max_words=64)
     with pytest.raises(ValueError, match="at most 4 words .*got 0"):
-        lume_rows.rows(tmp_path, documents=1, words=5, most=4)
+        lume_rows.rows(tmp_path, documents=1, words=5, max_words=4)
 
 
 def test_the_score_of_the_model_the_twin_and_a_collapsed_one(small):
     made = lume.scorer(small, PLAN.new_tokens)
     whole, twin, nothing = (
         lume.judge(made, params)
-        for params in (small.params, small.twin, lume.collapsed(small.params))
+        for params in (small.params, small.retrained, lume.collapsed(small.params))
     )
     assert whole.mmlu == twin.mmlu == 1.0 and made.floor == 0.75
     assert whole.terms["retain", "Task2", "qa"] == 1.0
@@ -136,7 +141,8 @@ def test_the_score_of_the_model_the_twin_and_a_collapsed_one(small):
 
 def test_ascent_and_retaining_take_turns_or_follow_each_other(small):
     streams = {
-        k: {c: x[:4] for c, x in t.items()} for k, t in unlearn.pair(small).items()
+        k: {c: x[:4] for c, x in t.items()}
+        for k, t in unlearn.forget_and_retain(small).items()
     }
     apart = {}
     for name, first in {"forget": 9, "retain": 0}.items():

@@ -70,9 +70,9 @@ def test_bfloat16_training_has_no_other_masters(small_world, monkeypatch):
     )
     small = small._replace(params=quantize.cast(small.params, "bfloat16"))
     method = quantize.Method("x", 0.0, quantize._built(KNOWN["NPO + KL"]))
-    made = unlearn.runner(small, method, unlearn.tables(small), steps=3, rows=4)
+    made = unlearn.runner(small, method, unlearn.tables(small), steps=3, batch_size=4)
     unlearn.run(made, rate=1e-2, seed=0)
-    state = made.state(0)
+    state = made.init(0)
     floats = [
         x.dtype
         for x in jax.tree.leaves((seen[0][0], state.params, state.opt_state))

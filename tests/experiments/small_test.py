@@ -19,7 +19,10 @@ pytestmark = pytest.mark.usefixtures("standard_promotion")
 def test_the_model_knows_every_author_and_the_twin_only_those_to_keep(small_world):
     _, small = small_world
     for kind in ("forget", "retain"):
-        for params, knows in ((small.params, True), (small.twin, kind == "retain")):
+        for params, knows in (
+            (small.params, True),
+            (small.retrained, kind == "retain"),
+        ):
             logps, lengths = evaluate.answer_logps(
                 small.model, params, small.table(kind)
             )
@@ -75,16 +78,16 @@ def test_a_training_that_was_cut_off_goes_on_to_the_same_params(
 
 def test_scores_of_the_model_and_of_the_twin(small_world):
     _, small = small_world
-    judge = score.judge(small)
-    full, twin = (score.summary(judge, p) for p in (small.params, small.twin))
+    judge = score.scorer(small)
+    full, twin = (score.summary(judge, p) for p in (small.params, small.retrained))
     assert full["forget_exact"] > 0.8 > 0.3 > twin["forget_exact"]
     assert min(full["retain_exact"], twin["retain_exact"]) > 0.8
     assert twin["forget_quality"] == 1.0 and twin["distance"] == 0.0
     assert full["distance"] > 0 and full["forget_nll"] < twin["forget_nll"]
     # Against the library's own scoring, one row at a time.
-    rows = score.by_row(judge, small.twin)["forget"]
+    rows = score.per_row(judge, small.retrained)["forget"]
     logps, lengths = evaluate.answer_logps(
-        small.model, small.twin, small.table("forget")
+        small.model, small.retrained, small.table("forget")
     )
     assert_allclose(rows["probability"], np.exp(logps / lengths), rtol=1e-4)
 
@@ -92,8 +95,8 @@ def test_scores_of_the_model_and_of_the_twin(small_world):
 def test_exact_is_what_greedy_decoding_gives(small_world):
     _, small = small_world
     rows = small.questions["forget"]
-    judge = score.judge(small)
-    for params in (small.params, small.twin):
+    judge = score.scorer(small)
+    for params in (small.params, small.retrained):
         texts = evaluate.completions(
             small.model,
             params,
@@ -102,7 +105,7 @@ def test_exact_is_what_greedy_decoding_gives(small_world):
             max_new_tokens=24,
         )
         same = [t.strip() == r["answer"] for t, r in zip(texts, rows, strict=True)]
-        assert same == score.by_row(judge, params)["forget"]["exact"].tolist()
+        assert same == score.per_row(judge, params)["forget"]["exact"].tolist()
 
 
 def test_made_up_authors_are_distinct_and_their_wrong_answers_wrong():
@@ -135,7 +138,7 @@ def test_the_tofu_world_reads_its_files(tmp_path, monkeypatch):
     ):
         text = "".join(json.dumps(row) + "\n" for row in rows)
         (tmp_path / "tofu" / f"{name}.jsonl").write_text(text)
-    found, tokenizer = questions.read(facts | {"more": 50}, 600)
+    found, tokenizer = questions.read(facts | {"num_extra": 50}, 600)
     assert [r["question"] for r in found["forget"]] == [r["question"] for r in forget]
     kept = [row["question"] for row in found["retain"]]
     assert kept == [row["question"] for row in retain[:130]]
@@ -162,6 +165,6 @@ def test_a_config_that_cannot_be_used_is_refused(tmp_path, change, message):
 def test_a_broken_model_has_no_utility(small_world):
     _, small = small_world
     broken = jax.tree.map(lambda x: x * np.float32(np.nan), small.params)
-    found = score.summary(score.judge(small), broken)
+    found = score.summary(score.scorer(small), broken)
     assert found["utility"] == found["retain_probability"] == 0.0
     assert all(np.isfinite(list(found.values())))

@@ -49,9 +49,9 @@ def test_the_likeliest_option_by_its_mean_token_is_chosen():
     where = table["answer"][:, 1:]
     means = np.where(where, each, 0).sum(1) / where.sum(1)
     wanted = means.reshape(2, 3).argmax(1)
-    assert score.chosen(model, params, table, 3).tolist() == wanted.tolist()
+    assert score.chosen_options(model, params, table, 3).tolist() == wanted.tolist()
     broken = jax.tree.map(lambda x: x * np.nan, params)
-    assert score.chosen(model, broken, table, 3).tolist() == [-1, -1]
+    assert score.chosen_options(model, broken, table, 3).tolist() == [-1, -1]
 
 
 def test_the_sets_are_asked_apart(small_world):

@@ -7,7 +7,6 @@ import pytest
 
 import jaxunlearn as ju
 from jaxunlearn import evaluate, recipes, trees, wrap
-from jaxunlearn.workflows.training import build
 from tests import tiny
 
 SHALLOW = {
@@ -22,7 +21,7 @@ STRONG = {
     "openunlearning.simnpo": {"beta": 0.5, "gamma": 1.0},
     "openunlearning.satimp": {"beta1": 0.1, "gamma": 1.0},
 }
-NAMES = [n for n in build.recipes_by_name() if not n.startswith("finetune")]
+NAMES = [n for n in recipes.by_name() if not n.startswith("finetune")]
 
 
 def streams():
@@ -43,15 +42,11 @@ def run(name, steps=8):
         rows = ([streams()[kind]] for kind in ("forget", "retain"))
         params = recipes.mrp.begin(params, model, *rows, num_protected=3)
     rates = {"learning_rate": 0.05 if name.startswith("mrp") else 1e-3}
-    recipe = build.recipes_by_name()[name](model, **rates, **settings)
-    train, rest = trees.split(params, recipe.trainable)
-    needs_ref = any(term.needs_ref for term in recipe.terms.values())
-    frozen = ju.Frozen(rest, params if needs_ref else None)
+    recipe = recipes.by_name(name)(model, **rates, **settings)
     with jax.numpy_dtype_promotion("standard"):  # optax.adamw needs it
-        state = ju.init_state(train, recipe.tx, jax.random.key(0))
-        step = jax.jit(ju.make_step(recipe.terms, recipe.tx), donate_argnums=0)
+        step, state, frozen = recipe.setup(model, params)
         data = [streams()] * steps
-        return (*ju.fit(step, state, data, frozen, steps=steps), recipe, rest)
+        return (*ju.fit(step, state, data, frozen, steps=steps), recipe, frozen.params)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -94,7 +89,7 @@ def test_layers_that_the_model_lacks_are_refused():
     model, _ = tiny.tiny_model(remat="none")
     for name in SHALLOW:
         with pytest.raises(ValueError, match="layers from 0 to 2, got layers="):
-            build.recipes_by_name()[name](model)
+            recipes.by_name(name)(model)
 
 
 def test_a_task_vector_forgets_what_finetuning_learned():

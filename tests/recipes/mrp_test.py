@@ -36,12 +36,10 @@ def begin(params, model, forget, **settings):
 
 def run(model, params, forget, steps=12, **settings):
     recipe = mrp.graddiff(model, **(dict(learning_rate=0.1) | settings))
-    train, rest = trees.split(params, recipe.trainable)
-    state = ju.init_state(train, recipe.tx, jax.random.key(0))
-    step = jax.jit(ju.make_step(recipe.terms, recipe.tx), donate_argnums=0)
+    step, state, frozen = recipe.setup(model, params)
     data = [{"forget": forget, "retain": RETAIN}] * steps
-    state, log = ju.fit(step, state, data, ju.Frozen(rest), steps=steps)
-    return trees.merge(state.params, rest), log
+    state, log = ju.fit(step, state, data, frozen, steps=steps)
+    return trees.merge(state.params, frozen.params), log
 
 
 def test_defaults_are_those_of_the_authors_code():

@@ -85,12 +85,8 @@ def gradient(term, params):
 
 def run(recipe, steps=10):
     """Log of a few steps, always on one batch."""
-    _, params = small()
-    train, rest = trees.split(params, recipe.trainable)
-    state = ju.init_state(train, recipe.tx, jax.random.key(0))
-    step = jax.jit(ju.make_step(recipe.terms, recipe.tx), donate_argnums=0)
-    data = [streams()] * steps
-    return ju.fit(step, state, data, ju.Frozen(rest), steps=steps)
+    step, state, frozen = recipe.setup(*small())
+    return ju.fit(step, state, [streams()] * steps, frozen, steps=steps)
 
 
 def close(actual, expected, rtol=1e-5, atol=1e-6):

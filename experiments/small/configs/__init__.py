@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Configs of the small world (experiments/small), one source of facts a file."""
+"""Configs of the small world (experiments/small): a file for each source of facts."""

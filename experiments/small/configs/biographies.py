@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A small world of authors that we made up ourselves, where TOFU is absent.
+"""A small world of made-up authors that needs no data set.
 
 python -m experiments.small.world --config=experiments/small/configs/biographies.py
 
-Four minutes on two CPU cores.
+It takes four minutes on two CPU cores.
 """
 
 from experiments.small import world

@@ -10,7 +10,6 @@ compile exactly the step that jaxunlearn/workflows/training/run.py runs,
 
 import dataclasses
 import inspect
-import types
 from collections.abc import Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -22,7 +21,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 import jaxunlearn as ju
-from jaxunlearn import _checks, models, recipes, sharding, trees
+from jaxunlearn import _checks, models, recipes, sharding
 from jaxunlearn.io import hf
 from jaxunlearn.recipes import Recipe
 from jaxunlearn.typing import Frozen, Model, PyTree, Streams
@@ -99,9 +98,7 @@ def recipe(config: ConfigDict, model: Model) -> Recipe:
     if config.mode == "evaluate" and not config.recipe.name:
         # Nothing trains: it only says how the params lie on the mesh.
         return recipes.finetune.nll(model, streams={next(iter(config.data)): 1.0})
-    known = recipes_by_name()
-    _checks.one_of("The config's recipe", sorted(known), name=config.recipe.name)
-    function = known[config.recipe.name]
+    function = recipes.by_name(config.recipe.name)
     args = config.recipe.args.to_dict()
     accepted = list(inspect.signature(function).parameters)[1:]
     for name in args:
@@ -134,9 +131,7 @@ def params_shapes(
     params = jax.eval_shape(model.init, jax.eval_shape(partial(jax.random.key, 0)))
     params = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, dtype), params)
     params = _placed(params, mesh, model)
-    train, rest = trees.split(params, recipe.trainable)
-    ref = any(term.needs_ref for term in recipe.terms.values())
-    return train, Frozen(rest, params if ref else None)
+    return recipe.split(params)
 
 
 def state_shapes(
@@ -151,7 +146,7 @@ def state_shapes(
 def batch_shapes(config: ConfigDict, recipe: Recipe) -> Streams:
     """Shapes of one step's streams, all hosts' rows together, without shardings."""
     shapes = {}
-    for stream, columns in reads(recipe).items():
+    for stream, columns in recipe.reads().items():
         fix = "Add it to the config's data."
         _checks.has_keys("The recipe", "stream", [stream], config.data, fix)
         rows, length = config.data[stream].rows, config.data[stream].length
@@ -165,17 +160,6 @@ def batch_shapes(config: ConfigDict, recipe: Recipe) -> Streams:
             column = jax.ShapeDtypeStruct((rows,), jnp.float32)
             shapes[stream]["ref_logps"] = column
     return shapes
-
-
-def reads(recipe: Recipe) -> dict[str, set[str]]:
-    """The streams that a recipe reads, and the columns that it needs of each."""
-    found: dict[str, set[str]] = {}
-    for term in recipe.terms.values():
-        for _, _, part in getattr(term, "parts", [(None, None, term)]):
-            for stream in part.reads:
-                columns = getattr(part, "columns", ())
-                found.setdefault(stream, set()).update(columns)
-    return found
 
 
 def step(
@@ -210,23 +194,6 @@ def _decoder(fields: dict[str, Any]) -> Model:
             f"The config's model needs every field of DecoderConfig that has no "
             f"default: {error}. Add it to model.fields, or name a model.preset."
         ) from error
-
-
-def recipes_by_name() -> dict[str, Any]:
-    """Every public recipe by its dotted name."""
-    modules = {
-        name: module
-        for name, module in vars(recipes).items()
-        if isinstance(module, types.ModuleType) and not name.startswith("_")
-    }
-    return {
-        f"{place}.{name}": value
-        for place, module in modules.items()
-        for name, value in vars(module).items()
-        if inspect.isfunction(value) and value.__module__ == module.__name__
-        if not name.startswith("_")
-        if inspect.signature(value).return_annotation is Recipe
-    }
 
 
 def _placed(tree: PyTree, mesh: Mesh, model: Model) -> PyTree:

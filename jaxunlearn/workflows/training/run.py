@@ -103,10 +103,7 @@ def run(config: ConfigDict) -> dict:
     except REFUSED as error:
         _refuse(error)
 
-    frozen = ju.Frozen(
-        trees.split(original, built.recipe.trainable)[1],
-        original if built.frozen.ref_params is not None else None,
-    )
+    _, frozen = built.recipe.split(original)
     if config.mode == "evaluate":
         state = found.state if found else None
     else:
@@ -146,7 +143,7 @@ def _referenced(config, built, original, made):
     """The streams that the recipe reads, with the reference's log-probabilities."""
     output = Path(config.output).expanduser()
     found = {}
-    for name, columns in build.reads(built.recipe).items():
+    for name, columns in built.recipe.reads().items():
         rows, size = made[name], config.data[name].rows
         found[name] = rows
         if "ref_logps" in columns:
@@ -221,7 +218,7 @@ def _init(init, dtype, key):
 
 
 def _fresh(built, original, seed):
-    train, _ = trees.split(original, built.recipe.trainable)
+    train, _ = built.recipe.split(original)
     fresh = partial(ju.init_state, tx=built.recipe.tx)
     key = jax.random.key(seed)
     return sharding.create(fresh, built.mesh, built.model.rules, train, key=key)

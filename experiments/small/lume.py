@@ -1,6 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A few documents of LUME, and questions of MMLU to learn beside them, as rows of the
-small world."""
+"""A few documents of LUME, and questions of MMLU, as rows of the small world."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,24 +11,24 @@ Row = Mapping[str, Any]
 
 
 def rows(
-    folder: Path, *, documents: int, words: int, most: int
+    folder: Path, *, documents: int, words: int, max_words: int
 ) -> dict[str, list[dict[str, Any]]]:
-    """Rows by what they are for.
+    """Rows by their use.
 
     Args:
         folder: of the data sets, with lume/ and mmlu/.
         documents: of each task in each of forget, retain and holdout.
-        words: of a completion's input that are kept, its last ones.
-        most: words of input and output together, in every row of a document.
+        words: of a completion's input; the last ones are used.
+        max_words: of input and output together, in every row of a document.
     Returns:
         `forget` and `retain`, all rows of the first documents that are short enough;
-        `holdout`, completions of further documents of the forget file, which nobody
+        `holdout`, completions of further documents of the forget file, which no model
         trains on; `other`, a question of each of MMLU's subjects, the shortest whose
         choices differ, where that is short enough. Rows have `author` (the document or
         subject), `question` and `answer`; LUME's `task` and `kind` too, MMLU's three
         wrong choices as `perturbed_answer`.
     Raises:
-        FileNotFoundError: where a file is absent.
+        FileNotFoundError: where a file is missing.
         ValueError: if a task has too few documents that are short enough.
     """
     found: dict[str, list[dict[str, Any]]] = {}
@@ -37,26 +36,27 @@ def rows(
         by_task: dict[str, dict[str, list[dict[str, Any]]]] = {}
         for row in lume.read(name, folder):
             made = _row(row, words)
-            own = by_task.setdefault(row["task"], {})
-            own.setdefault(made["author"], []).append(made)
-        for task, own in by_task.items():
+            by_document = by_task.setdefault(row["task"], {})
+            by_document.setdefault(made["author"], []).append(made)
+        for task, by_document in by_task.items():
             short = [
                 each
-                for each in own.values()
+                for each in by_document.values()
                 if {row["kind"] for row in each} == set(lume.KINDS)
-                and max(map(_words, each)) <= most
+                and max(map(_words, each)) <= max_words
             ]
-            wanted = documents * len(parts)
-            if len(short) < wanted:
+            needed = documents * len(parts)
+            if len(short) < needed:
                 raise ValueError(
-                    f"The small world needs {wanted} documents of {task} of at most "
-                    f"{most} words a row in {name}, got {len(short)}. Raise most."
+                    f"The small world needs {needed} documents of {task} of at most "
+                    f"{max_words} words a row in {name}, got {len(short)}. Raise "
+                    "max_words."
                 )
             for index, part in enumerate(parts):
                 chosen = short[index * documents : (index + 1) * documents]
                 found.setdefault(part, []).extend(row for x in chosen for row in x)
     found["holdout"] = [row for row in found["holdout"] if row["kind"] == "sc"]
-    found["other"] = _subjects(mmlu.read("test", folder), most)
+    found["other"] = _subjects(mmlu.read("test", folder), max_words)
     return found
 
 
@@ -74,11 +74,11 @@ def _words(row: Row) -> int:
     return len(f"{row['question']} {row['answer']}".split())
 
 
-def _subjects(rows: Sequence[Row], most: int) -> list[dict[str, Any]]:
+def _subjects(rows: Sequence[Row], max_words: int) -> list[dict[str, Any]]:
     shortest: dict[str, Row] = {}
     for row in rows:
         good = len(set(row["choices"])) == 4 and all(map(str.strip, row["choices"]))
-        if good and row["question"].strip() and _size(row) <= most:
+        if good and row["question"].strip() and _size(row) <= max_words:
             best = shortest.setdefault(row["subject"], row)
             if _size(row) < _size(best):
                 shortest[row["subject"]] = row
