@@ -51,7 +51,7 @@ def generate(
         )
     if temperature > 0 and key is None:
         raise ValueError("generate needs key=jax.random.key(...) to sample, got none.")
-    longest = getattr(model.config, "longest", None)
+    longest = getattr(model.config, "max_length", None)
     total = batch["tokens"].shape[1] + max_new_tokens
     if longest is not None and total > longest:
         raise ValueError(

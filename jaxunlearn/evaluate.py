@@ -1,8 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Running a model over tables: log-probabilities, perplexity, choices and completions.
+"""Running a model over tables and texts: what it knows, as numbers and as text.
 
-Each function compiles once for a model and a batch shape, fills the last batch up and
-drops what was filled in.
+| function | gives |
+| --- | --- |
+| `answer_logps` | log-probability of every row's answer, and its number of tokens |
+| `perplexity` | exp of the mean negative log-probability of an answer token |
+| `token_scores` | per token, in one pass: all that `metrics` need of teacher forcing |
+| `reference_logps` | the table with a column `ref_logps`, as `losses.npo` needs it |
+| `completions` | greedy continuations of prompts, as text |
+| `choose` | the index of the most probable choice of every prompt |
+| `encode_choices`, `choice_logps`, `best_choice` | the three steps of `choose` |
+
+    forget = data.encode(tokenizer, prompts, answers)
+    logps, lengths = evaluate.answer_logps(model, params, forget)
+    texts = evaluate.completions(model, params, tokenizer, prompts, max_new_tokens=16)
+
+Every function compiles once per model and batch shape. The last batch is filled with
+copies of rows, whose results are dropped.
 """
 
 import math
@@ -35,35 +49,35 @@ def answer_logps(
         model: the model.
         params: its parameters.
         table: `tokens`, `mask` and optionally `answer`, each [n, L], or a source of
-            such rows.
-        batch_size: rows at a time; data * fsdp of the mesh must divide it.
-        mesh: where the params lie, if they do on one. With several processes all of
-            them call this with the whole table, read and run their shares of the rows
-            and get the values of all.
+            such rows. Without `answer` every real token counts.
+        batch_size: rows per batch; data * fsdp of the mesh must divide it.
+        mesh: the mesh of the params, if they are on one. With several processes, all
+            call this function with the complete table; each reads and computes its part
+            of the rows, and all return the values of all rows.
     Returns:
-        (logps [n] float32, nats, summed over the answer; lengths [n] int32, its
-        tokens).
+        (logps [n] float32, nats, summed over the answer; lengths [n] int32, tokens of
+        the answer).
     """
-    share = (0, 1) if mesh is None else (jax.process_index(), jax.process_count())
     logps, lengths = [], []
-    for batch in tables.eval_batches(table, batch_size, share=share):
-        valid = batch["valid"]
-        each, where = _on_mesh(_target_logps, model, params, _inputs(batch), mesh)
+    for batch, valid in _batches(table, batch_size, mesh):
+        each, where = _on_mesh(_target_logps, model, params, batch, mesh)
         logps.append(np.asarray(each).sum(axis=1)[valid])
         lengths.append(np.asarray(where).sum(axis=1)[valid])
     return np.concatenate(logps), np.concatenate(lengths).astype(np.int32)
 
 
 class TokenScores(NamedTuple):
-    """What teacher forcing says of every answer token; read by `metrics`.
+    """Scores of every answer token under teacher forcing, as `metrics` read them.
+
+    Column t is about token t + 1. Outside the answer, `where` is False and the other
+    arrays are 0 or False.
 
     Attributes:
         logps: [n, L - 1] float32, log-probability of the token, nats.
-        hits: [n, L - 1] bool, whether it is the likeliest one.
-        standardised: [n, L - 1] float32, its log-probability in standard deviations
-            from the mean of all tokens', as Min-K%++ sorts them.
-        where: [n, L - 1] bool, True where the token belongs to the answer; elsewhere
-            the others are 0 and False. Column t is of token t + 1.
+        hits: [n, L - 1] bool, whether it is the most probable token.
+        standardised: [n, L - 1] float32, (log-probability - mean) / standard deviation
+            over the vocabulary, as Min-K%++ uses it.
+        where: [n, L - 1] bool, whether the token belongs to the answer.
     """
 
     logps: np.ndarray
@@ -80,7 +94,7 @@ def token_scores(
     batch_size: int = 16,
     mesh: Mesh | None = None,
 ) -> TokenScores:
-    """One forward pass over every row, for all metrics that teacher forcing gives.
+    """Scores of every answer token, in one forward pass per row.
 
         scores = evaluate.token_scores(model, params, table)
         metrics.probability(scores.logps, where=scores.where)           # [n]
@@ -88,13 +102,12 @@ def token_scores(
         metrics.mia_min_k(scores.logps, where=scores.where)
         metrics.mia_min_k(scores.standardised, where=scores.where)      # Min-K%++
 
-    Args, Raises: as `answer_logps`. No array of [B, L, V] exists on the way.
+    Arguments and errors are those of `answer_logps`. No array of shape [B, L, V] is
+    created.
     """
-    share = (0, 1) if mesh is None else (jax.process_index(), jax.process_count())
     found = []
-    for batch in tables.eval_batches(table, batch_size, share=share):
-        valid = batch["valid"]
-        each = _on_mesh(_token_scores, model, params, _inputs(batch), mesh)
+    for batch, valid in _batches(table, batch_size, mesh):
+        each = _on_mesh(_token_scores, model, params, batch, mesh)
         found.append([np.asarray(x)[valid] for x in each])
     return TokenScores(*map(np.concatenate, zip(*found, strict=True)))
 
@@ -107,10 +120,10 @@ def reference_logps(
     batch_size: int = 16,
     mesh: Mesh | None = None,
 ) -> tables.Table | tables.Source:
-    """The table with a column `ref_logps` [n] float32: the reference's answer_logps.
+    """The table with a column `ref_logps` [n] float32: `answer_logps` of these params.
 
-    Run it once, with the weights before unlearning; the reference model is not needed
-    again.
+    Call it once with the original params, before unlearning; the reference model is
+    then not needed again. Arguments and errors are those of `answer_logps`.
     """
     logps, _ = answer_logps(model, params, table, batch_size=batch_size, mesh=mesh)
     return tables.with_columns(table, {"ref_logps": logps.astype(np.float32)})
@@ -119,8 +132,11 @@ def reference_logps(
 def perplexity(
     model: Model, params: Params, table: tables.Table, *, batch_size: int = 16
 ) -> float:
-    """exp(mean negative log-probability of an answer token); over all tokens, not
-    rows."""
+    """exp(mean negative log-probability of an answer token), a mean over all tokens.
+
+    Raises:
+        ValueError: if no row has an answer token.
+    """
     logps, lengths = answer_logps(model, params, table, batch_size=batch_size)
     if not lengths.sum():
         raise ValueError("perplexity needs at least one answer token, got none.")
@@ -140,17 +156,19 @@ def completions(
 ) -> list[str]:
     """Greedy continuation of every prompt, as text without the prompt.
 
-    Prompts are sorted by length before they are batched, so that little is spent on
-    padding; the answers come back in the order of the prompts.
+    Prompts are batched in the order of their lengths, which saves padding. Results are
+    in the order of `prompts`.
 
     Args:
-        model: a model with a cache.
+        model: a model with a key-value cache.
         params: its parameters.
         tokenizer: a fast tokenizer.
         prompts: n texts.
-        max_new_tokens: of each answer, at most.
-        batch_size: prompts at a time; data * fsdp of the mesh must divide it.
-        mesh: where the params lie, if they do on one; rows and caches are cut over it.
+        max_new_tokens: largest number of tokens of each continuation, which stops
+            earlier at the tokenizer's end token.
+        batch_size: prompts per batch; data * fsdp of the mesh must divide it.
+        mesh: the mesh of the params, if they are on one; rows and caches are sharded
+            over it.
     Raises:
         ValueError: as `generate`, or for a mesh of several processes.
     """
@@ -158,21 +176,24 @@ def completions(
     if mesh is not None and jax.process_count() > 1:
         raise ValueError(
             f"completions needs a mesh of one process, got {jax.process_count()}. Save "
-            "the params and generate on one."
+            "the params and generate in one process."
         )
     if not prompts:
         return []
     table = tables.encode(tokenizer, prompts)
     lengths = table["mask"].sum(axis=1)
     order = np.argsort(lengths, kind="stable")
-    room = getattr(model.config, "longest", table["tokens"].shape[1]) - max_new_tokens
+    max_length = getattr(model.config, "max_length", table["tokens"].shape[1])
+    max_width = max_length - max_new_tokens
     texts = [""] * len(prompts)
     params = ready(model, params)
     settings = dict(max_new_tokens=max_new_tokens, end=tokenizer.eos_token_id)
     for start in range(0, len(order), batch_size):
         index = order[start : start + batch_size]
         full = np.resize(index, batch_size)  # the last batch repeats its first rows
-        width = max(lengths[index].max(), min(_rounded(lengths[index].max()), room))
+        longest = lengths[index].max()
+        # Past max_width generate raises, naming the prompt that is too long.
+        width = max(longest, min(tables.rounded_length(longest), max_width))
         batch = {name: table[name][full, :width] for name in ("tokens", "mask")}
         if mesh is None:
             new = generate(model, params, batch, **settings)
@@ -191,142 +212,153 @@ def choose(
     params: Params,
     tokenizer: Any,
     prompts: Sequence[str],
-    options: Sequence[Sequence[str]],
+    choices: Sequence[Sequence[str]],
     *,
     batch_size: int = 32,
 ) -> np.ndarray:
-    """Which option each prompt makes likeliest.
+    """The index of the most probable choice of every prompt.
 
     Args:
-        model: the model.
+        model: a model with a key-value cache.
         params: its parameters.
         tokenizer: a fast tokenizer.
         prompts: n texts that end before the answer.
-        options: for each prompt its k possible answers.
-        batch_size: rows (prompt and option together) at a time.
+        choices: for each prompt its k possible answers.
+        batch_size: rows (prompt and choice together) per batch.
     Returns:
-        [n] int, the index of the option with the largest log-probability, summed over
-        its tokens (a mean would favour names of many tokens); -1 as `likeliest` says.
+        [n] int, the index of the choice with the largest log-probability, summed over
+        its tokens (a mean would favour choices with many tokens); -1 if the scores are
+        not finite, see `best_choice`.
     Raises:
-        ValueError: if the prompts differ in their number of options, a text is longer
-            than the model's positions, or the model has no cache.
+        ValueError: if prompts differ in their number of choices, a text is longer than
+            the model's positions, or the model has no cache.
     """
-    table = encode_options(model, tokenizer, prompts, options)
-    rows = max(1, batch_size // table["options"].shape[1])
+    table = encode_choices(model, tokenizer, prompts, choices)
+    rows = max(1, batch_size // table["choices"].shape[1])
     logps = []
     for batch in tables.eval_batches(table, rows):
         valid = batch.pop("valid")
-        logps.append(np.asarray(option_logps(model, params, batch))[valid])
-    return likeliest(np.concatenate(logps))
+        logps.append(np.asarray(choice_logps(model, params, batch))[valid])
+    return best_choice(np.concatenate(logps))
 
 
-def likeliest(scores: np.ndarray) -> np.ndarray:
-    """The index of the largest score, [...] int of [..., k]; the first of equal ones.
+def best_choice(scores: np.ndarray) -> np.ndarray:
+    """The index of the largest score, [..., k] -> [...] int; the first if several tie.
 
-    -1, which is no answer and so never right, where a score is NaN or none is finite:
-    a model that has broken down must not seem to know what stands first.
+    The index is -1, which is never right, where a score is NaN or no score is finite.
+    Otherwise a model that diverged would seem to know every first choice.
     """
-    most = np.max(scores, axis=-1)  # NaN if any is
-    return np.where(np.isfinite(most), np.argmax(scores, axis=-1), -1)
+    largest = np.max(scores, axis=-1)  # NaN if any score is
+    return np.where(np.isfinite(largest), np.argmax(scores, axis=-1), -1)
 
 
-def encode_options(
+def encode_choices(
     model: Model,
     tokenizer: Any,
     prompts: Sequence[str],
-    options: Sequence[Sequence[str]],
+    choices: Sequence[Sequence[str]],
 ) -> dict[str, np.ndarray]:
-    """The table that `option_logps` reads; arguments and errors are those of `choose`.
+    """The table that `choice_logps` reads; arguments and errors are those of `choose`.
 
     Returns:
-        tokens, mask: [n, P], what the options of a prompt begin with, padded left;
-        options, real, counted: [n, k, S], the rest of each, `counted` on its answer.
+        `tokens`, `mask` [n, P]: the tokens that all choices of a prompt start with,
+        padded left; `choices` [n, k, S]: the remaining tokens of each choice,
+        `choice_mask` which of them are real, `choice_answer` which belong to the
+        answer.
     """
-    counts = {len(each) for each in options}
-    if len(counts) != 1 or len(options) != len(prompts):
+    counts = {len(each) for each in choices}
+    if len(counts) != 1 or len(choices) != len(prompts):
         raise ValueError(
-            "evaluate.choose needs as many options for every prompt, got "
-            f"{len(prompts)} prompts and option counts {sorted(counts)}."
+            "evaluate.choose needs one list of choices per prompt, all of one length, "
+            f"got {len(prompts)} prompts and lists of lengths {sorted(counts)}."
         )
     if model.decode is None:
         raise ValueError(
             "evaluate.choose needs a model with a key-value cache, got one without "
-            "`extend`. Compare answer_logps of a table of prompts and options instead."
+            "`decode`. Compare answer_logps of a table of prompts and choices instead."
         )
-    (count,) = counts
+    (num_choices,) = counts
     table = tables.encode(
         tokenizer,
-        [prompt for prompt in prompts for _ in range(count)],
-        [option for each in options for option in each],
-        pad="right",
+        [prompt for prompt in prompts for _ in range(num_choices)],
+        [choice for each in choices for choice in each],
     )
-    longest = getattr(model.config, "longest", None)
-    if longest is not None:
-        tables.check_length(table, longest)
-    prefix, suffix = _shared(table, count)
-    return {**prefix, **suffix}
+    max_length = getattr(model.config, "max_length", None)
+    if max_length is not None:
+        tables.check_length(table, max_length)
+    return _split_shared(table, num_choices)
 
 
-def _shared(table, count):
-    """Cuts rows that come in groups into what a group shares and what each has.
-
-    Returns:
-        ({tokens, mask}: [n, P], padded left; {options, real, counted}: [n, count, S]).
-    """
-    tokens = table["tokens"].reshape(-1, count, table["tokens"].shape[1])
+def _split_shared(table, num_choices):
+    """Splits each prompt's rows into the tokens they share and the rest of each."""
+    tokens = table["tokens"].reshape(-1, num_choices, table["tokens"].shape[1])
     mask = table["mask"].reshape(tokens.shape)
     answer = table["answer"].reshape(tokens.shape).copy()
-    answer[:, :, 0] = False  # has nothing before it, as in terms.target_logps
+    answer[:, :, 0] = False  # nothing predicts the first token, as in target_logps
     same = (tokens == tokens[:, :1]).all(1) & mask.all(1) & ~answer.any(1)
-    shared = np.where(same.all(1), same.shape[1], same.argmin(1))
-    longest = _rounded(shared.max())
-    own = _rounded((mask.sum(2).max(1) - shared).max())
-    at = shared[:, None] - longest + np.arange(longest)
+    shared = np.where(same.all(1), same.shape[1], same.argmin(1))  # [n], tokens
+    width = tables.rounded_length(shared.max())
+    rest = tables.rounded_length((mask.sum(2).max(1) - shared).max())
+    index = shared[:, None] - width + np.arange(width)
     prefix = {
-        "tokens": np.take_along_axis(tokens[:, 0], np.maximum(at, 0), axis=1),
-        "mask": at >= 0,
+        "tokens": np.take_along_axis(tokens[:, 0], np.maximum(index, 0), axis=1),
+        "mask": index >= 0,
     }
-    at = shared[:, None, None] + np.arange(own)
-    inside = at < tokens.shape[2]
-    at = np.broadcast_to(np.minimum(at, tokens.shape[2] - 1), (*tokens.shape[:2], own))
-    options, real, counted = (
-        np.take_along_axis(x, at, axis=2) for x in (tokens, mask, answer)
+    index = shared[:, None, None] + np.arange(rest)
+    inside = index < tokens.shape[2]
+    index = np.minimum(index, tokens.shape[2] - 1)
+    index = np.broadcast_to(index, (*tokens.shape[:2], rest))
+    choices, choice_mask, choice_answer = (
+        np.take_along_axis(x, index, axis=2) for x in (tokens, mask, answer)
     )
-    suffix = {"options": options, "real": real & inside, "counted": counted & inside}
-    return prefix, suffix
+    return prefix | {
+        "choices": choices,
+        "choice_mask": choice_mask & inside,
+        "choice_answer": choice_answer & inside,
+    }
 
 
 @partial(jax.jit, static_argnums=0)
-def option_logps(model: Model, params: Params, batch: tables.Table) -> jax.Array:
-    """Log-probability of each option, [B, k], nats, summed over its tokens.
+def choice_logps(model: Model, params: Params, batch: tables.Table) -> jax.Array:
+    """Log-probability of each choice, [B, k] float32, nats, summed over its tokens.
 
-    `batch` has rows of `encode_options`. Every prompt is run once; jax.vmap over
-    stacked params asks several models at a time.
+    Every prompt is run once, and its cache is shared by its choices. jax.vmap over
+    stacked params evaluates several models at once.
+
+    Args:
+        model: a model with a key-value cache.
+        params: its parameters.
+        batch: B rows of `encode_choices`.
     """
-    rows, count, own = batch["options"].shape
-    length = batch["tokens"].shape[1]
-    cache = model.init_cache(rows, length + own)
+    rows, num_choices, rest = batch["choices"].shape
+    cache = model.init_cache(rows, batch["tokens"].shape[1] + rest)
     hidden, cache = model.decode(params, batch, cache)
-    cache = jax.tree.map(lambda x: _repeat(x, count), cache)
-    options, real, counted = (
-        batch[name].reshape(rows * count, own)
-        for name in ("options", "real", "counted")
+    cache = jax.tree.map(lambda x: _repeat(x, num_choices), cache)
+    choices, mask, answer = (
+        batch[name].reshape(rows * num_choices, rest)
+        for name in ("choices", "choice_mask", "choice_answer")
     )
-    more, _ = model.decode(params, {"tokens": options, "mask": real}, cache)
-    last = jnp.repeat(hidden[:, -1:], count, axis=0)
-    logits = model.unembed(params, jnp.concatenate([last, more[:, :-1]], axis=1))
-    logps = losses.token_logps(logits, options, where=counted)
-    return logps.sum(axis=1).reshape(rows, count)
+    after, _ = model.decode(params, {"tokens": choices, "mask": mask}, cache)
+    last = jnp.repeat(hidden[:, -1:], num_choices, axis=0)
+    logits = model.unembed(params, jnp.concatenate([last, after[:, :-1]], axis=1))
+    logps = losses.token_logps(logits, choices, where=answer)
+    return logps.sum(axis=1).reshape(rows, num_choices)
 
 
-def _repeat(leaf, count):
-    """Repeats the rows of a cache's leaf, each beside itself."""
+def _repeat(leaf, times):
+    """Repeats every row of a leaf of a cache, copies of a row next to each other."""
     axis = rows_axis(leaf)
-    return leaf if axis is None else jnp.repeat(leaf, count, axis=axis)
+    return leaf if axis is None else jnp.repeat(leaf, times, axis=axis)
 
 
-def _rounded(length) -> int:
-    return max(1, -(-int(length) // tables.ROUND_TO)) * tables.ROUND_TO
+def _batches(table, batch_size, mesh):
+    """(this process's rows of each batch, `valid` of all rows of the batch)."""
+    shard = (0, 1) if mesh is None else (jax.process_index(), jax.process_count())
+    for batch in tables.eval_batches(table, batch_size, shard=shard):
+        fix = "data.encode makes both."
+        _checks.has_keys("evaluate", "columns", ("tokens", "mask"), batch, fix)
+        names = [x for x in ("tokens", "mask", "answer", "image") if x in batch]
+        yield {name: batch[name] for name in names}, batch["valid"]
 
 
 def _on_mesh(function, model, params, batch, mesh):
@@ -357,18 +389,10 @@ def _token_scores(params, batch, model):
 
 
 def _answer_values(params, batch, model, values):
-    """(*values, where) of every token, zero where it does not count."""
-    cut = not jax.sharding.get_abstract_mesh().empty
-    of_tokens = terms.target_values if cut else terms.counted_values
+    """(*values, where) of every token, zero outside the answer."""
+    on_mesh = not jax.sharding.get_abstract_mesh().empty
+    of_tokens = terms.target_values if on_mesh else terms.counted_values
     found, where = of_tokens(model, params, batch, values)
     found = [jnp.where(where, x, jnp.zeros_like(x)) for x in found]
-    # Whole on every device, so that every process can read all of it.
+    # Replicated on every device, so that every process can read all rows.
     return [sharding.constrain(x, None, None) for x in (*found, where)]
-
-
-def _inputs(table: tables.Table) -> dict[str, np.ndarray]:
-    fix = "data.encode makes both."
-    _checks.has_keys("evaluate", "columns", ("tokens", "mask"), table, fix)
-    known = ("tokens", "mask", "answer", "image")
-    names = [name for name in known if name in table]
-    return {name: np.asarray(table[name]) for name in names}

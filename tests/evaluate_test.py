@@ -225,16 +225,16 @@ def test_choose_without_anything_before_the_options(tokenizer):
 def test_choose_refuses_what_it_cannot_do(tokenizer):
     model, params = tiny.tiny_model(vocab=VOCAB)
     choose = partial(evaluate.choose, model, params, tokenizer)
-    with pytest.raises(ValueError, match=r"2 prompts and option counts \[2, 3\]"):
+    with pytest.raises(ValueError, match=r"2 prompts.*\[2, 3\]"):
         choose(["a", "b"], [["c", "d"], ["c", "d", "e"]])
-    with pytest.raises(ValueError, match=r"1 prompts and option counts \[2\]"):
+    with pytest.raises(ValueError, match=r"1 prompts.*\[2\]"):
         choose(["a"], [["c", "d"]] * 2)
     with pytest.raises(ValueError, match="got 0 prompts"):
         choose([], [])
     with pytest.raises(ValueError, match="rows of at most 64 tokens"):
         choose(["many words " * 40], [["c", "d"]])
     bare = model._replace(init_cache=None, decode=None)
-    with pytest.raises(ValueError, match="without `extend`"):
+    with pytest.raises(ValueError, match="without `decode`"):
         evaluate.choose(bare, params, tokenizer, ["a"], [["c", "d"]])
 
 
@@ -252,7 +252,7 @@ def one_by_one(model, params, tokenizer, prompts, new):
 
 
 def alone(model, params, tokenizer, prompt, new):
-    columns = table.encode(tokenizer, [prompt], length=32, pad="left")
+    columns = table.encode(tokenizer, [prompt], length=32, padding_side="left")
     return np.asarray(ju.generate(model, params, columns, max_new_tokens=new))[0]
 
 
@@ -308,13 +308,13 @@ def test_tables_without_rows_or_columns_are_errors(rows):
         evaluate.reference_logps,
         evaluate.perplexity,
     ):
-        with pytest.raises(ValueError, match="at least one row was needed"):
+        with pytest.raises(ValueError, match="set is empty"):
             function(model, params, empty)
         with pytest.raises(KeyError, match="reads columns 'mask', but there is"):
             function(model, params, without)
         with pytest.raises(ValueError, match="at most 64 tokens, got 66"):
             function(model, params, padded(rows, 50, 0))
-        with pytest.raises(ValueError, match="size >= 1"):
+        with pytest.raises(ValueError, match="batch_size >= 1"):
             function(model, params, rows, batch_size=0)
     with pytest.raises(ValueError, match="at least one answer token, got none"):
         evaluate.perplexity(model, params, silent)

@@ -42,7 +42,7 @@ def test_the_main_example_needs_no_extra():
 def test_the_example_for_hugging_face_folders_runs(tmp_path, monkeypatch):
     tokenizer = tiny.tiny_tokenizer()
     model, params = tiny.tiny_model(vocab=len(tokenizer))
-    hf.save(params, model, tmp_path / "model", tokenizer=tokenizer)
+    hf.save(model, params, tmp_path / "model", tokenizer=tokenizer)
     text = blocks()[1]
     assert text.count('"path/or/name"') == 1
     monkeypatch.chdir(tmp_path)

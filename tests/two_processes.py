@@ -61,7 +61,7 @@ def main(output, coordinator=None, processes=None, process=None):
     state = sharding.create(fresh, mesh, model.rules, params, key=key)
     plain = ju.make_step(recipe.terms, recipe.tx)
     step = sharding.jit_step(plain, mesh, model.rules, state)
-    share = (jax.process_index(), jax.process_count())
+    shard = (jax.process_index(), jax.process_count())
     made = tables()
     scored = Noted(made["forget"], [])
     logps, _ = evaluate.answer_logps(model, params, scored, batch_size=ROWS, mesh=mesh)
@@ -70,15 +70,15 @@ def main(output, coordinator=None, processes=None, process=None):
     position = None
     for steps in (STEPS // 2, STEPS):  # the second half with a loader of its own
         noted = {name: Noted(rows, []) for name, rows in made.items()}
-        batches = loader.streams(noted, ROWS, seed=0, share=share)
+        batches = loader.streams(noted, ROWS, seed=0, shard=shard)
         if position:
             batches.set_state(json.loads(position))
         state, log = ju.fit(step, state, batches, steps=steps)
         position = json.dumps(batches.get_state())
         batches.close()
         for name, source in noted.items():  # it also reads ahead
-            read[name] += source.read[: STEPS // 2 * ROWS // share[1]]
-    np.savez(f"{output}.{share[0]}.npz", **read)
+            read[name] += source.read[: STEPS // 2 * ROWS // shard[1]]
+    np.savez(f"{output}.{shard[0]}.npz", **read)
     whole = multihost_utils.process_allgather(state.params, tiled=True)
     if jax.process_index() == 0:
         leaves = {path: np.asarray(x) for path, x in trees.paths(whole).items()}

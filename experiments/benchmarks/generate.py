@@ -80,7 +80,7 @@ def prepare(folder: Path, model_path: str = "") -> None:
     from jaxunlearn.io import hf
 
     model, params, tokenizer = hf.load(model_path or hf.smollm2_path())
-    hf.save(params, model, folder / "model")
+    hf.save(model, params, folder / "model")
     # Two sentences of a paragraph, one after the other: a prompt and its answer.
     pairs = []
     for paragraph in "\n\n".join(prose.prose()).split("\n\n"):
@@ -91,7 +91,7 @@ def prepare(folder: Path, model_path: str = "") -> None:
     fits = np.flatnonzero(rows["mask"].sum(1) <= MOST)[:ANSWERS]
     _enough("answers", len(fits), ANSWERS)
     rows = {name: x[fits, :MOST] for name, x in rows.items()}
-    asked = table.encode(tokenizer, prompts, pad="left")
+    asked = table.encode(tokenizer, prompts, padding_side="left")
     lengths = asked["mask"].sum(1)
     fits = np.flatnonzero((lengths >= SHORTEST) & (lengths <= LONGEST))[:PROMPTS]
     _enough("prompts", len(fits), PROMPTS)

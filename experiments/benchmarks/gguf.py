@@ -41,7 +41,7 @@ def main(argv: list[str] | None = None) -> dict:
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / f"{scheme}.gguf"
             start = time.perf_counter()
-            hf.save_gguf(params, model, file, tokenizer=tokenizer, scheme=scheme)
+            hf.save_gguf(model, params, file, tokenizer=tokenizer, scheme=scheme)
             seconds = time.perf_counter() - start
             size = file.stat().st_size
             again, loaded, _ = hf.load(file)

@@ -70,7 +70,7 @@ def _prepare(folder: Path) -> dict:
     from jaxunlearn.io import hf
 
     model, params, tokenizer = hf.load(hf.smollm2_path())
-    hf.save(params, model, folder / "model")  # loading a tokenizer would cost memory
+    hf.save(model, params, folder / "model")  # loading a tokenizer would cost memory
     rows = table.encode_text(tokenizer, prose.prose()[0], length=LENGTH)["tokens"]
     np.savez(
         folder / "batch.npz",

@@ -119,7 +119,9 @@ def condensed(world: worlds.World, seed: int) -> Numbers:
     small = translated(world)
     split = worlds.split(small, "random", seed)
     labels = images.labels_of(split.retain)
-    rows = [images.first(labels, c, world.config.kept) for c in np.unique(labels)]
+    rows = [
+        images.rows_of_class(labels, c, world.config.kept) for c in np.unique(labels)
+    ]
     kept = table.select(split.retain, np.concatenate(rows))
     nets = {name: small.part(name) for name in ("middle", "final")}
     plan = recipes.condensation.offline(nets, learning_rate=1e-3, lr_middle=1e-3)

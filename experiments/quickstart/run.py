@@ -93,7 +93,7 @@ def main(argv: list[str] | None = None) -> dict:
     relearned = attack(model, params, unlearned, tokenizer, task, flags.seed)
     print(show.attack(relearned))
 
-    hf.save(unlearned, model, output / "model", tokenizer=tokenizer)
+    hf.save(model, unlearned, output / "model", tokenizer=tokenizer)
     result = {
         "method": flags.method,
         "seed": flags.seed,

@@ -144,10 +144,10 @@ def retrain(
         warmup=4,
         seed=seed,
     )
-    tokens = held["counted"].sum(-1)
+    tokens = held["choice_answer"].sum(-1)
     per_token = sweep.logps / tokens
     return {
-        "choice": (evaluate.likeliest(per_token[..., :4]) == 0).mean(-1).tolist(),
+        "choice": (evaluate.best_choice(per_token[..., :4]) == 0).mean(-1).tolist(),
         "verbatim": np.exp(per_token[..., 4]).mean(-1).tolist(),
         "rates": list(sweep.rates),
         "facts": len(tokens),
@@ -160,9 +160,9 @@ def known(small, params: Params, asked: Asked) -> dict[str, float]:
     """What is known of the facts before any attack."""
     whole = table.concat([dict(fold) for fold in asked.held])
     logps = option_logps(small.model, params, whole, rows=32)
-    per_token = logps / whole["counted"].sum(-1)
+    per_token = logps / whole["choice_answer"].sum(-1)
     return {
-        "choice": float((evaluate.likeliest(per_token[:, :4]) == 0).mean()),
+        "choice": float((evaluate.best_choice(per_token[:, :4]) == 0).mean()),
         "verbatim": float(np.exp(per_token[:, 4]).mean()),
     }
 
@@ -180,7 +180,7 @@ def option_logps(
     columns, found = {k: x for k, x in columns.items() if k != "right"}, []
     for batch in table.eval_batches(columns, rows):
         valid = batch.pop("valid")
-        each = evaluate.option_logps(model, params, batch)
+        each = evaluate.choice_logps(model, params, batch)
         found.append(np.asarray(each)[valid])
     return np.concatenate(found)
 

@@ -249,7 +249,7 @@ def _run(bench, name, method, rate, seed) -> None:
     if own.frozen.ref_params is not None:
         own = own._replace(frozen=own.frozen._replace(ref_params=kind.params))
     params, about = unlearn.run(own, rate=rate, seed=seed)
-    hf.save(params, bench.model, _folder(bench, name, method, rate, seed))
+    hf.save(bench.model, params, _folder(bench, name, method, rate, seed))
     key = f"unlearned {name} {method} {rate:.3g} {seed}"
     if key not in bench.keys:
         found = relearn_facts.known(bench.model, params, kind.asked)

@@ -118,7 +118,7 @@ def choose(
     asked = [{**row, "question": row["stem"]} for row in rows]
     columns = attacks.encode_asked(model, tokenizer, asked, "choice")
     logps = option_logps(model, params, columns, rows=ROWS)
-    per_token = logps / columns["counted"].sum(-1)
+    per_token = logps / columns["choice_answer"].sum(-1)
     margins = np.minimum(_margin(logps, columns), _margin(per_token, columns))
     order = np.argsort(-_margin(logps, columns), kind="stable")
     right = [rows[i] for i in order if margins[i] > 0]
@@ -135,9 +135,9 @@ def known(model: Model, params: Params, columns: table.Table) -> dict[str, float
     """`choice`, the fraction answered right, and `probability` of a right token."""
     logps = option_logps(model, params, columns, rows=ROWS)
     right = np.arange(len(logps)), columns["right"]
-    tokens = columns["counted"].sum(-1)[right]
+    tokens = columns["choice_answer"].sum(-1)[right]
     return {
-        "choice": float((evaluate.likeliest(logps) == columns["right"]).mean()),
+        "choice": float((evaluate.best_choice(logps) == columns["right"]).mean()),
         "probability": float(np.exp(logps[right] / tokens).mean()),
     }
 
@@ -248,5 +248,5 @@ def taught(
     step = jax.jit(ju.make_step(recipe.terms, recipe.tx), donate_argnums=0)
     stream = table.streams({"train": columns}, how.rows, seed=0)
     state, _ = ju.fit(step, state, stream, steps=how.steps)
-    hf.save(state.params, model, folder, tokenizer=tokenizer)
+    hf.save(model, state.params, folder, tokenizer=tokenizer)
     return state.params

@@ -152,7 +152,7 @@ def _make(config, rows, tokenizer, making, progress):
         for answer in questions.answers(row)
     ]
     longest = max(len(ids) for ids in tokenizer(lines)["input_ids"])
-    length = -(-longest // table.ROUND_TO) * table.ROUND_TO
+    length = table.rounded_length(longest)
     model = _model(config, len(tokenizer), 2 * length)  # room to generate in
     about = {"config": config, "length": length}
     about["questions"] = {kind: len(each) for kind, each in rows.items()}
@@ -165,7 +165,7 @@ def _make(config, rows, tokenizer, making, progress):
             seen = questions.count_documents(seen, encoded)
             saved = making / f"{name}.checkpoints"
             params, loss = _train(config, model, seen, saved, name, progress)
-            hf.save(params, model, making / name, tokenizer=tokenizer)
+            hf.save(model, params, making / name, tokenizer=tokenizer)
             seconds = time.perf_counter() - start
             page.write_json(note, {"last_loss": loss, "seconds": seconds})
             shutil.rmtree(saved)

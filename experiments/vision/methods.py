@@ -165,7 +165,7 @@ def condensed(case: Case) -> Result:
     small, buckets, offline = condense(case)
     reduced = synth.reduce_retain(world.train, buckets, small, case.split.forget_rows)
     labels = images.labels_of(case.split.retain)
-    rows = [images.first(labels, c, config.kept) for c in np.unique(labels)]
+    rows = [images.rows_of_class(labels, c, config.kept) for c in np.unique(labels)]
     kept = table.select(case.split.retain, np.concatenate(rows))
     by_class = len(np.unique(labels)) < 10
     nets = {part: world.part(part) for part in vision.PARTS}

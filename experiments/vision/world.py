@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 import jaxunlearn as ju
 from jaxunlearn import recipes, trees
-from jaxunlearn.data import images, table
+from jaxunlearn.data import image_sets, images, table
 from jaxunlearn.models import vision
 from jaxunlearn.typing import Model, Params, Term
 
@@ -66,8 +66,8 @@ def make(config: ConfigDict) -> World:
     """Reads the data and describes the network."""
     folder = config.folder or None
     train, test = (
-        images.read(config.name, split, folder, per_class=config[split])
-        for split in images.SPLITS
+        image_sets.read(config.name, split, folder, per_class=config[split])
+        for split in image_sets.SPLITS
     )
     pixels = train["image"].astype(np.float32) / 255
     net = vision.VisionConfig(

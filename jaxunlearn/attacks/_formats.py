@@ -80,7 +80,7 @@ def encode_asked(
     *,
     prompt: str = "{question}",
 ) -> dict[str, np.ndarray]:
-    """Facts as questions of several choices: evaluate.encode_options and `right` [n].
+    """Facts as questions of several choices: evaluate.encode_choices and `right` [n].
 
     Args:
         model: who is asked, for its positions.
@@ -103,7 +103,7 @@ def encode_asked(
     else:
         prompts = [_filled(prompt, fact) for fact in facts]
         options = [list(fact["choices"]) for fact in facts]
-    table = evaluate.encode_options(model, tokenizer, prompts, options)
+    table = evaluate.encode_choices(model, tokenizer, prompts, options)
     return table | {"right": np.array([fact["answer"] for fact in facts], np.int32)}
 
 

@@ -216,7 +216,7 @@ def retrain(
     found = np.concatenate(logps)
     return Sweep(
         tuple(float(rate) for rate in rates),
-        evaluate.likeliest(found) == np.asarray(asked["right"]),
+        evaluate.best_choice(found) == np.asarray(asked["right"]),
         found,
         joined(lost),
         joined(finite).all(1),
@@ -284,6 +284,6 @@ def _ask(model, train, rest, asked, size) -> np.ndarray:
 @partial(jax.jit, static_argnames="model")
 def _options(train, rest, batch, *, model):
     def one(train):
-        return evaluate.option_logps(model, trees.merge(train, rest), batch)
+        return evaluate.choice_logps(model, trees.merge(train, rest), batch)
 
     return jax.vmap(one)(train)

@@ -47,7 +47,7 @@ def command(run: str, kind: str, output: str, scheme: str, dtype: str) -> None:
         raise ValueError(f"export needs an --output that is not the run's {output}.")
     model, params, tokenizer = hf.load(folder.model)
     if kind == "gguf":
-        hf.save_gguf(params, model, target, tokenizer=tokenizer, scheme=scheme)
+        hf.save_gguf(model, params, target, tokenizer=tokenizer, scheme=scheme)
     else:
-        hf.save(params, model, target, tokenizer=tokenizer, dtype=dtype)
+        hf.save(model, params, target, tokenizer=tokenizer, dtype=dtype)
     click.echo(f"The model is in {target}.")

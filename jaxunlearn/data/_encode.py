@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Texts into tables of tokens; reached as table.encode and table.encode_text."""
+"""Texts to tables of tokens. Public as `data.encode` and as `data.table.encode`."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -8,8 +8,8 @@ import numpy as np
 
 from jaxunlearn import _checks
 
-ROUND_TO = 8
-PADS = ("right", "left")
+ROUND_TO = 8  # row lengths are multiples of this: fewer shapes, so fewer compilations
+PADDING_SIDES = ("right", "left")
 
 
 def encode(
@@ -18,35 +18,36 @@ def encode(
     answers: Sequence[str] | None = None,
     *,
     length: int | None = None,
-    pad: str = "right",
-    between: str = " ",
+    padding_side: str = "right",
+    separator: str = " ",
 ) -> dict[str, np.ndarray]:
-    """Tokenises prompt + between + answer as one text, and marks the answer's tokens.
+    """Tokenises prompt + separator + answer and marks the tokens of the answer.
 
-    The two are tokenised jointly, as the model would read them, and the answer is found
-    by its place among the characters: merges across the boundary cannot shift it. Every
-    token that reaches beyond the prompt belongs to the answer, what is between
+    Prompt and answer are tokenised together, as the model reads them. The answer is
+    located by character offsets, so a token that spans the boundary shifts nothing:
+    every token that ends after the prompt belongs to the answer, the separator
     included.
 
     Args:
-        tokenizer: a fast Hugging Face tokenizer. Special tokens that it puts in front
-            are kept, those that it puts behind are dropped.
+        tokenizer: a fast Hugging Face tokenizer. Special tokens that it puts before a
+            text are included; special tokens that it puts after a text are dropped.
         prompts: n texts.
-        answers: n texts without leading space, or None for the prompts alone; `answer`
-            is `mask` then. No end token is added.
-        length: L; None takes the longest row, rounded up to a multiple of 8.
-        pad: the side that is padded; "left" for generation.
-        between: stands before an answer; "" behind prompts of `chat`.
+        answers: n texts without leading space, or None to encode prompts only;
+            `answer` then equals `mask`. No end token is added.
+        length: L, the length of every row in tokens. None takes the longest row,
+            rounded up to a multiple of 8.
+        padding_side: "right", or "left" for generation.
+        separator: text between prompt and answer; "" after `chat_prompts`.
     Returns:
         {"tokens": [n, L] int32, "mask": [n, L] bool, "answer": [n, L] bool}.
     Raises:
-        ValueError: if rows are longer than `length`, saying how many (`data.drop_long`
-            leaves them out), or if an answer is empty or has no token.
+        ValueError: if rows are longer than `length` (the message says how many;
+            `data.drop_long` removes them), or if an answer is empty or has no token.
     """
-    _checks.one_of("table.encode", PADS, pad=pad)
+    _checks.one_of("data.encode", PADDING_SIDES, padding_side=padding_side)
     if isinstance(prompts, str) or isinstance(answers, str):
         raise TypeError(
-            "table.encode needs sequences of texts, got one text. Put it in a list."
+            "data.encode needs lists of texts, got one text. Put it in a list."
         )
     prompts = list(prompts)
     if answers is None:
@@ -55,70 +56,84 @@ def encode(
         answers = list(answers)
         if len(answers) != len(prompts):
             raise ValueError(
-                f"table.encode needs one answer a prompt, got {len(prompts)} prompts "
+                f"data.encode needs one answer per prompt, got {len(prompts)} prompts "
                 f"and {len(answers)} answers."
             )
         for row, answer in enumerate(answers):
             if not answer.strip():
                 raise ValueError(
-                    f"table.encode needs answers of at least one token, but row {row} "
-                    f"({prompts[row]!r}) has {answer!r}. Leave the row out."
+                    f"data.encode needs answers of at least one token, but row {row} "
+                    f"({prompts[row]!r}) has {answer!r}. Remove the row."
                 )
-        texts = [p + between + a for p, a in zip(prompts, answers, strict=True)]
+        texts = [p + separator + a for p, a in zip(prompts, answers, strict=True)]
         starts = [len(prompt) for prompt in prompts]
 
-    coded, lost = [], []
+    encoded, without_tokens = [], []
     for text, start in zip(texts, starts, strict=True):
         ids, ends, _ = _tokenise(tokenizer, text)
-        coded.append((ids, [end > start for end in ends]))
-        if answers is not None and not any(end > start + len(between) for end in ends):
-            lost.append(len(coded) - 1)  # at most what is between has a token
-    if lost:
+        encoded.append((ids, [end > start for end in ends]))
+        if answers is not None and (
+            not any(end > start + len(separator) for end in ends)
+        ):
+            without_tokens.append(len(encoded) - 1)
+    if without_tokens:
+        row = without_tokens[0]
         raise ValueError(
-            f"table.encode needs answers of at least one token, but the tokenizer "
-            f"makes nothing of {answers[lost[0]]!r} in row {lost[0]} ({len(lost)} of "
-            f"{len(coded)} rows). Leave such rows out."
+            f"data.encode needs answers of at least one token, but the tokenizer "
+            f"returns none for {answers[row]!r} in row {row} ({len(without_tokens)} of "
+            f"{len(encoded)} rows). Remove such rows."
         )
-    longest = max((len(ids) for ids, _ in coded), default=1)
+    longest = max((len(ids) for ids, _ in encoded), default=1)
     if length is None:
-        length = max(ROUND_TO, -(-longest // ROUND_TO) * ROUND_TO)
-    _checks.positive_int("table.encode", length=length)
+        length = rounded_length(longest)
+    _checks.positive_int("data.encode", length=length)
     if longest > length:
-        long = [i for i, (ids, _) in enumerate(coded) if len(ids) > length]
+        long = [i for i, (ids, _) in enumerate(encoded) if len(ids) > length]
         row = long[0]
         raise ValueError(
-            f"table.encode needs rows of at most length={length} tokens, but row {row} "
-            f"has {len(coded[row][0])}: {_short(texts[row])} ({len(long)} of "
-            f"{len(coded)} rows are too long). Set length to {longest} or more (the "
-            "longest row), shorten the texts, or leave such rows out by data.drop_long."
+            f"data.encode needs rows of at most length={length} tokens, but row {row} "
+            f"has {len(encoded[row][0])}: {_short(texts[row])} ({len(long)} of "
+            f"{len(encoded)} rows are too long). Set length to {longest} or more (the "
+            "longest row), shorten the texts, or remove such rows with data.drop_long."
         )
 
-    table = _blank(len(coded), length, _pad_id(tokenizer))
-    for row, (ids, answer) in enumerate(coded):
-        at = slice(0, len(ids)) if pad == "right" else slice(length - len(ids), length)
-        table["tokens"][row, at] = ids
-        table["mask"][row, at] = True
-        table["answer"][row, at] = answer if answers is not None else True
+    table = _empty(len(encoded), length, _pad_id(tokenizer))
+    for row, (ids, answer) in enumerate(encoded):
+        start = 0 if padding_side == "right" else length - len(ids)
+        real = slice(start, start + len(ids))
+        table["tokens"][row, real] = ids
+        table["mask"][row, real] = True
+        table["answer"][row, real] = answer if answers is not None else True
     return table
 
 
-def chat(
-    tokenizer: Any, questions: Sequence[str], *, system: str = "", **more: Any
+def rounded_length(length: int) -> int:
+    """`length` rounded up to a multiple of ROUND_TO, at least ROUND_TO."""
+    return max(1, -(-int(length) // ROUND_TO)) * ROUND_TO
+
+
+def chat_prompts(
+    tokenizer: Any,
+    questions: Sequence[str],
+    *,
+    system: str = "",
+    **template_arguments: Any,
 ) -> list[str]:
-    """Prompts in the tokenizer's own chat template, up to where the answer begins.
+    """Questions in the tokenizer's chat template, up to where the reply begins.
 
-        prompts = data.chat(tokenizer, ["Who wrote it?"], system="Be brief.")
+        prompts = data.chat_prompts(tokenizer, ["Who wrote it?"], system="Be brief.")
         answers = ["Nobody." + tokenizer.eos_token]
-        data.encode(tokenizer, prompts, answers, between="")
+        data.encode(tokenizer, prompts, answers, separator="")
 
-    A begin token that the tokenizer puts in front of every text by itself is left out,
-    so that it comes once.
+    If the tokenizer itself puts a begin token before every text, the template's begin
+    token is removed, so that `encode` produces exactly one.
 
     Args:
-        tokenizer: one with a chat template.
-        questions: n texts, what the user says.
-        system: what the system says before; nothing if empty.
-        more: for the template, such as date_string, without which some write today's.
+        tokenizer: a tokenizer with a chat template.
+        questions: n texts, the user's messages.
+        system: the system message; none if empty.
+        template_arguments: passed to the template. Some templates insert today's date
+            unless `date_string` is given.
     Returns:
         n texts.
     Raises:
@@ -126,94 +141,99 @@ def chat(
     """
     if not getattr(tokenizer, "chat_template", None):
         raise ValueError(
-            "data.chat needs a tokenizer with a chat template, got one without. Take "
-            "that of an instruct model, or write the prompts out."
+            "data.chat_prompts needs a tokenizer with a chat template, got "
+            "chat_template=None. Use the tokenizer of an instruct model, or write the "
+            "prompts yourself."
         )
-    begin, first = tokenizer.bos_token, list(tokenizer("")["input_ids"])
-    twice = bool(begin) and first[:1] == [tokenizer.bos_token_id]
-    made = []
+    bos, empty = tokenizer.bos_token, list(tokenizer("")["input_ids"])
+    adds_bos = bool(bos) and empty[:1] == [tokenizer.bos_token_id]
+    prompts = []
     for question in questions:
-        said = [{"role": "system", "content": system}] if system else []
-        said.append({"role": "user", "content": question})
+        messages = [{"role": "system", "content": system}] if system else []
+        messages.append({"role": "user", "content": question})
         text = tokenizer.apply_chat_template(
-            said, tokenize=False, add_generation_prompt=True, **more
+            messages, tokenize=False, add_generation_prompt=True, **template_arguments
         )
-        made.append(text.removeprefix(begin) if twice else text)
-    return made
+        prompts.append(text.removeprefix(bos) if adds_bos else text)
+    return prompts
 
 
-def lengths(
+def num_tokens(
     tokenizer: Any,
     prompts: Sequence[str],
     answers: Sequence[str] | None = None,
-    between: str = " ",
+    separator: str = " ",
 ) -> np.ndarray:
-    """[n] int: the tokens that each row would have in `encode`."""
+    """Number of tokens that `encode` makes of each row, [n] int."""
     texts = prompts
     if answers is not None:
-        texts = [p + between + a for p, a in zip(prompts, answers, strict=True)]
+        texts = [p + separator + a for p, a in zip(prompts, answers, strict=True)]
     return np.asarray([len(_tokenise(tokenizer, text)[0]) for text in texts], int)
 
 
 def encode_text(tokenizer: Any, text: str, *, length: int) -> dict[str, np.ndarray]:
-    """Cuts prose into rows of exactly `length` tokens; what is left over is dropped.
+    """Cuts running text into rows of exactly `length` tokens and drops the rest.
 
-    Special tokens that the tokenizer puts in front of a text begin every row and are no
-    answer.
+    Special tokens that the tokenizer puts before a text begin every row. They are not
+    marked as answer.
 
+    Args:
+        tokenizer: a fast Hugging Face tokenizer.
+        text: running text.
+        length: L, tokens per row, special tokens included.
     Returns:
-        {"tokens", "mask", "answer"}, each [n, length].
+        {"tokens": [n, L] int32, "mask": [n, L] bool, "answer": [n, L] bool}.
     Raises:
-        ValueError: if the text fills no row.
+        ValueError: if the text has fewer tokens than one row.
     """
-    _checks.positive_int("table.encode_text", length=length)
-    ids, _, front = _tokenise(tokenizer, text)
-    prefix, ids = ids[:front], ids[front:]
-    room = length - front
-    count = len(ids) // room if room > 0 else 0
-    if count == 0:
+    _checks.positive_int("data.encode_text", length=length)
+    ids, _, num_special = _tokenise(tokenizer, text)
+    special, ids = ids[:num_special], ids[num_special:]
+    per_row = length - num_special
+    rows = len(ids) // per_row if per_row > 0 else 0
+    if rows == 0:
         raise ValueError(
-            f"table.encode_text needs a text of at least one row of length={length} "
+            f"data.encode_text needs a text of at least one row of length={length} "
             f"tokens, got {len(ids)} tokens. Give more text or a smaller length."
         )
-    table = _blank(count, length, 0)
-    table["tokens"][:, :front] = prefix
-    table["tokens"][:, front:] = np.asarray(ids[: count * room]).reshape(count, room)
+    table = _empty(rows, length, 0)
+    table["tokens"][:, :num_special] = special
+    table["tokens"][:, num_special:] = np.reshape(ids[: rows * per_row], (rows, -1))
     table["mask"][:] = True
-    table["answer"][:, front:] = True
+    table["answer"][:, num_special:] = True
     return table
 
 
 def _tokenise(tokenizer: Any, text: str) -> tuple[list[int], list[int], int]:
-    """Ids, the character where each ends, and how many special tokens lead."""
+    """(token ids, character where each ends, number of leading special tokens)."""
     if not getattr(tokenizer, "is_fast", False):
         raise TypeError(
-            "table needs a fast tokenizer (one that knows character offsets), got "
+            "data.encode needs a fast tokenizer, which knows character offsets, got "
             f"{type(tokenizer).__name__}. Load the tokenizer.json of the model."
         )
-    coded = tokenizer(
+    encoded = tokenizer(
         text,
         truncation=False,
         return_offsets_mapping=True,
         return_special_tokens_mask=True,
-        verbose=False,  # rows longer than the model are check_length's affair
+        verbose=False,  # no warning about long rows: check_length refuses them
     )
-    ids, ends = coded["input_ids"], [end for _, end in coded["offset_mapping"]]
-    # A chat marker that is written out in the text is special too, but has its
-    # characters.
+    ids, offsets = encoded["input_ids"], encoded["offset_mapping"]
+    # A chat marker that is written in the text is special too, but it has characters;
+    # only tokens without characters were added by the tokenizer.
     added = [
         bool(special) and start == end
         for special, (start, end) in zip(
-            coded["special_tokens_mask"], coded["offset_mapping"], strict=True
+            encoded["special_tokens_mask"], offsets, strict=True
         )
     ]
-    last = len(ids)
-    while last and added[last - 1]:
-        last -= 1
-    front = 0
-    while front < last and added[front]:
-        front += 1
-    return ids[:last], ends[:last], front
+    stop = len(ids)
+    while stop and added[stop - 1]:
+        stop -= 1
+    num_special = 0
+    while num_special < stop and added[num_special]:
+        num_special += 1
+    return ids[:stop], [end for _, end in offsets[:stop]], num_special
 
 
 def _pad_id(tokenizer: Any) -> int:
@@ -223,11 +243,11 @@ def _pad_id(tokenizer: Any) -> int:
     return 0
 
 
-def _blank(count: int, length: int, pad_id: int) -> dict[str, np.ndarray]:
+def _empty(rows: int, length: int, pad_id: int) -> dict[str, np.ndarray]:
     return {
-        "tokens": np.full((count, length), pad_id, np.int32),
-        "mask": np.zeros((count, length), np.bool_),
-        "answer": np.zeros((count, length), np.bool_),
+        "tokens": np.full((rows, length), pad_id, np.int32),
+        "mask": np.zeros((rows, length), np.bool_),
+        "answer": np.zeros((rows, length), np.bool_),
     }
 
 

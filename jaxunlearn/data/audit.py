@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is wrong with a data set though every row can be read: told, never mended.
+"""Checks of a dataset that warn and never modify rows.
 
-data.overlap(forget, retain, by="id")         # warns with the ids
-forget = data.drop_long(forget, tokenizer, length=256)      # warns with the count
+data.overlap(forget, retain, by="id")                       # warns with the ids
+forget = data.drop_long(forget, tokenizer, max_length=256)  # warns with the count
 """
 
 import warnings
@@ -20,35 +20,38 @@ Row = Mapping[str, Any]
 def overlap(
     forget: Sequence[Row], retain: Sequence[Row], *, by: str = "id"
 ) -> list[Any]:
-    """Ids that are in both sets: what would be unlearned and kept at once.
+    """Ids that occur in both sets, and would be forgotten and retained at once.
 
     Args:
         forget, retain: rows with the column `by`.
-        by: the column, "question" for rows without ids.
+        by: the column to compare; "question", for example, for rows without ids.
     Returns:
-        The ids in both, in the order of forget, each once; empty if all is well.
+        The ids in both sets, each once, in the order of `forget`; empty if there are
+        none.
     Raises:
         KeyError: if a row lacks the column.
     Warns:
-        UserWarning: with their number and the first of them, also of those that come
-            twice within a set.
+        UserWarning: with the number of shared ids and the first of them; also for ids
+            that occur more than once within a set.
     """
-    kept = _values("retain", retain, by)
-    lost = _values("forget", forget, by)
-    for name, values in (("forget", lost), ("retain", kept)):
-        twice = list(dict.fromkeys(_repeated(values)))
-        if twice:
+    ids = {
+        name: _values(name, rows, by)
+        for name, rows in (("forget", forget), ("retain", retain))
+    }
+    for name, values in ids.items():
+        repeated = list(dict.fromkeys(_repeated(values)))
+        if repeated:
             warnings.warn(
-                f"{len(twice)} of the values of {by!r} come more than once in the "
-                f"{name} set: {_checks.listed(twice)}.",
+                f"{len(repeated)} of the values of {by!r} occur more than once in the "
+                f"{name} set: {_checks.listed(repeated)}.",
                 stacklevel=2,
             )
-    also = set(kept)
-    both = [value for value in dict.fromkeys(lost) if value in also]
+    retained = set(ids["retain"])
+    both = [value for value in dict.fromkeys(ids["forget"]) if value in retained]
     if both:
         warnings.warn(
             f"{len(both)} of the values of {by!r} are in both the forget and the "
-            f"retain set: {_checks.listed(both)}. Take them out of one.",
+            f"retain set: {_checks.listed(both)}. Remove them from one.",
             stacklevel=2,
         )
     return both
@@ -58,41 +61,43 @@ def drop_long(
     rows: Sequence[Row],
     tokenizer: Any,
     *,
-    length: int,
+    max_length: int,
     prompt: str = "prompt",
     answer: str | None = "answer",
-    between: str = " ",
+    separator: str = " ",
 ) -> list[Row]:
-    """The rows that fit into `length` tokens, whole and in order; none is cut.
+    """The rows of at most `max_length` tokens, unchanged and in order.
 
     Args:
-        rows: with the columns `prompt` and `answer`, texts.
+        rows: rows with the text columns `prompt` and `answer`.
         tokenizer: as for data.encode.
-        length: the most tokens of prompt and answer together.
+        max_length: largest number of tokens of prompt and answer together.
         prompt, answer: names of the columns; answer None for prompts alone.
-        between: as for data.encode.
+        separator: as for data.encode.
     Raises:
-        ValueError: if no row fits.
+        ValueError: if no row is short enough.
         KeyError: if a row lacks a column.
     Warns:
-        UserWarning: with the number of rows left out and the longest of them.
+        UserWarning: with the number of rows removed and the longest of them.
     """
-    _checks.positive_int("drop_long", length=length)
+    _checks.positive_int("data.drop_long", max_length=max_length)
     prompts = _values("given", rows, prompt)
     answers = None if answer is None else _values("given", rows, answer)
-    tokens = _encode.lengths(tokenizer, prompts, answers, between)
-    long = np.flatnonzero(tokens > length)
-    if not long.size:
+    lengths = _encode.num_tokens(tokenizer, prompts, answers, separator)
+    num_long = int(np.sum(lengths > max_length))
+    if not num_long:
         return list(rows)
-    longest = int(tokens.argmax())
-    told = (
-        f"{long.size} of {len(rows)} rows have more than {length} tokens (row "
-        f"{longest} has {tokens[longest]})"
+    longest = int(lengths.argmax())
+    message = (
+        f"{num_long} of {len(rows)} rows have more than {max_length} tokens (row "
+        f"{longest} has {lengths[longest]})"
     )
-    if long.size == len(rows):
-        raise ValueError(f"drop_long needs a row that fits, but {told}. Raise length.")
-    warnings.warn(f"{told} and are left out.", stacklevel=2)
-    return [row for row, count in zip(rows, tokens, strict=True) if count <= length]
+    if num_long == len(rows):
+        raise ValueError(
+            f"data.drop_long needs a row that fits, but {message}. Raise max_length."
+        )
+    warnings.warn(f"{message} and were removed.", stacklevel=2)
+    return [row for row, n in zip(rows, lengths, strict=True) if n <= max_length]
 
 
 def _values(name: str, rows: Sequence[Row], column: str) -> list[Any]:
@@ -103,9 +108,10 @@ def _values(name: str, rows: Sequence[Row], column: str) -> list[Any]:
 
 
 def _repeated(values: Sequence[Any]) -> list[Any]:
-    seen, twice = set(), []
+    """The values at their second and later occurrences."""
+    seen, repeated = set(), []
     for value in values:
         if value in seen:
-            twice.append(value)
+            repeated.append(value)
         seen.add(value)
-    return twice
+    return repeated

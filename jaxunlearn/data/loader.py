@@ -1,16 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Streams read ahead of the step with grain, and where they stand.
+"""The streams of `data.streams`, read ahead of the training step with grain.
 
-    batches = loader.streams(sources, sizes, seed=0, share=(process, processes))
+    shard = (jax.process_index(), jax.process_count())
+    batches = data.loader.streams(sources, 8, seed=0, shard=shard)
     state, log = ju.fit(step, state, batches, steps=1000)
-    position = batches.get_state()              # small, and JSON holds it
+    position = batches.get_state()              # small, and JSON can hold it
     ...
-    batches.set_state(position)                 # of a loader made alike
+    batches.set_state(position)                 # of a loader with the same arguments
 
-The batches are those of `table.streams`, bit for bit, so that one can take the other's
-place. Their order is ours and not grain's shuffle: it is drawn without grain, which
-takes half a second to import, wherever data is in memory. A step's batch depends on its
-number alone, so a position is that number, whatever the number of processes.
+The batches equal those of `data.streams` bit for bit, so either can replace the other.
+The order is therefore not grain's shuffle. The batch of a step depends on the step's
+number only, so the position is that number, for any number of processes.
+
+Needs grain: `pip install 'jaxunlearn[data]'`.
 """
 
 import sys
@@ -21,28 +23,27 @@ from jaxunlearn import _checks
 from jaxunlearn.data import table
 from jaxunlearn.typing import Streams
 
-grain = _checks.library(
-    "data.loader", "grain", "data", ", or read from memory by data.streams"
-)
-
 
 class Loader:
-    """An endless iterator over streams; `streams` makes it. A batch that could not be
-    read is tried again when the next one is asked for."""
+    """An endless iterator over steps, made by `streams`.
 
-    def __init__(self, batches: Any, made_of: Mapping[str, Any]):
-        self._batches, self._made_of = batches, dict(made_of)
+    If reading a batch fails, the error is raised and the next call tries the same batch
+    again.
+    """
+
+    def __init__(self, batches: Any, origin: Mapping[str, Any]):
+        self._batches, self._origin = batches, dict(origin)
         self._shapes: dict[str, dict[str, tuple]] | None = None
 
     def __iter__(self) -> "Loader":
         return self
 
     def __next__(self) -> Streams:
-        taken = self._batches.get_state()
+        position = self._batches.get_state()
         try:
             batch = next(self._batches)
-        except Exception:  # reading ahead goes past it, and would then count one less
-            self._batches.set_state(taken)
+        except Exception:  # grain has counted the batch that failed: step back
+            self._batches.set_state(position)
             raise
         shapes = {
             stream: {column: (x.shape, str(x.dtype)) for column, x in columns.items()}
@@ -58,23 +59,23 @@ class Loader:
         return batch
 
     def get_state(self) -> dict[str, Any]:
-        """How many batches were taken, and of what: seed, rows and batch sizes."""
-        return {"batches": self._batches.get_state()["next_index"], **self._made_of}
+        """The number of batches taken, with the seed, row counts and batch sizes."""
+        return {"batches": self._batches.get_state()["next_index"], **self._origin}
 
     def set_state(self, state: Mapping[str, Any]) -> None:
-        """Goes to where a loader stood, on any number of processes.
+        """Moves to a position from `get_state`, of any number of processes.
 
         Raises:
-            ValueError: if that loader had another seed, other batch sizes or streams of
-                other numbers of rows: its batches would not come again.
+            ValueError: if the position comes from a loader with another seed, other
+                batch sizes or other numbers of rows, whose batches would differ.
         """
-        fix = "Give what get_state returned."
+        fix = "Pass what get_state returned."
         _checks.has_keys("set_state", "from the state", ("batches",), state, fix)
-        came = {name: state.get(name) for name in self._made_of}
-        if came != self._made_of:
+        came = {name: state.get(name) for name in self._origin}
+        if came != self._origin:
             raise ValueError(
-                f"The loader needs a position of one made alike, {self._made_of}, got "
-                f"one of {came}. Bring the data or the settings back, or begin anew."
+                f"set_state needs a position of a loader with {self._origin}, got one "
+                f"with {came}. Restore the data and settings, or start a new run."
             )
         self._batches.set_state({"next_index": int(state["batches"])})
 
@@ -85,46 +86,51 @@ class Loader:
 
 def streams(
     sources: Mapping[str, table.Table | table.Source],
-    sizes: Mapping[str, int] | int,
+    batch_size: int | Mapping[str, int],
     *,
     seed: int,
-    share: tuple[int, int] = (0, 1),
-    ahead: int = 2,
-    threads: int = 1,
+    shard: tuple[int, int] = (0, 1),
+    prefetch: int = 2,
+    num_threads: int = 1,
 ) -> Loader:
-    """One batch of every stream, endlessly, as `table.streams` yields them.
+    """One batch of every stream per step, endlessly, as `data.streams` yields them.
 
     Args:
-        sources: stream name -> table, or a source of rows.
-        sizes: batch size of every stream over all processes, or one for all.
-        seed: whole number >= 0; each stream shuffles in an order of its own, a new one
-            each time that it begins again.
-        share: (process, processes): this process reads its own rows alone, as in
-            `table.streams`.
-        ahead: steps to read before they are asked for; 0 reads when asked.
-        threads: that many steps are read at a time; more than one helps where rows come
-            from far away, and needs sources that bear it.
+        sources: stream name -> table or source.
+        batch_size: rows per step of every stream, or a dict with one number for each
+            stream; over all processes.
+        seed: integer >= 0; streams are shuffled independently, each epoch anew.
+        shard: (process index, number of processes); each process reads only its rows,
+            as in `data.streams`.
+        prefetch: number of steps to read ahead; 0 reads each batch when it is needed.
+        num_threads: number of steps to read in parallel. More than one helps when rows
+            come from far away; the sources must then be thread-safe.
     Raises:
-        ValueError, KeyError: as `table.streams`. What a source raises comes from the
+        ValueError, KeyError: as `data.streams`. Errors of a source are raised by the
             iterator.
+        ImportError: without grain.
     """
-    _checks.not_negative("loader.streams", ahead=ahead)
-    if ahead:
-        _checks.positive_int("loader.streams", ahead=ahead)
-    _checks.positive_int("loader.streams", threads=threads)
-    read = table.batch_fn(sources, sizes, seed=seed, share=share)
+    owner = "data.loader.streams"
+    _checks.not_negative(owner, prefetch=prefetch)
+    if prefetch:
+        _checks.positive_int(owner, prefetch=prefetch)
+    _checks.positive_int(owner, num_threads=num_threads)
+    grain = _checks.library(owner, "grain", "data", ", or use data.streams")
+    batch = table.batch_fn(sources, batch_size, seed=seed, shard=shard)
     options = grain.ReadOptions(
-        num_threads=min(threads, ahead), prefetch_buffer_size=ahead
+        num_threads=min(num_threads, prefetch), prefetch_buffer_size=prefetch
     )
-    batches = grain.MapDataset.range(sys.maxsize).map(read)
-    made_of = {
+    batches = grain.MapDataset.range(sys.maxsize).map(batch)
+    origin = {
         "seed": int(seed),
         "streams": {
             name: {
                 "rows": table.num_rows(source),
-                "batch": sizes[name] if isinstance(sizes, Mapping) else sizes,
+                "batch": batch_size[name]
+                if isinstance(batch_size, Mapping)
+                else batch_size,
             }
             for name, source in sources.items()
         },
     }
-    return Loader(iter(batches.to_iter_dataset(options)), made_of)
+    return Loader(iter(batches.to_iter_dataset(options)), origin)

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Sources made of other sources: rows that are decoded and encoded when they are read.
+"""Sources that decode and encode each row only when it is read.
 
-    lines = jsonl.open_jsonl("retain.jsonl", ("prompt", "answer"))
-    retain = source.encoded(lines, tokenizer, length=256)
+    lines = data.open_jsonl("retain.jsonl", ("prompt", "answer"))
+    retain = data.encoded(lines, tokenizer, length=256)
 
-Anything with a length and rows by number is a source: such a file, a list of dicts,
-grain's ArrayRecordDataSource (`mapped` with json.loads), a data set of Hugging Face.
+Anything with a length and rows by index is a source: the file above, a list of dicts,
+grain's ArrayRecordDataSource (use `mapped` with json.loads), a Hugging Face dataset.
 """
 
 from collections.abc import Callable, Mapping
@@ -19,13 +19,14 @@ from jaxunlearn.data import table
 
 
 class BadRow(ValueError):
-    """A row that could not be decoded or encoded when its turn came."""
+    """A row that could not be decoded or encoded when it was read."""
 
 
 def mapped(source: Any, function: Callable[[Any], Any]) -> table.Source:
-    """The source with a function applied to each row as it is read.
+    """The source with a function applied to each row when it is read.
 
-    A ValueError of the source or the function becomes a BadRow that names the row.
+    If the source or the function raises ValueError, reading the row raises BadRow,
+    which names the row.
     """
     return _Mapped(source, function)
 
@@ -37,47 +38,46 @@ def encoded(
     length: int,
     prompt: str = "prompt",
     answer: str | None = "answer",
-    pad: str = "right",
+    padding_side: str = "right",
 ) -> table.Source:
-    """Rows of texts as table.encode would make them, each when it is read.
+    """Rows of text encoded as by `data.encode`, each when it is read.
 
     Args:
-        source: rows with the fields `prompt` and `answer`, texts.
-        tokenizer: as for table.encode.
-        length: L of every row.
-        prompt, answer: names of the fields; without answer, all tokens of the prompt
-            are read as one.
-        pad: the side that is padded.
+        source: rows with the text fields `prompt` and `answer`.
+        tokenizer: as for data.encode.
+        length: L, the length of every row in tokens.
+        prompt, answer: names of the fields; answer None encodes the prompt alone.
+        padding_side: "right" or "left".
     Returns:
         A source of {"tokens": [L] int32, "mask": [L] bool, "answer": [L] bool}. Reading
-        a row that is longer than L, or lacks a field or a text there, raises BadRow.
+        a row that is longer than L, or that lacks a text field, raises BadRow.
     """
-    _checks.positive_int("source.encoded", length=length)
+    _checks.positive_int("data.encoded", length=length)
     fields = (prompt, answer) if answer else (prompt,)
-    return mapped(source, partial(_encode, tokenizer, fields, length, pad))
+    return mapped(source, partial(_encode, tokenizer, fields, length, padding_side))
 
 
-def _encode(tokenizer, fields, length, pad, row) -> dict[str, np.ndarray]:
+def _encode(tokenizer, fields, length, padding_side, row) -> dict[str, np.ndarray]:
     if not isinstance(row, Mapping):
         raise ValueError(
-            f"source.encoded needs rows that are dicts, got {type(row).__name__}. "
-            "Decode them by data.mapped first."
+            f"data.encoded needs rows that are dicts, got {type(row).__name__}. "
+            "Decode them with data.mapped first."
         )
     missing = [field for field in fields if field not in row]
     if missing:
         raise ValueError(
-            f"source.encoded needs the fields {_checks.listed(fields)}, but there is "
-            f"{_checks.listed(row)}. Name the fields by prompt and answer."
+            f"data.encoded needs the fields {_checks.listed(fields)}, but the row has "
+            f"{_checks.listed(row)}. Name the fields with prompt and answer."
         )
     for field in fields:
         if not isinstance(row[field], str):
             raise ValueError(
-                f"source.encoded needs texts, got {row[field]!r} for {field!r}. Leave "
-                "the row out, or make it a text by data.mapped."
+                f"data.encoded needs texts, got {row[field]!r} for {field!r}. Remove "
+                "the row, or convert it to a text with data.mapped."
             )
     texts = [[row[field]] for field in fields]
-    whole = table.encode(tokenizer, *texts, length=length, pad=pad)
-    return {column: values[0] for column, values in whole.items()}
+    rows = table.encode(tokenizer, *texts, length=length, padding_side=padding_side)
+    return {column: values[0] for column, values in rows.items()}
 
 
 class _Mapped(NamedTuple):
@@ -91,4 +91,5 @@ class _Mapped(NamedTuple):
         try:
             return self.function(self.source[row])
         except ValueError as error:
-            raise BadRow(f"Row {row}, read alone: {error}") from error
+            # `error` counts the rows of a table that holds this row alone.
+            raise BadRow(f"Row {row} of the source: {error}") from error

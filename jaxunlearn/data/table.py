@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tables: dicts of NumPy columns, rows first, with static shapes.
+"""Tables: dicts of NumPy columns whose first axis counts rows; batches of static shape.
 
-Language columns are `tokens` [n, L] int32, `mask` [n, L] bool (True: a real token) and
-`answer` [n, L] bool (True: the loss reads this token as a target). Batches are drawn in
-an order that depends on the seed, the stream's name and the batch's number alone, so a
-run can be resumed anywhere with `skip`. What does not fit in memory is a *source*, read
-row by row; it goes wherever batches are drawn. data.loader reads ahead with grain.
+Columns of text are `tokens` [n, L] int32, `mask` [n, L] bool (True: a real token) and
+`answer` [n, L] bool (True: the loss uses this token as a target). The rows of a batch
+depend only on the seed, the name of the stream and the number of the batch, so `skip`
+resumes a run at any step. A *source* is data that is read row by row because it does
+not fit in memory; every function here that takes a table also takes a source.
+`data.loader` reads the same batches ahead with grain.
 """
 
 import functools
@@ -17,18 +18,21 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from jaxunlearn import _checks
-from jaxunlearn.data._encode import PADS
+from jaxunlearn.data._encode import PADDING_SIDES as PADDING_SIDES
 from jaxunlearn.data._encode import ROUND_TO as ROUND_TO
-from jaxunlearn.data._encode import chat as chat
+from jaxunlearn.data._encode import chat_prompts as chat_prompts
 from jaxunlearn.data._encode import encode as encode
 from jaxunlearn.data._encode import encode_text as encode_text
+from jaxunlearn.data._encode import rounded_length as rounded_length
 
 Table = Mapping[str, np.ndarray]
 
 
 class Source(Protocol):
-    """Rows that are read one by one, in any thread: a list of dicts, an array_record
-    file, a data set of Hugging Face. Each row is a dict of arrays."""
+    """Rows that are read one by one, from any thread; each row is a dict of arrays.
+
+    A list of dicts, an array_record file and a Hugging Face dataset are sources.
+    """
 
     def __len__(self) -> int: ...
 
@@ -36,22 +40,24 @@ class Source(Protocol):
 
 
 def num_rows(table: Table | Source, *, name: str = "data") -> int:
-    """How many rows a table or a source has.
+    """The number of rows of a table or a source.
 
+    Args:
+        table: a table or a source.
+        name: what error messages call it.
     Raises:
-        ValueError: if it has none, or its columns differ in rows; the message says
-            `name`.
+        ValueError: if there are no rows, or the columns differ in length.
     """
     counts = {"": len(table)}
     if isinstance(table, Mapping):
         counts = {column: len(values) for column, values in table.items()}
     if len(set(counts.values())) > 1:
         came = ", ".join(f"{column} {count}" for column, count in counts.items())
-        raise ValueError(f"The {name} needs columns of as many rows, got {came}.")
+        raise ValueError(f"The {name} table needs columns of one length, got {came}.")
     if not any(counts.values()):
         raise ValueError(
-            f"The {name} set is empty: at least one row was needed, got none. Check "
-            "the file or the filter it came from, or take the stream out."
+            f"The {name} set is empty: it needs at least one row. Check the file or "
+            "the filter it came from, or remove the stream."
         )
     return next(iter(counts.values()))
 
@@ -59,41 +65,46 @@ def num_rows(table: Table | Source, *, name: str = "data") -> int:
 def select(
     source: Table | Source, index: Iterable[int], *, name: str = "data"
 ) -> dict[str, np.ndarray]:
-    """The rows of these numbers, as a table.
+    """The rows with these indices, as a table.
 
+    Args:
+        source: a table or a source.
+        index: row indices.
+        name: what error messages call it.
     Raises:
-        TypeError, ValueError: if rows of a source are no dicts, or differ in columns or
-            shapes; the message says `name`.
+        TypeError, ValueError: if rows of a source are not dicts, or differ in columns
+            or shapes.
     """
     index = np.asarray(index)
     if isinstance(source, Mapping):
         return {column: np.asarray(values)[index] for column, values in source.items()}
     read = [(row, source[row]) for row in index.tolist()]
-    first, like = read[0]
+    first_row, first = read[0]
     for row, values in read:
         if not isinstance(values, Mapping):
             raise TypeError(
                 f"The {name} source needs rows that are dicts of arrays, got "
-                f"{type(values).__name__} in row {row}. Decode it by data.mapped."
+                f"{type(values).__name__} in row {row}. Decode rows with data.mapped."
             )
         shapes = {column: np.shape(x) for column, x in values.items()}
-        wanted = {column: np.shape(x) for column, x in like.items()}
+        wanted = {column: np.shape(x) for column, x in first.items()}
         if shapes != wanted:
             raise ValueError(
                 f"The {name} source needs rows of one shape, got {wanted} in row "
-                f"{first} and {shapes} in row {row}. Pad them, as data.encoded does."
+                f"{first_row} and {shapes} in row {row}. Pad them, as data.encoded "
+                "does."
             )
-    return {c: np.stack([np.asarray(values[c]) for _, values in read]) for c in like}
+    return {c: np.stack([np.asarray(values[c]) for _, values in read]) for c in first}
 
 
 def with_columns(source: Table | Source, columns: Table) -> Table | Source:
-    """The source with more columns, or others of these names, held in memory."""
+    """The table or source with columns added or replaced; these stay in memory."""
     if isinstance(source, Mapping):
         return dict(source) | dict(columns)
-    return _Wider(source, columns)
+    return _WithColumns(source, columns)
 
 
-class _Wider(NamedTuple):
+class _WithColumns(NamedTuple):
     source: Source
     columns: Table
 
@@ -106,170 +117,182 @@ class _Wider(NamedTuple):
 
 def batches(
     table: Table | Source,
-    size: int,
+    batch_size: int,
     *,
     seed: int,
     epochs: int | None = None,
     skip: int = 0,
     name: str = "data",
 ) -> Iterator[dict[str, np.ndarray]]:
-    """Shuffled batches of exactly `size` rows, endless unless `epochs` is given.
+    """Shuffled batches of exactly `batch_size` rows; endless unless `epochs` is given.
 
-    Each epoch is a permutation of its own and a batch may reach from one epoch into the
-    next, so after any number of batches no row was seen more than once more than
-    another. Batch k depends on (seed, name, k) alone.
+    Every epoch is a new permutation of the rows. A batch may contain the end of one
+    epoch and the start of the next, so at any time the numbers of times that two rows
+    were drawn differ by at most one. Batch k depends on (seed, name, k) only.
 
     Args:
-        table: columns of n rows, or a source of them; n may be smaller than `size`.
-        size: B.
-        seed: whole number >= 0.
-        epochs: stop once every row was seen this often; the last batch is filled from
-            the next epoch.
-        skip: batches to leave out at the beginning, to resume a run.
-        name: the stream's name: it says which stream is empty, and separates the orders
-            of two streams under one seed.
+        table: n rows; n may be smaller than `batch_size`.
+        batch_size: B.
+        seed: integer >= 0.
+        epochs: stop when every row was drawn this many times; the last batch is filled
+            with rows of the next epoch.
+        skip: number of batches to omit at the start, to resume a run.
+        name: name of the stream. Streams of different names are shuffled independently
+            under the same seed; error messages use the name.
     Yields:
-        Tables of `size` rows.
+        Tables of `batch_size` rows.
     Raises:
-        ValueError: at once, if the table is empty.
+        ValueError: when called, if the table is empty.
     """
-    count = num_rows(table, name=name)
-    _checks.not_negative("table.batches", skip=skip)
+    rows = num_rows(table, name=name)
+    _checks.not_negative("data.batches", skip=skip)
     if epochs is not None:
-        _checks.positive_int("table.batches", epochs=epochs)
-    read = _batch(table, size, seed, name, (0, 1))
+        _checks.positive_int("data.batches", epochs=epochs)
+    batch = _batch_fn(table, batch_size, seed, name, (0, 1))
     if epochs is None:
-        return map(read, itertools.count(int(skip)))
-    return map(read, range(int(skip), -(-epochs * count // size)))
+        return map(batch, itertools.count(int(skip)))
+    return map(batch, range(int(skip), -(-epochs * rows // batch_size)))
 
 
 def streams(
     tables: Mapping[str, Table | Source],
-    sizes: Mapping[str, int] | int,
+    batch_size: int | Mapping[str, int],
     *,
     seed: int,
     skip: int = 0,
-    share: tuple[int, int] = (0, 1),
+    shard: tuple[int, int] = (0, 1),
 ) -> Iterator[dict[str, dict[str, np.ndarray]]]:
-    """One batch of every stream, endlessly: {"forget": batch, "retain": batch, ...}.
+    """One batch of every stream per step, endlessly: {"forget": batch, ...}.
 
     Args:
-        tables: stream name -> table, or a source of rows.
-        sizes: batch size of every stream, or one for all.
-        seed: whole number >= 0; each stream shuffles in an order of its own.
-        skip: steps to leave out at the beginning, to resume a run.
-        share: (process, processes), such as (jax.process_index(), jax.process_count()):
-            only this process's rows of each batch are read, an equal run of them in
-            order. Together the processes have the batches that one process would have.
+        tables: stream name -> table or source.
+        batch_size: rows per step of every stream, or a dict with one number for each
+            stream; over all processes.
+        seed: integer >= 0; streams are shuffled independently.
+        skip: number of steps to omit at the start, to resume a run.
+        shard: (process index, number of processes), such as (jax.process_index(),
+            jax.process_count()). Each process reads an equal, contiguous part of every
+            batch; the parts together are the batch that one process would read.
     Raises:
-        ValueError: at once, naming the stream whose table is empty, or whose rows do
-            not divide by the processes.
-        KeyError: if `sizes` lacks a stream.
+        ValueError: when called, naming the stream, if a table is empty or the number
+            of processes does not divide a batch size.
+        KeyError: if `batch_size` lacks a stream.
     """
-    _checks.not_negative("table.streams", skip=skip)
-    return map(
-        batch_fn(tables, sizes, seed=seed, share=share), itertools.count(int(skip))
-    )
+    _checks.not_negative("data.streams", skip=skip)
+    step = batch_fn(tables, batch_size, seed=seed, shard=shard)
+    return map(step, itertools.count(int(skip)))
 
 
 def batch_fn(
     tables: Mapping[str, Table | Source],
-    sizes: Mapping[str, int] | int,
+    batch_size: int | Mapping[str, int],
     *,
     seed: int,
-    share: tuple[int, int] = (0, 1),
+    shard: tuple[int, int] = (0, 1),
 ) -> Callable[[int], dict[str, dict[str, np.ndarray]]]:
-    """The function from a step's number to what `streams` yields there.
+    """The function from a step's number to what `streams` yields at that step.
 
-    The order of the rows is made anew for every epoch, and that of two epochs of each
-    stream is kept: 16 bytes a row.
+    The permutations of the last two epochs of each stream stay in memory: 16 bytes per
+    row. Arguments and errors are those of `streams`.
     """
     if not tables:
-        raise ValueError("table.streams needs at least one stream, got none.")
-    if isinstance(sizes, Mapping):
+        raise ValueError("data.streams needs at least one stream, got none.")
+    if isinstance(batch_size, Mapping):
         fix = "Give a batch size for every stream."
-        _checks.has_keys("table.streams", "sizes for", tables, sizes, fix)
-        _checks.has_keys("table.streams", "tables for", sizes, tables, fix)
+        _checks.has_keys("data.streams", "sizes for", tables, batch_size, fix)
+        _checks.has_keys("data.streams", "tables for", batch_size, tables, fix)
     else:
-        sizes = dict.fromkeys(tables, sizes)
-    each = {
-        name: _batch(source, sizes[name], seed, name, share)
+        batch_size = dict.fromkeys(tables, batch_size)
+    functions = {
+        name: _batch_fn(source, batch_size[name], seed, name, shard)
         for name, source in tables.items()
     }
-    return lambda step: {name: batch(step) for name, batch in each.items()}
+    return lambda step: {name: batch(step) for name, batch in functions.items()}
 
 
-def _batch(source, size, seed, name, share):
-    """From a batch's number to the batch, this process's rows of it."""
-    count = num_rows(source, name=name)
-    _checks.positive_int("table.batches", size=size)
-    _checks.not_negative("table.batches", seed=seed)
-    part = _part(size, share, name)
+def _batch_fn(source, batch_size, seed, name, shard):
+    """The function from a batch's number to this process's rows of the batch."""
+    rows = num_rows(source, name=name)
+    _checks.positive_int("data.streams", batch_size=batch_size)
+    _checks.not_negative("data.streams", seed=seed)
+    part = _part(batch_size, shard, name)
 
-    @functools.lru_cache(maxsize=2)  # a batch may reach into the next epoch
+    @functools.lru_cache(maxsize=2)  # a batch may contain rows of two epochs
     def order(epoch):
         key = [seed, zlib.crc32(name.encode()), epoch]
-        return np.random.default_rng(key).permutation(count)
+        return np.random.default_rng(key).permutation(rows)
 
     def batch(number):
-        epoch, place = np.divmod(number * size + np.arange(size)[part], count)
-        index = [order(each)[place[epoch == each]] for each in np.unique(epoch)]
+        drawn = number * batch_size + np.arange(batch_size)[part]
+        epochs, places = np.divmod(drawn, rows)
+        index = [order(epoch)[places[epochs == epoch]] for epoch in np.unique(epochs)]
         return select(source, np.concatenate(index), name=name)
 
     return batch
 
 
-def _part(size: int, share: tuple[int, int], name: str) -> slice:
-    process, processes = share
-    if not 0 <= process < processes:
+def _part(batch_size: int, shard: tuple[int, int], name: str) -> slice:
+    """The rows of a batch that this process reads."""
+    index, processes = shard
+    if not 0 <= index < processes:
         raise ValueError(
-            f"A table needs share=(process, processes) with 0 <= process < processes, "
-            f"got {share}."
+            "Batches need shard=(process index, number of processes) with "
+            f"0 <= index < number, got shard={shard}."
         )
-    if size % processes:
+    if batch_size % processes:
         raise ValueError(
-            f"A table needs batches that {processes} processes can share equally, got "
-            f"{size} rows for {name!r}. Change the batch size."
+            f"Batches need a batch_size that {processes} processes divide, got "
+            f"batch_size={batch_size} for {name!r}. Change the batch size."
         )
-    own = size // processes
-    return slice(process * own, (process + 1) * own)
+    size = batch_size // processes
+    return slice(index * size, (index + 1) * size)
 
 
 def eval_batches(
-    table: Table | Source, size: int, *, share: tuple[int, int] = (0, 1)
+    table: Table | Source, batch_size: int, *, shard: tuple[int, int] = (0, 1)
 ) -> Iterator[dict[str, np.ndarray]]:
     """All rows in order, in batches of one size, for evaluation.
 
-    The last batch is filled with copies of the last row; the extra column `valid` [B]
-    bool is False there. With a share, as in `streams`, a batch has this process's rows
-    alone, but all of `valid`.
+    The last batch is filled with copies of the last row. The extra column `valid` [B]
+    bool is False for these copies. With a shard, as in `streams`, a batch holds only
+    this process's rows, but `valid` of all processes.
 
     Raises:
-        ValueError: at once, if the table is empty, or a batch cannot be shared.
+        ValueError: when called, if the table is empty or the number of processes does
+            not divide `batch_size`.
     """
-    count = num_rows(table)
-    _checks.positive_int("table.padded", size=size)
-    return _padded(table, count, size, _part(size, share, "batch"))
+    rows = num_rows(table)
+    _checks.positive_int("data.eval_batches", batch_size=batch_size)
+    part = _part(batch_size, shard, "evaluation")
+
+    def batch(first):
+        index = np.arange(first, first + batch_size)
+        found = select(table, np.minimum(index, rows - 1)[part])
+        return {**found, "valid": index < rows}
+
+    return map(batch, range(0, rows, batch_size))
 
 
-def concat(tables: Sequence[Table], *, pad: str = "right") -> dict[str, np.ndarray]:
-    """One table below the other, those with shorter rows padded to the longest.
+def concat(
+    tables: Sequence[Table], *, padding_side: str = "right"
+) -> dict[str, np.ndarray]:
+    """Tables joined along their rows; shorter rows are padded to the longest.
 
     Args:
-        tables: tables with the same columns; columns of more than one axis are padded
-            along the second.
-        pad: the side to pad; the tables' own side.
+        tables: tables with the same columns. Columns of two or more axes are padded
+            along the second with zeros.
+        padding_side: "right" or "left", the side on which the tables are padded.
     Raises:
         ValueError: if there are no tables or their columns differ.
     """
-    _checks.one_of("table.concat", PADS, pad=pad)
+    _checks.one_of("data.concat", PADDING_SIDES, padding_side=padding_side)
     if not tables:
-        raise ValueError("table.concat needs at least one table, got none.")
+        raise ValueError("data.concat needs at least one table, got none.")
     names = list(tables[0])
     for i, table in enumerate(tables):
         if set(table) != set(names):
             raise ValueError(
-                f"table.concat needs tables with the same columns, got "
+                f"data.concat needs tables with the same columns, got "
                 f"{_checks.listed(names)} in the first and {_checks.listed(table)} in "
                 f"table {i}. Drop or add columns first."
             )
@@ -277,34 +300,26 @@ def concat(tables: Sequence[Table], *, pad: str = "right") -> dict[str, np.ndarr
     for name in names:
         columns = [np.asarray(table[name]) for table in tables]
         if columns[0].ndim > 1:
-            most = max(column.shape[1] for column in columns)
-            columns = [_widen(column, most, pad) for column in columns]
+            length = max(column.shape[1] for column in columns)
+            columns = [_padded(column, length, padding_side) for column in columns]
         joined[name] = np.concatenate(columns)
     return joined
 
 
-def check_length(table: Table, positions: int) -> None:
-    """Raises ValueError if a row has more real tokens than the model has positions."""
+def _padded(column: np.ndarray, length: int, padding_side: str) -> np.ndarray:
+    missing = length - column.shape[1]
+    sides = (0, missing) if padding_side == "right" else (missing, 0)
+    return np.pad(column, [(0, 0), sides] + [(0, 0)] * (column.ndim - 2))
+
+
+def check_length(table: Table, max_length: int) -> None:
+    """Raises ValueError if a row has more than `max_length` real tokens."""
     lengths = np.asarray(table["mask"]).sum(axis=1)
-    long = np.flatnonzero(lengths > positions)
+    long = np.flatnonzero(lengths > max_length)
     if long.size:
         row = long[0]
         raise ValueError(
-            f"The model needs rows of at most {positions} tokens (its positions), but "
+            f"The model needs rows of at most {max_length} tokens (its positions), but "
             f"row {row} has {lengths[row]} ({long.size} of {len(lengths)} rows are too "
-            "long). Shorten or leave out these rows, or take a model with more "
-            "positions."
+            "long). Shorten or remove these rows, or use a model with more positions."
         )
-
-
-def _padded(table, count, size, part):
-    for first in range(0, count, size):
-        index = np.arange(first, first + size)
-        batch = select(table, np.minimum(index, count - 1)[part])
-        yield {**batch, "valid": index < count}
-
-
-def _widen(column: np.ndarray, length: int, pad: str) -> np.ndarray:
-    more = length - column.shape[1]
-    sides = (0, more) if pad == "right" else (more, 0)
-    return np.pad(column, [(0, 0), sides] + [(0, 0)] * (column.ndim - 2))

@@ -2,8 +2,8 @@
 """Hugging Face checkpoints in and out: safetensors folders, GGUF files, hub names.
 
     model, params, tokenizer = hf.load("path/or/name")
-    hf.save(params, model, "unlearned/", tokenizer=tokenizer)
-    hf.save_gguf(params, model, "unlearned.gguf", tokenizer=tokenizer)  # in 4 bits
+    hf.save(model, params, "unlearned/", tokenizer=tokenizer)
+    hf.save_gguf(model, params, "unlearned.gguf", tokenizer=tokenizer)  # in 4 bits
 
 Weights stream tensor by tensor into one stacked leaf at a time, largest leaf first, so
 the host never holds much more than the model itself. On a mesh it reads and holds no
@@ -115,8 +115,8 @@ def model_from_config(
 
 
 def save(
-    params: Params,
     model: Model,
+    params: Params,
     path: str | os.PathLike,
     *,
     tokenizer: Any = None,
@@ -129,8 +129,8 @@ def save(
     a save that fails, for instance on a full disk, leaves an earlier folder as it was.
 
     Args:
-        params: the whole tree; merge the halves of a split first.
-        model: the decoder the params belong to.
+        model: the decoder that the params belong to.
+        params: all params; merge the halves of a split first.
         path: folder to make, or to overwrite.
         tokenizer: a transformers tokenizer to put beside the weights.
         dtype: of the weights in the file.
@@ -174,8 +174,8 @@ def save(
 
 
 def save_gguf(
-    params: Params,
     model: Model,
+    params: Params,
     path: str | os.PathLike,
     *,
     tokenizer: Any = None,
@@ -190,8 +190,8 @@ def save_gguf(
     leaves an earlier file as it was.
 
     Args:
-        params: the whole tree; merge the halves of a split first.
-        model: the decoder the params belong to.
+        model: the decoder that the params belong to.
+        params: all params; merge the halves of a split first.
         path: a file that ends in .gguf, made or overwritten.
         tokenizer: a fast tokenizer of byte-level BPE to put into the file, which
             llama.cpp needs to read text. It goes in only if it can be rebuilt exactly.

@@ -171,7 +171,7 @@ class DecoderConfig:
             )
 
     @property
-    def longest(self) -> int:
+    def max_length(self) -> int:
         """Longest sequence in tokens, stretched positions included."""
         if self.rope is None:
             return self.positions

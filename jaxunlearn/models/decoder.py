@@ -275,9 +275,9 @@ def _check_call(config, batch, taps, edits, count):
     fix = "Add the column to the batch (data.encode makes both)."
     _checks.has_keys(owner, "columns", ("tokens", "mask"), batch, fix)
     length = batch["tokens"].shape[1]
-    if length > config.longest:
+    if length > config.max_length:
         raise ValueError(
-            f"{owner} needs sequences of at most {config.longest} tokens, got "
+            f"{owner} needs sequences of at most {config.max_length} tokens, got "
             f"{length}. Cut the texts, or encode them with a smaller length."
         )
     _checks.same_shape(owner, tokens=batch["tokens"], mask=batch["mask"])

@@ -48,7 +48,7 @@ class Decoder(api.TemplateLM):
         _checks.positive_int("harness.Decoder", batch_size=batch_size)
         self.tokenizer = tokenizer
         self._model, self._params, self._rows = model, params, batch_size
-        self._longest = getattr(model.config, "longest", None)
+        self._longest = getattr(model.config, "max_length", None)
 
     @property
     def eot_token_id(self) -> int:
@@ -138,7 +138,7 @@ class Decoder(api.TemplateLM):
                 f"{len(long)} of {len(lengths)} are longer, the longest {max(long)}. "
                 "Leave those rows or some examples of the prompt out."
             )
-        width = -(-max(lengths) // table.ROUND_TO) * table.ROUND_TO
+        width = table.rounded_length(max(lengths))
         width = min(width, self._longest or width)
         tokens = np.zeros((len(requests), width), np.int32)
         mask, answer = np.zeros((2, *tokens.shape), bool)

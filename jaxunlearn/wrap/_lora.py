@@ -10,7 +10,7 @@ so that the reference of a term costs nothing but the base.
     params = wrap.add_lora(params, low, key)
     train, rest = trees.split(params, wrap.LORA)
     ...
-    hf.save(wrap.merge_lora(trees.merge(state.params, rest), low), model, "unlearned/")
+    hf.save(model, wrap.merge_lora(trees.merge(state.params, rest), low), "unlearned/")
 
 References: https://arxiv.org/abs/2106.09685
 """

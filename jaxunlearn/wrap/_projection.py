@@ -14,7 +14,7 @@ they began as, so that the reference of a term costs nothing but the base.
     train, fixed = trees.split(params, wrap.PROJECTION)
     ...
     plain = wrap.fold_projection(trees.merge(state.params, fixed), model)
-    hf.save(plain, base, "unlearned/")
+    hf.save(base, plain, "unlearned/")
 
 References: https://arxiv.org/abs/2508.15449
 """

@@ -68,7 +68,7 @@ def test_who_prefers_a_choice_answers_with_it(tokenizer):
             prompts = [LETTERED, "A young cat?\nA. kitten\nB. puppy\nC. river\nAnswer:"]
         chosen = evaluate.choose(model, params, tokenizer, prompts, options)
         table.pop("right")
-        logps = np.asarray(evaluate.option_logps(model, params, table))
+        logps = np.asarray(evaluate.choice_logps(model, params, table))
         assert logps.shape == (2, 3)
         np.testing.assert_array_equal(logps.argmax(1), chosen)
 
@@ -98,5 +98,5 @@ def test_other_errors(tokenizer):
     with pytest.raises(KeyError, match="'statement'.*Add them"):
         attacks.encode_facts(tokenizer, bare, "statement")
     four = [FACTS[0], FACTS[1] | {"choices": list("wxyz")}]
-    with pytest.raises(ValueError, match=r"option counts \[3, 4\]"):
+    with pytest.raises(ValueError, match=r"\[3, 4\]"):
         attacks.encode_asked(model, tokenizer, four)

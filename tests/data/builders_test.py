@@ -12,8 +12,7 @@ pytest.importorskip("tensorflow_datasets")
 import tensorflow_datasets as tfds
 
 from jaxunlearn import data
-from jaxunlearn.data import capitals as facts
-from jaxunlearn.data.benchmarks import builders, lume, mmlu, rtt_facts, tofu
+from jaxunlearn.data.benchmarks import builders, capitals, lume, mmlu, rtt_facts, tofu
 from tests import tiny
 from tests.architecture import ROOT
 from tests.data.official_test import DATA, PERTURBED, QA, lines, there
@@ -60,16 +59,16 @@ def test_what_is_missing_is_named(tmp_path):
         builders.source("lume", "forget", tmp_path, cache=tmp_path)
     with pytest.raises(ValueError, match="Did you mean 'lume'"):
         builders.source("lune", "forget", tmp_path, cache=tmp_path)
-    with pytest.raises(ValueError, match="which to be one of 'forget', 'retain'"):
+    with pytest.raises(ValueError, match="table.*'forget', 'retain'.*'validation'"):
         builders.source("lume", "validation", tmp_path, cache=tmp_path)
 
 
 def test_tables_of_our_own_need_no_file(tmp_path):
     born = builders.source("rtt_facts", "birthdays", cache=tmp_path)
     assert [born[i] for i in range(len(born))] == rtt_facts.birthdays()
-    capitals = builders.source("capitals", "capitals", cache=tmp_path)
-    assert [capitals[i]["subject"] for i in range(len(capitals))] == [
-        fact.subject for fact in facts.capitals()
+    packaged = builders.source("capitals", "capitals", cache=tmp_path)
+    assert [packaged[i]["subject"] for i in range(len(packaged))] == [
+        fact.subject for fact in capitals.capitals()
     ]
 
 
@@ -116,7 +115,7 @@ def test_tensorflow_is_never_imported(folder, tmp_path):
         "import json, sys\n"
         "import jaxunlearn, jaxunlearn.data\n"
         "early = 'tensorflow_datasets' in sys.modules or 'pyarrow' in sys.modules\n"
-        "from jaxunlearn.data import builders\n"
+        "from jaxunlearn.data.benchmarks import builders\n"
         "s = builders.source('tofu', 'forget01_perturbed', sys.argv[1],"
         " cache=sys.argv[2], check=False)\n"
         "print(json.dumps([early, s[49]['question'], 'tensorflow' in sys.modules]))"

@@ -30,11 +30,11 @@ def test_rows_come_in_order_and_blank_lines_are_skipped(write):
             '{"a": 1}\n\n{"a": 2,,}\n',
             r"rows\.jsonl, line 3: needs one JSON object, got",
         ),
-        ('{"a": 1}\n{"a": ', r"rows\.jsonl, line 2: .*Mend or remove the line"),
+        ('{"a": 1}\n{"a": ', r"rows\.jsonl, line 2: .*Correct or remove"),
         ('{"a": 1}\n[1, 2]\n', r"rows\.jsonl, line 2: needs a JSON object, got a list"),
         ('{"a": 1}\n{"b": 1}\n', r"line 2: needs 'a', but the row has 'b'\. Add"),
-        ("\n \n", r"rows\.jsonl holds no rows\. Write"),
-        ("", r"rows\.jsonl holds no rows"),
+        ("\n \n", r"rows\.jsonl has no rows"),
+        ("", r"rows\.jsonl has no rows"),
         (b'{"a": "\xff"}', r"needs to be UTF-8 text, but byte 7 is not"),
     ],
     ids=["malformed", "truncated", "list", "missing", "blank", "empty", "bytes"],
@@ -47,7 +47,7 @@ def test_bad_files_are_named_with_the_line(write, text, message):
 
 
 def test_a_missing_file_is_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"none\.jsonl is not there\. Check"):
+    with pytest.raises(FileNotFoundError, match=r"none\.jsonl does not exist\. Check"):
         jsonl.read_jsonl(tmp_path / "none.jsonl")
     with pytest.raises(FileNotFoundError, match="is a folder"):
         jsonl.read_jsonl(tmp_path)
@@ -64,12 +64,12 @@ def test_facts_round_trip_from_the_packaged_form(write):
         for fact in facts.capitals()
     ]
     path = write("\n".join(json.dumps(row) for row in rows))
-    assert jsonl.read_facts(path) == facts.capitals()
+    assert facts.read_facts(path) == facts.capitals()
 
 
 def test_facts_need_only_country_and_capital(write):
     path = write('{"country": "Freedonia", "capital": "Fredville"}')
-    assert jsonl.read_facts(path) == [
+    assert facts.read_facts(path) == [
         facts.Fact("Freedonia", "Fredville", ("Fredville",), "none")
     ]
 
@@ -90,4 +90,4 @@ def test_facts_need_only_country_and_capital(write):
 def test_bad_facts_are_named_with_the_line(write, row, message):
     path = write('{"country": "A", "capital": "X"}\n' + row)
     with pytest.raises(ValueError, match=message):
-        jsonl.read_facts(path)
+        facts.read_facts(path)

@@ -60,10 +60,12 @@ def joined(parts):
 
 
 @pytest.mark.parametrize("make", [sources, tables])
-@pytest.mark.parametrize("ahead, threads", [(0, 1), (2, 1), (5, 3)])
-def test_the_batches_are_those_of_streams(make, ahead, threads):
+@pytest.mark.parametrize("prefetch, threads", [(0, 1), (2, 1), (5, 3)])
+def test_the_batches_are_those_of_streams(make, prefetch, threads):
     wanted = table.streams(tables(), SIZES, seed=3)
-    batches = loader.streams(make(), SIZES, seed=3, ahead=ahead, threads=threads)
+    batches = loader.streams(
+        make(), SIZES, seed=3, prefetch=prefetch, num_threads=threads
+    )
     for _ in range(12):  # retain begins again after 1.5 batches, forget after 1.75
         same(next(batches), next(wanted))
     batches.close()
@@ -71,9 +73,9 @@ def test_the_batches_are_those_of_streams(make, ahead, threads):
 
 def test_every_process_reads_its_rows_and_no_other():
     steps, whole, parts = 7, sources(), [sources(), sources()]
-    one = loader.streams(whole, SIZES, seed=3, ahead=0)
+    one = loader.streams(whole, SIZES, seed=3, prefetch=0)
     two = [
-        loader.streams(part, SIZES, seed=3, share=(i, 2), ahead=0)
+        loader.streams(part, SIZES, seed=3, shard=(i, 2), prefetch=0)
         for i, part in enumerate(parts)
     ]
     for _ in range(steps):
@@ -84,10 +86,12 @@ def test_every_process_reads_its_rows_and_no_other():
         assert_array_equal(np.hstack(shares), wanted)
 
 
-@pytest.mark.parametrize("ahead", [0, 3])
+@pytest.mark.parametrize("prefetch", [0, 3])
 @pytest.mark.parametrize("processes", [1, 2])
-def test_a_position_goes_on_in_mid_epoch_on_any_number_of_processes(ahead, processes):
-    before = loader.streams(sources(), SIZES, seed=3, share=(1, 2), ahead=ahead)
+def test_a_position_goes_on_in_mid_epoch_on_any_number_of_processes(
+    prefetch, processes
+):
+    before = loader.streams(sources(), SIZES, seed=3, shard=(1, 2), prefetch=prefetch)
     for _ in range(3):
         next(before)
     position = json.dumps(before.get_state())
@@ -96,8 +100,10 @@ def test_a_position_goes_on_in_mid_epoch_on_any_number_of_processes(ahead, proce
     rest = itertools.islice(table.streams(tables(), SIZES, seed=3), 3, 9)
     after = []
     for i in range(processes):
-        share = (i, processes)
-        batches = loader.streams(sources(), SIZES, seed=3, share=share, ahead=ahead)
+        shard = (i, processes)
+        batches = loader.streams(
+            sources(), SIZES, seed=3, shard=shard, prefetch=prefetch
+        )
         next(batches)  # what was taken before does not matter
         batches.set_state(json.loads(position))
         after.append(batches)
@@ -112,14 +118,18 @@ def test_a_position_goes_on_in_mid_epoch_on_any_number_of_processes(ahead, proce
     "change",
     [
         {"seed": 4},
-        {"sizes": {"forget": 4, "retain": 2}},
+        {"batch_size": {"forget": 4, "retain": 2}},
         {"sources": {"forget": Noted(7), "retain": Noted(10)}},
     ],
 )
 def test_the_position_of_another_loader_is_refused(change):
     position = loader.streams(sources(), SIZES, seed=3).get_state()
-    other = loader.streams(**{"sources": sources(), "sizes": SIZES, "seed": 3} | change)
-    with pytest.raises(ValueError, match="made alike.*Bring the data or the settings"):
+    other = loader.streams(
+        **{"sources": sources(), "batch_size": SIZES, "seed": 3} | change
+    )
+    with pytest.raises(
+        ValueError, match="set_state needs a position.*Restore the data and settings"
+    ):
         other.set_state(position)
     with pytest.raises(KeyError, match="reads from the state 'batches'"):
         other.set_state({})
@@ -134,12 +144,14 @@ def test_rows_that_do_not_fit_are_named():
     with pytest.raises(ValueError, match=r"batches of one shape, got.*for 'forget'"):
         list(itertools.islice(batches, 2))
     batches = loader.streams({"forget": [b"{}"]}, 1, seed=0)
-    with pytest.raises(TypeError, match="got bytes in row 0. Decode it by data.mapped"):
+    with pytest.raises(
+        TypeError, match="got bytes in row 0. Decode rows with data.mapped"
+    ):
         next(batches)
 
 
-@pytest.mark.parametrize("ahead, threads", [(0, 1), (2, 1), (4, 3)])
-def test_a_batch_that_failed_is_tried_again_and_positions_stay_true(ahead, threads):
+@pytest.mark.parametrize("prefetch, threads", [(0, 1), (2, 1), (4, 3)])
+def test_a_batch_that_failed_is_tried_again_and_positions_stay_true(prefetch, threads):
     class Broken(Noted):
         mended = False
 
@@ -150,7 +162,9 @@ def test_a_batch_that_failed_is_tried_again_and_positions_stay_true(ahead, threa
 
     rows = Broken(6)
     wanted = table.streams({"forget": Noted(6)}, 1, seed=0)
-    batches = loader.streams({"forget": rows}, 1, seed=0, ahead=ahead, threads=threads)
+    batches = loader.streams(
+        {"forget": rows}, 1, seed=0, prefetch=prefetch, num_threads=threads
+    )
     taken = 0
     while (want := next(wanted))["forget"]["row"] != 3:
         same(next(batches), want)
@@ -176,22 +190,28 @@ def test_a_position_is_json_for_numpys_numbers_too():
 def test_bad_arguments_are_named_at_once():
     with pytest.raises(ValueError, match="The forget set is empty"):
         loader.streams({"forget": []}, 2, seed=0)
-    with pytest.raises(ValueError, match="2 processes can share equally, got 3 rows"):
-        loader.streams({"forget": Noted(4)}, 3, seed=0, share=(0, 2))
-    with pytest.raises(ValueError, match="ahead >= 0"):
-        loader.streams({"forget": Noted(4)}, 2, seed=0, ahead=-1)
-    with pytest.raises(TypeError, match="whole number ahead, got ahead=1.5"):
-        loader.streams({"forget": Noted(4)}, 2, seed=0, ahead=1.5)
+    with pytest.raises(ValueError, match="2 processes divide, got batch_size=3"):
+        loader.streams({"forget": Noted(4)}, 3, seed=0, shard=(0, 2))
+    with pytest.raises(ValueError, match="prefetch >= 0"):
+        loader.streams({"forget": Noted(4)}, 2, seed=0, prefetch=-1)
+    with pytest.raises(TypeError, match="whole number prefetch, got prefetch=1.5"):
+        loader.streams({"forget": Noted(4)}, 2, seed=0, prefetch=1.5)
 
 
-def test_without_grain_the_rest_of_data_works_and_the_loader_says_what_to_install():
+def test_data_models_and_io_import_with_the_core_dependencies_only():
+    optional = (
+        "grain pyarrow tensorflow_datasets array_record PIL transformers tokenizers "
+        "safetensors huggingface_hub gguf orbax tqdm scipy"
+    ).split()
     program = (
-        "import sys; sys.modules['grain'] = None; from jaxunlearn import data\n"
+        f"import sys; sys.modules.update(dict.fromkeys({optional}))\n"
+        "from jaxunlearn import data, io, models\n"
+        "import jaxunlearn.io.hf\n"
         "print(next(data.streams({'a': {'x': [1]}}, 1, seed=0)))\n"
-        "from jaxunlearn.data import loader"
+        "data.loader.streams({'a': {'x': [1]}}, 1, seed=0)"
     )
     run = [sys.executable, "-c", program]
     done = subprocess.run(run, capture_output=True, text=True, check=False)
     assert "{'a': {'x': array([1])}}" in done.stdout
-    assert "ImportError: data.loader needs the library grain" in done.stderr
+    assert "ImportError: data.loader.streams needs" in done.stderr
     assert "pip install 'jaxunlearn[data]'" in done.stderr

@@ -56,7 +56,7 @@ def test_a_paragraph_is_joined_and_unmarked():
     assert prose.paragraphs(code) == []
 
 
-def test_a_python_without_the_reference_is_told_what_to_do(monkeypatch):
+def test_a_python_without_the_reference_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "pydoc_data.topics", None)
-    with pytest.raises(ModuleNotFoundError, match="bring a text of your own"):
+    with pytest.raises(ModuleNotFoundError, match="pydoc_data.topics"):
         prose.prose()

@@ -53,7 +53,7 @@ def test_years_tell_nothing_of_other_folds():
 
 
 def test_more_names_than_there_are_is_refused():
-    with pytest.raises(ValueError, match="distinct names, got 900 folds of 157"):
+    with pytest.raises(ValueError, match="distinct names, got folds=900 of size=157"):
         rtt_facts.birthdays(folds=900)
 
 

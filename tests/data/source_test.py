@@ -60,11 +60,11 @@ def test_a_row_that_cannot_be_encoded_is_named():
     tokenizer = tiny.tiny_tokenizer()
     rows = [*ROWS, {"question": "Where?"}]
     lazy = data.encoded(rows, tokenizer, length=2)
-    with pytest.raises(source.BadRow, match="Row 0, read alone.*at most length=2"):
+    with pytest.raises(source.BadRow, match="Row 0 of the source.*at most length=2"):
         lazy[0]
-    with pytest.raises(source.BadRow, match="Row 4.*'prompt'.*there is 'question'"):
+    with pytest.raises(source.BadRow, match="Row 4.*'prompt'.*the row has 'question'"):
         lazy[4]
-    with pytest.raises(source.BadRow, match="Row 0, read alone: Expecting"):
+    with pytest.raises(source.BadRow, match="Row 0 of the source: Expecting"):
         source.mapped([b"{"], json.loads)[0]
 
 
@@ -78,7 +78,7 @@ def test_a_row_that_cannot_be_encoded_is_named():
 )
 def test_a_field_that_is_no_text_is_named(row, message):
     lazy = data.encoded([*ROWS, row], tiny.tiny_tokenizer(), length=8)
-    with pytest.raises(source.BadRow, match=f"Row 4, read alone: .*{message}"):
+    with pytest.raises(source.BadRow, match=f"Row 4 of the source: .*{message}"):
         lazy[4]
 
 

@@ -26,9 +26,9 @@ def drawn(batches, count):
     return [batch["row"] for batch in itertools.islice(batches, count)]
 
 
-@pytest.mark.parametrize("pad", table.PADS)
-def test_encode_marks_the_answer_and_pads_one_side(tokenizer, pad):
-    t = table.encode(tokenizer, PROMPTS, ANSWERS, pad=pad)
+@pytest.mark.parametrize("side", table.PADDING_SIDES)
+def test_encode_marks_the_answer_and_pads_one_side(tokenizer, side):
+    t = table.encode(tokenizer, PROMPTS, ANSWERS, padding_side=side)
     assert (
         t["tokens"].dtype == np.int32 and t["mask"].dtype == t["answer"].dtype == bool
     )
@@ -41,12 +41,12 @@ def test_encode_marks_the_answer_and_pads_one_side(tokenizer, pad):
         answer = t["tokens"][row][t["answer"][row]]
         assert tokenizer.decode(answer).strip() == ANSWERS[row]
         assert t["mask"][row][t["answer"][row]].all()
-        edge = t["mask"][row][0 if pad == "right" else -1]
+        edge = t["mask"][row][0 if side == "right" else -1]
         assert edge
     lengths = t["mask"].sum(1)
     assert lengths[0] != lengths[1]  # ragged
     steps = np.diff(t["mask"].astype(int), axis=1)
-    assert ((steps <= 0) if pad == "right" else (steps >= 0)).all()
+    assert ((steps <= 0) if side == "right" else (steps >= 0)).all()
 
 
 def test_encode_uses_the_joint_tokens_where_a_merge_crosses_the_boundary():
@@ -90,13 +90,17 @@ TEMPLATE = (
 def test_chats_begin_once_and_their_answers_follow_at_once(begins):
     tokenizer = tiny.tiny_tokenizer(template="<s> $A" if begins else None)
     with pytest.raises(ValueError, match="needs a tokenizer with a chat template"):
-        table.chat(tokenizer, ["Who?"])
+        table.chat_prompts(tokenizer, ["Who?"])
     tokenizer.chat_template = TEMPLATE
-    prompts = table.chat(tokenizer, ["Who?", "What?"], system="Be.", date_string="d")
+    prompts = table.chat_prompts(
+        tokenizer, ["Who?", "What?"], system="Be.", date_string="d"
+    )
     front = "" if begins else "<s>"
     assert prompts[0] == f"{front}[system]Be.</s>[user]Who?</s>d[assistant]"
-    assert table.chat(tokenizer, ["Who?"]) == [f"{front}[user]Who?</s>[assistant]"]
-    t = table.encode(tokenizer, prompts, ["Paris.</s>"] * 2, between="")
+    assert table.chat_prompts(tokenizer, ["Who?"]) == [
+        f"{front}[user]Who?</s>[assistant]"
+    ]
+    t = table.encode(tokenizer, prompts, ["Paris.</s>"] * 2, separator="")
     said = [{"role": "system", "content": "Be."}, {"role": "user", "content": "Who?"}]
     said.append({"role": "assistant", "content": "Paris."})
     whole = tokenizer.apply_chat_template(said, tokenize=False).replace(
@@ -105,14 +109,14 @@ def test_chats_begin_once_and_their_answers_follow_at_once(begins):
     ids = tokenizer(whole, add_special_tokens=False)["input_ids"]
     assert t["tokens"][0][t["mask"][0]].tolist() == ids
     assert tokenizer.decode(t["tokens"][0][t["answer"][0]]) == "Paris.</s>"
-    lengths = _encode.lengths(tokenizer, prompts, ["Paris.</s>"] * 2, "")
+    lengths = _encode.num_tokens(tokenizer, prompts, ["Paris.</s>"] * 2, "")
     assert lengths.tolist() == t["mask"].sum(1).tolist()
     with pytest.raises(ValueError, match="at least one token, but row 0"):
-        table.encode(tokenizer, prompts[:1], [""], between="")
+        table.encode(tokenizer, prompts[:1], [""], separator="")
 
 
 def test_encode_of_prompts_alone_answers_with_the_mask(tokenizer):
-    t = table.encode(tokenizer, PROMPTS, pad="left", length=40)
+    t = table.encode(tokenizer, PROMPTS, padding_side="left", length=40)
     assert t["tokens"].shape == (2, 40)
     assert_array_equal(t["answer"], t["mask"])
     assert t["mask"][:, -1].all()
@@ -129,7 +133,7 @@ def test_encode_names_the_row_that_is_too_long(tokenizer):
 def test_encode_refuses_what_cannot_be_paired(tokenizer):
     with pytest.raises(ValueError, match="2 prompts and 1 answers"):
         table.encode(tokenizer, PROMPTS, ["Paris"])
-    with pytest.raises(ValueError, match="row 1 .*has ' '. Leave the row out"):
+    with pytest.raises(ValueError, match="row 1 .*has ' '. Remove the row"):
         table.encode(tokenizer, PROMPTS, ["Paris", " "])
     with pytest.raises(TypeError, match="got one text"):
         table.encode(tokenizer, "The capital of France is")
@@ -199,7 +203,7 @@ def test_the_shares_of_all_processes_make_up_the_batch():
     sizes = {"forget": 4, "retain": 2}
     whole = table.streams(tables, sizes, seed=3, skip=1)
     shares = [
-        table.streams(tables, sizes, seed=3, skip=1, share=(i, 2)) for i in (0, 1)
+        table.streams(tables, sizes, seed=3, skip=1, shard=(i, 2)) for i in (0, 1)
     ]
     for batch, *parts in itertools.islice(zip(whole, *shares, strict=True), 4):
         for stream, columns in batch.items():
@@ -211,21 +215,23 @@ def test_the_shares_of_all_processes_make_up_the_batch():
 
 def test_padded_shares_make_up_the_batch():
     (batch,) = table.eval_batches(numbered(5), 6)
-    parts = [next(table.eval_batches(numbered(5), 6, share=(i, 3))) for i in range(3)]
+    parts = [next(table.eval_batches(numbered(5), 6, shard=(i, 3))) for i in range(3)]
     for name, column in batch.items():
         joined = np.concatenate([part[name] for part in parts])
         whole = np.tile(column, 3) if name == "valid" else column
         np.testing.assert_array_equal(joined, whole)
-    with pytest.raises(ValueError, match="4 processes can share equally, got 6 rows"):
-        table.eval_batches(batch, 6, share=(0, 4))
+    with pytest.raises(ValueError, match="4 processes divide, got batch_size=6"):
+        table.eval_batches(batch, 6, shard=(0, 4))
 
 
 def test_shares_that_do_not_fit_are_errors():
     tables = {"forget": numbered(4)}
-    with pytest.raises(ValueError, match="3 rows for 'forget'. Change the batch size"):
-        table.streams(tables, 3, seed=0, share=(0, 2))
-    with pytest.raises(ValueError, match="0 <= process < processes, got .2, 2."):
-        table.streams(tables, 4, seed=0, share=(2, 2))
+    with pytest.raises(
+        ValueError, match="batch_size=3 for 'forget'. Change the batch size"
+    ):
+        table.streams(tables, 3, seed=0, shard=(0, 2))
+    with pytest.raises(ValueError, match="0 <= index < number, got shard=.2, 2."):
+        table.streams(tables, 4, seed=0, shard=(2, 2))
 
 
 def test_streams_of_equal_tables_shuffle_apart():
@@ -247,9 +253,9 @@ def test_an_empty_forget_set_is_named_at_once():
 def test_streams_and_batches_name_bad_arguments():
     with pytest.raises(KeyError, match="Give a batch size for every stream"):
         table.streams({"forget": numbered(4)}, {"retain": 2}, seed=0)
-    with pytest.raises(ValueError, match="size >= 1"):
+    with pytest.raises(ValueError, match="batch_size >= 1"):
         table.batches(numbered(4), 0, seed=0)
-    with pytest.raises(ValueError, match="columns of as many rows, got a 1, b 2"):
+    with pytest.raises(ValueError, match="columns of one length, got a 1, b 2"):
         table.batches({"a": np.zeros(1), "b": np.zeros(2)}, 1, seed=0)
 
 
@@ -261,17 +267,17 @@ def test_padded_returns_every_row_once_in_order(count, size):
     assert_array_equal(rows, np.arange(count))
 
 
-@pytest.mark.parametrize("pad", table.PADS)
-def test_concat_equals_encoding_together(tokenizer, pad):
+@pytest.mark.parametrize("side", table.PADDING_SIDES)
+def test_concat_equals_encoding_together(tokenizer, side):
     length = {}
     parts = [
-        table.encode(tokenizer, [p], [a], pad=pad)
+        table.encode(tokenizer, [p], [a], padding_side=side)
         for p, a in zip(PROMPTS, ANSWERS, strict=True)
     ]
     length = {part["tokens"].shape[1] for part in parts}
     assert len(length) == 2
-    joined = table.concat(parts, pad=pad)
-    whole = table.encode(tokenizer, PROMPTS, ANSWERS, pad=pad)
+    joined = table.concat(parts, padding_side=side)
+    whole = table.encode(tokenizer, PROMPTS, ANSWERS, padding_side=side)
     for name in ("mask", "answer"):
         assert_array_equal(joined[name], whole[name])
     assert_array_equal(joined["tokens"][joined["mask"]], whole["tokens"][whole["mask"]])

@@ -182,7 +182,7 @@ def test_a_smaller_model_is_saved_smaller(tmp_path):
     gone = {"mlp": jnp.tile(jnp.arange(24) % 3 == 0, (3, 1))}
     small = edits.remove_units(model, params, gone)
     smaller = models.resized(model, small)
-    hf.save(small, smaller, tmp_path)
+    hf.save(smaller, small, tmp_path)
     again, loaded, *_ = hf.load(tmp_path)
     assert again.config.hidden == 16
     assert_allclose(logits(again, loaded), logits(smaller, small), atol=1e-6)

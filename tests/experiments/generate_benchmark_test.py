@@ -17,7 +17,7 @@ def folder(tmp_path, monkeypatch):
     """Rows of the benchmark's kind, few and short, for a tiny model."""
     tokenizer = tiny.tiny_tokenizer([prose.prose()[1]], vocab=600)
     model, params = tiny.tiny_model(vocab=len(tokenizer), positions=400)
-    hf.save(params, model, tmp_path / "tiny", tokenizer=tokenizer)
+    hf.save(model, params, tmp_path / "tiny", tokenizer=tokenizer)
     for name, value in dict(PROMPTS=6, NEW=5, ANSWERS=11, BATCH=4).items():
         monkeypatch.setattr(generate, name, value)
     generate.prepare(tmp_path, str(tmp_path / "tiny"))

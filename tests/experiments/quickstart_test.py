@@ -96,8 +96,8 @@ def folders(quick, tmp_path_factory):
     taught = teach(model, ignorant, tokenizer, europe + others)
     base = tmp_path_factory.mktemp("models")
     for name, params in (("taught", taught), ("ignorant", ignorant)):
-        hf.save(params, model, base / name, tokenizer=tokenizer)
-    hf.save(taught, model, base / "mute")  # without a tokenizer
+        hf.save(model, params, base / name, tokenizer=tokenizer)
+    hf.save(model, taught, base / "mute")  # without a tokenizer
     return base
 
 

@@ -45,7 +45,7 @@ def tiny():
 def folder(tiny, tmp_path):
     """The tiny model, saved."""
     model, params = tiny
-    hf.save(params, model, tmp_path / "tiny")
+    hf.save(model, params, tmp_path / "tiny")
     return tmp_path / "tiny"
 
 

@@ -19,8 +19,8 @@ def test_a_merged_model_opens_in_transformers(torch_model, same_logits, tmp_path
         wrap.add_lora(params, low, jax.random.key(0)),
     )
     with pytest.raises(ValueError, match="lora_a"):
-        hf.save(wrapped, low, tmp_path / "ours")
-    hf.save(wrap.merge_lora(wrapped, low), low, tmp_path / "ours")
+        hf.save(low, wrapped, tmp_path / "ours")
+    hf.save(low, wrap.merge_lora(wrapped, low), tmp_path / "ours")
     again = transformers.AutoModelForCausalLM.from_pretrained(
         tmp_path / "ours", attn_implementation="eager"
     )

@@ -49,7 +49,7 @@ def test_what_is_left_opens_in_transformers(torch_model, same_logits, tmp_path, 
         "pruned": (model, pruned),
         "smaller": (smaller, small),
     }.items():
-        hf.save(left, own, tmp_path / name)
+        hf.save(own, left, tmp_path / name)
         again = transformers.AutoModelForCausalLM.from_pretrained(
             tmp_path / name, attn_implementation="eager"
         )

@@ -37,7 +37,7 @@ def write(
     """A GGUF file of the model; names come from gguf's table, not from ours."""
     c = model.config
     arch = "llama" if c.family == "mistral" else c.family
-    hf.save(params, model, tmp_path / "plain")
+    hf.save(model, params, tmp_path / "plain")
     tensors = safetensors.numpy.load_file(tmp_path / "plain" / "model.safetensors")
     table = gguf.get_tensor_name_map(gguf.MODEL_ARCH[arch.upper()], c.layers)
     writer = gguf.GGUFWriter(file, arch)
@@ -122,7 +122,7 @@ def test_what_went_in_comes_out(tmp_path, family, changes):
     assert dataclasses.replace(again.config, source="{}") == model.config
     assert tokenizer is None
 
-    hf.save(loaded, again, tmp_path / "saved")
+    hf.save(again, loaded, tmp_path / "saved")
     _, reloaded, _ = hf.load(tmp_path / "saved")
     jax.tree.map(np.testing.assert_array_equal, reloaded, params)
 
@@ -212,7 +212,7 @@ def test_the_tokenizer_is_rebuilt(tmp_path, rule):
     chat = [{"role": "user", "content": "he"}]
     assert tokenizer.apply_chat_template(chat, tokenize=False) == "<s>he"
 
-    hf.save(loaded, again, tmp_path / "saved", tokenizer=tokenizer)
+    hf.save(again, loaded, tmp_path / "saved", tokenizer=tokenizer)
     kept = hf.load(tmp_path / "saved")[2]
     assert kept("he he 42!</s>")["input_ids"] == ids
     assert kept.chat_template == TEMPLATE

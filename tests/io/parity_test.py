@@ -42,7 +42,7 @@ def compare(torch_model, same_logits, tmp_path, family, shards="5GB", **settings
     assert model.config.family == family
     worst = same_logits(model, params, reference)
 
-    hf.save(params, model, tmp_path / "ours")
+    hf.save(model, params, tmp_path / "ours")
     again = transformers.AutoModelForCausalLM.from_pretrained(
         tmp_path / "ours", attn_implementation="eager"
     )

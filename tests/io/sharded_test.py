@@ -42,7 +42,7 @@ def saved(request, tiny, tmp_path_factory):
     params = model.init(jax.random.key(1))
     params = jax.tree.map(lambda x: x + jnp.arange(x.size).reshape(x.shape) / 7, params)
     folder = tmp_path_factory.mktemp(request.param)
-    hf.save(params, model, folder)
+    hf.save(model, params, folder)
     return folder
 
 
@@ -81,7 +81,7 @@ def test_sharded_params_can_be_saved_and_donated(saved, tmp_path):
     mesh = sharding.make_mesh(data=2, fsdp=2, tensor=2)
     model, params, _ = hf.load(saved, mesh=mesh)
     expected = jax.tree.map(np.array, hf.load(saved)[1])
-    hf.save(params, model, tmp_path / "again")
+    hf.save(model, params, tmp_path / "again")
     assert_same(hf.load(tmp_path / "again")[1], expected)
     add = jax.jit(lambda p: jax.tree.map(lambda x: x + 1, p), donate_argnums=0)
     assert_same(add(params), jax.tree.map(lambda x: x + 1, expected))

@@ -52,7 +52,7 @@ def loaded():
 def saved(loaded, tmp_path_factory):
     model, params, tokenizer = loaded
     folder = tmp_path_factory.mktemp("smollm2")
-    hf.save(params, model, folder, tokenizer=tokenizer, max_shard_bytes=300_000_000)
+    hf.save(model, params, folder, tokenizer=tokenizer, max_shard_bytes=300_000_000)
     return folder
 
 

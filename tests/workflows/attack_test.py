@@ -54,9 +54,9 @@ def place(tmp_path_factory):
     folder = tmp_path_factory.mktemp("attack")
     tokenizer = tiny.tiny_tokenizer()
     model, params = tiny.tiny_model(vocab=len(tokenizer), positions=96)
-    hf.save(params, model, folder / "original", tokenizer=tokenizer)
+    hf.save(model, params, folder / "original", tokenizer=tokenizer)
     other = jax.tree.map(lambda x: x * 1.1, params)
-    hf.save(other, model, folder / "model", tokenizer=tokenizer)
+    hf.save(model, other, folder / "model", tokenizer=tokenizer)
     for kind, count in (("forget", 7), ("retain", 5)):
         lines = [json.dumps(row) + "\n" for row in rows(kind[0], count)]
         (folder / f"{kind}.jsonl").write_text("".join(lines))
@@ -239,7 +239,7 @@ def test_one_model_is_in_memory_at_a_time(place, tmp_path, monkeypatch):
 
 def test_a_model_without_a_tokenizer_is_refused_by_its_path(place, tmp_path):
     model, params, _ = hf.load(place / "model")
-    hf.save(params, model, tmp_path / "bare")
+    hf.save(model, params, tmp_path / "bare")
     c = config(place, tmp_path / "card", model=str(tmp_path / "bare"), only="prefix")
     with pytest.raises(ValueError, match="got .*bare without one. .*tokenizer="):
         attack.run(c)

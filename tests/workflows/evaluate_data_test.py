@@ -107,7 +107,7 @@ def command(*more):
 
 def test_the_command_evaluates_and_refuses(made, tmp_path):
     model, params, tokenizer = made
-    hf.save(params, model, tmp_path / "model", tokenizer=tokenizer)
+    hf.save(model, params, tmp_path / "model", tokenizer=tokenizer)
     (tmp_path / "forget.jsonl").write_text(lines(*rows("f")))
     (tmp_path / "empty.jsonl").write_text("")
     (tmp_path / "bytes.jsonl").write_bytes(b'{"question": "\xff"}\n')
@@ -145,10 +145,10 @@ def test_the_command_evaluates_and_refuses(made, tmp_path):
 def test_a_model_without_a_tokenizer_is_refused_by_its_path(made, tmp_path, name):
     model, params, _ = made
     if name == "bare":
-        hf.save(params, model, tmp_path / name)
+        hf.save(model, params, tmp_path / name)
     else:
         pytest.importorskip("gguf")
-        hf.save_gguf(params, model, tmp_path / name, scheme="f32")
+        hf.save_gguf(model, params, tmp_path / name, scheme="f32")
     (tmp_path / "forget.jsonl").write_text(lines(*rows("f")))
     c = evaluate.defaults()
     c.update(model=str(tmp_path / name), output=str(tmp_path / "eval"))

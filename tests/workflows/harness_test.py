@@ -76,7 +76,7 @@ def test_what_greedy_decoding_gives_is_told(made, decoder):
 def test_a_rolling_text_is_scored_whole_whatever_its_windows(made, decoder):
     model, params, tokenizer = made
     short, long = "The city is here.", "The river flows to the sea. " * 40
-    assert len(tokenizer.encode(long)) > 2 * model.config.longest
+    assert len(tokenizer.encode(long)) > 2 * model.config.max_length
     found = decoder.loglikelihood_rolling([request(short), request(long), request("")])
     ids = tokenizer.encode(short)
     whole = np.asarray([[tokenizer.eos_token_id, *ids]], np.int32)
@@ -103,7 +103,7 @@ def test_answers_are_generated_greedily_up_to_a_stop_word(made, decoder):
 
 
 def test_texts_over_the_positions_are_counted_and_refused(made, decoder):
-    longest = made[0].config.longest
+    longest = made[0].config.max_length
     long = (("", ""), [5] * longest, [7, 7])
     fits = (("", ""), [5] * (longest - 1), [7])
     assert len(decoder._loglikelihood_tokens([fits])) == 1
@@ -120,7 +120,7 @@ def test_a_local_task_gives_the_accuracy_of_our_own_scoring(made, tmp_path):
     model, params, tokenizer = made
     found = choices()
     benchmark.write_task(found, tmp_path)
-    hf.save(params, model, tmp_path / "model", tokenizer=tokenizer)
+    hf.save(model, params, tmp_path / "model", tokenizer=tokenizer)
     ways = {
         "ours": benchmark.in_harness("jaxunlearn", tmp_path / "model", tmp_path),
         "choose": {

@@ -167,7 +167,7 @@ def test_export_of_the_folded_model_opens_in_transformers(tmp_path):
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
     base, model, params = projected(tasks=2)
-    hf.save(wrap.fold_projection(params, model), base, tmp_path)
+    hf.save(base, wrap.fold_projection(params, model), tmp_path)
     theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path)
     batch = tiny.tiny_batch()
     with torch.no_grad():
@@ -200,7 +200,7 @@ def _fold_nothing():
 
 def _save_unfolded():
     _, model, params = projected(tasks=1)
-    hf.save(params, model, "never-written")
+    hf.save(model, params, "never-written")
 
 
 def _add(change):

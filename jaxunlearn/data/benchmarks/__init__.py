@@ -1,1 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
+"""Benchmarks: one module each, with a `read` that returns the rows of one table."""

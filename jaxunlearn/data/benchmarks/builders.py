@@ -1,17 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Benchmarks in array_record, through tensorflow-datasets and without TensorFlow.
+"""Benchmarks as array_record, through tensorflow-datasets but without TensorFlow.
 
     forget = builders.source("tofu", "forget10_perturbed", folder)
     len(forget), forget[3]["perturbed_answer"]
 
-    tfds.builder("tofu/forget10", file_format="array_record")   # the same, for tfds
+    tfds.builder("tofu/forget10", file_format="array_record")   # the same, with tfds
 
-Importing this module, which needs the extra `data`, registers the builders `tofu`,
-`lume`, `muse`, `wmdp`, `mmlu`, `rtt_facts` and `capitals`, and `local_` before the
-names of images' data sets, of which tfds has builders too (`tfds_images`). Every table
-is a config of its builder ("news/raw/forget" is "news_raw_forget") with one split,
-"train", in the order of its file. `source` returns rows as the readers do; tfds gives
-texts as bytes.
+Importing this module needs the extra `data` and registers the builders `tofu`, `lume`,
+`muse`, `wmdp`, `mmlu`, `rtt_facts`, `capitals` and, for images, `local_fashion_mnist`,
+`local_cifar10` and `local_cifar10_subset` (tfds has builders without `local_`, see
+`tfds_images`). Every table is a config of its builder ("news/raw/forget" becomes
+"news_raw_forget") with one split, "train", in the order of its file. `source` returns
+rows as the readers do; tfds itself returns texts as bytes.
 """
 
 import dataclasses
@@ -25,17 +25,22 @@ from typing import Any
 import numpy as np
 
 from jaxunlearn import _checks
-from jaxunlearn.data import capitals as facts
-from jaxunlearn.data import images, table
+from jaxunlearn.data import images
 from jaxunlearn.data import source as sources
-from jaxunlearn.data.benchmarks import lume, mmlu, muse, official, rtt_facts, tofu, wmdp
-
-tfds = _checks.library(
-    "data.builders",
-    "tensorflow_datasets",
-    "data",
-    ", or read tables by data.tofu.read and the like",
+from jaxunlearn.data import table as tables
+from jaxunlearn.data.benchmarks import (
+    capitals,
+    image_sets,
+    lume,
+    mmlu,
+    muse,
+    official,
+    rtt_facts,
+    tofu,
+    wmdp,
 )
+
+tfds = _checks.library("data.benchmarks.builders", "tensorflow_datasets", "data")
 
 SPLIT = "train"
 FORMAT = "array_record"
@@ -49,7 +54,7 @@ def _capitals() -> official.Rows:
             "aliases": list(fact.aliases),
             "group": fact.group,
         }
-        for fact in facts.capitals()
+        for fact in capitals.capitals()
     ]
 
 
@@ -62,7 +67,7 @@ CAPITALS = official.Benchmark(
             make=_capitals,
         )
     },
-    home="jaxunlearn, in data/capitals.json",
+    home="jaxunlearn, in data/benchmarks/capitals.json",
     licence="Apache-2.0",
     citation="Packaged with jaxunlearn.",
 )
@@ -75,52 +80,52 @@ BENCHMARKS: Mapping[str, tuple[official.Benchmark, Callable[..., official.Rows]]
     name: (benchmark, partial(official.read, benchmark))
     for name, benchmark in {
         "capitals": CAPITALS,
-        **{f"local_{name}": each for name, each in images.BENCHMARKS.items()},
+        **{f"local_{name}": each for name, each in image_sets.BENCHMARKS.items()},
     }.items()
 }
 
 
 def source(
     name: str,
-    which: str,
+    table: str,
     folder: str | os.PathLike | None = None,
     *,
     cache: str | os.PathLike | None = None,
     check: bool = True,
     download: bool = False,
-) -> table.Source:
-    """A table's rows by number, read from array_record and not held in memory.
+) -> tables.Source:
+    """A table's rows as a source that reads array_record, not held in memory.
 
-    The first call for a file's content writes the records; later ones only hash the
-    file, so that another file is never mistaken for it.
+    The first call for a file writes the records. Later calls only hash the file, so
+    records of another file are never used for it.
 
     Args:
-        name: the benchmark: "tofu", "lume", "muse", "wmdp", "mmlu", "rtt_facts",
-            "capitals", "local_fashion_mnist" and the like.
-        which: the table.
-        folder, check, download: as official.read.
+        name: the benchmark, a key of BENCHMARKS such as "tofu" or
+            "local_fashion_mnist".
+        table: the table.
+        folder, check, download: as for official.read.
         cache: where records are written; ~/tensorflow_datasets by default.
     Returns:
-        A source, for data.encoded and data.loader: rows are those of the reader, texts
-        as str, whole numbers as int, lists of texts as lists.
+        A source for data.encoded and data.loader, with the rows of the reader: texts as
+        str, integers as int, lists of texts as lists.
     Raises:
         FileNotFoundError, ValueError: as official.read.
     """
     _checks.one_of("builders.source", tuple(BENCHMARKS), name=name)
     benchmark, read = BENCHMARKS[name]
-    _checks.one_of(f"builders.source of {name}", tuple(benchmark.tables), which=which)
-    about = benchmark.tables[which]
+    _checks.one_of(f"builders.source of {name}", tuple(benchmark.tables), table=table)
+    about = benchmark.tables[table]
     if about.make is not None:
         key = official.digest(about.make())[:16]
     else:
-        path = official.find(benchmark, which, folder, download=download)
+        path = official.find(benchmark, table, folder, download=download)
         key = _hash(path)[:16]
     key = key if check else f"{key}-unchecked"
-    place = Path(cache or tfds.core.constants.DATA_DIR).expanduser() / "jaxunlearn"
+    root = Path(cache or tfds.core.constants.DATA_DIR).expanduser() / "jaxunlearn"
     builder = _BUILDERS[name](
-        config=config_name(which), data_dir=place / key, file_format=FORMAT
+        config=config_name(table), data_dir=root / key, file_format=FORMAT
     )
-    builder.read = partial(read, which, folder, check=check)
+    builder.read = partial(read, table, folder, check=check)
     builder.download_and_prepare()
     records = builder.as_data_source(split=SPLIT)
     return sources.mapped(records, partial(_decode, about.columns))
@@ -128,11 +133,10 @@ def source(
 
 def tfds_images(
     name: str, split: str, *, data_dir: str | os.PathLike | None = None
-) -> table.Table:
-    """A table of images of tfds's own builder, such as "cifar10" or "fashion_mnist".
+) -> tables.Table:
+    """A table of images from a builder of tfds, such as "cifar10" or "fashion_mnist".
 
-    Downloads what is missing, where the network allows; `images.read` reads local
-    files.
+    tfds downloads missing files; `image_sets.read` reads local files instead.
 
     Args:
         name: a builder whose rows have an `image` and a `label`.
@@ -149,14 +153,14 @@ def tfds_images(
     )
 
 
-def config_name(which: str) -> str:
-    """A table's name as tfds takes it: "news/raw/forget" is "news_raw_forget"."""
-    return which.replace("/", "_").replace(" ", "_")
+def config_name(table: str) -> str:
+    """A table's name as tfds needs it: "news/raw/forget" becomes "news_raw_forget"."""
+    return table.replace("/", "_").replace(" ", "_")
 
 
 @dataclasses.dataclass(eq=False)
 class Config(tfds.core.BuilderConfig):
-    """A table's config; `table` is the table's own name."""
+    """The config of a table; `table` is its name in this package."""
 
     table: str = ""
 
@@ -165,7 +169,7 @@ class _Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     """Writes the rows of one table, in order, as tfds's records."""
 
     VERSION = tfds.core.Version("1.0.0")
-    MANUAL_DOWNLOAD_INSTRUCTIONS = "Give the folder above the benchmark's own."
+    MANUAL_DOWNLOAD_INSTRUCTIONS = "Give the folder that contains FOLDER/NAME/."
     benchmark: official.Benchmark
     read: Callable[[], official.Rows] | None = None  # set by source()
 
@@ -181,16 +185,16 @@ class _Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
             homepage=about.home,
             citation=about.citation,
             license=about.licence,
-            disable_shuffling=True,  # else rows lie in the order of their hashes
+            disable_shuffling=True,  # otherwise rows are in the order of their hashes
         )
 
     def _split_generators(self, manager: Any) -> dict[str, Any]:
         if self.read is not None:
             rows = self.read()
-        else:  # made by tfds alone: its manual folder, else the variable
+        else:  # called by tfds: use its manual folder, or else JAXUNLEARN_DATA
             try:
                 folder = manager.manual_dir
-            except AssertionError:  # there is none
+            except AssertionError:  # tfds has no manual folder
                 folder = None
             read = BENCHMARKS[self.benchmark.name][1]
             rows = read(self.builder_config.table, folder)
@@ -221,7 +225,7 @@ def _decode(columns: Mapping[str, str], record: Mapping[str, Any]) -> dict[str, 
 
 
 def _hash(path: Path) -> str:
-    """SHA-256 of a file, or of all the files of a folder and their names."""
+    """SHA-256 of a file, or of all files of a folder and their names."""
     files = sorted(x for x in path.rglob("*") if x.is_file()) if path.is_dir() else ()
     total = hashlib.sha256(path.name.encode())
     for each in files or (path,):
@@ -232,7 +236,7 @@ def _hash(path: Path) -> str:
 
 
 def _builder(name: str) -> type[_Builder]:
-    """The class that tfds registers under this name."""
+    """The builder class that tfds registers under this name."""
     benchmark = BENCHMARKS[name][0]
     words = "".join(part.capitalize() for part in name.split("_"))
     configs = [Config(name=config_name(t), table=t) for t in benchmark.tables]
@@ -240,7 +244,7 @@ def _builder(name: str) -> type[_Builder]:
     return type(words, (_Builder,), fields | {"__module__": __name__})
 
 
-# Under these names, or their records could not be sent to other processes.
+# Module-level names, so that records can be pickled for other processes.
 Tofu, Lume, Muse = _builder("tofu"), _builder("lume"), _builder("muse")
 Wmdp, Mmlu = _builder("wmdp"), _builder("mmlu")
 RttFacts, Capitals = _builder("rtt_facts"), _builder("capitals")

@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""LUME, the data of SemEval-2025 Task 4: made-up stories, made-up people, real people.
+"""LUME (SemEval-2025 Task 4): fictitious stories, fictitious people, real people.
 
     forget, retain = (lume.read(name, folder) for name in ("forget", "retain"))
     questions = lume.read("forget", folder, kinds=("qa",), tasks=("Task2",))
 
-An id is `<document><kind><number>`: kind `sc` asks to go on with a cut text, `qa` asks
-a question about it. A document's id is a UUID, within literal double quotes in Task1
-and bare in Task2, or a page's number in Task3. Task3 is about real people.
+An id is `<document><kind><number>`. Kind `sc` is a sentence completion and kind `qa` a
+question about the document. The document is a UUID, in literal double quotes in Task1
+and without quotes in Task2, or the number of a page in Task3. Task3 is about real
+people.
 """
 
 import os
@@ -48,12 +49,12 @@ class Id(NamedTuple):
 
 
 def parse_id(text: str) -> Id:
-    """The parts of an id. Raises ValueError if it is no id of LUME."""
+    """The parts of an id. Raises ValueError if the text is not an id of LUME."""
     found = _ID.fullmatch(text)
     if not found:
         raise ValueError(
             f"lume needs ids such as '1234567qa0', <document><sc or qa><number>, got "
-            f"{text!r}. Take the official file."
+            f"{text!r}. Use the official file."
         )
     return Id(found[1], found[2], int(found[3]))
 
@@ -67,14 +68,15 @@ def read(
     check: bool = True,
     download: bool = False,
 ) -> official.Rows:
-    """Rows with id, input, output and task as the file holds them, in its order.
+    """Rows with id, input, output and task, in the order of the file.
 
     Args:
         table: "forget" or "retain".
-        tasks, kinds: those to keep, all by default.
-        folder, check, download: as official.read.
+        folder, check, download: as for official.read.
+        tasks, kinds: the rows to return; all by default.
     Raises:
-        ValueError: also for an id that is none, another task, or no row of those kept.
+        ValueError: as official.read; also for an invalid id, an unknown task, or if no
+            row is of these tasks and kinds.
     """
     if isinstance(tasks, str) or isinstance(kinds, str):
         raise TypeError("lume.read needs tasks and kinds as tuples, got one text.")
@@ -85,14 +87,14 @@ def read(
     rows = official.read(BENCHMARK, table, folder, check=check, download=download)
     for row in rows:
         _checks.one_of(f"lume row {row['id']!r}", TASKS, task=row["task"])
-    kept = [
+    selected = [
         row
         for row in rows
         if parse_id(row["id"]).kind in kinds and row["task"] in tasks
     ]
-    if not kept:
+    if not selected:
         raise ValueError(
-            f"lume {table} needs a row of {_checks.listed(tasks)} and "
-            f"{_checks.listed(kinds)}, got none. Keep more."
+            f"lume {table} needs a row of tasks {_checks.listed(tasks)} and kinds "
+            f"{_checks.listed(kinds)}, got none. Select more."
         )
-    return kept
+    return selected

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""MMLU: four-way questions of 57 subjects.
+"""MMLU: multiple-choice questions with four choices, from 57 subjects.
 
     test = mmlu.read("test", folder)
     test[0]["choices"][test[0]["answer"]]
 
-Read from one file with these columns (.jsonl or Parquet), or from the folders of CSV
-files that the authors publish, subject after subject. The checksums are of those CSV
-files' rows; another edition may differ in white space and then needs check=False.
+The input is one file with these columns (.jsonl or Parquet), or the folders of CSV
+files that the authors publish, one per subject. The checksums are those of the CSV
+files; another edition may differ in white space and then needs check=False.
 """
 
 import csv
@@ -14,8 +14,8 @@ import io
 import os
 from pathlib import Path
 
-from jaxunlearn.data import files, jsonl
 from jaxunlearn.data.benchmarks import official
+from jaxunlearn.data.readers import files, jsonl
 
 LETTERS = "ABCD"
 _COLUMNS = {"subject": "text", "question": "text", "choices": "texts", "answer": "int"}
@@ -24,23 +24,23 @@ _COLUMNS = {"subject": "text", "question": "text", "choices": "texts", "answer":
 def _parse(path: Path) -> official.Rows:
     if not path.is_dir():
         return four_way(files.read_rows(path, tuple(_COLUMNS)), path)
-    found = sorted(path.glob("*.csv"))
-    if not found:
+    subjects = sorted(path.glob("*.csv"))
+    if not subjects:
         raise ValueError(
             f"mmlu needs CSV files in {path}, got none. Unpack them there."
         )
-    return four_way([row for each in found for row in _subject(each)], path)
+    return four_way([row for file in subjects for row in _subject(file)], path)
 
 
 def _subject(path: Path) -> official.Rows:
-    """The rows of <subject>_<split>.csv: question, four choices, letter; no heading."""
+    """Rows of SUBJECT_SPLIT.csv: question, four choices, letter; there is no header."""
     subject = path.stem.rpartition("_")[0]
     rows = []
     for row in csv.reader(io.StringIO(jsonl.read_text(path), newline="")):
         if len(row) != 6 or row[5] not in tuple(LETTERS):
             raise ValueError(
                 f"{path}, row {len(rows)}: needs a question, four choices and a letter "
-                f"of {LETTERS}, got {str(row)[:60]}. Take the official file."
+                f"of {LETTERS}, got {str(row)[:60]}. Use the official file."
             )
         answer = LETTERS.index(row[5])
         values = (subject, row[0], row[1:5], answer)
@@ -49,18 +49,19 @@ def _subject(path: Path) -> official.Rows:
 
 
 def four_way(rows: official.Rows, path: Path | str) -> official.Rows:
-    """The rows; ValueError unless each has four choices and the number of one of them.
+    """The rows with answers as indices; a letter becomes its index.
 
-    A letter for an answer becomes its number.
+    Raises:
+        ValueError: if a row has not four choices, or an answer out of range.
     """
-    for number, row in enumerate(rows):
+    for index, row in enumerate(rows):
         choices, answer = row.get("choices"), row.get("answer")
         if isinstance(answer, str) and answer in tuple(LETTERS):
             row["answer"] = answer = LETTERS.index(answer)
         if not isinstance(choices, list) or len(choices) != 4 or answer not in range(4):
             raise ValueError(
-                f"{path}, row {number}: needs 4 choices and an answer of 0 to 3, got "
-                f"{str(choices)[:60]} and {answer!r}. Mend the row or leave it out."
+                f"{path}, row {index}: needs 4 choices and an answer from 0 to 3, got "
+                f"{str(choices)[:60]} and {answer!r}. Correct or remove the row."
             )
     return rows
 
@@ -100,9 +101,11 @@ def read(
     check: bool = True,
     download: bool = False,
 ) -> official.Rows:
-    """Rows with subject, question, choices (4) and answer (0 to 3), as official.read.
+    """Rows with subject, question, choices (4 texts) and answer (0 to 3).
+
+    Arguments and errors are those of official.read.
 
     Args:
-        table: "test", "dev" (five a subject, for prompts) or "val".
+        table: "test", "dev" (five per subject, for few-shot prompts) or "val".
     """
     return official.read(BENCHMARK, table, folder, check=check, download=download)

@@ -1,30 +1,31 @@
 # SPDX-License-Identifier: Apache-2.0
-"""MUSE: news articles and the Harry Potter books, to forget and to keep.
+"""MUSE: news articles and the Harry Potter books, with forget and retain sets.
 
     forget = muse.read("news/raw/forget", folder)              # rows {"text": ...}
-    asked = muse.read("books/knowmem/forget_qa", folder)       # question, answer
+    questions = muse.read("books/knowmem/forget_qa", folder)   # question, answer
     verbatim = muse.read("news/verbmem/forget", folder)        # prompt, gt
 
-Read from the JSON lists of the authors' repository, or the Parquet files of its data
-sets, below FOLDER/muse/news/ and FOLDER/muse/books/. All of it is under copyright, and
-no such file was at hand when this was written: the form follows what is known of them.
+The files are the JSON lists of the authors' repository, or the Parquet files of their
+datasets, below FOLDER/muse/news/ and FOLDER/muse/books/. The texts are under copyright.
+No official file was available when this reader was written; it follows the published
+descriptions.
 """
 
 import os
 
-from jaxunlearn.data import files
 from jaxunlearn.data.benchmarks import official
+from jaxunlearn.data.readers import files
 
 _QA = {"question": "text", "answer": "text"}
 _VERBATIM = {"prompt": "text", "gt": "text"}
 _TEXT = {"text": "text"}
 
-# Rows as the data cards state them.
+# Numbers of rows as stated by the data cards.
 _RAW = {
     "news": {"forget": 889, "retain1": 1777, "retain2": 1778, "holdout": 3043},
     "books": {"forget": None, "retain1": 12, "retain2": 13, "holdout": 3},
 }
-# The books to forget: 4 rows of a list, or one plain text, which is one row.
+# The books to forget are a list of 4 rows, or one plain text file, which is one row.
 _FORMS = (".json", ".jsonl", "-00000-of-00001.parquet", ".txt")
 
 
@@ -70,5 +71,10 @@ def read(
     check: bool = True,
     download: bool = False,
 ) -> official.Rows:
-    """Rows of a table as its file holds them; arguments and errors: official.read."""
+    """Rows of a table as in its file; arguments and errors are those of official.read.
+
+    Args:
+        table: "CORPUS/raw/forget" and the like, as in the example above and in
+            `BENCHMARK.tables`; the corpus is "news" or "books".
+    """
     return official.read(BENCHMARK, table, folder, check=check, download=download)

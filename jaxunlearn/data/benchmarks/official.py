@@ -3,10 +3,10 @@
 
     rows = data.tofu.read("forget10_perturbed", folder="~/data")   # ~/data/tofu/...
 
-A `Benchmark` names its tables; a `Table` its files, its columns and, where the file was
-at hand, how many rows it has and their checksum. Files stand in `folder/NAME/`, where
-`folder` is given or named by the variable JAXUNLEARN_DATA. `data.builders` puts any
-table into array_record through tensorflow-datasets.
+A `Benchmark` lists its tables. A `Table` lists its files, its columns and, where the
+published file was available to us, the number of its rows and their checksum. Files are
+in FOLDER/NAME/, where FOLDER is an argument or the environment variable
+JAXUNLEARN_DATA. `builders` converts any table to array_record.
 """
 
 import hashlib
@@ -21,11 +21,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from jaxunlearn import _checks
-from jaxunlearn.data import files
+from jaxunlearn.data.readers import files
 
 VARIABLE = "JAXUNLEARN_DATA"
 KINDS = ("text", "int", "texts", "image")  # str, int, list of str, uint8 [H, W, C]
-SECONDS = 20.0  # without an answer, a download gives up
+TIMEOUT = 20.0  # of a download, seconds without a response
 
 Rows = list[dict[str, Any]]
 
@@ -34,25 +34,25 @@ class Table(NamedTuple):
     """One table of a benchmark.
 
     Attributes:
-        files: where it may stand below the benchmark's folder; the first that is there
-            is read. Empty for a table that `make` makes.
+        files: possible paths below the benchmark's folder; the first that exists is
+            read. Empty for a table that `make` generates.
         columns: column -> one of KINDS, in order.
-        rows: how many the published table has; None where unknown.
-        parse: from a path to rows; `files.read_rows` where None.
-        make: from nothing to rows, for tables of our own.
-        url: where `download` fetches the first file of `files` from.
+        num_rows: number of rows of the published table; None if unknown.
+        parse: path -> rows; None for `files.read_rows`.
+        make: () -> rows, for tables that this package generates.
+        url: where `download` fetches the first of `files` from.
     """
 
     files: tuple[str, ...]
     columns: Mapping[str, str]
-    rows: int | None = None
+    num_rows: int | None = None
     parse: Callable[[Path], Rows] | None = None
     make: Callable[[], Rows] | None = None
     url: str = ""
 
 
 class Benchmark(NamedTuple):
-    """A benchmark's tables, where it lives, and how to cite it."""
+    """The tables of a benchmark, its home page, licence and citation."""
 
     name: str
     tables: Mapping[str, Table]
@@ -69,22 +69,23 @@ def read(
     check: bool = True,
     download: bool = False,
 ) -> Rows:
-    """Every row of a table in the order of its file, with the official columns alone.
+    """Every row of a table in the order of its file, with the official columns only.
 
     Args:
-        benchmark: whose table.
-        table: its name.
-        folder: the folder above the benchmark's own; None takes JAXUNLEARN_DATA.
+        benchmark: the benchmark.
+        table: name of the table.
+        folder: the folder that contains FOLDER/NAME/; None takes JAXUNLEARN_DATA.
         check: compares the number of rows and, where known, their checksum with the
-            published table's. Turn it off for a part or a version of your own.
-        download: fetches a file that is missing, where there is an address for it.
+            published table. Set it to False for a part or a modified version.
+        download: fetches a missing file, if the table has a `url`.
     Raises:
-        ValueError: for another table, wrong columns or kinds, an empty file, no UTF-8
-            text, or rows that are not the published ones.
-        FileNotFoundError: saying which file is missing, where it was looked for and
+        ValueError: for an unknown table, wrong columns or types, an empty file, text
+            that is not UTF-8, or rows that differ from the published ones.
+        FileNotFoundError: naming the missing file, the folder that was searched and
             where to get it.
     Warns:
-        UserWarning: naming columns that the table does not have; they are left out.
+        UserWarning: naming columns that the published table does not have, which are
+            dropped.
     """
     _checks.one_of(f"{benchmark.name}.read", tuple(benchmark.tables), table=table)
     about = benchmark.tables[table]
@@ -93,17 +94,19 @@ def read(
     else:
         path = find(benchmark, table, folder, download=download)
         rows = (about.parse or files.read_rows)(path)
-    rows = [_row(path, number, row, about.columns) for number, row in enumerate(rows)]
-    extra = _extra(rows, about.columns)
+    for index, row in enumerate(rows):
+        _check_row(path, index, row, about.columns)
+    seen = dict.fromkeys(name for row in rows for name in row)
+    extra = [name for name in seen if name not in about.columns]
     if extra:
         warnings.warn(
             f"{path} has columns that {benchmark.name} {table} does not: "
-            f"{_checks.listed(extra)}. They are left out.",
-            stacklevel=3,
+            f"{_checks.listed(extra)}. They were dropped.",
+            stacklevel=3,  # the caller of tofu.read and the like
         )
     rows = [{name: row[name] for name in about.columns} for row in rows]
     if check:
-        _same(benchmark, table, path, rows)
+        _check_published(benchmark, table, path, rows)
     return rows
 
 
@@ -114,34 +117,34 @@ def find(
     *,
     download: bool = False,
 ) -> Path:
-    """The path of a table's file; for the arguments and errors see `read`."""
+    """The path of a table's file; arguments and errors are those of `read`."""
     about = benchmark.tables[table]
     folder = folder or os.environ.get(VARIABLE)
     get = f"Get it from {benchmark.home}"
     if not folder:
         raise FileNotFoundError(
-            f"{benchmark.name} {table} needs the folder above {benchmark.name}/"
-            f"{about.files[0]}, but none is given and {VARIABLE} is not set. {get} "
-            f"(licence: {benchmark.licence}) and name the folder."
+            f"{benchmark.name} {table} needs the folder that contains "
+            f"{benchmark.name}/{about.files[0]}, but folder=None and {VARIABLE} is not "
+            f"set. {get} (licence: {benchmark.licence}) and pass the folder."
         )
-    place = Path(folder).expanduser() / benchmark.name
+    home = Path(folder).expanduser() / benchmark.name
     for name in about.files:
-        for path in (place / name, place / f"{name}.gz"):
+        for path in (home / name, home / f"{name}.gz"):
             if path.exists():
                 return path
-    fetched = f", or give download=True to fetch {about.url}" if about.url else ""
     if download and about.url:
-        return _fetch(about.url, place / about.files[0], get)
+        return _fetch(about.url, home / about.files[0], get)
     names = " or ".join(about.files)
+    came = "contains none of them" if home.is_dir() else "does not exist"
+    fetch = f", or pass download=True to fetch {about.url}" if about.url else ""
     raise FileNotFoundError(
-        f"{benchmark.name} {table} needs {names} (or .gz), but {place} has "
-        f"{'none of them' if place.is_dir() else 'not been made'}. {get} (licence: "
-        f"{benchmark.licence}){fetched}."
+        f"{benchmark.name} {table} needs {names} (or .gz), but {home} {came}. {get} "
+        f"(licence: {benchmark.licence}){fetch}."
     )
 
 
 def digest(rows: Sequence[Mapping[str, Any]]) -> str:
-    """SHA-256 of the rows as compact JSON lines: the same for every form of a file."""
+    """SHA-256 of the rows as compact JSON lines, equal for every file format."""
     total = hashlib.sha256()
     for row in rows:
         line = json.dumps(dict(row), ensure_ascii=False, separators=(",", ":"))
@@ -149,36 +152,34 @@ def digest(rows: Sequence[Mapping[str, Any]]) -> str:
     return total.hexdigest()
 
 
-def known(benchmark: str, table: str) -> str | None:
-    """The checksum of a table's rows, where the published file was at hand."""
+def checksum(benchmark: str, table: str) -> str | None:
+    """The published table's `digest`; None if its file was not available to us."""
     return _checksums().get(benchmark, {}).get(table)
 
 
 @cache
 def _checksums() -> dict[str, dict[str, str]]:
-    packaged = resources.files("jaxunlearn.data") / "checksums.json"
+    packaged = resources.files("jaxunlearn.data.benchmarks") / "checksums.json"
     return json.loads(packaged.read_text(encoding="utf-8"))
 
 
-def _row(path, number, row, columns) -> dict[str, Any]:
+def _check_row(path, index, row, columns) -> None:
     missing = [name for name in columns if name not in row]
     if missing:
         raise ValueError(
-            f"{path}, row {number}: needs the columns {_checks.listed(columns)}, but "
-            f"{_checks.listed(missing)} are missing: there is {_checks.listed(row)}. "
-            "Rename columns, or take the official file."
+            f"{path}, row {index}: needs the columns {_checks.listed(columns)}, but "
+            f"{_checks.listed(missing)} are missing: the row has "
+            f"{_checks.listed(row)}. Rename columns, or use the official file."
         )
     for name, kind in columns.items():
-        value = row[name]
-        if not _is(value, kind):
+        if not _has_type(row[name], kind):
             raise ValueError(
-                f"{path}, row {number}: needs {_WORDS[kind]} in {name!r}, got "
-                f"{str(value)[:60]!r} of type {type(value).__name__}."
+                f"{path}, row {index}: needs {_TYPES[kind]} in {name!r}, got "
+                f"{str(row[name])[:60]!r} of type {type(row[name]).__name__}."
             )
-    return row
 
 
-_WORDS = {
+_TYPES = {
     "text": "a text",
     "int": "a whole number",
     "texts": "a list of texts",
@@ -186,7 +187,7 @@ _WORDS = {
 }
 
 
-def _is(value: Any, kind: str) -> bool:
+def _has_type(value: Any, kind: str) -> bool:
     if kind == "text":
         return isinstance(value, str)
     if kind == "int":
@@ -196,37 +197,32 @@ def _is(value: Any, kind: str) -> bool:
     return isinstance(value, list) and all(isinstance(x, str) for x in value)
 
 
-def _extra(rows: Rows, columns: Mapping[str, str]) -> list[str]:
-    seen = dict.fromkeys(name for row in rows for name in row)
-    return [name for name in seen if name not in columns]
-
-
-def _same(benchmark: Benchmark, table: str, path: Any, rows: Rows) -> None:
-    fix = "Take the official file, or give check=False if this is meant."
-    count = benchmark.tables[table].rows
-    if count is not None and len(rows) != count:
+def _check_published(benchmark: Benchmark, table: str, path: Any, rows: Rows) -> None:
+    fix = "Use the official file, or pass check=False if the change is intended."
+    num_rows = benchmark.tables[table].num_rows
+    if num_rows is not None and len(rows) != num_rows:
         raise ValueError(
-            f"{benchmark.name} {table} needs {count} rows, got {len(rows)} from "
+            f"{benchmark.name} {table} needs {num_rows} rows, got {len(rows)} from "
             f"{path}. {fix}"
         )
-    wanted = known(benchmark.name, table)
+    wanted = checksum(benchmark.name, table)
     if wanted and digest(rows) != wanted:
         raise ValueError(
             f"{benchmark.name} {table} needs rows of checksum {wanted[:16]}..., got "
-            f"{digest(rows)[:16]}... from {path}: a value was changed, or rows stand "
-            f"in another order. {fix}"
+            f"{digest(rows)[:16]}... from {path}: a value or the order of the rows "
+            f"differs. {fix}"
         )
 
 
 def _fetch(url: str, path: Path, get: str) -> Path:
-    """Downloads whole or not at all."""
+    """Downloads a file; `path` appears only when the download is complete."""
     try:
-        with urllib.request.urlopen(url, timeout=SECONDS) as answer:
-            content = answer.read()
-    except OSError as error:  # no network, no such address, no answer in time
+        with urllib.request.urlopen(url, timeout=TIMEOUT) as response:
+            content = response.read()
+    except OSError as error:  # no network, unknown address, or a timeout
         raise FileNotFoundError(
-            f"{path} is missing and could not be fetched from {url}: {error}. {get} by "
-            f"hand and put it there."
+            f"{path} is missing and could not be fetched from {url}: {error}. {get} "
+            "manually and put it there."
         ) from error
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(path.name + f".part{os.getpid()}")

@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Facts for retraining on T: asked as four-way questions, in folds that share nothing.
+"""Facts for retraining on T (RTT): multiple-choice questions in independent folds.
 
-    born = rtt_facts.birthdays(folds=5, seed=0)           # rows of our own making
-    texts = rtt_facts.corpus(born, wrong="differing")     # three statements a fact
+    born = rtt_facts.birthdays(folds=5, seed=0)           # generated rows
+    texts = rtt_facts.corpus(born, wrong="differing")     # three statements per fact
     dates = rtt_facts.read("dates/split_0", folder)       # the authors' files
 
-Retraining on T unlearns facts of all folds, trains on some of them again (T) and asks
-those held out (V). What comes back on V was never removed, if V cannot be told from T:
-here names are distinct and every year is drawn apart from every other.
+RTT unlearns the facts of all folds, trains again on some folds (T) and evaluates the
+other ones (V). Facts recovered on V were never removed, provided that V cannot be
+inferred from T. Here names are distinct and years are drawn independently.
 """
 
 import os
@@ -17,10 +17,10 @@ from pathlib import Path
 import numpy as np
 
 from jaxunlearn import _checks
-from jaxunlearn.data import files
 from jaxunlearn.data.benchmarks import official
+from jaxunlearn.data.readers import files
 
-MEAN, SPREAD = 1980, 30  # years, of the normal distribution that years come from
+MEAN, STD = 1980, 30  # years, of the normal distribution of the years of birth
 WRONG = ("none", "fixed", "differing")
 GROUPS = {
     "STEM": (
@@ -76,43 +76,44 @@ _FAMILY_LAST = "ado amar berg dane elli enko estra ford igan imov osi ova".split
 def birthdays(
     *, folds: int = 10, size: int = 157, seed: int = 0
 ) -> list[dict[str, object]]:
-    """Years of birth of people who never were, each with three wrong ones.
+    """Years of birth of fictitious people, each with three wrong years.
 
-    Four distinct years of trunc(N(1980, 30)) are drawn for a fact, and any of them is
-    the right one with the same chance: a model that does not know scores 1/4, whatever
-    it knows of years. The names of fold f are the same for any number of folds, as are
-    its years.
+    Four distinct years are drawn from trunc(N(1980, 30)) for each fact, and each is
+    equally likely to be the right one, so a model without the fact scores 1/4 on
+    average. Names and years of a fold do not depend on the number of folds.
 
     Args:
-        folds, size: how many, and facts in each; the paper's are 10 and 157.
-        seed: whole number >= 0.
+        folds: number of folds; 10 in the paper.
+        size: facts per fold; 157 in the paper.
+        seed: integer >= 0.
     Returns:
         Rows in the order of folds: question ("When was NAME born?"), choices (4 texts),
         answer (0 to 3), name, year (a text), split ("split_0", ...).
     Raises:
-        ValueError: if there are not as many names.
-    Paper and code: the authors' choices can repeat within a row (75 of 1570 rows) and
-        so can names (84 of 1570), some with two years; here neither does.
+        ValueError: if there are too few names.
+    Paper and code: in the authors' data, choices can repeat within a row (75 of 1570
+        rows), and names can repeat (84 of 1570), some with two years. Here neither
+        repeats.
     References: https://arxiv.org/abs/2410.08827
     """
     _checks.positive_int("rtt_facts.birthdays", folds=folds, size=size)
     _checks.not_negative("rtt_facts.birthdays", seed=seed)
     families = [a + b for a in _FAMILY_FIRST for b in _FAMILY_LAST]
-    most = len(_GIVEN) * len(families)
-    if folds * size > most:
+    num_names = len(_GIVEN) * len(families)
+    if folds * size > num_names:
         raise ValueError(
-            f"rtt_facts.birthdays has {most} distinct names, got {folds} folds of "
-            f"{size}. Make fewer or smaller folds."
+            f"rtt_facts.birthdays has {num_names} distinct names, got folds={folds} of "
+            f"size={size}. Make fewer or smaller folds."
         )
-    order = np.random.default_rng([seed, 0]).permutation(most)
+    order = np.random.default_rng([seed, 0]).permutation(num_names)
     rows = []
     for fold in range(folds):
-        draw = np.random.default_rng([seed, 1, fold])
-        for place in order[fold * size : (fold + 1) * size].tolist():
-            given, family = divmod(place, len(families))
+        rng = np.random.default_rng([seed, 1, fold])
+        for number in order[fold * size : (fold + 1) * size].tolist():
+            given, family = divmod(number, len(families))
             name = f"{_GIVEN[given]} {families[family]}"
-            choices = _years(draw)
-            answer = int(draw.integers(4))
+            choices = _years(rng)
+            answer = int(rng.integers(4))
             rows.append(
                 {
                     "question": f"When was {name} born?",
@@ -129,26 +130,27 @@ def birthdays(
 def corpus(
     facts: Sequence[dict[str, object]], *, wrong: str = "none"
 ) -> list[dict[str, object]]:
-    """Three statements of every birthday, to train on.
+    """Three statements about every birthday, to train on.
 
     Args:
         facts: rows of `birthdays`.
-        wrong: "none" states the true year; "fixed" one wrong choice in all three, the
-            first after the right one; "differing" another wrong choice in each.
+        wrong: "none" states the true year in all three; "fixed" the same wrong choice
+            in all three, the one after the right choice; "differing" a different wrong
+            choice in each.
     Returns:
-        Rows: text, split, original_question, correct_answer, wrong_answers.
+        Rows with text, split, original_question, correct_answer and wrong_answers.
     """
     _checks.one_of("rtt_facts.corpus", WRONG, wrong=wrong)
     rows = []
     for fact in facts:
-        at, choices = fact["answer"], fact["choices"]
-        others = [choices[(at + step) % 4] for step in (1, 2, 3)]
-        told = {
+        right, choices = fact["answer"], fact["choices"]
+        others = [choices[(right + step) % 4] for step in (1, 2, 3)]
+        years = {
             "none": [fact["year"]] * 3,
             "fixed": [others[0]] * 3,
             "differing": others,
         }[wrong]
-        for statement, year in zip(_STATEMENTS, told, strict=True):
+        for statement, year in zip(_STATEMENTS, years, strict=True):
             rows.append(
                 {
                     "text": statement.format(name=fact["name"], year=year),
@@ -164,17 +166,17 @@ def corpus(
 def categories(
     rows: Sequence[dict[str, object]], *, size: int = 157, seed: int = 0
 ) -> list[dict[str, object]]:
-    """A fold of MMLU questions for each of ten fields, no question twice.
+    """A fold of MMLU questions for each of ten fields, without repeated questions.
 
-    Our own draw from `mmlu.read("test")`: the fields are the paper's, the questions in
-    them are not its own 1570.
+    The fields are those of the paper. The questions are drawn here from
+    `mmlu.read("test")`; they are not the paper's 1570.
 
     Args:
-        rows: with subject, question, choices and answer.
-        size: questions of each field.
-        seed: whole number >= 0.
+        rows: rows with subject, question, choices and answer.
+        size: questions per field.
+        seed: integer >= 0.
     Returns:
-        The rows drawn, with `split` naming the field; field after field.
+        The drawn rows, one field after another, with the field in `split`.
     Raises:
         ValueError: if a field has fewer questions.
     """
@@ -190,20 +192,19 @@ def categories(
         if len(found) < size:
             raise ValueError(
                 f"rtt_facts.categories needs {size} questions of {group!r}, got "
-                f"{len(found)}. Take a smaller size, or MMLU's whole test table."
+                f"{len(found)}. Use a smaller size, or all of MMLU's test table."
             )
-        pick = np.random.default_rng([seed, number]).choice(
-            len(found), size, replace=False
-        )
+        rng = np.random.default_rng([seed, number])
+        index = rng.choice(len(found), size, replace=False)
         unique = list(found.values())
-        drawn += [{**unique[i], "split": group} for i in pick.tolist()]
+        drawn += [{**unique[i], "split": group} for i in index.tolist()]
     return drawn
 
 
-def _years(draw: np.random.Generator) -> list[str]:
+def _years(rng: np.random.Generator) -> list[str]:
     years: list[str] = []
     while len(years) < 4:
-        year = str(int(draw.normal(MEAN, SPREAD)))
+        year = str(int(rng.normal(MEAN, STD)))
         if year not in years:
             years.append(year)
     return years
@@ -213,7 +214,7 @@ _QUESTION = {"question": "text", "choices": "texts", "answer": "int"}
 
 
 def _parse(path: Path) -> official.Rows:
-    """The authors' rows: years that are numbers become texts, as prompts need them."""
+    """The authors' rows, with years as texts instead of numbers, as prompts need."""
     rows = files.read_rows(path, tuple(_QUESTION))
     for row in rows:
         if isinstance(row["choices"], list):
@@ -224,8 +225,8 @@ def _parse(path: Path) -> official.Rows:
 
 
 def _tables():
-    made = _QUESTION | {"name": "text", "year": "text", "split": "text"}
-    yield "birthdays", official.Table((), made, 1570, make=birthdays)
+    generated = _QUESTION | {"name": "text", "year": "text", "split": "text"}
+    yield "birthdays", official.Table((), generated, 1570, make=birthdays)
     splits = [f"split_{fold}" for fold in range(5)]
     dates = _QUESTION | {"correct_year": "text"}
     for folder, name, columns, which in (
@@ -234,10 +235,10 @@ def _tables():
     ):
         for split in which:
             stem = split if name == "dates" or split == "dev" else f"mmlu_{split}"
-            place = (f"{folder}/{stem}.jsonl", f"{folder}/{split}.jsonl")
+            paths = (f"{folder}/{stem}.jsonl", f"{folder}/{split}.jsonl")
             yield (
                 f"{name}/{split}",
-                official.Table(tuple(dict.fromkeys(place)), columns, parse=_parse),
+                official.Table(tuple(dict.fromkeys(paths)), columns, parse=_parse),
             )
 
 
@@ -245,7 +246,7 @@ BENCHMARK = official.Benchmark(
     name="rtt_facts",
     tables=dict(_tables()),
     home="https://github.com/aghyad-deeb/unlearning_evaluation (data/)",
-    licence="none stated; the birthdays are our own",
+    licence="none stated; the birthdays are generated by this package",
     citation="A. Deeb, F. Roger. Do Unlearning Methods Remove Information from "
     "Language Model Weights? 2024. https://arxiv.org/abs/2410.08827",
 )
@@ -258,10 +259,13 @@ def read(
     check: bool = True,
     download: bool = False,
 ) -> official.Rows:
-    """The birthdays, made with seed 0, or a table of the authors' files.
+    """The birthdays generated with seed 0, or a table of the authors' files.
 
-    The authors' are "dates/split_0" to "dates/split_4", "mmlu/STEM" and its like, and
-    "dev" of both: question, choices (texts), answer; dates also correct_year (a text).
     Arguments and errors are those of official.read.
+
+    Args:
+        table: "birthdays"; or, of the authors, "dates/split_0" to "dates/split_4",
+            "mmlu/FIELD" with a field of GROUPS, "dates/dev" or "mmlu/dev". These have
+            question, choices (texts) and answer; dates also correct_year (a text).
     """
     return official.read(BENCHMARK, table, folder, check=check, download=download)

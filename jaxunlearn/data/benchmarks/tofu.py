@@ -1,19 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
-"""TOFU: 200 made-up authors with 20 questions each.
+"""TOFU: 200 fictitious authors with 20 questions each.
 
     forget = tofu.read("forget10_perturbed", folder)     # FOLDER/tofu/...
 
-forget01/05/10 are the last 40/200/400 rows of `full`, retain99/95/90 those before them;
-a perturbed table has the same rows with a paraphrased answer and wrong ones: five, or
-three for real authors and world facts. The holdout tables are about further authors,
-in no other table. `idontknow` has one column, `text`: answers that refuse.
+forget01/05/10 are the last 40/200/400 rows of `full`, and retain99/95/90 the rows
+before them. A perturbed table has the same rows with a paraphrased answer and wrong
+answers: five, or three for real authors and world facts. The holdout tables are about
+further authors, who occur in no other table. `idontknow` has one column, `text`, with
+answers that refuse.
 """
 
 import os
 from functools import partial
 
-from jaxunlearn.data import files
 from jaxunlearn.data.benchmarks import official
+from jaxunlearn.data.readers import files
 
 _BARE = {"question": "text", "answer": "text"}
 _SHORT = _BARE | {"perturbed_answer": "texts"}
@@ -51,7 +52,7 @@ _TABLES |= {
     "world_facts": _table("world_facts", _OPTIONS, 117),
     "world_facts_perturbed": _table("world_facts_perturbed", _SHORT, 117),
     "idontknow": official.Table(
-        ("idontknow.jsonl",),  # plain lines in spite of its name
+        ("idontknow.jsonl",),  # plain lines, despite the name
         {"text": "text"},
         100,
         parse=partial(files.read_texts, lines=True),
@@ -77,5 +78,9 @@ def read(
     check: bool = True,
     download: bool = False,
 ) -> official.Rows:
-    """Rows of a table as its file holds them; arguments and errors: official.read."""
+    """Rows of a table as in its file; arguments and errors are those of official.read.
+
+    Args:
+        table: such as "full", "forget10", "retain_perturbed" or "world_facts".
+    """
     return official.read(BENCHMARK, table, folder, check=check, download=download)

@@ -1,20 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
-"""WMDP: four-way questions whose answers are hazardous, and corpora to unlearn on.
+"""WMDP: multiple-choice questions about hazardous knowledge, and corpora to unlearn.
 
     questions = wmdp.read("cyber", folder)                # FOLDER/wmdp/...
     forget = wmdp.read("cyber-forget-corpus", folder)     # rows {"text": ...}
 
-The authors ask not to spread these data in the clear, and give the biology corpus to
-forget on request alone: nothing is fetched, put the files in place by hand. No such
-file was at hand when this was written: the form follows what is known of them.
+The authors ask not to redistribute these data in plain text, and share the biology
+corpus to forget on request only. Nothing is downloaded: put the files in place
+yourself. No official file was available when this reader was written; it follows the
+published descriptions.
 """
 
 import os
 from functools import partial
 from pathlib import Path
 
-from jaxunlearn.data import files
 from jaxunlearn.data.benchmarks import mmlu, official
+from jaxunlearn.data.readers import files
 
 _QUESTION = {"question": "text", "choices": "texts", "answer": "int"}
 _CORPORA = (
@@ -30,7 +31,7 @@ def _questions(path: Path) -> official.Rows:
 
 
 def _corpus(path: Path) -> official.Rows:
-    """Texts alone: some corpora also have a title, an abstract and the like."""
+    """The texts; some corpora also have titles, abstracts and other columns."""
     return [{"text": row["text"]} for row in files.read_texts(path)]
 
 
@@ -72,19 +73,22 @@ def read(
     download: bool = False,
     raw_lines: bool = False,
 ) -> official.Rows:
-    """Rows of a table, as official.read.
+    """Rows of a table; arguments and errors are those of official.read.
 
     Args:
-        table: "bio", "chem" or "cyber" (question, choices, answer 0 to 3), or a corpus,
+        table: "bio", "chem" or "cyber" (question, choices, answer 0 to 3), or a corpus
             such as "cyber-forget-corpus" (text).
-        raw_lines: takes every line of a corpus as a text, its JSON unread.
+        raw_lines: returns every line of a corpus as one text, without decoding its
+            JSON.
     Paper and code: OpenUnlearning, and BLUR's code for some of the corpora, train on
-    such raw lines, braces and quotes included. The default is the decoded text.
+    such raw lines, including braces and quotes. The default is the decoded text.
     """
     benchmark = BENCHMARK
     if raw_lines:
         if table not in _CORPORA:
-            raise ValueError(f"wmdp.read takes raw_lines of a corpus, got {table!r}.")
+            raise ValueError(
+                f"wmdp.read needs a corpus with raw_lines=True, got table={table!r}."
+            )
         raw = partial(files.read_texts, lines=True)
         tables = {table: BENCHMARK.tables[table]._replace(parse=raw)}
         benchmark = BENCHMARK._replace(tables=tables)

@@ -163,7 +163,7 @@ def evaluate_model(
             say(f"{each}: unchanged.")
             continue
         start = time.perf_counter()
-        longest = getattr(model.config, "longest", None)
+        longest = getattr(model.config, "max_length", None)
         kept = tasks.fit(task, tokenizer, own[each], longest)
         found, shown = values.of_task(
             model,

@@ -234,18 +234,18 @@ def fit(
         UserWarning: with the number of rows left out, and the longest.
     """
     texts = prompts(task.rows, tokenizer, settings)
-    between = "" if settings.chat else " "
+    separator = "" if settings.chat else " "
     end = (tokenizer.eos_token or "") if settings.end else ""
     tables, length, start = {}, np.zeros(len(texts), int), 0
     for column, answers in _answers(task).items():
         try:
             # Before there is an end token, so that empty answers are refused.
-            bare = table.encode(tokenizer, texts, answers, between=between)
+            bare = table.encode(tokenizer, texts, answers, separator=separator)
         except ValueError as error:
             raise ValueError(f"The task {task.name!r}, {column}: {error}") from None
         if end:
             answers = [x + end for x in answers]
-            bare = table.encode(tokenizer, texts, answers, between=between)
+            bare = table.encode(tokenizer, texts, answers, separator=separator)
         tables[column] = bare
         length = np.maximum(length, bare["mask"].sum(1))
         if column == "answer":
@@ -266,7 +266,7 @@ def fit(
             raise ValueError(f"{told}, and no row is left. Raise length.")
         warnings.warn(f"{told}. They are left out.", stacklevel=2)
     index = np.flatnonzero(fits)
-    width = -(-int(length[index].max()) // table.ROUND_TO) * table.ROUND_TO
+    width = table.rounded_length(length[index].max())
     width = min(width, positions or width)
     return Kept(
         [task.rows[i] for i in index],
@@ -293,7 +293,7 @@ def prompts(rows: Sequence[Row], tokenizer: Any, settings: Settings) -> list[str
     if not settings.chat:
         return texts
     date = {"date_string": settings.date} if settings.date else {}
-    return data.chat(tokenizer, texts, system=settings.system, **date)
+    return data.chat_prompts(tokenizer, texts, system=settings.system, **date)
 
 
 def _answers(task: Task) -> dict[str, list[str]]:

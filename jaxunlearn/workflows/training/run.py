@@ -155,9 +155,9 @@ def _referenced(config, built, original, made):
 def _loader(config, rows, found):
     """This process's share of the batches, from where the checkpoint stands."""
     sizes = {name: config.data[name].rows for name in rows}
-    share = (jax.process_index(), jax.process_count())
+    shard = (jax.process_index(), jax.process_count())
     try:
-        batches = loader.streams(rows, sizes, seed=config.seed, share=share)
+        batches = loader.streams(rows, sizes, seed=config.seed, shard=shard)
         if found:
             batches.set_state(found.data)
         return batches
@@ -248,7 +248,7 @@ def _export(model, params, folder, tokenizer):
     if jax.process_count() > 1:
         params = multihost_utils.process_allgather(params, tiled=True)
     if jax.process_index() == 0:
-        hf.save(params, model, folder, tokenizer=tokenizer)
+        hf.save(model, params, folder, tokenizer=tokenizer)
 
 
 def _say(text: str) -> None:

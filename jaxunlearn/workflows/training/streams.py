@@ -17,8 +17,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from jaxunlearn import _checks, data
-from jaxunlearn.data import capitals as facts
-from jaxunlearn.data import files, jsonl, prose, source, table
+from jaxunlearn.data import capitals, files, jsonl, prose, source, table
 from jaxunlearn.typing import Model
 
 Rows = table.Table | table.Source
@@ -103,21 +102,23 @@ def _encoded(rows, settings, tokenizer):
     if not answer:
         text = "\n\n".join(row[prompt] for row in rows)
         return table.encode_text(tokenizer, text, length=settings.length)
-    between = " "
+    separator = " "
     if settings.get("chat", False):
         date = {"date_string": settings.date} if settings.get("date") else {}
         asked = [row[prompt] for row in rows]
-        asked = data.chat(tokenizer, asked, system=settings.get("system", ""), **date)
+        asked = data.chat_prompts(
+            tokenizer, asked, system=settings.get("system", ""), **date
+        )
         rows = [
             {prompt: text, answer: row[answer] + (tokenizer.eos_token or "")}
             for text, row in zip(asked, rows, strict=True)
         ]
-        between = ""
+        separator = ""
     if settings.get("long", "refuse") == "drop":
-        names = dict(prompt=prompt, answer=answer, between=between)
-        rows = data.drop_long(rows, tokenizer, length=settings.length, **names)
+        names = dict(prompt=prompt, answer=answer, separator=separator)
+        rows = data.drop_long(rows, tokenizer, max_length=settings.length, **names)
     texts = files.columns(rows, prompt, answer)
-    return table.encode(tokenizer, *texts, length=settings.length, between=between)
+    return table.encode(tokenizer, *texts, length=settings.length, separator=separator)
 
 
 def _column(settings: ConfigDict) -> str:
@@ -184,11 +185,11 @@ def _capitals(settings, model, tokenizer):
     """Every capital of a continent, or of the others, in every training statement."""
     del model
     group, others = settings.get("group", "Europe"), settings.get("others", False)
-    known = [f for f in facts.capitals() if (f.group == group) != others]
+    known = [f for f in capitals.capitals() if (f.group == group) != others]
     pairs = [
         (fact.prompt(phrasing), fact.answer)
         for fact in known
-        for phrasing in facts.phrasings("statement", "train")
+        for phrasing in capitals.phrasings("statement", "train")
     ]
     prompts, answers = zip(*pairs, strict=True) if pairs else ((), ())
     return table.encode(tokenizer, prompts, answers, length=settings.length)

@@ -3,8 +3,7 @@
 
 import numpy as np
 
-from golden_families import reading
-from jaxunlearn.data import openunlearning
+from golden_families import openunlearning, reading
 
 
 class Characters:

@@ -1,12 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Rows of a file by its ending: JSON lines, JSON, CSV, Parquet, plain lines; and of a
-folder that `save_to_disk` of Hugging Face's `datasets` wrote.
+"""Rows of a file, by its ending: JSON lines, JSON, CSV, Parquet or plain text.
 
-    rows = files.read_rows("mine.csv", ("question", "answer"))
-    table.encode(tokenizer, *files.columns(rows, "question", "answer"))
+    rows = data.read_rows("mine.csv", ("question", "answer"))
+    table = data.encode(tokenizer, *data.columns(rows, "question", "answer"))
 
-Parquet and such folders need pyarrow (`pip install 'jaxunlearn[data]'`), all else
-nothing.
+Folders written by `save_to_disk` of Hugging Face's `datasets` are read too. These and
+Parquet need pyarrow (`pip install 'jaxunlearn[data]'`).
 """
 
 import csv
@@ -18,10 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from jaxunlearn import _checks
-from jaxunlearn.data import jsonl
+from jaxunlearn.data.readers import jsonl
 
 ENDINGS = (".jsonl", ".json", ".csv", ".parquet")
-_STATE, _SPLITS = "state.json", "dataset_dict.json"  # files of save_to_disk
+_STATE, _SPLITS = "state.json", "dataset_dict.json"  # written by save_to_disk
 
 
 def read_rows(
@@ -32,18 +31,18 @@ def read_rows(
     Args:
         path: a file that ends in .jsonl, .json (a list of objects, or JSON lines),
             .csv (the first line names the columns, all values are texts) or .parquet;
-            .gz may follow all but the last. Or a folder that `save_to_disk` wrote; of
-            several splits name one, as "folder/train".
+            all but .parquet may be followed by .gz. Or a folder that `save_to_disk`
+            wrote; if it has several splits, the path of one, as "folder/train".
         required: columns that every row must have.
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: naming the file and, where it has them, the line: for another
-            ending, no rows, no UTF-8 text, broken syntax or a missing column; naming
-            the splits, if a folder has several.
-        ImportError: for Parquet and folders without pyarrow.
+        ValueError: naming the file and, where possible, the line, for another ending,
+            no rows, text that is not UTF-8, broken syntax or a missing column; naming
+            the splits if a folder has several.
+        ImportError: for Parquet and folders, without pyarrow.
     """
     path = Path(path)
-    if _saved(path):
+    if _is_saved_dataset(path):
         return _checked(path, _arrow(path), required)
     name = path.name.removesuffix(".gz")
     ending = Path(name).suffix
@@ -54,8 +53,8 @@ def read_rows(
         )
     if not path.is_file():
         raise FileNotFoundError(
-            f"read_rows needs a file, but {path} is "
-            f"{'a folder' if path.is_dir() else 'not there'}. Check the path."
+            f"read_rows needs a file, but {path} "
+            f"{'is a folder' if path.is_dir() else 'does not exist'}. Check the path."
         )
     if ending == ".jsonl":
         return jsonl.read_jsonl(path, required)
@@ -66,41 +65,30 @@ def read_rows(
     return _checked(path, rows, required)
 
 
-def _checked(path: Path, rows: list[Any], required: Sequence[str]) -> list[Any]:
-    if not rows:
-        raise ValueError(f"{path} holds no rows. Name another file.")
-    for number, row in enumerate(rows):
-        if not isinstance(row, dict):
-            raise ValueError(
-                f"{path}, row {number}: needs an object, got a {type(row).__name__}. "
-                'Write {"field": value, ...}.'
-            )
-        _has(path, number, row, required)
-    return rows
-
-
 def columns(rows: Sequence[dict[str, Any]], *names: str) -> tuple[list[Any], ...]:
-    """The values of these columns, a list each."""
+    """The values of the named columns, one list per column."""
     if rows:
-        _checks.has_keys("columns", "columns", names, rows[0], "Name another column.")
+        fix = "Name another column."
+        _checks.has_keys("data.columns", "columns", names, rows[0], fix)
     return tuple([row[name] for row in rows] for name in names)
 
 
 def read_texts(path: str | os.PathLike, *, lines: bool = False) -> list[dict[str, str]]:
-    """Texts without columns as rows {"text": text}.
+    """Texts without columns, as rows {"text": text}.
 
     Args:
-        path: a JSON list of texts, rows that already have `text`, or plain text
-            (.txt), one row as it stands.
-        lines: reads any file as plain text, one row a line; blank lines are left out.
+        path: a JSON list of texts, a file of rows that have `text`, or a plain text
+            file (.txt), which is one row.
+        lines: reads any file as plain text with one row per line; blank lines are
+            skipped.
     Raises:
         FileNotFoundError, ValueError: as read_rows.
     """
     path = Path(path)
-    if _saved(path):
+    if _is_saved_dataset(path):
         return read_rows(path, ("text",))
     if not path.is_file():
-        raise FileNotFoundError(f"read_texts needs a file, but {path} is not there.")
+        raise FileNotFoundError(f"read_texts needs a file, but {path} does not exist.")
     ending = Path(path.name.removesuffix(".gz")).suffix
     if lines:
         texts = [x for x in jsonl.read_text(path).split("\n") if x.strip()]
@@ -114,12 +102,20 @@ def read_texts(path: str | os.PathLike, *, lines: bool = False) -> list[dict[str
     if any(isinstance(text, dict) for text in texts):
         return read_rows(path, ("text",))
     if not any(isinstance(text, str) and text.strip() for text in texts):
-        raise ValueError(f"{path} holds no texts. Name another file.")
+        raise ValueError(f"{path} has no texts. Name another file.")
     return [{"text": text} for text in texts]
 
 
+def _checked(path: Path, rows: list[Any], required: Sequence[str]) -> list[Any]:
+    if not rows:
+        raise ValueError(f"{path} has no rows. Name another file.")
+    for index, row in enumerate(rows):
+        jsonl.check_row(row, f"{path}, row {index}", required)
+    return rows
+
+
 def _json(path: Path, required: Sequence[str]) -> list[Any]:
-    """A JSON list, or JSON lines under this ending, as some official files are."""
+    """A JSON list, or JSON lines: some official .json files hold lines."""
     text = jsonl.read_text(path)
     if not text.lstrip().startswith("["):
         return jsonl.read_jsonl(path, required)
@@ -128,7 +124,7 @@ def _json(path: Path, required: Sequence[str]) -> list[Any]:
     except json.JSONDecodeError as error:
         raise ValueError(
             f"{path}, line {error.lineno}: needs a JSON list, got {error.msg} at "
-            f"column {error.colno}. Mend the file."
+            f"column {error.colno}. Correct the file."
         ) from None
 
 
@@ -141,13 +137,13 @@ def _csv(path: Path) -> list[dict[str, str]]:
                 raise ValueError(
                     f"{path}, line {reader.line_num}: needs {len(reader.fieldnames)} "
                     "values, as its first line has, got more or fewer. Put values "
-                    'with commas in "quotes".'
+                    'that contain commas in "quotes".'
                 )
             rows.append(row)
     except csv.Error as error:
         raise ValueError(
             f"{path}, line {reader.reader.line_num}: needs CSV, got "
-            f"{error}. Mend the line."
+            f"{error}. Correct the line."
         ) from None
     return rows
 
@@ -158,12 +154,12 @@ def _parquet(path: Path) -> list[dict[str, Any]]:
         return pyarrow.parquet.ParquetFile(path).read().to_pylist()
     except pyarrow.ArrowInvalid as error:
         raise ValueError(
-            f"{path} needs to be a Parquet file, got: {error}. Copy it anew."
+            f"{path} needs to be a Parquet file, got: {error}. Copy it again."
         ) from None
 
 
-def _saved(path: Path) -> bool:
-    """Whether it is a folder of save_to_disk, of one split or of several."""
+def _is_saved_dataset(path: Path) -> bool:
+    """Whether `path` is a folder that save_to_disk wrote, of one or several splits."""
     return any((path / name).is_file() for name in (_STATE, _SPLITS))
 
 
@@ -172,7 +168,7 @@ def _arrow(folder: Path) -> list[dict[str, Any]]:
     if (folder / _SPLITS).is_file():
         splits = json.loads(jsonl.read_text(folder / _SPLITS)).get("splits", [])
         raise ValueError(
-            f"{folder} holds the splits {_checks.listed(splits)}, and one was needed. "
+            f"{folder} has the splits {_checks.listed(splits)}, but one is needed. "
             f"Name it, as {folder / str((splits or ['train'])[0])}."
         )
     pyarrow, rows = _pyarrow(folder), []
@@ -183,22 +179,14 @@ def _arrow(folder: Path) -> list[dict[str, Any]]:
                 rows += pyarrow.ipc.open_stream(stream).read_all().to_pylist()
         except (OSError, pyarrow.ArrowInvalid) as error:
             raise ValueError(
-                f"{file} needs to be whole, as save_to_disk wrote it, got: {error}. "
-                "Copy the folder anew."
+                f"{file} needs to be complete, as save_to_disk wrote it, got: {error}. "
+                "Copy the folder again."
             ) from None
     return rows
 
 
 def _pyarrow(path: Path) -> Any:
+    owner = f"Reading {path}"
     for name in ("pyarrow.ipc", "pyarrow.parquet"):
-        _checks.library(f"Reading {path}", name, "data")
-    return _checks.library(f"Reading {path}", "pyarrow", "data")
-
-
-def _has(path, number, row, required) -> None:
-    missing = [name for name in required if name not in row]
-    if missing:
-        raise ValueError(
-            f"{path}, row {number}: needs {_checks.listed(missing)}, but the row has "
-            f"{_checks.listed(row)}. Add the column or rename one."
-        )
+        _checks.library(owner, name, "data")
+    return _checks.library(owner, "pyarrow", "data")

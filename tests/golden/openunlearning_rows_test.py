@@ -4,7 +4,7 @@
 import numpy as np
 import pytest
 
-from jaxunlearn.data import openunlearning
+from tests.golden.golden_families import openunlearning
 
 IGNORE = openunlearning.IGNORE
 TAGS = {

@@ -1,17 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""General prose that every machine has: CPython's own language reference.
+"""General English prose from CPython's language reference.
 
-CPython ships the reference as `pydoc_data.topics`, so nothing is downloaded and no text
-is copied into this repository. Only paragraphs that read as prose are kept; code,
-grammars, tables, signatures and version notes are left out. The text differs a little
-from one Python version to the next: compare perplexities of one version only.
+CPython contains the reference as `pydoc_data.topics`, so nothing is downloaded and this
+repository holds no copy. Only paragraphs that are prose are returned; code, grammars,
+tables, signatures and version notes are removed. The text differs slightly between
+Python versions: compare perplexities of one version only.
 """
 
 import hashlib
 import importlib
 import re
 
-HELD_OUT_IN = 4  # one topic in four, by its hash
+HELD_OUT_IN = 4  # one topic in four is held out, by the hash of its name
 
 _CODE = re.compile(r"::=|>>>|\.\.\. |^ *[+|]|={3,}|-{4,}|\*{4,}", re.MULTILINE)
 _VERSION = re.compile(
@@ -21,16 +21,15 @@ _BULLET = re.compile(r"^(\*|[0-9]+\.|\[[0-9]+\])\s+|^Note:\s+")
 
 
 def prose() -> tuple[str, str]:
-    """Text to train on and text held out, disjoint by whole topics.
+    """Text to train on and held-out text, split by topic.
 
-    A topic's side depends on a hash of its name alone, and a paragraph that stands in
-    topics of both sides counts as held out, so no held-out paragraph is ever trained
-    on.
+    The side of a topic depends on a hash of its name only. A paragraph that occurs in
+    topics of both sides is held out, so no held-out paragraph is trained on.
 
     Returns:
-        (train text, held-out text), paragraphs apart by an empty line.
+        (training text, held-out text), with an empty line between paragraphs.
     Raises:
-        ModuleNotFoundError: if this Python came without `pydoc_data`.
+        ModuleNotFoundError: if this Python has no `pydoc_data`.
     """
     topics = _topics()
     seen: set[str] = set()
@@ -50,18 +49,18 @@ def held_out(topic: str) -> bool:
 
 
 def paragraphs(text: str) -> list[str]:
-    """The paragraphs of one topic that read as prose, markup removed, one line each."""
+    """The prose paragraphs of one topic, without markup, one line each."""
     found = (_clean(block) for block in re.split(r"\n\s*\n", text))
     return [paragraph for paragraph in found if paragraph]
 
 
 def _clean(block: str) -> str:
-    """One paragraph on one line, or "" if it is not prose."""
+    """The paragraph on one line, or "" if it is not prose."""
     if _CODE.search(block):
         return ""
     first, _, rest = block.strip("\n").partition("\n")
     if rest and _indent(rest) > _indent(first) and not _BULLET.match(first.strip()):
-        block = rest  # a term and its definition: keep the definition
+        block = rest  # a term and its definition: use the definition
     text = re.sub(r"(\w)-\n\s*(?=\w)", r"\1-", block)  # a word broken at a line end
     text = re.sub(r"\s+", " ", _BULLET.sub("", text.strip()))
     text = re.sub(r"\s*\[[0-9]+\]", "", text)  # footnotes
@@ -84,7 +83,7 @@ def _indent(text: str) -> int:
 
 
 def _hash(topic: str) -> int:
-    # Python's own hash of a text is salted anew in every process.
+    # Python's built-in hash of a text differs between processes.
     return int.from_bytes(hashlib.sha256(topic.encode()).digest()[:8], "big")
 
 
@@ -94,6 +93,6 @@ def _topics() -> dict[str, str]:
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
             "prose needs CPython's language reference, but this Python has no "
-            "'pydoc_data.topics'. Install the full standard library, or bring a "
-            "text of your own."
+            "'pydoc_data.topics'. Install the full standard library, or use another "
+            "text."
         ) from error

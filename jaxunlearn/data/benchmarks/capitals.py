@@ -1,15 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Facts of our own making: capitals to forget and keep, and other world facts.
+"""Capitals of countries to forget and to retain, and other facts about the world.
 
-A `Fact` is a subject, its answer and a group; a *phrasing* is a sentence with
-`{country}` in it that ends just before the answer, so that greedy completion can be
-scored. A `Cloze` is one finished prompt with its answer and wrong choices. The facts
-live in `capitals.json`.
+    facts = capitals.capitals()                   # packaged, in capitals.json
+    facts = capitals.read_facts("mine.jsonl")     # your own, in the same form
+
+A `Fact` is a subject, its answer and a group. A *phrasing* is a sentence that contains
+`{country}` and ends just before the answer, so that greedy completion can be scored. A
+`Cloze` is one complete prompt with its answer and wrong choices.
 """
 
 import dataclasses
 import functools
 import json
+import os
 import re
 import unicodedata
 import zlib
@@ -20,6 +23,7 @@ from typing import Any
 import numpy as np
 
 from jaxunlearn import _checks
+from jaxunlearn.data.readers import jsonl
 
 PLACE = "{country}"
 KINDS = ("statement", "question")
@@ -32,10 +36,10 @@ class Fact:
     """A country and its capital.
 
     Attributes:
-        subject: as it stands inside a sentence, article included ("the Netherlands").
-        answer: the name to complete with.
-        aliases: every accepted spelling; the answer is the first of them.
-        group: the continent; wrong choices come from the same group.
+        subject: the country as written inside a sentence ("the Netherlands").
+        answer: the capital.
+        aliases: every accepted spelling; the answer is the first.
+        group: the continent; wrong choices are drawn from the same group.
     """
 
     subject: str
@@ -54,14 +58,14 @@ class Fact:
 
 @dataclasses.dataclass(frozen=True)
 class Cloze:
-    """A prompt that ends before a short answer, with wrong choices of its own.
+    """A prompt that ends before a short answer, with its wrong choices.
 
     Attributes:
         prompt: the text before the answer.
         answer: the continuation, without its leading space.
-        aliases: every accepted spelling; the answer is the first of them.
-        wrong: answers that are false.
-        group: the field it is about ("science", "books", ...).
+        aliases: every accepted spelling; the answer is the first.
+        wrong: false answers.
+        group: the subject area ("science", "books", ...).
     """
 
     prompt: str
@@ -72,7 +76,7 @@ class Cloze:
 
 
 def capitals() -> list[Fact]:
-    """Every packaged capital, Europe first; a new list on each call."""
+    """All packaged capitals, Europe first, as a new list."""
     return [make_fact(row) for row in _packaged()["capitals"]]
 
 
@@ -91,16 +95,16 @@ def world() -> list[Cloze]:
 
 
 def phrasings(kind: str = "statement", split: str = "train") -> list[str]:
-    """Sentences with `{country}` that end just before the capital's name.
+    """Sentences that contain `{country}` and end just before the capital's name.
 
     Args:
-        kind: "statement" (completed greedily or scored by choice) or "question" (a
-            question and the beginning of its reply; a small model often replies with a
-            whole sentence, so rate these by choice).
+        kind: "statement" (scored by greedy completion or by choice) or "question" (a
+            question and the beginning of its reply; score these by choice, because
+            small models often reply with a complete sentence).
         split: "train" (two thirds) or "test" (one third, never trained on).
     """
-    _checks.one_of("facts.phrasings", KINDS, kind=kind)
-    _checks.one_of("facts.phrasings", SPLITS, split=split)
+    _checks.one_of("capitals.phrasings", KINDS, kind=kind)
+    _checks.one_of("capitals.phrasings", SPLITS, split=split)
     rows = _packaged()["phrasings"]
     return [
         row["text"] for row in rows if row["kind"] == kind and row["split"] == split
@@ -108,23 +112,27 @@ def phrasings(kind: str = "statement", split: str = "train") -> list[str]:
 
 
 def choices(
-    fact: Fact | Cloze, pool: Sequence[Fact] = (), *, seed: int = 0, number: int = 4
+    fact: Fact | Cloze,
+    pool: Sequence[Fact] = (),
+    *,
+    seed: int = 0,
+    num_choices: int = 4,
 ) -> tuple[list[str], int]:
-    """The right answer among wrong ones, the same on every machine.
+    """The right answer among wrong ones, in the same order on every machine.
 
-    The draw depends on the seed and the fact alone, not on the order of `pool`.
+    The draw depends on the seed and the fact only, not on the order of `pool`.
 
     Args:
-        fact: what is asked. A `Cloze` brings its own wrong answers and needs no pool.
-        pool: facts whose answers, if of the same group, may serve as wrong ones.
-        seed: whole number >= 0.
-        number: how many options, the right one included.
+        fact: the fact in question. A `Cloze` has its wrong answers and needs no pool.
+        pool: facts whose answers are the wrong choices, if they are of the same group.
+        seed: integer >= 0.
+        num_choices: number of choices, the right one included.
     Returns:
-        (options, index of the right one).
+        (choices, index of the right one).
     Raises:
-        ValueError: if fewer than number - 1 distinct wrong answers are there.
+        ValueError: if there are fewer than num_choices - 1 distinct wrong answers.
     """
-    _checks.positive_int("facts.choices", number=number)
+    _checks.positive_int("capitals.choices", num_choices=num_choices)
     if isinstance(fact, Cloze):
         name, wrong = fact.prompt, set(fact.wrong)
     else:
@@ -132,23 +140,24 @@ def choices(
         wrong = {other.answer for other in pool if other.group == fact.group}
     right = {_plain(alias) for alias in fact.aliases}
     wrong = sorted(answer for answer in wrong if _plain(answer) not in right)
-    if len(wrong) < number - 1:
+    if len(wrong) < num_choices - 1:
         raise ValueError(
-            f"facts.choices needs {number - 1} wrong answers of group {fact.group!r} "
-            f"for {name!r}, got {len(wrong)}. Give a larger pool or a smaller number."
+            f"capitals.choices needs {num_choices - 1} wrong answers of group "
+            f"{fact.group!r} for {name!r}, got {len(wrong)}. Give a larger pool or a "
+            "smaller num_choices."
         )
-    draw = np.random.default_rng([seed, zlib.crc32(name.encode())])
-    options = [wrong[i] for i in draw.permutation(len(wrong))[: number - 1]]
-    index = int(draw.integers(number))
-    options.insert(index, fact.answer)
-    return options, index
+    rng = np.random.default_rng([seed, zlib.crc32(name.encode())])
+    drawn = [wrong[i] for i in rng.permutation(len(wrong))[: num_choices - 1]]
+    index = int(rng.integers(num_choices))
+    drawn.insert(index, fact.answer)
+    return drawn, index
 
 
 def is_answer(fact: Fact | Cloze, text: str) -> bool:
     """Whether a continuation begins with the answer or one of its aliases.
 
-    Leading blanks, quotes and markdown are dropped; case and accents do not matter; the
-    name must end at a word boundary ("Romeo" is not "Rome").
+    Leading spaces, quotes and markdown are ignored, as are case and accents. The name
+    must end at a word boundary ("Romeo" is not "Rome").
     """
     text = _plain(text.lstrip(_OPENING))
     return any(
@@ -156,8 +165,35 @@ def is_answer(fact: Fact | Cloze, text: str) -> bool:
     )
 
 
+def read_facts(path: str | os.PathLike) -> list[Fact]:
+    """Your facts, from JSON lines in the form of the packaged capitals.
+
+    Each object has `country` and `capital`, and optionally `continent` (wrong choices
+    are drawn from the same one) and `aliases` (a list of other accepted spellings).
+
+    Raises:
+        FileNotFoundError, ValueError: as `data.read_jsonl`; also for a field of the
+            wrong type or a country that occurs twice, with file and line.
+    """
+    facts: list[Fact] = []
+    lines: dict[str, int] = {}
+    for line, row in jsonl.numbered_rows(path, ("country", "capital")):
+        try:
+            fact = make_fact(row)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{path}, line {line}: {error}") from None
+        if fact.subject in lines:
+            raise ValueError(
+                f"{path}, line {line}: {fact.subject!r} is already on line "
+                f"{lines[fact.subject]}. Keep one row per country."
+            )
+        lines[fact.subject] = line
+        facts.append(fact)
+    return facts
+
+
 def make_fact(row: Mapping[str, Any]) -> Fact:
-    """A Fact from `country`, `capital` and, if there, `continent` and `aliases`.
+    """A Fact from `country`, `capital` and, if present, `continent` and `aliases`.
 
     Raises:
         TypeError, ValueError: if a value is not a text, or is empty.
@@ -199,5 +235,5 @@ def _plain(text: str) -> str:
 
 @functools.cache
 def _packaged() -> dict[str, Any]:
-    file = resources.files("jaxunlearn.data").joinpath("capitals.json")
+    file = resources.files("jaxunlearn.data.benchmarks").joinpath("capitals.json")
     return json.loads(file.read_text(encoding="utf-8"))
