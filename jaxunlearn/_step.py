@@ -145,8 +145,13 @@ def make_step(
 ) -> Step:
     """Builds a pure function: (state, streams, frozen, rules=None) -> (state, metrics).
 
-    The step takes `term_gradients`, hands them to `tx` together, and applies the
-    update.
+    The step takes `term_gradients`, hands all of them to `tx`, and applies the update.
+
+    A chain without a combiner is refused, as there is no one right way to combine
+    gradients and the optimizer state is made outside (init_state): for the plain sum
+    put combine.weighted_sum() first. optax.MultiSteps must not contain the combiner:
+    it would have to add up gradients of several terms, and combining is not linear;
+    use `num_microbatches`.
 
     Args:
         terms: the losses by name; one term for each gradient that the combiner must see
@@ -165,12 +170,13 @@ def make_step(
         reports that its numbers (a schedule's value, for example) were not finite; its
         update is then zero.
     Raises:
-        ValueError: if there is no term, or `num_microbatches` is below 1; see
-            `term_gradients` for what the step raises when it is traced.
+        ValueError: if there is no term, or `num_microbatches` is below 1. When the step
+            is traced: if `tx` does not begin with a combiner, and as `term_gradients`.
     """
     if not terms:
         raise ValueError("make_step needs at least one term, got terms={}.")
     _checks.positive_int("make_step", num_microbatches=num_microbatches)
+    tx = optax.with_extra_args_support(tx)
 
     def step(state, streams, frozen, rules=None):
         key = jax.random.fold_in(state.key, state.step)
@@ -183,6 +189,7 @@ def make_step(
         finite = jnp.stack([jnp.isfinite(value) for value in metrics.values()]).all()
 
         extra = {"values": values} | ({} if rules is None else {"rules": rules})
+        _begins_with_a_combiner(tx, grads, state)
 
         def update(state):
             updates, opt_state = tx.update(
@@ -203,6 +210,32 @@ def make_step(
         return new, metrics | stats | {"finite": finite}
 
     return step
+
+
+def _begins_with_a_combiner(
+    tx: optax.GradientTransformationExtraArgs,
+    grads: Mapping[str, Params],
+    state: UnlearnState,
+) -> None:
+    """Raises ValueError for a chain that cannot combine the gradients of terms."""
+    links = state.opt_state if type(state.opt_state) is tuple else (state.opt_state,)
+    if links and isinstance(links[0], optax.MultiStepsState):
+        raise ValueError(
+            "make_step needs tx to begin with a combiner, got optax.MultiSteps around "
+            "it. Take MultiSteps away and pass make_step(num_microbatches=...), which "
+            "accumulates each term's gradient before they are combined."
+        )
+    plain = next(iter(grads.values()))
+    try:
+        updates, _ = jax.eval_shape(tx.update, plain, state.opt_state, state.params)
+    except Exception:  # a combiner refuses gradients that are not those of terms
+        return
+    if jax.tree.structure(updates) == jax.tree.structure(plain):
+        raise ValueError(
+            "make_step needs tx to begin with a combiner, got a chain that takes the "
+            "gradient of one loss. Put one first: optax.chain(combine.weighted_sum(), "
+            "tx) adds the gradients of all terms."
+        )
 
 
 def _gradient(

@@ -32,6 +32,7 @@ from jax.sharding import Mesh
 from jaxunlearn import _checks, losses, metrics, sharding, terms
 from jaxunlearn._generate import generate, ready, rows_axis
 from jaxunlearn.data import table as tables
+from jaxunlearn.terms._chunks import counted_values
 from jaxunlearn.typing import Model, Params
 
 
@@ -391,7 +392,7 @@ def _token_scores(params, batch, model):
 def _answer_values(params, batch, model, values):
     """(*values, where) of every token, zero outside the answer."""
     on_mesh = not jax.sharding.get_abstract_mesh().empty
-    of_tokens = terms.target_values if on_mesh else terms.counted_values
+    of_tokens = terms.target_values if on_mesh else counted_values
     found, where = of_tokens(model, params, batch, values)
     found = [jnp.where(where, x, jnp.zeros_like(x)) for x in found]
     # Replicated on every device, so that every process can read all rows.

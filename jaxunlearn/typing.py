@@ -139,7 +139,11 @@ class Term(Protocol):
     needs_ref: bool
 
     def __call__(
-        self, params: Params, streams: Streams, ref: Params | None, key: PRNGKey
+        self,
+        params: Params,
+        streams: Streams,
+        ref_params: Params | None,
+        key: PRNGKey,
     ) -> tuple[Total, Metrics]: ...
 
 

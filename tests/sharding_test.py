@@ -14,7 +14,7 @@ from jax.sharding import PartitionSpec as P
 from numpy.testing import assert_allclose
 
 import jaxunlearn as ju
-from jaxunlearn import combine, losses, recipes, sharding, terms, trees
+from jaxunlearn import combine, losses, recipes, sharding, terms, trees, wrap
 from tests import tiny
 
 SETTINGS = dict(width=32, heads=8, kv_heads=8, head_dim=4, hidden=32, vocab=64)
@@ -199,6 +199,23 @@ def test_a_step_reduces_few_scalars():
     assert sorted(shapes) == ["f32[1,2]{1,0}", "f32[1,3]{1,0}"]
 
 
+def test_a_state_that_is_not_on_the_mesh_is_refused():
+    base, params = tiny.tiny_model(**SETTINGS)
+    model = wrap.lora(base, pattern=r"blocks/mlp/down/kernel", rank=2)
+    recipe = recipes.blur.npo(model)
+    mesh = mesh_of((2, 2, 2))
+    train, frozen = recipe.split(wrap.add_lora(params, model, jax.random.key(1)))
+    state = ju.init_state(train, recipe.tx, jax.random.key(0))
+    step = ju.make_step(recipe.terms, recipe.tx)
+    jitted = sharding.jit_step(step, mesh, model.rules, state)
+    with pytest.raises(ValueError, match=r"'step'.*sharding\.create"):
+        jitted(state, streams(), frozen)
+    replicated = sharding.by_rules(state, mesh, [(".*", ())])
+    state = jax.device_put(state, replicated)
+    with pytest.raises(ValueError, match="'params/blocks/mlp/down/lora_a'"):
+        jitted(state, streams(), frozen)
+
+
 def test_what_does_not_fit_is_an_error():
     count = jax.device_count()
     with pytest.raises(ValueError, match=f"number of devices, {count}, got data=3"):
@@ -219,7 +236,7 @@ def test_rules_and_rows_that_do_not_fit_are_errors():
     assert specs["a"].spec == P("fsdp") and specs["b"].spec == P()
     with pytest.raises(ValueError, match=r"every leaf, got none for 'a'. Add one"):
         sharding.by_rules(tree, mesh, [("x", ())])
-    with pytest.raises(ValueError, match=r"a dimension of 3 in 2 parts"):
+    with pytest.raises(ValueError, match=r"dimension of 3 in 2 parts"):
         sharding.by_rules(tree, mesh, [("a", (None, "tensor"))])
     with pytest.raises(ValueError, match=r"at most 2 entries"):
         sharding.by_rules(tree, mesh, [("a", (None, None, "tensor"))])

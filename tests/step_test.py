@@ -184,39 +184,6 @@ def test_the_update_is_that_of_the_combined_gradients(num_microbatches):
     assert int(state.step) == 1 and bool(metrics["finite"])
 
 
-@pytest.mark.parametrize("num_microbatches", [1, 2, 4])
-def test_term_gradients_are_those_of_each_mean_over_the_whole_batch(num_microbatches):
-    parts, params = decoder_terms()
-    streams = decoder_streams()
-
-    def mean(params, name):
-        total, _ = parts[name](params, streams, None, KEY)
-        return total.mean()
-
-    run = jax.jit(
-        partial(steps.term_gradients, parts, num_microbatches=num_microbatches)
-    )
-    values, grads, metrics = run(params, streams, Frozen(), KEY)
-    assert set(values) == set(grads) == {"forget", "retain"}
-    assert set(metrics) == {"forget/nll", "retain/nll"}
-    for name in parts:
-        value, grad = jax.value_and_grad(mean)(params, name)
-        assert values[name].dtype == jnp.float32 and values[name].shape == ()
-        assert_allclose(values[name], value, rtol=1e-5)
-        close(grads[name], grad)
-    assert_allclose(metrics["retain/nll"], values["retain"], rtol=1e-6)
-
-
-def test_term_gradients_exist_only_for_the_leaves_that_train():
-    parts, params = decoder_terms()
-    train, rest = trees.split(params, r"blocks/mlp/.*")
-    _, grads, _ = jax.jit(partial(steps.term_gradients, parts))(
-        train, decoder_streams(), Frozen(rest), KEY
-    )
-    for name in parts:
-        assert trees.paths(grads[name]).keys() == trees.paths(train).keys()
-
-
 def test_a_donated_state_does_not_harm_the_original():
     tx = optax.chain(combine.blur(), adam())
     params, key = toy_params(), jax.random.key(3)

@@ -59,7 +59,7 @@ def test_only_tokens_that_count_are_unembedded(rows, size, monkeypatch):
         return {"logps": losses.token_logps(logits, targets)}
 
     counting = model._replace(unembed=unembed)
-    found, where = terms.counted_values(counting, params, rows, values)
+    found, where = _chunks.counted_values(counting, params, rows, values)
     expected, _ = terms.target_logps(model, params, rows)
     got = jnp.where(where, found["logps"], 0.0)
     assert_allclose(got, expected, rtol=1e-5, atol=1e-6)
@@ -68,7 +68,7 @@ def test_only_tokens_that_count_are_unembedded(rows, size, monkeypatch):
     assert len(shapes) == -(-int(where.sum()) // size)
     assert set(shapes) == {(1, size, model.config.width)}
     silent = dict(rows, answer=np.zeros_like(rows["answer"]))
-    found, where = terms.counted_values(model, params, silent, values)
+    found, where = _chunks.counted_values(model, params, silent, values)
     assert not where.any() and not found["logps"].any()
 
 

@@ -5,20 +5,22 @@
 | --- | --- |
 | `on_logps` | log-probabilities of answers, or of their tokens |
 | `on_pairs` | log-probabilities of two answers to each question, in two streams |
-| `on_tokens` | whole next-token distributions |
+| `on_tokens` | the logits of the whole vocabulary |
 | `on_hidden` | hidden states after one layer, where the forward pass then stops |
-| `halves` | what a term's does, on each half of its rows |
+| `halves` | splits a term into two, over even and odd rows (independent gradients) |
 | `joint` | a weighted sum of such terms in one forward pass |
 
-A term returns the sum of its loss and the number of things summed, so that the division
-happens once, after microbatches and devices. The unembedding and the loss run over a
-few tokens of every sequence at a time, and the backward pass computes those logits
-again: nothing of shape [B, L, V] ever exists.
+A term returns the sum of its loss and the number of rows or tokens that count, so that
+the division happens once, after microbatches and devices. The unembedding and the loss
+run over a few tokens of every sequence at a time, and the backward pass computes those
+logits again: no array of shape [B, L, V] ever exists.
 
-A loss names what it needs. Its first parameter is what the model computes. For
-`on_logps` every further positional parameter without a default is a column: `ref_logps`
-and others come from the batch, `lengths` is counted by the term. For `on_tokens` it may
-be `ref_logits` or `targets`. Hyperparameters are bound with functools.partial:
+The parameters of a loss name its inputs. The first parameter is what the model
+computes. For `on_logps` every further positional parameter without a default is a
+column: `ref_logps` and others are read from the batch, `lengths` is counted by the
+term. For `on_tokens` it may be `ref_logits` or `targets`. A loss over tokens also takes
+`where` (bool, True: the token counts). A loss returns one value a row or a token and
+does not average. Hyperparameters are bound with functools.partial:
 
     terms.on_logps(partial(losses.npo, beta=0.1), model, "forget")
     terms.on_logps(losses.nll, model, "retain", reduce="token")
@@ -27,7 +29,7 @@ be `ref_logits` or `targets`. Hyperparameters are bound with functools.partial:
 """
 
 from jaxunlearn.terms._bound import BoundTerm, JointTerm, joint
-from jaxunlearn.terms._chunks import counted_values, target_logps, target_values
+from jaxunlearn.terms._chunks import target_logps, target_values
 from jaxunlearn.terms._halves import HalfTerm, halves
 from jaxunlearn.terms._hidden import on_hidden
 from jaxunlearn.terms._logits import on_logps, on_pairs, on_tokens
@@ -36,7 +38,6 @@ __all__ = [
     "BoundTerm",
     "HalfTerm",
     "JointTerm",
-    "counted_values",
     "halves",
     "joint",
     "on_hidden",

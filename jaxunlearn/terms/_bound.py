@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a term is made of, and how several share one forward pass."""
+"""The parts of a term, and how several terms share one forward pass."""
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
@@ -30,14 +30,15 @@ class BoundTerm:
     """A Term on the hidden states of one stream, or of several.
 
     Attributes:
-        model: the model that is run.
-        reads: names of the streams it is run on.
-        score: (params, hidden of each stream, batches, ref) -> (Total, Metrics).
-        columns: what each of its streams must hold.
+        model: the model that runs.
+        reads: names of the streams that it runs on.
+        score: (params, hidden of each stream, batches, ref_params) -> (Total, Metrics).
+        columns: columns that each of its streams must have.
         needs_ref: whether `score` reads the reference model's parameters.
-        of_logps: where log-probabilities of the answers are all that the term wants of
-            the hidden states, the rest of `score`: (logps [B, L - 1] of each stream,
-            where [B, L - 1] of each, batches) -> (Total, Metrics).
+        of_logps: for a term that needs no more of the hidden states than the
+            log-probabilities of the answers, the second part of `score`: (logps
+            [B, L - 1] of each stream, where [B, L - 1] of each, batches) -> (Total,
+            Metrics).
         chunk: tokens of each sequence unembedded at a time; None is the default.
         layer: the block whose output `score` reads, after which the forward pass stops;
             None for the final hidden states.
@@ -52,32 +53,35 @@ class BoundTerm:
     chunk: int | None = None
     layer: int | None = None
 
-    def batches(self, streams: Streams, ref: Params | None) -> list[Batch]:
-        """The term's own batches, once everything it needs is known to be there."""
+    def batches(self, streams: Streams, ref_params: Params | None) -> list[Batch]:
+        """The batches that the term reads; raises if it needs something else too."""
         fix = "Add it to your loader."
         _checks.has_keys("The term", "stream", self.reads, streams, fix)
         for stream in self.reads:
             fix = "evaluate.reference_logps makes ref_logps, data.encode the others."
             owner = f"The term on {stream!r}"
             _checks.has_keys(owner, "columns", self.columns, streams[stream], fix)
-            if self.needs_ref and ref is None:
+            if self.needs_ref and ref_params is None:
                 raise ValueError(
-                    f"{owner} needs the reference model, got none. "
-                    "Pass Frozen(rest, ref_params=params) to the step."
+                    f"{owner} needs the reference model, got ref_params=None. Pass "
+                    "Frozen(params, ref_params=...) to the step, as Recipe.setup does."
                 )
         return [streams[stream] for stream in self.reads]
 
     def __call__(
-        self, params: Params, streams: Streams, ref: Params | None, key: PRNGKey
+        self,
+        params: Params,
+        streams: Streams,
+        ref_params: Params | None,
+        key: PRNGKey,
     ) -> Score:
-        (score,) = _scores([self], params, streams, ref, key)
+        (score,) = _scores([self], params, streams, ref_params, key)
         return score
 
 
 @dataclasses.dataclass(frozen=True)
 class JointTerm:
-    """A weighted sum of terms whose gradients nobody needs to see apart; see
-    `joint`."""
+    """A weighted sum of terms that has one gradient; see `joint`."""
 
     parts: tuple[tuple[str, float, BoundTerm], ...]
 
@@ -90,10 +94,14 @@ class JointTerm:
         return any(part.needs_ref for _, _, part in self.parts)
 
     def __call__(
-        self, params: Params, streams: Streams, ref: Params | None, key: PRNGKey
+        self,
+        params: Params,
+        streams: Streams,
+        ref_params: Params | None,
+        key: PRNGKey,
     ) -> Score:
         parts = [part for _, _, part in self.parts]
-        scores = _scores(parts, params, streams, ref, key)
+        scores = _scores(parts, params, streams, ref_params, key)
         totals, metrics = [], {}
         for (name, weight, _), (total, extra) in zip(self.parts, scores, strict=True):
             totals.append(Total(weight * total.sum, total.count))
@@ -107,19 +115,19 @@ def joint(
 ) -> JointTerm:
     """One term for a weighted sum of terms: sum over k of weights[k] * mean of term k.
 
-    The model runs once over the rows of all streams, each stream once, and there is one
-    gradient tree, where terms kept apart cost a tree each. Use it when the losses
-    merely add; keep terms apart when the combiner (blur, primal_dual, saliency) must
-    see each gradient, or when a weight follows a schedule (combine.weighted_sum).
+    The model runs once over the rows of all streams, and there is one gradient tree;
+    separate terms cost a tree each. Use it when the losses are only added. Use separate
+    terms when the combiner (blur, primal_dual, saliency) needs each gradient, or when a
+    weight follows a schedule (combine.weighted_sum).
 
     Args:
-        terms: terms on one and the same model, by name.
-        weights: one number a term; 1 for every term if None.
+        terms: terms on the same model, by name.
+        weights: one number for each term; 1 for every term if None.
     Returns:
         A Term that reports `<name>/loss` of each part before weighting.
     Raises:
-        ValueError: without terms, with terms on different models, with one that is
-            not of this room's `on_*` functions (a half, say), or a weight not finite.
+        ValueError: without terms, with terms on different models, with a term that no
+            `on_*` function made (a half, for example), or a weight that is not finite.
     """
     if not terms:
         raise ValueError("terms.joint needs at least one term, got none.")
@@ -131,15 +139,15 @@ def joint(
     for name, term in terms.items():
         if not isinstance(term, BoundTerm):
             raise ValueError(
-                "terms.joint needs terms that on_logps, on_tokens and their like made, "
-                f"got a {type(term).__name__} as {name!r}. Keep it apart and join the "
-                "gradients with combine.weighted_sum."
+                "terms.joint needs terms that an on_* function made, got a "
+                f"{type(term).__name__} as {name!r}. Leave it a separate term and add "
+                "the gradients with combine.weighted_sum."
             )
     models = [term.model for term in terms.values()]
     if any(model is not models[0] for model in models):
         raise ValueError(
-            "terms.joint needs terms on one model, got several. Keep the terms apart "
-            "and join their gradients with combine.weighted_sum."
+            "terms.joint needs terms on one model, got several models. Leave the terms "
+            "separate and add their gradients with combine.weighted_sum."
         )
     return JointTerm(tuple((name, float(weights[name]), terms[name]) for name in terms))
 
@@ -148,19 +156,19 @@ def _scores(
     parts: Sequence[BoundTerm],
     params: Params,
     streams: Streams,
-    ref: Params | None,
+    ref_params: Params | None,
     key: PRNGKey,
 ) -> list[Score]:
-    """Of every part, from one forward pass over the rows of all their streams."""
-    of_parts = [part.batches(streams, ref) for part in parts]
+    """The score of every part, from one forward pass over the rows of all streams."""
+    of_parts = [part.batches(streams, ref_params) for part in parts]
     model = parts[0].model
-    # One pass of the unembedding serves all parts that want no more than log-
-    # probabilities: its kernel is read, and its gradient added up, once a chunk and not
-    # once a chunk and part. Their rows come first.
-    likely = [part for part in parts if part.of_logps]
-    shared = likely if len({part.chunk for part in likely}) == 1 else []
-    own = [part for part in parts if not any(part is other for other in shared)]
-    names = _streams([*shared, *own])
+    # All parts that need only log-probabilities share one pass of the unembedding: its
+    # kernel is read, and its gradient accumulated, once for each chunk instead of once
+    # for each chunk and part. The rows of these parts come first.
+    on_logps = [part for part in parts if part.of_logps]
+    shared = on_logps if len({part.chunk for part in on_logps}) == 1 else []
+    others = [part for part in parts if not any(part is x for x in shared)]
+    names = _streams([*shared, *others])
     batches = [streams[name] for name in names]
     rows = batches[0] if len(batches) == 1 else _rows(batches)
     cuts, start = {}, 0
@@ -183,10 +191,10 @@ def _scores(
         return [x[i, : n - shorter] for i, n in (cuts[name] for name in part.reads)]
 
     return [
-        part.of_logps(of(part, logps, 1), of(part, where, 1), own_batches)
+        part.of_logps(of(part, logps, 1), of(part, where, 1), batches)
         if any(part is other for other in shared)
-        else part.score(params, of(part, hidden[part.layer]), own_batches, ref)
-        for part, own_batches in zip(parts, of_parts, strict=True)
+        else part.score(params, of(part, hidden[part.layer]), batches, ref_params)
+        for part, batches in zip(parts, of_parts, strict=True)
     ]
 
 
@@ -207,8 +215,8 @@ def _streams(parts: Sequence[BoundTerm]) -> tuple[str, ...]:
 
 
 def _rows(batches: list[Batch]) -> Batch:
-    """The rows of all batches as one: the [B, L] columns that all have, widened to the
-    longest, `answer` if any has it, and images of one shape and dtype."""
+    """The rows of all batches as one batch: the [B, L] columns that all have, padded to
+    the longest, `answer` if any has it, and images of one shape and dtype."""
     if any("answer" in batch for batch in batches):
         batches = [{"answer": batch["mask"], **batch} for batch in batches]
     shared = [
@@ -230,12 +238,12 @@ def _rows(batches: list[Batch]) -> Batch:
         shared.append("image")
     longest = max(batch["tokens"].shape[1] for batch in batches)
 
-    def widen(x):
+    def pad(x):
         if x.ndim > 2:
             return x
         return jnp.pad(x, ((0, 0), (0, longest - x.shape[1])))
 
     return {
-        name: jnp.concatenate([widen(batch[name]) for batch in batches])
+        name: jnp.concatenate([pad(batch[name]) for batch in batches])
         for name in shared
     }

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Log-probabilities of targets, and anything else of logits, a few tokens at a time."""
+"""Functions of the logits, such as log-probabilities of targets, a few tokens at a
+time."""
 
 import math
 from collections.abc import Callable
@@ -10,10 +11,10 @@ import jax.numpy as jnp
 from jaxunlearn import _checks, losses, sharding
 from jaxunlearn.typing import Array, Batch, Model, Params, PyTree
 
-_MOST_LOGITS = 2**28  # of one chunk on one device of a mesh: 1 GiB in float32
-_TOKENS = 32  # of each row, at least
-_ALL_TOKENS = 256  # of all rows together, at least: see chunk_size
-_COUNTED = 512  # tokens at a time where only those that count are unembedded
+_MAX_LOGITS = 2**28  # of one chunk on one device of a mesh: 1 GiB in float32
+_MIN_TOKENS = 32  # of each row in a chunk
+_MIN_ALL_TOKENS = 256  # of all rows together in a chunk: see chunk_size
+_COUNTED = 512  # tokens in a chunk of counted_values
 
 
 def target_logps(
@@ -26,12 +27,12 @@ def target_logps(
         params: its parameters.
         batch: `tokens`, `mask` and optionally `answer`, each [B, L].
         chunk: tokens of each sequence unembedded at a time, >= 1: a chunk of logits is
-            [B, chunk, V] float32. By default 32, or 256 over all rows where that is
-            more, and never above half of the sequence. Where rows are cut over devices,
-            as many as give a device 2^28 logits.
+            [B, chunk, V] float32. The default is 32, or 256 over all rows where that is
+            more, and at most half of the sequence. Where rows are split over devices it
+            is as many as give a device 2^28 logits.
     Returns:
         (logps [B, L - 1] float32 nats, 0 where not counted; where [B, L - 1] bool);
-        column t belongs to token t + 1. The first real token has nothing before it and
+        column t belongs to token t + 1. The first real token has no token before it and
         never counts.
     """
     hidden = model.apply(params, batch).hidden
@@ -46,15 +47,15 @@ def target_values(
     *,
     chunk: int | None = None,
 ) -> tuple[PyTree, Array]:
-    """What a function makes of the logits before every answer token.
+    """A function of the logits before every answer token.
 
     Args:
         model, params, batch, chunk: as `target_logps`.
         function: (logits [B, n, V], targets [B, n]) -> a tree of arrays [B, n], such
             as metrics.greedy_hits; several values in one tree share a forward pass.
     Returns:
-        (the tree of [B, L - 1], which means nothing where not counted; where
-        [B, L - 1] bool), columns as in `target_logps`.
+        (the tree of [B, L - 1], undefined where not counted; where [B, L - 1] bool),
+        columns as in `target_logps`.
     """
     hidden = model.apply(params, batch).hidden
     targets, where = aligned(batch)
@@ -73,12 +74,12 @@ def counted_values(
     batch: Batch,
     function: Callable[[Array, Array], PyTree],
 ) -> tuple[PyTree, Array]:
-    """`target_values` that unembeds no token but those that count; forward only.
+    """`target_values` that unembeds only the tokens that count; forward only.
 
-    Questions and padding are half of a usual table and more, and with a large
-    vocabulary their logits cost as much as many layers. Tokens of all rows are brought
-    together, so this is not for rows cut over a mesh, and no gradient passes the loop,
-    whose length depends on the masks.
+    Questions and padding are often more than half of the tokens, and with a large
+    vocabulary their logits cost as much as many layers. The tokens of all rows are
+    gathered, so the rows must not be split over a mesh. The length of the loop depends
+    on the masks, so it has no gradient.
 
     Args:
         model, params, batch: as `target_logps`.
@@ -92,7 +93,7 @@ def counted_values(
     size = min(_COUNTED, total)
     counts = where.reshape(total)
     order = jnp.argsort(~counts, stable=True)
-    order = jnp.pad(order, (0, -total % size))  # the first token again, to no harm
+    order = jnp.pad(order, (0, -total % size))  # repeats token 0, which is harmless
     states = hidden.reshape(total, hidden.shape[-1])
     targets = jnp.where(where, targets, jnp.zeros_like(targets)).reshape(total)
 
@@ -113,12 +114,12 @@ def counted_values(
 
 
 def logps_of(model, params, hidden, batch, chunk):
-    """`target_logps` of hidden states that are there already."""
+    """`target_logps` of hidden states that were already computed."""
     targets, where = aligned(batch)
 
     def piece(hidden, targets, where):
-        # Masking the states costs nothing beside masking their logits, and keeps junk
-        # out of the value and the gradient just as well.
+        # Masking the states is far cheaper than masking their logits, and removes NaN
+        # of masked tokens from the value and the gradient equally well.
         hidden = jnp.where(where[..., None], hidden, jnp.zeros_like(hidden))
         targets = jnp.where(where, targets, jnp.zeros_like(targets))
         logps = losses.token_logps(model.unembed(params, hidden), targets)
@@ -129,8 +130,8 @@ def logps_of(model, params, hidden, batch, chunk):
 
 
 def aligned(batch: Batch) -> tuple[Array, Array]:
-    """Targets and which of them count, [B, L]: the token after each, none after the
-    last. The length stays, so that a mesh which divides L divides them too."""
+    """Targets [B, L] (the token after each) and which of them count; the last counts
+    never. The length stays L, so that a mesh which divides L divides these too."""
     mask = batch["mask"]
     counted = batch.get("answer", mask) & mask
     targets, counted = (jnp.roll(x, -1, axis=1) for x in (batch["tokens"], counted))
@@ -138,50 +139,50 @@ def aligned(batch: Batch) -> tuple[Array, Array]:
 
 
 def chunk_size(model: Model, params: Params, hidden: Array) -> int:
-    """Tokens of each sequence unembedded at a time where nobody said: see
+    """Default number of tokens of each sequence unembedded at a time; see
     `target_logps`.
 
-    A chunk reads the unembedding's kernel and adds to its gradient, so few tokens cost
-    as much as many: on two cores BLUR on SmolLM2-135M took about 6 % longer with 128
-    tokens a chunk, over all rows, than with 256. On a mesh every chunk gathers that
-    kernel and adds its gradient up over devices; at 32 tokens of each row a chunk that
-    was 24 times all other traffic of a step of four layers at 8B's width.
+    Each chunk reads the unembedding's kernel and adds to its gradient, so small chunks
+    are slow: on two cores BLUR on SmolLM2-135M took about 6 % longer with 128 tokens a
+    chunk, over all rows, than with 256. On a mesh every chunk gathers that kernel and
+    reduces its gradient over devices; with 32 tokens of each row a chunk, that was 24
+    times all other traffic of a step of four layers of the width of an 8B model.
     """
     length = hidden.shape[1] - 1
-    few = max(_TOKENS, _ALL_TOKENS // hidden.shape[0])
-    few = max(1, min(few, -(-length // 2)))
+    smallest = max(_MIN_TOKENS, _MIN_ALL_TOKENS // hidden.shape[0])
+    smallest = max(1, min(smallest, -(-length // 2)))
     rows = math.prod(sharding.parts_of(axis) for axis in sharding.BATCH)
     if rows == 1:
-        return few
+        return smallest
     one = jax.eval_shape(model.unembed, params, hidden[:, :1])
     parts = rows * sharding.parts_of("tensor")
-    return max(few, min(length, _MOST_LOGITS * parts // max(1, one.size)))
+    return max(smallest, min(length, _MAX_LOGITS * parts // max(1, one.size)))
 
 
 def in_chunks(function, chunk, *arrays):
-    """Maps function over pieces of axis 1 of the arrays, [B, L, ...], keeping only what
-    it returns, and not for the last token, which has no target: [B, L - 1].
+    """The function mapped over pieces of axis 1 of the arrays [B, L, ...]: [B, L - 1].
 
-    Axis 0 stays whole, so that it can stay cut over data-parallel devices; cutting
-    flattened tokens would hand every device all the rows of a chunk. In the same way a
-    chunk takes every n-th token, some of each part of a sequence cut over context.
+    The last token has no target and is left out. Axis 0 is not split, so that it can
+    stay sharded over data-parallel devices; with flattened tokens every device would
+    get all rows of a chunk. For the same reason a chunk takes every n-th token, a few
+    from each part of a sequence that is sharded over context.
     """
     batch, length = arrays[0].shape[0], arrays[0].shape[1] - 1
     _checks.positive_int("A term", chunk=chunk)
     parts = sharding.parts_of("context")
     chunk = -(-chunk // parts) * parts
     pieces = -(-length // chunk)
-    whole = pieces * chunk
+    padded = pieces * chunk
 
     def cut(x):
-        short = max(0, whole - x.shape[1])
-        x = jnp.pad(x, [(0, 0), (0, short)] + [(0, 0)] * (x.ndim - 2))[:, :whole]
+        short = max(0, padded - x.shape[1])
+        x = jnp.pad(x, [(0, 0), (0, short)] + [(0, 0)] * (x.ndim - 2))[:, :padded]
         return jnp.moveaxis(x.reshape(batch, chunk, pieces, *x.shape[2:]), 2, 0)
 
     cuts = jax.tree.map(cut, arrays)
     values = jax.lax.map(lambda xs: jax.checkpoint(function)(*xs), cuts)
 
     def joined(x):
-        return jnp.moveaxis(x, 0, 2).reshape(batch, whole)[:, :length]
+        return jnp.moveaxis(x, 0, 2).reshape(batch, padded)[:, :length]
 
     return jax.tree.map(joined, values)

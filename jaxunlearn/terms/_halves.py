@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A term on each half of its rows, for combiners that need independent gradients."""
+"""A term split into two over its rows, for independent estimates of its gradient."""
 
 import dataclasses
 
@@ -8,32 +8,37 @@ from jaxunlearn.typing import Metrics, Params, PRNGKey, Streams, Term, Total
 
 @dataclasses.dataclass(frozen=True)
 class HalfTerm:
-    """A term on every second row of its streams, from `first` (0 or 1) on."""
+    """A term on every second row of its streams, beginning at row `first` (0 or 1)."""
 
-    whole: Term
+    term: Term
     first: int
 
     @property
     def reads(self) -> tuple[str, ...]:
-        return self.whole.reads
+        return self.term.reads
 
     @property
     def needs_ref(self) -> bool:
-        return self.whole.needs_ref
+        return self.term.needs_ref
 
     def __call__(
-        self, params: Params, streams: Streams, ref: Params | None, key: PRNGKey
+        self,
+        params: Params,
+        streams: Streams,
+        ref_params: Params | None,
+        key: PRNGKey,
     ) -> tuple[Total, Metrics]:
-        own = {}
+        batches = {}
         for name in self.reads:
             rows = len(streams[name]["tokens"])
             if rows % 2:
                 raise ValueError(
                     f"terms.halves needs an even number of rows of {name!r} in every "
-                    f"microbatch, got {rows}. Change the batch size or microbatch."
+                    f"microbatch, got {rows}. Change the batch size or the number of "
+                    "microbatches."
                 )
-            own[name] = {k: x[self.first :: 2] for k, x in streams[name].items()}
-        return self.whole(params, own, ref, key)
+            batches[name] = {k: x[self.first :: 2] for k, x in streams[name].items()}
+        return self.term(params, batches, ref_params, key)
 
 
 def halves(term: Term) -> tuple[HalfTerm, HalfTerm]:
@@ -43,9 +48,10 @@ def halves(term: Term) -> tuple[HalfTerm, HalfTerm]:
         parts = {"forget_a": a, "forget_b": b, "retain": retain}
         combine.blur(lower=("forget_a", "forget_b"), gamma=0.1)
 
-    Together they cost what the term does, and each row is in one of them, microbatches
-    or not. The mean of their gradients is the term's where both count alike (rows), and
-    near it where they do not (tokens).
+    Together they cost as much as the term, and each row is in one of them, with
+    microbatches or without. The mean of their gradients equals the term's gradient
+    where both halves count equally (rows), and is close to it where they do not
+    (tokens).
 
     Args:
         term: any term.

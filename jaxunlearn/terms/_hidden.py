@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxunlearn import _checks, losses
+from jaxunlearn.terms import _inputs
 from jaxunlearn.terms._bound import BoundTerm
 from jaxunlearn.typing import Array, Model, Total
 
@@ -23,7 +24,8 @@ def on_hidden(
     tokens: str = "real",
     reduce: str = "sequence",
 ) -> BoundTerm:
-    """A term on the output of one block, beside a fixed target or the reference's.
+    """A term on the output of one block, compared with a fixed target or with the
+    reference model's output.
 
         vectors = jnp.stack([losses.steering_vector(k, width) for k in keys])
         terms.on_hidden(losses.rmu, model, "forget", layer=7, target=vectors)
@@ -35,22 +37,26 @@ def on_hidden(
         stream: name of the stream to read.
         layer: index of the block whose output is read; later ones do not run.
         target: [D]; or [K, D], one vector a topic, and then the batch's column `topic`
-            [B] int32 says which of them each row has; a topic that is not there makes
-            the loss NaN. None takes the reference's states of the same tokens.
-        adaptive: makes the target point along `target`, `adaptive` times as long as the
-            reference's own state of that token (losses.adaptive_target).
-        reference: where the reference's states come from, if the target needs them:
+            [B] int32 gives each row's topic; a topic that does not exist makes the loss
+            NaN. None takes the reference's states of the same tokens.
+        adaptive: scales the target to `adaptive` times the norm of the reference's
+            state of that token (losses.adaptive_target).
+        reference: the source of the reference's states, if the target needs them:
             "model" runs the reference model up to the layer, "column" reads the batch's
             `ref_hidden` [B, L, D].
-        tokens: which count: "real" tokens, "answer" tokens, or "all", padding too.
+        tokens: which count: "real" tokens, "answer" tokens, or "all", with padding.
         reduce: "sequence" is the mean over rows of each row's mean over tokens, "token"
             the mean over tokens of all rows.
     Returns:
         A Term whose value is that mean.
     Raises:
+        TypeError: for swapped arguments, or a loss that does not take `where`.
         ValueError: for an unknown option, a target that is neither [D] nor [K, D],
-            `adaptive` without a target or, when it runs, a layer the model lacks.
+            `adaptive` without a target or, when it runs, a layer that the model lacks
+            or a loss that returns another shape than [B, L].
     """
+    _inputs.check("on_hidden", loss, model, stream)
+    _inputs.takes_where("on_hidden", loss)
     _checks.one_of("on_hidden", ("model", "column"), reference=reference)
     _checks.one_of("on_hidden", ("real", "answer", "all"), tokens=tokens)
     _checks.one_of("on_hidden", ("sequence", "token"), reduce=reduce)
@@ -64,14 +70,14 @@ def on_hidden(
             f"on_hidden needs a target for adaptive={adaptive}, got none. Pass "
             "losses.steering_vector's."
         )
-    refers = target is None or adaptive is not None
+    reads_reference = target is None or adaptive is not None
     by_topic = target is not None and jnp.ndim(target) == 2
     columns = ["tokens", "mask"]
     columns += ["answer"] if tokens == "answer" else []
     columns += ["topic"] if by_topic else []
-    columns += ["ref_hidden"] if refers and reference == "column" else []
+    columns += ["ref_hidden"] if reads_reference and reference == "column" else []
 
-    def score(params, hidden, batches, ref):
+    def score(params, hidden, batches, ref_params):
         del params
         (hidden,), (batch,) = hidden, batches
         where = {
@@ -79,30 +85,32 @@ def on_hidden(
             "answer": lambda: batch["answer"] & batch["mask"],
             "all": lambda: jnp.ones_like(batch["mask"]),
         }[tokens]()
-        aim = target
+        goal = target
         if by_topic:
             topic = jnp.asarray(batch["topic"])
-            topic = jnp.where(topic < 0, len(target), topic)  # -1 is no topic either
+            # A negative index would count from the end; here it is not a topic.
+            topic = jnp.where(topic < 0, len(target), topic)
             rows = jnp.asarray(target).at[topic]
-            aim = rows.get(mode="fill", fill_value=jnp.nan)[:, None]
-        if refers:
+            goal = rows.get(mode="fill", fill_value=jnp.nan)[:, None]
+        if reads_reference:
             if reference == "column":
                 states = batch["ref_hidden"]
             else:
-                states = model.apply(ref, batch, until=layer).hidden
+                states = model.apply(ref_params, batch, until=layer).hidden
             states = jax.lax.stop_gradient(states)
             if adaptive is None:
-                aim = states
+                goal = states
             else:
-                aim = losses.adaptive_target(states, aim, scale=adaptive)
-        values = loss(hidden, aim, where=where)
+                goal = losses.adaptive_target(states, goal, scale=adaptive)
+        values = loss(hidden, goal, where=where)
+        _inputs.not_averaged("on_hidden", loss, values, where.shape, "token")
         counts = jnp.sum(where, axis=1, dtype=jnp.int32)
         if reduce == "token":
             return Total(jnp.sum(values), jnp.sum(counts)), {}
         means = jnp.sum(values, axis=1) / jnp.maximum(counts, 1).astype(values.dtype)
         return Total(jnp.sum(means), jnp.sum(counts > 0, dtype=jnp.int32)), {}
 
-    needs_ref = refers and reference == "model"
+    needs_ref = reads_reference and reference == "model"
     return BoundTerm(
         model, (stream,), score, tuple(columns), needs_ref=needs_ref, layer=layer
     )

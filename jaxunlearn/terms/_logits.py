@@ -1,14 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Terms on what a model says about the next token."""
+"""Terms on the probabilities that a model gives to the next token."""
 
-import inspect
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 
 from jaxunlearn import _checks
-from jaxunlearn.terms import _chunks
+from jaxunlearn.terms import _chunks, _inputs
 from jaxunlearn.terms._bound import BoundTerm
 from jaxunlearn.typing import Array, Model, Total
 
@@ -27,19 +26,25 @@ def on_logps(
         loss: with reduce="sequence", (logps [B], columns...) -> [B], logps summed over
             each answer; with reduce="token", (logps [B, L], columns..., where=[B, L])
             -> [B, L].
-        model: whose log-probabilities are meant.
+        model: the model that gives the log-probabilities.
         stream: name of the stream to read.
-        reduce: "sequence" counts sequences that have an answer, "token" counts answer
-            tokens.
+        reduce: "sequence" averages over the sequences that have an answer, "token" over
+            the answer tokens.
         chunk: tokens of each sequence unembedded at a time; see `target_logps`.
     Returns:
-        A Term whose value is the mean over what `reduce` counts; it reports `nll`, the
-        mean negative log-probability of an answer token.
+        A Term whose value is that mean; it reports `nll`, the mean negative
+        log-probability of an answer token.
     Raises:
-        ValueError: for an unknown `reduce`, and when it runs for a chunk below 1.
+        TypeError: for swapped arguments, or with reduce="token" a loss that does not
+            take `where`.
+        ValueError: for an unknown `reduce` and, when it runs, for a loss that returns
+            another shape (one that averages, say) or a chunk below 1.
     """
+    _inputs.check("on_logps", loss, model, stream)
     _checks.one_of("on_logps", ("sequence", "token"), reduce=reduce)
-    needed = _columns(loss)
+    if reduce == "token":
+        _inputs.takes_where("on_logps with reduce='token'", loss)
+    needed = _inputs.columns(loss)
 
     def of_logps(logps, where, batches):
         (logps,), (where,), (batch,) = logps, where, batches
@@ -51,8 +56,11 @@ def on_logps(
         arguments = [columns[name] for name in needed]
         if reduce == "token":
             values = loss(logps, *arguments, where=where)
+            _inputs.not_averaged("on_logps", loss, values, where.shape, "token")
             return Total(jnp.sum(values), tokens), {"nll": nll}
-        values = jnp.where(lengths > 0, loss(jnp.sum(logps, axis=1), *arguments), 0.0)
+        values = loss(jnp.sum(logps, axis=1), *arguments)
+        _inputs.not_averaged("on_logps", loss, values, lengths.shape, "sequence")
+        values = jnp.where(lengths > 0, values, 0.0)
         return Total(jnp.sum(values), jnp.sum(lengths > 0, dtype=jnp.int32)), {
             "nll": nll
         }
@@ -69,22 +77,25 @@ def on_pairs(
     *,
     chunk: int | None = None,
 ) -> BoundTerm:
-    """A term on two answers to each question: row i of one stream beside row i of the
-    other.
+    """A term on two answers to each question: row i of one stream is paired with row i
+    of the other.
 
     Args:
         loss: (logps [B], ref_logps [B], lose_logps [B], lose_ref_logps [B]) -> [B],
             log-probabilities summed over each answer, such as losses.dpo.
-        model: whose log-probabilities are meant.
-        win: name of the stream of answers to prefer.
-        lose: name of the stream of answers to give up; both carry `ref_logps`.
+        model: the model that gives the log-probabilities.
+        win: name of the stream of preferred answers.
+        lose: name of the stream of dispreferred answers; both have `ref_logps`.
         chunk: tokens of each sequence unembedded at a time; see `target_logps`.
     Returns:
         A Term whose value is the mean over the rows that have both answers; it reports
         `nll` of the losing and `win_nll` of the winning answers' tokens.
     Raises:
-        ValueError: when it runs, if the streams have different numbers of rows.
+        TypeError: for swapped arguments.
+        ValueError: when it runs, if the streams have different numbers of rows or the
+            loss returns another shape than [B].
     """
+    _inputs.check("on_pairs", loss, model, win, lose)
 
     def of_logps(logps, where, batches):
         pair = {
@@ -97,13 +108,15 @@ def on_pairs(
             for x, counts in zip(logps, where, strict=True)
         ]
         both = jnp.all(jnp.stack([jnp.any(counts, axis=1) for counts in where]), axis=0)
-        # Before the loss: junk of one answer would reach the other's gradient as nan.
+        # Masked before the loss: NaN in one answer would reach the other's gradient.
         arguments = [
             jnp.where(both, argument, jnp.zeros_like(argument))
             for x, batch in zip(logps, batches, strict=True)
             for argument in (jnp.sum(x, axis=1), batch["ref_logps"])
         ]
-        values = jnp.where(both, loss(*arguments), 0.0)
+        values = loss(*arguments)
+        _inputs.not_averaged("on_pairs", loss, values, both.shape, "pair")
+        values = jnp.where(both, values, 0.0)
         count = jnp.sum(both, dtype=jnp.int32)
         return Total(jnp.sum(values), count), {"nll": nlls[1], "win_nll": nlls[0]}
 
@@ -112,8 +125,8 @@ def on_pairs(
 
 
 def _of_logps(model, reads, of_logps, columns, chunk):
-    def score(params, hidden, batches, ref):
-        del ref
+    def score(params, hidden, batches, ref_params):
+        del ref_params
         each = [
             _chunks.logps_of(model, params, x, batch, chunk)
             for x, batch in zip(hidden, batches, strict=True)
@@ -132,42 +145,46 @@ def on_tokens(
     skip: int = 0,
     chunk: int | None = None,
 ) -> BoundTerm:
-    """A term on whole next-token distributions, averaged over answer tokens.
+    """A term on the logits of the whole vocabulary, averaged over answer tokens.
 
     Args:
         loss: (logits [..., V], [ref_logits [..., V],] [targets [...],] where=[...]) ->
             [...]. A parameter called `ref_logits` makes the term run the reference
             model; one called `targets` gets the answer's tokens.
-        model: whose distributions are meant.
+        model: the model that gives the logits.
         stream: name of the stream to read.
-        skip: how many of the first answer tokens of each row do not count.
+        skip: the first `skip` answer tokens of each row do not count.
         chunk: tokens of each sequence unembedded at a time; see `target_logps`.
     Returns:
         A Term whose value is the mean over answer tokens.
     Raises:
-        ValueError: if skip is negative or the loss has other parameters without a
-            default.
+        TypeError: for swapped arguments, or a loss that does not take `where`.
+        ValueError: if skip is negative, the loss has other parameters without a
+            default or, when it runs, it returns another shape.
     """
-    needed = _columns(loss)
+    _inputs.check("on_tokens", loss, model, stream)
+    _inputs.takes_where("on_tokens", loss)
+    needed = _inputs.columns(loss)
     for name in needed:
         _checks.one_of("on_tokens", ("ref_logits", "targets"), parameter=name)
     _checks.not_negative("on_tokens", skip=skip)
     needs_ref = "ref_logits" in needed
 
-    def score(params, hidden, batches, ref):
+    def score(params, hidden, batches, ref_params):
         (hidden,), (batch,) = hidden, batches
         targets, where = _chunks.aligned(batch)
         if skip:
             where &= jnp.cumsum(where, axis=1, dtype=jnp.int32) > skip
-        ref_hidden = model.apply(ref, batch).hidden if needs_ref else None
+        ref_hidden = model.apply(ref_params, batch).hidden if needs_ref else None
 
         def piece(hidden, ref_hidden, targets, where):
             logits = model.unembed(params, hidden)
             columns = {"targets": jnp.where(where, targets, jnp.zeros_like(targets))}
             if needs_ref:
-                ref_logits = model.unembed(ref, ref_hidden)
+                ref_logits = model.unembed(ref_params, ref_hidden)
                 columns["ref_logits"] = jax.lax.stop_gradient(ref_logits)
             values = loss(logits, *(columns[name] for name in needed), where=where)
+            _inputs.not_averaged("on_tokens", loss, values, where.shape, "token")
             return jnp.where(where, values, 0.0)
 
         size = _chunks.chunk_size(model, params, hidden) if chunk is None else chunk
@@ -175,10 +192,3 @@ def on_tokens(
         return Total(jnp.sum(values), jnp.sum(where, dtype=jnp.int32)), {}
 
     return BoundTerm(model, (stream,), score, ("tokens", "mask"), needs_ref)
-
-
-def _columns(loss: Callable[..., Array]) -> tuple[str, ...]:
-    """Names of the loss's parameters after the first that have no default."""
-    parameters = list(inspect.signature(loss).parameters.values())[1:]
-    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    return tuple(p.name for p in parameters if p.default is p.empty and p.kind in kinds)

@@ -324,7 +324,7 @@ def test_a_missing_reference_is_an_error():
     model, params = tiny.tiny_model()
     term = KINDS["kl"][0](model=model, stream="forget")
     for each in (term, terms.joint({"kl": term})):
-        with pytest.raises(ValueError, match=r"Frozen\(rest, ref=params\)"):
+        with pytest.raises(ValueError, match="ref_params"):
             each(params, {"forget": batch_for()}, None, RNG)
 
 
