@@ -1,84 +1,73 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tables and plot of MRP in the small world, from its lines."""
+"""README and plot of MRP in the small world, from its lines.
 
-import json
-from collections.abc import Mapping, Sequence
+python -m experiments.mrp.figures draws both again from results/small.json.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from jaxunlearn.io import log
+from experiments.shared import intervals, page, plot
 
 Line = Mapping[str, Any]
 
-ASKED = ("A", "B", "C", "retain")
-KINDS = {
-    "full": "full (MRP folded)",
-    "lora": "LoRA",
-    "held": "full, projections stand still",
-    "unwrapped": "projections left out",
-}
+FOLDER = Path(__file__).resolve().parent
+MRP = "mrp.graddiff"
+SETS = ("A", "B", "C", "retain")
+REFERENCES = ("original", "retrained")
 
 
-def write(lines: Sequence[Line], about: Mapping[str, Any], place: Path) -> None:
-    """`place`.json with every line, `place`.md with tables, `place`.png with the plot.
-
-    Args:
-        lines: of mrp.run.
-        about: head, parameters, command and versions.
-        place: path without suffix.
-    """
-    place.parent.mkdir(parents=True, exist_ok=True)
-    whole = {"about": about, "summary": summarise(lines), "lines": list(lines)}
-    text = json.dumps(log.plain(whole), indent=1)
-    place.with_suffix(".json").write_text(text + "\n", encoding="utf-8")
-    text = "\n".join(_markdown(lines, about, place.name)) + "\n"
-    place.with_suffix(".md").write_text(text, encoding="utf-8")
-    _plot(lines, place.with_suffix(".png"))
+def write(lines: Sequence[Line], about: Mapping[str, Any], folder: Path) -> None:
+    """results/small.json and .png, and README.md."""
+    content = {"about": about, "summary": summarise(lines), "lines": list(lines)}
+    page.publish(folder, "small", content, readme, draw)
 
 
 def summarise(lines: Sequence[Line]) -> dict[str, list[dict[str, Any]]]:
     """`stages`: by method and topic the scores after it, [mean, deviation] over seeds.
-    `attacks`: by method and kind those after each number of steps, at the rate at which
-    the rows that the attacker does not know come back most in the end."""
+    `attacks`: by method and attacker the scores after each number of steps, at the rate
+    at which the probability of the rows held out is largest in the end."""
+    scored = [x for x in lines if "scores" in x and not x["key"].startswith("sweep")]
     stages = [
-        {"method": name, "topic": topic, "rate": own[0].get("rate"), "seeds": len(own)}
-        | {"scores": _over([x["scores"] for x in own])}
-        for name, topic, own in _groups(
-            [x for x in lines if "scores" in x and not x["key"].startswith("sweep")],
-            lambda x: (x["method"], x.get("topic", "")),
+        {"method": name, "topic": topic, "rate": each[0].get("rate")}
+        | {"seeds": len(each), "scores": _over_seeds([x["scores"] for x in each])}
+        for (name, topic), each in _groups(
+            scored, lambda x: (x["method"], x.get("topic", ""))
         )
     ]
     attacks = []
-    for name, kind, own in _groups(
-        [x for x in lines if "curve" in x], lambda x: (x["method"], x["kind"])
+    for (name, attacker), each in _groups(
+        (x for x in lines if "curve" in x), lambda x: (x["method"], x["attacker"])
     ):
-        rates = {}
-        for line in own:
-            rates.setdefault(line["rate"], []).append(line["curve"])
-        found = {
-            rate: {step: _over([c[step] for c in curves]) for step in curves[0]}
-            for rate, curves in rates.items()
+        rates = dict(_groups(each, lambda x: x["rate"]))
+        curves = {
+            rate: {
+                step: _over_seeds([x["curve"][step] for x in same])
+                for step in same[0]["curve"]
+            }
+            for rate, same in rates.items()
         }
-        rate = max(found, key=lambda r: _last(found[r])["held out"]["probability"][0])
-        row = {"method": name, "kind": kind, "rate": rate, "curve": found[rate]}
-        attacks.append(row | {"seeds": len(rates[rate])})
+        rate = max(curves, key=lambda r: _last(curves[r])["held out"]["probability"][0])
+        row = {"method": name, "attacker": attacker, "rate": rate}
+        attacks.append(row | {"curve": curves[rate], "seeds": len(rates[rate])})
     return {"stages": stages, "attacks": attacks}
 
 
-def _groups(lines, key):
+def _groups(lines: Iterable[Line], key: Callable) -> list[tuple[Any, list[Line]]]:
     found: dict[Any, list[Line]] = {}
     for line in lines:
         found.setdefault(key(line), []).append(line)
-    return [(*names, own) for names, own in found.items()]
+    return list(found.items())
 
 
-def _over(scores):
+def _over_seeds(scores: Sequence[Line]) -> dict[str, dict[str, list[float]]]:
     """Set of rows -> measure -> [mean, deviation]."""
     return {
         rows: {
-            name: [float(f([s[rows][name] for s in scores])) for f in (np.mean, np.std)]
+            name: intervals.spread([s[rows][name] for s in scores], ddof=0)
             for name in each
         }
         for rows, each in scores[0].items()
@@ -89,165 +78,197 @@ def _last(curve):
     return curve[max(curve, key=int)]
 
 
-def _markdown(lines, about, name) -> list[str]:
-    found = summarise(lines)
-    steps = ", ".join(map(str, about["curve"]))
+def readme(results: Mapping[str, Any]) -> list[str]:
+    """The lines of README.md."""
+    content = results["small"]
+    about, lines, found = (
+        content["about"],
+        content["lines"],
+        summarise(content["lines"]),
+    )
     seeds = sorted({x["seed"] for x in lines if x["key"].startswith("end ")})
     sites = "; ".join(
-        f"`{site}` of layers {', '.join(map(str, layers))}"
-        for site, layers in about["places"].items()
+        f"`{site}` of layers {page.numbers(layers)}"
+        for site, layers in about["sites"].items()
     )
-    out = [
-        "# MRP in the small world: three topics, then relearning",
+    exact = [x for x in lines if "idempotent" in x]
+    out = page.head(
+        "MRP: three topics, then relearning",
+        claim="A projection of hidden states that is learned for each topic forgets "
+        "topics one after another and resists relearning "
+        "([arXiv 2508.15449](https://arxiv.org/abs/2508.15449)).",
+        command="python -m experiments.mrp.run",
+        time=page.spent(lines),
+        setup=f"A decoder of {about['parameters'] / 1e6:.2f}M parameters, world "
+        f"`{about['world']}`, {page.seeds(seeds) if seeds else 'no seed finished'}; "
+        f"{about['steps']} steps of {about['batch_size']} rows of each stream for each "
+        f"topic. MRP has {about['num_directions']} directions for each topic at "
+        f"{sites}. Each method runs at the lowest of its rates at which the mean "
+        "probability of A's answers, after A and on the first seed, is at most "
+        f"{about['max_probability']:g}. MRP's sites, number of directions and rates "
+        "were found in a pilot on this world and seed; those of the other methods were "
+        "not.",
+        verdict=_verdict(lines, about, found),
+    )
+    out += [
+        "![Answers while an attacker trains](results/small.png)",
         "",
-        f"Written by `{about['command']}` (see there for what runs). A decoder of "
-        f"{about['parameters'] / 1e6:.2f}M parameters, world `{about['world']}`, seeds "
-        f"{', '.join(map(str, seeds)) or 'none finished'}; {about['steps']} steps of "
-        f"{about['rows']} rows of each stream a topic. MRP: "
-        f"{about['count']} directions a topic at {sites}. "
-        "Each method at the lowest of its rates at which the mean probability of A's "
-        f"answers is at most {about['forgotten']:g} after A on the first seed. MRP's "
-        "places, number of directions and rates were found in a pilot on this world "
-        "and seed, which the others' rates were not.",
+        "In all tables: the fraction of answers that greedy decoding gives completely, "
+        "and in brackets the mean probability of an answer token; means over seeds.",
         "",
-        *_sweep(lines),
+        "## Rates on the first seed, after topic A",
+        "",
+        *page.table(
+            ["method", "rate", "A", "B", "C", "retain"],
+            [
+                [x["method"], page.rate(x["rate"])]
+                + [_cell(x["scores"][rows]) for rows in SETS]
+                for x in lines
+                if x["key"].startswith("sweep ")
+            ],
+        ),
         "## After each topic",
         "",
-        "Share of answers that greedy decoding gives whole, and in brackets the mean "
-        "probability of an answer token; mean over seeds.",
-        "",
-        "| method | rate | after | A | B | C | to keep |",
-        "| --- | --- | --- | --- | --- | --- | --- |",
-    ]
-    for row in found["stages"]:
-        cells = [_cell(row["scores"][rows]) for rows in ASKED]
-        rate = "" if row["rate"] is None else f"{row['rate']:g}"
-        out.append(
-            f"| {row['method']} | {rate} | {row['topic']} | {' | '.join(cells)} |"
-        )
-    tried = {
-        name: [x for x in lines if x["key"].startswith(f"sweep {name} ")]
-        for name in about["methods"]
-    }
-    weak = [
-        name
-        for name, own in tried.items()
-        if len(own) == len(about["methods"][name])
-        and all(x["scores"]["A"]["probability"] > about["forgotten"] for x in own)
-    ]
-    if weak:
-        out += ["", f"Forgets too little at every rate: {', '.join(weak)}."]
-    out += [
-        "",
+        *page.table(
+            ["method", "rate", "after", "A", "B", "C", "retain"],
+            [
+                [row["method"], page.rate(row["rate"]), row["topic"]]
+                + [_cell(row["scores"][rows]) for rows in SETS]
+                for row in found["stages"]
+            ],
+        ),
         "## Relearning",
         "",
-        f"An attacker trains on every other row of A to C for {max(about['curve'])} "
-        f"steps at the better of {', '.join(f'{r:g}' for r in about['rates'])}, the "
-        "same for all. *Known* are rows it trains on, *held out* the others: what "
-        "comes back there was not in its data. Scores as above, after "
-        f"{steps} steps.",
+        "An attacker trains on every other row of A to C for "
+        f"{max(about['eval_steps'])} steps at the better of "
+        f"{page.numbers(about['attack_rates'])}, the same for all methods. *Trained* "
+        "rows are those it trains on; *held out* rows are the others, so what comes "
+        "back there was not in its data. `full` trains every weight (MRP folded), "
+        "`lora` products of rank 8, `frozen projections` every weight but MRP's "
+        "projections; `no projections` removes them. Columns are steps of the attack.",
         "",
-        f"![Held-out answers while an attacker trains]({name}.png)",
-        "",
-        "| method | attacker | rows | "
-        + " | ".join(map(str, about["curve"]))
-        + " |\n| --- | --- | --- |"
-        + " --- |" * len(about["curve"]),
+        *page.table(
+            ["method", "attacker", "rows", *map(str, about["eval_steps"])],
+            [
+                [row["method"], row["attacker"], rows]
+                + [
+                    _cell(row["curve"][str(step)][rows])
+                    if str(step) in row["curve"]
+                    else ""
+                    for step in about["eval_steps"]
+                ]
+                for row in found["attacks"]
+                for rows in ("trained", "held out")
+            ],
+        ),
     ]
-    for row in found["attacks"]:
-        for rows in ("known", "held out"):
-            cells = [
-                _cell(row["curve"][str(step)][rows])
-                if str(step) in row["curve"]
-                else ""
-                for step in about["curve"]
-            ]
-            out.append(
-                f"| {row['method']} | {KINDS[row['kind']]} | {rows} | "
-                f"{' | '.join(cells)} |"
-            )
-    if not found["attacks"]:
-        out += ["", "No topic after A and no attack had run when this was written."]
-    exact = [x for x in lines if "idempotent" in x]
     if exact:
         out += [
-            "",
             "## Exactness",
             "",
             f"Over {len(exact)} seeds, after all topics "
-            f"({exact[0]['directions']} directions): folded and projected logits "
-            f"differ by at most {max(x['folded'] for x in exact):.1e} (bar 1e-4), "
+            f"({exact[0]['directions']} directions), folded and projected logits "
+            f"differ by at most {max(x['folded'] for x in exact):.1e} (bar 1e-4), and "
             f"P P and P by at most {max(x['idempotent'] for x in exact):.1e} (bar "
             "1e-6).",
+            "",
         ]
-    versions = ", ".join(f"{name} {x}" for name, x in about["versions"].items())
-    return [*out, "", f"Versions: {versions}."]
+    return out + page.versions(about)
 
 
-def _sweep(lines) -> list[str]:
-    """Every rate that was tried, after A on the first seed."""
-    out = [
-        "## Rates on the first seed",
-        "",
-        "After topic A: share of answers that greedy decoding gives whole, and in "
-        "brackets the mean probability of an answer token.",
-        "",
-        "| method | rate | A | B | C | to keep |",
-        "| --- | --- | --- | --- | --- | --- |",
+def _verdict(lines, about, found) -> list[str]:
+    """What the numbers say about relearning, seed by seed."""
+    out, ends = [], {}
+    for row in found["attacks"]:
+        if row["attacker"] in ("full", "lora"):
+            ends[row["method"], row["attacker"]] = {
+                x["seed"]: _last(x["curve"])["held out"]["probability"]
+                for x in lines
+                if (x["method"], x.get("attacker"), x.get("rate"))
+                == (row["method"], row["attacker"], row["rate"])
+            }
+    weak = too_weak(lines, about)
+    if weak:
+        out.append(f"Forgets too little at every rate: {', '.join(weak)}.")
+    for attacker in ("full", "lora"):
+        mrp = ends.get((MRP, attacker), {})
+        for name in about["methods"]:
+            other = ends.get((name, attacker), {})
+            seeds = sorted(set(mrp) & set(other))
+            if name == MRP or name in weak or not seeds:
+                continue
+            word = intervals.on_every_seed([other[s] - mrp[s] for s in seeds])
+            ours, theirs = (
+                page.pm(intervals.spread([each[s] for s in seeds], ddof=0), 2)
+                for each in (mrp, other)
+            )
+            out.append(
+                f"That MRP resists the `{attacker}` attacker better than {name} "
+                f"{page.WORDS[word]}: at the end held-out answers have a probability "
+                f"of {ours} after MRP and {theirs} after {name} (mean ± standard "
+                f"deviation over {len(seeds)} seeds)."
+            )
+    if not ends:
+        return [*out, "No attack had run when this was written."]
+    return [
+        *out,
+        "A comparison holds or fails only where all seeds agree. Rates were chosen on "
+        "one seed, and methods lose different amounts of the rows to retain, so the "
+        "strength of forgetting is matched only roughly.",
     ]
-    for line in lines:
-        if line["key"].startswith("sweep "):
-            cells = [
-                f"{x['exact']:.2f} ({x['probability']:.2f})"
-                for x in (line["scores"][rows] for rows in ASKED)
-            ]
-            out.append(f"| {line['method']} | {line['rate']:g} | {' | '.join(cells)} |")
-    return [*out, ""]
+
+
+def too_weak(lines: Sequence[Line], about: Mapping[str, Any]) -> list[str]:
+    """Methods that do not forget A at any rate."""
+    return [
+        name
+        for name, tried in _groups(
+            (x for x in lines if x["key"].startswith("sweep ")), lambda x: x["method"]
+        )
+        if len(tried) == len(about["methods"][name])
+        and all(
+            x["scores"]["A"]["probability"] > about["max_probability"] for x in tried
+        )
+    ]
 
 
 def _cell(scores) -> str:
-    return f"{scores['exact'][0]:.2f} ({scores['probability'][0]:.2f})"
+    exact, probability = (np.ravel(scores[x])[0] for x in ("exact", "probability"))
+    return f"{exact:.2f} ({probability:.2f})"
 
 
-def _plot(lines, file: Path) -> None:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    attacks = summarise(lines)["attacks"]
-    figure, grid = pyplot.subplots(1, 3, figsize=(15, 4.2), sharey=True)
-    swept = [line for line in lines if line["key"].startswith("sweep ")]
-    for index, name in enumerate(dict.fromkeys(line["method"] for line in swept)):
-        scores = [line["scores"] for line in swept if line["method"] == name]
-        x, y = ([s[rows]["probability"] for s in scores] for rows in ("A", "retain"))
-        grid[0].plot(x, y, "o", color=f"C{index}", label=name)
-    grid[0].set_title("first seed, after A, every rate tried")
-    grid[0].set_xlabel("probability of A's answers")
-    grid[0].grid(alpha=0.3)
-    for axes, rows in zip(grid[1:], ("known", "held out"), strict=True):
-        for index, row in enumerate(a for a in attacks if a["kind"] == "full"):
-            steps = sorted(map(int, row["curve"]))
-            values = [row["curve"][str(s)][rows]["probability"] for s in steps]
-            mean, spread = np.transpose(values)
-            style = ":" if row["method"] in ("untouched", "twin") else "-o"
-            axes.errorbar(
-                steps,
-                mean,
-                yerr=spread,
-                fmt=style,
-                color=f"C{index}",
-                label=row["method"],
-                capsize=2,
-                markersize=3,
+def draw(content: Mapping[str, Any], file: Path) -> None:
+    """The sweep on the first seed, and answers while the full attacker trains."""
+    lines, attacks = content["lines"], summarise(content["lines"])["attacks"]
+    with plot.saved(file, size=(15, 4.2), columns=3, sharey=True) as (_, grid):
+        first, *others = grid[0]
+        swept = [x for x in lines if x["key"].startswith("sweep ")]
+        for index, (name, each) in enumerate(_groups(swept, lambda x: x["method"])):
+            x, y = (
+                [line["scores"][rows]["probability"] for line in each]
+                for rows in ("A", "retain")
             )
-        axes.set_title(f"rows the attacker {'knows' if rows == 'known' else 'lacks'}")
-        axes.set_xlabel("steps of the attack, every weight trains")
-        axes.grid(alpha=0.3)
-    grid[0].set_ylabel("probability of an answer token (left: to keep)")
-    for axes in grid:
-        if axes.get_legend_handles_labels()[0]:
-            axes.legend(fontsize=8)
-    figure.tight_layout()
-    figure.savefig(file, dpi=120)
-    pyplot.close(figure)
+            first.plot(x, y, "o", color=f"C{index}", label=name)
+        first.set_title("first seed, after A, every rate tried")
+        first.set_xlabel("probability of A's answers")
+        first.set_ylabel("probability of an answer token (left: rows to retain)")
+        for axis, rows in zip(others, ("trained", "held out"), strict=True):
+            full = [row for row in attacks if row["attacker"] == "full"]
+            for index, row in enumerate(full):
+                steps = sorted(map(int, row["curve"]))
+                values = [row["curve"][str(s)][rows]["probability"] for s in steps]
+                look = ":" if row["method"] in REFERENCES else "-o"
+                look = dict(fmt=look, color=f"C{index}", markersize=3)
+                plot.curve(axis, steps, values, label=row["method"], **look)
+            axis.set_title(
+                f"rows {'the attacker trains on' if rows == 'trained' else rows}"
+            )
+            axis.set_xlabel("steps of the attack, every weight trains")
+        for axis in grid[0]:
+            axis.grid(alpha=0.3)
+            if axis.get_legend_handles_labels()[0]:
+                axis.legend(fontsize=8)
+
+
+if __name__ == "__main__":
+    page.redraw(FOLDER, readme, {"small": draw})

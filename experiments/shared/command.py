@@ -9,7 +9,6 @@ experiment has no settings but its config file, NAME is one of that file.
 """
 
 import argparse
-import ast
 import difflib
 import logging
 import sys
@@ -20,6 +19,7 @@ from typing import Any, NamedTuple
 from ml_collections import ConfigDict
 
 from jaxunlearn import _checks
+from jaxunlearn.workflows import config_file
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -112,11 +112,8 @@ def read(
         near = difflib.get_close_matches(unknown[0].split("=")[0], known, n=1)
         hint = f" Did you mean {near[0]}?" if near else " See --help."
         raise ValueError(f"The command does not know the option {unknown[0]}.{hint}")
-    content = read_config(found.config) if config else None
-    for text in getattr(found, "set", []):
-        name, equals, value = text.partition("=")
-        if not equals:
-            raise ValueError(f"--set needs NAME=VALUE, got {text!r}.")
+    content = config_file.load(found.config) if config else None
+    for name, value in config_file.pairs(getattr(found, "set", [])).items():
         path = name.split(".")
         if settings is None:
             content = replaced(content, path, value)
@@ -125,23 +122,6 @@ def read(
         else:
             settings = replaced(settings, path, value)
     return Arguments(content, settings, found)
-
-
-def read_config(path: str) -> ConfigDict:
-    """What get_config() of a Python file returns; FILE.py:TEXT calls get_config(TEXT).
-
-    Raises:
-        FileNotFoundError, ValueError: if there is no such file or no get_config in it.
-    """
-    path, _, argument = path.partition(":")
-    file = Path(path).expanduser()
-    if not file.is_file():
-        raise FileNotFoundError(f"--config needs a file, got {path!r}, which is none.")
-    scope: dict[str, Any] = {"__name__": file.stem, "__file__": str(file)}
-    exec(compile(file.read_text(encoding="utf-8"), str(file), "exec"), scope)
-    if "get_config" not in scope:
-        raise ValueError(f"--config needs a file with get_config(), got {path!r}.")
-    return scope["get_config"](*([argument] if argument else []))
 
 
 def replaced(tree: Any, path: Sequence[str], text: str) -> Any:
@@ -172,10 +152,7 @@ def _value(name: str, text: str, old: Any) -> Any:
     """The text as a value of the type of `old`."""
     if isinstance(old, str):
         return text
-    try:
-        value = ast.literal_eval(text)
-    except (ValueError, SyntaxError):
-        value = text
+    value = config_file.literal(text)
     if isinstance(old, list | tuple | range):
         return tuple(value) if isinstance(value, list | tuple) else (value,)
     if isinstance(old, float) and isinstance(value, int):

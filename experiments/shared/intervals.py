@@ -76,3 +76,15 @@ def much_larger(interval: Sequence[float], size: float) -> str:
     if value >= size and low > 0:
         return "holds"
     return "fails" if high < size else "undecided"
+
+
+def on_every_seed(differences: Sequence[float]) -> str:
+    """ "holds" if every seed's difference is above 0, "fails" if each is below 0.
+
+    It is "undecided" otherwise, and with a single seed.
+    """
+    if len(differences) > 1 and min(differences) > 0:
+        return "holds"
+    if len(differences) > 1 and max(differences) < 0:
+        return "fails"
+    return "undecided"

@@ -163,7 +163,7 @@ def lowest_rate(
     for rate in rates:
         if rate in usable and usable[rate] <= bar:
             return rate, True
-    if any(rate not in measured for rate in rates):
+    if not rates or any(rate not in measured for rate in rates):
         return None, False
     return min(usable or rates, key=lambda rate: usable.get(rate, rate)), False
 

@@ -144,6 +144,21 @@ def seeds(values: Sequence[int]) -> str:
     return f"seed{'s' if len(values) > 1 else ''} {numbers(values)}"
 
 
+def spent(lines: Iterable[Content]) -> str:
+    """The sum of the lines' `seconds`, as a sentence."""
+    minutes = sum(line.get("seconds", 0.0) for line in lines) / 60
+    return (
+        f"The runs of the committed results took {minutes:.0f} minutes on a few CPU "
+        "cores, without compiling and scoring; making the small world takes about five "
+        "more."
+    )
+
+
+def plain(content: Any) -> Any:
+    """The content as JSON gives it back."""
+    return json.loads(json.dumps(log.plain(content)))
+
+
 def versions(about: Content) -> list[str]:
     """A line with the versions of libraries that the results were made with."""
     each = ", ".join(f"{name} {x}" for name, x in about["versions"].items())

@@ -1,135 +1,123 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Table and plot of LLM Surgery in the small world, from its lines."""
+"""README and plot of LLM Surgery in the small world, from its lines.
 
-import json
+python -m experiments.surgery.figures draws both again from results/small.json.
+"""
+
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from jaxunlearn.io import log
+from experiments.shared import intervals, page, plot
 
 Line = Mapping[str, Any]
 
+FOLDER = Path(__file__).resolve().parent
 SETS = ("unlearn", "update", "retain")
-PUBLISHED = 0.2  # accuracy on the update set that the paper gains
+PUBLISHED = 0.2  # the paper's gain of accuracy on the update set
 
 
-def write(lines: Sequence[Line], about: Mapping[str, Any], place: Path) -> None:
-    """`place`.json with every line, `place`.md with the table, `place`.png.
+def write(lines: Sequence[Line], about: Mapping[str, Any], folder: Path) -> None:
+    """results/small.json and .png, and README.md."""
+    content = {"about": about, "summary": summarise(lines), "lines": list(lines)}
+    page.publish(folder, "small", content, readme, draw)
 
-    Args:
-        lines: of surgery.run.
-        about: head, parameters, command and versions.
-        place: path without suffix.
-    """
-    place.parent.mkdir(parents=True, exist_ok=True)
-    rows = summarise(lines)
-    whole = {"about": about, "summary": rows, "runs": list(lines)}
-    text = json.dumps(log.plain(whole), indent=1)
-    place.with_suffix(".json").write_text(text + "\n", encoding="utf-8")
-    text = "\n".join(_markdown(rows, about, place.name)) + "\n"
-    place.with_suffix(".md").write_text(text, encoding="utf-8")
-    _plot(rows, place.with_suffix(".png"))
+
+def balance(line: Line) -> float:
+    """update + retain - unlearn accuracy: what the rate is chosen by."""
+    found = line["accuracy"]
+    return found["update"] + found["retain"] - found["unlearn"]
 
 
 def summarise(lines: Sequence[Line]) -> list[dict[str, Any]]:
     """For every method, at the rate that ran on most seeds or else the best of the
-    sweep: accuracy on each set, [mean, deviation over seeds], and whether the paper's
-    three claims hold for the means."""
-    before = next(x["accuracy"] for x in lines if x["method"] == "before")
+    sweep: accuracy on each set, [mean, deviation over seeds], and `changes`, the mean
+    minus the original's accuracy."""
+    before = next(x["accuracy"] for x in lines if x["method"] == "original")
     found = []
     for name in dict.fromkeys(line["method"] for line in lines):
-        own = [line for line in lines if line["method"] == name]
-        rates = {line.get("rate") for line in own}
-        seeds = {rate: [x for x in own if x.get("rate") == rate] for rate in rates}
-
-        def value(rate, seeds=seeds):
-            first = seeds[rate][0]["accuracy"]
-            gain = first["update"] + first["retain"] - first["unlearn"]
-            return len(seeds[rate]), gain, -(rate or 0)
-
-        rate = max(rates, key=value)
-        scores = [line["accuracy"] for line in seeds[rate]]
-        row = {"method": name, "rate": rate, "seeds": len(scores)}
-        row |= {
-            s: [float(f([x[s] for x in scores])) for f in (np.mean, np.std)]
-            for s in SETS
-        }
-        row["finite"] = all(line.get("finite", True) for line in seeds[rate])
-        row["claims"] = {
-            "unlearn": before["unlearn"] - row["unlearn"][0],
-            "update": row["update"][0] - before["update"],
-            "retain": row["retain"][0] - before["retain"],
-        }
+        rates: dict[Any, list[Line]] = {}
+        for line in lines:
+            if line["method"] == name:
+                rates.setdefault(line.get("rate"), []).append(line)
+        rate, runs = max(
+            rates.items(), key=lambda x: (len(x[1]), balance(x[1][0]), -(x[0] or 0))
+        )
+        row = {"method": name, "rate": rate, "seeds": len(runs)}
+        for each in SETS:
+            row[each] = intervals.spread([x["accuracy"][each] for x in runs], ddof=0)
+        row["finite"] = all(line.get("finite", True) for line in runs)
+        row["changes"] = {each: row[each][0] - before[each] for each in SETS}
         found.append(row)
     return found
 
 
-def _markdown(rows, about, name) -> list[str]:
+def readme(results: Mapping[str, Any]) -> list[str]:
+    """The lines of README.md."""
+    about, lines = results["small"]["about"], results["small"]["lines"]
+    rows = summarise(lines)
     seeds = max(row["seeds"] for row in rows)
-    out = [
-        "# LLM Surgery in the small world",
-        "",
-        f"Written by `{about['command']}` (see there for what runs). A decoder of "
-        f"{about['parameters'] / 1e6:.2f}M parameters, world `{about['world']}`; "
-        f"{about['steps']} steps of {about['rows']} rows of each stream, {seeds} "
-        f"seed{'s' if seeds > 1 else ''}; rates "
-        f"{', '.join(f'{r:g}' for r in about['rates'])} on the first. Accuracy on "
-        f"multiple-choice questions of three options, at most {about['asked']} of each "
-        "set; chance is 0.333. Mean ± standard deviation over seeds.",
-        "",
-        f"![Accuracy on the three sets]({name}.png)",
-        "",
-        "| method | rate | seeds | unlearn | update | retain |",
-        "| --- | --- | --- | --- | --- | --- |",
+    verdict = [
+        f"{row['method']}: accuracy on the unlearn set "
+        f"{row['changes']['unlearn']:+.3f}, on the update "
+        f"set {row['changes']['update']:+.3f} (the paper's "
+        f"+{PUBLISHED:g} is {'' if row['changes']['update'] >= PUBLISHED else 'not '}"
+        f"reached), on the retain set {row['changes']['retain']:+.3f}."
+        for row in rows
+        if row["rate"] is not None
     ]
-    for row in rows:
-        cells = [f"{row[s][0]:.3f} ± {row[s][1]:.3f}" for s in SETS]
-        rate = "" if row["rate"] is None else f"{row['rate']:g}"
-        mark = "" if row["finite"] else " (ended early: not finite)"
-        out.append(
-            f"| {row['method']}{mark} | {rate} | {row['seeds']} | {' | '.join(cells)} |"
-        )
-    out += ["", "## The paper's three claims", ""]
-    for row in rows:
-        if row["rate"] is None:
-            continue
-        claims = row["claims"]
-        rise = "is reached" if claims["update"] >= PUBLISHED else "is not reached"
-        out.append(
-            f"- {row['method']}: unlearn {-claims['unlearn']:+.3f}, update "
-            f"{claims['update']:+.3f} (the paper's +{PUBLISHED:g} {rise}), retain "
-            f"{claims['retain']:+.3f}."
-        )
-    versions = ", ".join(f"{key} {x}" for key, x in about["versions"].items())
-    return [*out, "", f"Versions: {versions}."]
+    verdict.append(
+        f"Numbers are means over {seeds} seed{'s' if seeds > 1 else ''} minus the "
+        f"original's accuracy, on at most {about['num_scored']} questions of each set; "
+        "differences of a few hundredths are within the spread of the table."
+    )
+    return [
+        *page.head(
+            "LLM Surgery: old facts out, new facts in",
+            claim="A sum of ascent on old text, NLL on new text and KL on the rest "
+            "lowers accuracy on the old facts, gains about 0.2 on the new ones and "
+            "retains the rest ([arXiv 2409.13054](https://arxiv.org/abs/2409.13054)).",
+            command="python -m experiments.surgery.run",
+            time=page.spent(lines),
+            setup=f"A decoder of {about['parameters'] / 1e6:.2f}M parameters, world "
+            f"`{about['world']}`; {about['steps']} steps of {about['batch_size']} rows "
+            f"of each stream, {seeds} seed{'s' if seeds > 1 else ''}; rates "
+            f"{page.numbers(about['rates'])} on the first seed. Multiple-choice "
+            "questions of three options; chance is 0.333.",
+            verdict=verdict,
+        ),
+        "![Accuracy on the three sets](results/small.png)",
+        "",
+        "Accuracy, mean ± standard deviation over seeds (divided by their number).",
+        "",
+        *page.table(
+            ["method", "rate", "seeds", *SETS],
+            [
+                [
+                    row["method"] + ("" if row["finite"] else " (stopped: not finite)"),
+                    page.rate(row["rate"]),
+                    row["seeds"],
+                    *(page.pm(row[each]) for each in SETS),
+                ]
+                for row in rows
+            ],
+        ),
+        *page.versions(about),
+    ]
 
 
-def _plot(rows, file: Path) -> None:
-    import matplotlib
+def draw(content: Mapping[str, Any], file: Path) -> None:
+    """Accuracy of every method on the three sets."""
+    rows = summarise(content["lines"])
+    with plot.saved(file, size=(9, 4.2)) as (_, grid):
+        axis = grid[0, 0]
+        labels = [row["method"].replace(", ", ",\n") for row in rows]
+        series = {each: [row[each] for row in rows] for each in SETS}
+        plot.bars(axis, labels, series, rotation=0)
+        axis.axhline(1 / 3, color="black", linestyle=":", linewidth=1)
+        axis.set_ylabel("accuracy, three options")
+        axis.legend(fontsize=8)
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(figsize=(9, 4.2))
-    places, width = np.arange(len(rows)), 0.26
-    for index, name in enumerate(SETS):
-        mean, spread = np.transpose([row[name] for row in rows])
-        axes.bar(
-            places + (index - 1) * width,
-            mean,
-            width,
-            yerr=spread,
-            label=name,
-            capsize=2,
-        )
-    axes.axhline(1 / 3, color="black", linestyle=":", linewidth=1)
-    labels = [row["method"].replace(", ", ",\n") for row in rows]
-    axes.set_xticks(places, labels, fontsize=8)
-    axes.set_ylabel("accuracy, three options")
-    axes.legend(fontsize=8)
-    figure.tight_layout()
-    figure.savefig(file, dpi=120)
-    pyplot.close(figure)
+if __name__ == "__main__":
+    page.redraw(FOLDER, readme, {"small": draw})

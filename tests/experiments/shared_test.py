@@ -156,7 +156,7 @@ def test_settings_and_configs_change_by_name():
         (["--set", "stpes=7"], ["stpes", "steps"]),
         (["--set", "world.model.widht=7"], ["widht", "width"]),
         (["--set", "steps=many"], ["steps", "many"]),
-        (["--set", "steps"], ["NAME=VALUE", "steps"]),
+        (["--set", "steps"], ["KEY=VALUE", "steps"]),
         (["--drwa", "x"], ["--drwa", "--draw"]),
         (["--config", "nowhere.py"], ["--config", "nowhere.py"]),
     ],

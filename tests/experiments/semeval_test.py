@@ -1,25 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
 """SemEval-2025 Task 4 in a tiny world: rows, the official score, who is ranked."""
 
-import json
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.semeval import config as lume_config
-from experiments.semeval import figures as lume_figures
-from experiments.semeval import run as lume
-from experiments.small import lume as lume_rows
-from experiments.small import unlearn, world
+from experiments.semeval import config as semeval_config
+from experiments.semeval import figures
+from experiments.semeval import run as semeval
+from experiments.shared import ledger
+from experiments.small import lume, unlearn, world
 from jaxunlearn import trees
 from jaxunlearn.data.benchmarks import official
 from tests import tiny
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
-PLAN = lume.Plan(rates=(1e-3, 5e-3), seeds=(0, 1), steps=6, rows=4, new_tokens=12)
-ABOUT = dict(parameters=1, command="this", versions={"jax": "1"})
+CONFIG = semeval.SemEvalConfig(
+    rates=(5e-3,), seeds=(0,), steps=2, batch_size=4, max_new_tokens=12
+)
 WORDS = "amber bridge candle drift ember forest garden harbour island juniper".split()
 
 
@@ -61,7 +60,7 @@ def small(tmp_path_factory):
                 ]
             ),
         )
-        c = lume_config.get_config()
+        c = semeval_config.get_config()
         c.output = str(tmp_path_factory.mktemp("lume"))
         c.facts.update(folder="nowhere", documents=3, words=5, max_words=64)
         c.model.update(width=32, layers=2, heads=2, hidden=64)
@@ -78,17 +77,20 @@ def small(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def done(small, tmp_path_factory):
-    """(file, lines) of two methods."""
+def book(small, tmp_path_factory):
+    """The ledger of two methods."""
     with pytest.MonkeyPatch.context() as patch:
-        both = {k: lume.known(6)[k] for k in ("in turns, 1 and 1", "BLUR-NPO")}
-        patch.setattr(lume, "known", lambda steps: both)
-        file = tmp_path_factory.mktemp("lines") / "lume.jsonl"
+        builds = semeval.recipes_by_name(6)
+        both = {name: builds[name] for name in ("in turns, 1 and 1", "BLUR-NPO")}
+        patch.setattr(semeval, "recipes_by_name", lambda steps: both)
+        file = tmp_path_factory.mktemp("lines") / "semeval.jsonl"
         with jax.numpy_dtype_promotion("standard"):
-            return file, lume.run(small, file, plan=PLAN)
+            book = ledger.Ledger(file, ledger.head(CONFIG))
+            semeval.run(small, book, CONFIG)
+    return book
 
 
-def test_rows_are_whole_documents_and_nobody_saw_the_holdout(small):
+def test_rows_are_complete_documents_and_no_model_saw_the_holdout(small):
     rows = small.questions
     assert {k: len(x) for k, x in rows.items()} == dict(
         forget=18, retain=18, holdout=9, other=4
@@ -105,37 +107,39 @@ def test_rows_that_are_too_long_leave_too_few_documents(monkeypatch, tmp_path):
     monkeypatch.setattr(
         official, "read", lambda b, table, folder, **how: rows_of(table)
     )
-    with pytest.raises(ValueError, match="needs 6 documents of Task1 .*got 3"):
-        lume_rows.rows(tmp_path, documents=3, words=5, max_words=64)
-    with pytest.raises(ValueError, match="at most 4 words .*got 0"):
-        lume_rows.rows(tmp_path, documents=1, words=5, max_words=4)
+    with pytest.raises(ValueError, match=r"6 documents of Task1 .*got 3"):
+        lume.rows(tmp_path, documents=3, words=5, max_words=64)
+    with pytest.raises(ValueError, match=r"4 words .*got 0"):
+        lume.rows(tmp_path, documents=1, words=5, max_words=4)
 
 
-def test_the_score_of_the_model_the_twin_and_a_collapsed_one(small):
-    made = lume.scorer(small, PLAN.new_tokens)
-    whole, twin, nothing = (
-        lume.judge(made, params)
-        for params in (small.params, small.retrained, lume.collapsed(small.params))
+def test_the_score_of_the_original_the_retrained_and_a_collapsed_model(small):
+    made = semeval.scorer(small, CONFIG.max_new_tokens)
+    original, retrained, nothing = (
+        semeval.official_score(made, params)
+        for params in (small.params, small.retrained, semeval.collapsed(small.params))
     )
-    assert whole.mmlu == twin.mmlu == 1.0 and made.floor == 0.75
-    assert whole.terms["retain", "Task2", "qa"] == 1.0
-    assert whole.terms["forget", "Task2", "qa"] == 0.0 and whole.task_aggregate == 0
-    assert twin.terms["forget", "Task2", "qa"] > 0.5
-    assert whole.mia_auc == 1.0 and whole.mia_score == 0.0
-    assert 0.1 < twin.mia_auc < 0.9
-    # All tokens as likely: no term of retain, no attack, MMLU by chance.
+    assert original.mmlu == retrained.mmlu == 1.0 and made.floor == 0.75
+    assert original.terms["retain", "Task2", "qa"] == 1.0
+    assert (
+        original.terms["forget", "Task2", "qa"] == 0.0 and original.task_aggregate == 0
+    )
+    assert retrained.terms["forget", "Task2", "qa"] > 0.5
+    assert original.mia_auc == 1.0 and original.mia_score == 0.0
+    assert 0.1 < retrained.mia_auc < 0.9
+    # Uniform logits: no term of retain, no attack, MMLU by chance.
     assert nothing.task_aggregate == 0 and nothing.mia_score == 1.0
     assert nothing.mmlu == 0.25 and nothing.below_floor
     assert nothing.final == pytest.approx((0 + 1 + 0.25) / 3)
     logits = small.model.unembed(
-        lume.collapsed(small.params),
+        semeval.collapsed(small.params),
         small.model.apply(
-            lume.collapsed(small.params), tiny.tiny_batch(vocab=300)
+            semeval.collapsed(small.params), tiny.tiny_batch(vocab=300)
         ).hidden,
     )
     assert not np.asarray(logits).any()
     broken = jax.tree.map(lambda x: x * jnp.nan, small.params)
-    found = lume.judge(made, broken)
+    found = semeval.official_score(made, broken)
     assert found.mmlu == 0.0 and found.mia_score == 1.0
 
 
@@ -146,13 +150,13 @@ def test_ascent_and_retaining_take_turns_or_follow_each_other(small):
     }
     apart = {}
     for name, first in {"forget": 9, "retain": 0}.items():
-        recipe = lume.in_sequence(small.model, learning_rate=1e-3, first=first)
+        recipe = semeval.in_sequence(small.model, learning_rate=1e-3, first=first)
         apart[name], _ = _one(small, recipe, streams, recipe.tx.init(small.params))
-    turns = lume.in_turns(small.model, learning_rate=1e-3, forget=2, retain=1)
+    turns = semeval.in_turns(small.model, learning_rate=1e-3, forget=2, retain=1)
     now = turns.tx.init(small.params)
-    for wanted in ("forget", "forget", "retain", "forget"):
+    for expected in ("forget", "forget", "retain", "forget"):
         update, now = _one(small, turns, streams, now)
-        if wanted == "forget" and now[0].count == 1:
+        if expected == "forget" and now[0].count == 1:
             _same(update, apart["forget"])
     stats = now[0].stats
     assert float(stats["weight/forget"]) == 1.0 and float(stats["weight/retain"]) == 0.0
@@ -175,27 +179,13 @@ def _same(a, b):
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-7), a, b)
 
 
-def test_lines_hold_every_part_and_a_stopped_run_goes_on(
-    done, small, tmp_path, monkeypatch
-):
-    file, lines = done
-    assert [x["method"] for x in lines[:3]] == ["untouched", "retrained", "collapsed"]
-    assert len(lines) == 3 + 2 * 3 and len(lines[-1]["terms"]) == 12
+def test_lines_hold_every_part(book):
+    lines = book.lines
+    assert [x["method"] for x in lines[:3]] == list(figures.REFERENCES)
+    assert len(lines) == 3 + 2 and len(lines[-1]["terms"]) == 12
     for line in lines:
         parts = (line["task_aggregate"], line["mia_score"], line["mmlu"])
         assert line["final"] == pytest.approx(sum(parts) / 3)
-    assert [json.loads(x) for x in file.read_text().splitlines()[1:]] == lines
-    part = tmp_path / "part.jsonl"
-    part.write_text("".join(file.read_text().splitlines(keepends=True)[:-1]))
-    both = {k: lume.known(6)[k] for k in ("in turns, 1 and 1", "BLUR-NPO")}
-    monkeypatch.setattr(lume, "known", lambda steps: both)
-    ran, run = [], unlearn.run
-    monkeypatch.setattr(
-        unlearn, "run", lambda made, **how: (ran.append(how), run(made, **how))[1]
-    )
-    again = lume.run(small, part, plan=PLAN)
-    assert len(ran) == 1
-    assert again[-1] | {"seconds": 0} == lines[-1] | {"seconds": 0}
 
 
 def test_the_best_rate_is_above_the_floor_where_one_is():
@@ -204,23 +194,21 @@ def test_the_best_rate_is_above_the_floor_where_one_is():
         return found | {"below_floor": below}
 
     high = [line(1e-3, 0.6, 0.2, True), line(5e-3, 0.3, 0.9, False)]
-    assert lume.best(high, "x", PLAN) == 5e-3
+    assert semeval.best_rate(high, "x", first_seed=0) == 5e-3
     low = [line(1e-3, 0.4, 0.4, True), line(5e-3, 0.41, 0.2, True)]
-    assert lume.best(low, "x", PLAN) == 1e-3
+    assert semeval.best_rate(low, "x", first_seed=0) == 1e-3
 
 
-def test_the_page_is_a_leaderboard_with_the_collapsed_model(done, small, tmp_path):
-    about = {"world": "w", **PLAN._asdict(), **ABOUT}
-    about |= {"questions": {k: len(x) for k, x in small.questions.items()}}
-    about |= {"facts": small.about["config"]["facts"]}
-    lume_figures.write(done[1], about, tmp_path / "lume_small")
-    page = (tmp_path / "lume_small.md").read_text()
-    assert "has 0.417 of it (0.000, 1.000, 0.250)" in page
-    assert page.index("**untouched**") < page.index("**collapsed**")
-    assert "| BLUR-NPO |" in page and "forget Task2 qa" in page
-    assert (tmp_path / "lume_small.png").stat().st_size > 0
+def test_the_page_is_a_leaderboard_with_the_collapsed_model(book, small):
+    about = dict(parameters=1, world="w", versions={"jax": "1"}, **CONFIG._asdict())
+    about |= semeval.about_world(small)
+    content = {"about": about, "lines": book.lines}
+    text = "\n".join(figures.readme({"small": content}))
+    assert "0.417 of the final score (0.000, 1.000, 0.250)" in text
+    assert text.index("**original**") < text.index("**collapsed**")
+    assert "| BLUR-NPO |" in text and "forget Task2 qa" in text
 
 
 def test_another_world_is_refused(small_world):
-    with pytest.raises(ValueError, match="world of LUME, got 'biographies'"):
-        lume.scorer(small_world[1], 8)
+    with pytest.raises(ValueError, match="'biographies'"):
+        semeval.scorer(small_world[1], 8)
