@@ -187,7 +187,7 @@ def _train(config, model, seen, folder, name, progress):
     )
     recipe = recipes.finetune.nll(model, learning_rate=learning_rate)
     key = jax.random.key(config["seed"])
-    state = ju.init_state(model.init(key), recipe.tx, key)
+    step, state, frozen = recipe.setup(model, model.init(key), key=key)
     saved = checkpoint.open(folder, keep=2)
     shapes = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state
@@ -203,9 +203,10 @@ def _train(config, model, seen, folder, name, progress):
     )
     hook = preempt.hook(saved, every=config["save_every"], steps=config["steps"])
     state, log = ju.fit(
-        jax.jit(ju.make_step(recipe.terms, recipe.tx), donate_argnums=0),
+        step,
         state,
         stream,
+        frozen,
         steps=config["steps"],
         hooks=[hook],
         progress=progress,

@@ -56,7 +56,7 @@ def test_a_training_that_was_cut_off_goes_on_to_the_same_params(
     _, small = small_world
     fit, calls = world.ju.fit, []
 
-    def dies(step, state, stream, *, steps, hooks, progress):
+    def dies(step, state, stream, frozen, *, steps, hooks, progress):
         calls.append(int(state.step))
         if len(calls) == 1:
 
@@ -65,7 +65,9 @@ def test_a_training_that_was_cut_off_goes_on_to_the_same_params(
                     raise KeyboardInterrupt
 
             hooks = [*hooks, last]
-        return fit(step, state, stream, steps=steps, hooks=hooks, progress=progress)
+        return fit(
+            step, state, stream, frozen, steps=steps, hooks=hooks, progress=progress
+        )
 
     monkeypatch.setattr(world.ju, "fit", dies)
     with pytest.raises(KeyboardInterrupt):
