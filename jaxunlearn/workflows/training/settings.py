@@ -1,48 +1,48 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a config of jaxunlearn/workflows/training/run.py holds, and what is refused before anything runs.
+"""The settings of a run, and what is refused before anything runs.
 
 A config file is a Python file with `get_config()`: it takes `defaults()`, fills it in
-and returns it. Every value can be overridden on the command line, as in
---config.recipe.args.learning_rate=2e-5.
+and returns it. The options of the commands write the same settings, and
+`--set KEY=VALUE` writes any of them: `--set recipe.args.learning_rate=2e-5`.
 """
 
+import inspect
+from collections.abc import Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
 
-from jaxunlearn import _checks
+from jaxunlearn import _checks, recipes
+from jaxunlearn.workflows import config_file
 
 MODES = ("finetune", "unlearn", "evaluate")
-SOURCES = (
-    "synthetic",
-    "capitals",
-    "prose",
-    "jsonl",
-    "file",
-    "benchmark",
-    "array_record",
-)
 COMMON = {"source", "rows", "length"}
 CHAT = {"chat", "system", "date"}
-STREAM = {  # what each source may be told; `rows` and `length` are common to all
+COLUMNS = {"prompt", "answer"}
+STREAM = {  # the keys of each source; `rows` and `length` are common to all
+    # Random tokens.
     "synthetic": {"count", "seed"},
+    # The packaged capitals: of the continent `group`, or of all others.
     "capitals": {"group", "others"},
+    # The packaged prose.
     "prose": {"held_out"},
-    "jsonl": {"path", "prompt", "answer", "lazy"},  # lazy: encoded when a row is read
-    # path: .jsonl, .json, .csv or .parquet. long: "drop" leaves out, and counts, rows
-    # over the length; else they are refused.
-    # answer "": running text in the column `prompt` ("text" if not told otherwise, or a
-    # .txt file), texts apart by an empty line, cut into rows of `length`.
-    # chat: prompts in the tokenizer's own template, with what the system says and the
-    # date for it, and an end token behind each answer.
-    "file": {"path", "prompt", "answer", "long", *CHAT},
-    # a table of TOFU and the like: data.tofu.read(table, folder, check=check)
-    "benchmark": {"name", "table", "folder", "check", "prompt", "answer", "long"}
-    | CHAT,
-    "array_record": {"path", "prompt", "answer"},  # a glob; records are JSON, lazy
+    # lazy: a row is read and encoded when its batch is made.
+    "jsonl": {"path", "lazy"} | COLUMNS,
+    # path: .jsonl, .json, .csv or .parquet. prompt, answer: names of columns; where they
+    # are not given, prompt or question, and answer. answer "": running text in the
+    # column `prompt` ("text" if not given) or a .txt file, cut into rows of `length`.
+    # long: "drop" leaves out, and counts, rows over the length; "refuse" is the default.
+    # chat: prompts in the tokenizer's chat template, with a system message and a date,
+    # and an end token behind each answer.
+    "file": {"path", "long"} | COLUMNS | CHAT,
+    # A benchmark's table: data.tofu.read(table, folder, check=check) and the like.
+    "benchmark": {"name", "table", "folder", "check", "long"} | COLUMNS | CHAT,
+    # path: a glob. Records are JSON objects, read when their batch is made.
+    "array_record": {"path"} | COLUMNS,
 }
-FREE = ("model.fields", "data", "recipe.args")  # keys that only their readers know
-# What a run may change when it goes on: none of it enters the mathematics.
+FREE = ("model.fields", "data", "recipe.args", "projection.sites")
+"""Parts of a config where any key may be added; their readers check the keys."""
+
 MAY_DIFFER = (
     "output",
     "steps",
@@ -55,22 +55,26 @@ MAY_DIFFER = (
     "evaluate",
     "model.remat",
     "model.attention",
+    "recipe.scale",
 )
+"""Settings that may change when a run resumes: they do not enter the updates."""
 
 
 def defaults() -> ConfigDict:
-    """Every setting with its default; what is empty is filled in or not used."""
+    """Every setting with its default; an empty one is filled in or not used."""
     return ConfigDict(
         {
             "mode": "unlearn",  # or "finetune" or "evaluate"
-            "output": "",  # folder for checkpoints, logs, results and the model
+            "output": "",  # the run's folder
             "seed": 0,
-            "steps": 100,  # updates in all, those before a restart included
+            # Updates in all, those before a restart included; 0 for PASSES passes over
+            # the forget rows (finetune: over the first stream).
+            "steps": 100,
             "num_microbatches": 1,
             "save_every": 10,  # steps between checkpoints
             "keep": 3,  # checkpoints that stay
-            # join: first joins the other processes of a cluster. If that is not found
-            # by itself, say coordinator ("host:port"), processes and process (from 0).
+            # join: joins the other processes of a cluster first. Where JAX does not find
+            # them, give coordinator ("host:port"), processes and process (from 0).
             "distributed": {
                 "join": False,
                 "coordinator": "",
@@ -78,33 +82,95 @@ def defaults() -> ConfigDict:
                 "process": -1,
             },
             "model": {
-                "path": "",  # for hf.load: folder, .gguf, hub name, or "smollm2"
-                "preset": "",  # or a name in jaxunlearn/workflows/training/presets.py, random weights
-                "fields": {},  # or, or on top, fields of DecoderConfig
+                "path": "",  # for hf.load: a folder, .gguf, hub name or "smollm2"
+                "preset": "",  # or a name in training/presets.py, random weights
+                "fields": {},  # or, or in addition, fields of DecoderConfig
                 "dtype": "float32",
                 "compute_dtype": "float32",
                 "remat": "full",
                 "attention": "xla",  # or "auto", "cudnn", "splash"
             },
-            "data": {},  # stream -> source, rows a step, length and the source's own
+            "data": {},  # stream -> source, rows a step, length, and the source's keys
             "recipe": {
-                "name": "",  # within jaxunlearn.recipes, such as "blur.npo"
+                "name": "",  # a name of recipes.by_name, such as "blur.npo"
                 "args": {},
-                "trainable": "",  # pattern in place of the recipe's own
+                "trainable": "",  # a pattern that replaces the recipe's
+                "scale": 5.0,  # of openunlearning.task_vector's subtraction
             },
-            # lr rises over `warmup` steps and falls, as a cosine, to lr * end at
-            # `steps`; it is constant where steps is 0.
+            # rank > 0 trains LoRA matrices beside the kernels that `pattern` matches.
+            # alpha 0 means 2 * rank.
+            "lora": {"rank": 0, "alpha": 0.0, "pattern": r"blocks/.*/kernel"},
+            # Where mrp.graddiff projects: site -> layers. Empty: all layers of mlp_out.
+            "projection": {"sites": {}, "count": 2, "num_protected": 64},
+            # The learning rate rises over `warmup` steps and then falls, as a cosine,
+            # to `end` times its peak at `steps`. It is constant where steps is 0.
             "schedule": {"warmup": 0, "steps": 0, "end": 0.1},
             "mesh": {"data": 1, "fsdp": -1, "context": 1, "tensor": 1},
-            "log": {"tensorboard": True, "wandb": False, "project": "jaxunlearn"},
+            # every: steps between two printed lines where there is no terminal.
+            "log": {
+                "every": 10,
+                "tensorboard": False,
+                "wandb": False,
+                "project": "jaxunlearn",
+            },
             "evaluate": {"rows": 256},  # of each stream, the first; 0 for all
         }
     )
 
 
-def keys() -> list[str]:
-    """Dotted names of all settings."""
-    return [name for name, _ in _leaves(defaults().to_dict())]
+def assign(config: ConfigDict, given: Mapping[str, str]) -> None:
+    """Sets `--set KEY=VALUE` pairs: settings by their names, or the recipe's arguments.
+
+    A key is a setting of the run, such as "seed" or "model.remat". Any other key without
+    a dot is an argument of the recipe: "beta" is short for "recipe.args.beta".
+
+    Raises:
+        ValueError: for an unknown key, with the nearest one.
+        TypeError: for a value of another type than the setting's.
+    """
+    keys, arguments = sorted(config_file.leaves(defaults())), {}
+    if config.recipe.name:
+        arguments = recipe_arguments(method(config.recipe.name))
+    for key, text in given.items():
+        owned = any(key.startswith(f"{part}.") for part in FREE)
+        if key in arguments and key not in keys:
+            key = f"recipe.args.{key}"
+        elif not owned:
+            _checks.one_of("--set", [*arguments, *keys], key=key)
+        config_file.assign(config, {key: text}, free=FREE, owner="--set")
+
+
+def recipe_arguments(name: str) -> dict[str, Any]:
+    """The keyword arguments of a recipe, with their defaults."""
+    parameters = list(inspect.signature(recipes.by_name(name)).parameters.values())
+    return {x.name: x.default for x in parameters[1:]}
+
+
+def method(name: str) -> str:
+    """The dotted name of the recipe that a full or short name means.
+
+    "npo" means openunlearning.npo: a bare name is looked up in `openunlearning` first,
+    then as the only recipe of this name. "blur_npo" means blur.npo.
+
+    Raises:
+        ValueError: for an unknown name, with the nearest, or one that several recipes
+            have.
+    """
+    names = list(recipes.by_name())
+    for meant in (name, f"openunlearning.{name}", name.replace("_", ".", 1)):
+        if meant in names:
+            return meant
+    found = [each for each in names if name in each.split(".")]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise ValueError(
+            f"A method needs one name, got {name!r}, which could be any of "
+            f"{_checks.listed(found)}."
+        )
+    short = [each.split(".")[1] for each in names if each.startswith("openunl")]
+    _checks.one_of("A method", names + short, name=name)
+    raise AssertionError("one_of has raised")
 
 
 def check(config: ConfigDict) -> ConfigDict:
@@ -116,27 +182,18 @@ def check(config: ConfigDict) -> ConfigDict:
     _known(config.to_dict(), defaults().to_dict(), "")
     _checks.one_of("The config", MODES, mode=config.mode)
     if not config.output:
-        raise ValueError(
-            "The config needs an output folder, got none. Set --config.output=FOLDER."
-        )
-    for name in ("steps", "num_microbatches", "save_every", "keep"):
+        raise ValueError("A run needs an output folder, got none. Give --output FOLDER.")
+    for name in ("num_microbatches", "save_every", "keep"):
         _checks.positive_int("The config", **{name: config[name]})
-    _checks.not_negative("The config", seed=config.seed)
+    _checks.positive_int("The config's log", every=config.log.every)
+    _checks.not_negative("The config", seed=config.seed, steps=config.steps)
     _checks.not_negative("The config's evaluate", rows=config.evaluate.rows)
-    if not (config.model.path or config.model.preset or config.model.fields):
-        raise ValueError(
-            "The config needs a model: model.path, model.preset or model.fields, got "
-            "none of them."
-        )
-    if config.model.path and (config.model.preset or config.model.fields):
-        raise ValueError(
-            "The config needs either model.path or a model of random weights "
-            "(model.preset, model.fields), got both. Take one out."
-        )
+    _checks.not_negative("The config's lora", rank=config.lora.rank)
+    _check_model(config.model)
     if not config.data:
-        raise ValueError("The config needs a stream in data, got none.")
+        raise ValueError("A run needs a stream of data, got none. Give a file.")
     for stream, settings in config.data.items():
-        _check_stream(stream, dict(settings))
+        check_stream(stream, dict(settings))
     finetunes = config.recipe.name.startswith("finetune.")
     if config.mode != "evaluate" and finetunes != (config.mode == "finetune"):
         needed = "one in finetune" if config.mode == "finetune" else "a method's"
@@ -147,19 +204,37 @@ def check(config: ConfigDict) -> ConfigDict:
     return config
 
 
-def _check_stream(stream: str, settings: dict[str, Any]) -> None:
+def _check_model(model: ConfigDict) -> None:
+    random = model.preset or model.fields
+    if not (model.path or random):
+        raise ValueError(
+            "A run needs a model, got none. Give --model, or model.preset or "
+            "model.fields in a config."
+        )
+    if model.path and random:
+        raise ValueError(
+            "A run needs either a saved model (--model, model.path) or one of random "
+            "weights (model.preset, model.fields), got both. Remove one."
+        )
+
+
+def check_stream(stream: str, settings: dict[str, Any]) -> None:
+    """Checks the settings of one stream; errors are those of `check`."""
     owner = f"The stream {stream!r} of the config"
-    _checks.one_of(owner, SOURCES, source=settings.get("source"))
+    _checks.one_of(owner, STREAM, source=settings.get("source"))
     known = COMMON | STREAM[settings["source"]]
     for name in settings:
         _checks.one_of(owner, sorted(known), key=name)
     _checks.one_of(owner, ("refuse", "drop"), long=settings.get("long", "refuse"))
-    for name in ("rows", "length"):
-        _checks.positive_int(owner, **{name: settings.get(name)})
+    _checks.positive_int(owner, rows=settings.get("rows"))
+    if settings["source"] in ("file", "capitals", "benchmark"):  # 0: the longest row
+        _checks.not_negative(owner, length=settings.get("length", 0))
+    else:
+        _checks.positive_int(owner, length=settings.get("length"))
 
 
 def _known(came: Any, schema: Any, path: str) -> None:
-    """Refuses keys that `defaults` lacks."""
+    """Refuses keys that `defaults` does not have."""
     if path in FREE or not isinstance(schema, dict):
         return
     owner = f"The config's {path!r}" if path else "The config"
@@ -169,10 +244,3 @@ def _known(came: Any, schema: Any, path: str) -> None:
         _checks.one_of(owner, list(schema), key=name)
         _known(came[name], schema[name], f"{path}.{name}".removeprefix("."))
 
-
-def _leaves(tree: dict[str, Any], path: str = ""):
-    for name, value in tree.items():
-        if isinstance(value, dict) and value:
-            yield from _leaves(value, f"{path}{name}.")
-        else:
-            yield f"{path}{name}", value

@@ -1,17 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The streams that a config names, with what the reference gave.
+"""The streams of rows that a config names, and the reference's log-probabilities.
 
-Small ones are whole tables; files that are read lazily are sources of rows.
+Small streams are tables in memory; files that are read lazily are sources of rows.
 """
 
 import glob
 import json
 import os
 import zlib
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import grain
 import jax
 import numpy as np
 from ml_collections import ConfigDict
@@ -22,158 +23,195 @@ from jaxunlearn.typing import Model
 
 Rows = table.Table | table.Source
 BENCHMARKS = ("tofu", "lume", "muse", "wmdp", "mmlu", "rtt_facts")
+TEXT_LENGTH = 256  # of rows of running text, where the config gives none
 
 
-def sources(config: ConfigDict, model: Model, tokenizer: Any) -> dict[str, Rows]:
-    """A table or source for every stream of config.data, rows of the length it says.
+class Stream(NamedTuple):
+    """The rows of one stream.
+
+    Attributes:
+        rows: a table or a source.
+        settings: those of the config, with what was found: names of the columns, the
+            length, and a checksum of a table's rows.
+    """
+
+    rows: Rows
+    settings: dict[str, Any]
+
+
+def read(config: ConfigDict, model: Model, tokenizer: Any) -> dict[str, Stream]:
+    """Every stream of config.data, encoded.
+
+    A stream of a file without a length in the config gets that of its longest row,
+    rounded up to a multiple of 8.
 
     Raises:
-        ValueError: if a source needs a tokenizer and the model has none, or its rows
-            do not fit; what the readers of files raise.
+        ValueError: if a source needs a tokenizer and the model has none, a column is
+            missing, or rows are too long; what the readers of files raise.
     Warns:
         UserWarning: with the ids, or else the prompts, that are in both `forget` and
-            `retain`, where both are read whole from a file or a benchmark.
+            `retain`, where both are read from files or benchmarks.
     """
-    made, read = {}, {}
-    for name, settings in config.data.items():
-        if settings.source != "synthetic" and tokenizer is None:
+    texts: dict[str, list[dict[str, Any]]] = {}
+    encode: dict[str, Callable[[int | None], Rows]] = {}
+    found: dict[str, dict[str, Any]] = {}
+    for name, given in config.data.items():
+        s = found[name] = dict(given.to_dict())
+        if s["source"] != "synthetic" and tokenizer is None:
             raise ValueError(
-                f"The stream {name!r} needs a model with a tokenizer for its "
-                f"{settings.source}, got one without. Use model.path, or the source "
-                "'synthetic'."
+                f"The stream {name!r} needs a model with a tokenizer, got a model "
+                "without one. Put tokenizer.json into the model's folder."
             )
-        make = {"synthetic": _synthetic, "capitals": _capitals, "prose": _prose}
-        make |= {"jsonl": _lazy_jsonl, "array_record": _array_record}
-        whole = settings.source == "jsonl" and not settings.get("lazy", False)
-        if whole or settings.source in ("file", "benchmark"):
-            read[name] = _rows(settings)
-            made[name] = _encoded(read[name], settings, tokenizer)
+        if s["source"] in ("file", "benchmark") or _in_memory(s):
+            texts[name] = _texts(s)
+            _name_columns(name, s, texts[name])
+            encode[name] = partial(_encoded, texts[name], s, tokenizer)
         else:
-            made[name] = make[settings.source](settings, model, tokenizer)
-    if {"forget", "retain"} <= set(read):
-        _told(config, read["forget"], read["retain"])
-    return made
-
-
-def _told(config: ConfigDict, forget: list[dict], retain: list[dict]) -> None:
-    """Warns of what is in both: by id, or by prompt where rows have none."""
-    if all("id" in row for row in (*forget, *retain)):
-        data.overlap(forget, retain)
-        return
-    prompts = [
-        [{"prompt": x} for x in _prompts(config.data[name], rows)]
-        for name, rows in (("forget", forget), ("retain", retain))
-    ]
-    data.overlap(*prompts, by="prompt")
-
-
-def _prompts(settings: ConfigDict, rows: list[dict]) -> list[str]:
-    return list(dict.fromkeys(row[_column(settings)] for row in rows))
-
-
-def _rows(settings: ConfigDict) -> list[dict[str, Any]]:
-    """What a file or a benchmark's table holds."""
-    wanted = (_column(settings), settings.get("answer", "answer"))
-    wanted = tuple(filter(None, wanted))
-    if settings.source == "jsonl":
-        return jsonl.read_jsonl(settings.get("path", ""), wanted)
-    if settings.source == "file" and wanted == ("text",):
-        return files.read_texts(settings.get("path", ""))
-    if settings.source == "file":
-        return files.read_rows(settings.get("path", ""), wanted)
-    _checks.one_of("A stream", BENCHMARKS, name=settings.get("name"))
-    return getattr(data, settings.name).read(
-        settings.get("table", ""),
-        settings.get("folder") or None,
-        check=settings.get("check", True),
-    )
-
-
-def _encoded(rows, settings, tokenizer):
-    prompt, answer = _column(settings), settings.get("answer", "answer")
-    for number, row in enumerate(rows):
-        for column in filter(None, (prompt, answer)):
-            if not isinstance(row.get(column), str):
-                raise ValueError(
-                    f"A stream needs a text in {column!r}, got "
-                    f"{row.get(column)!r} in row {number}, which has "
-                    f"{_checks.listed(row)}. Name columns by prompt and answer."
-                )
-    if not answer:
-        text = "\n\n".join(row[prompt] for row in rows)
-        return table.encode_text(tokenizer, text, length=settings.length)
-    separator = " "
-    if settings.get("chat", False):
-        date = {"date_string": settings.date} if settings.get("date") else {}
-        asked = [row[prompt] for row in rows]
-        asked = data.chat_prompts(
-            tokenizer, asked, system=settings.get("system", ""), **date
-        )
-        rows = [
-            {prompt: text, answer: row[answer] + (tokenizer.eos_token or "")}
-            for text, row in zip(asked, rows, strict=True)
-        ]
-        separator = ""
-    if settings.get("long", "refuse") == "drop":
-        names = dict(prompt=prompt, answer=answer, separator=separator)
-        rows = data.drop_long(rows, tokenizer, max_length=settings.length, **names)
-    texts = files.columns(rows, prompt, answer)
-    return table.encode(tokenizer, *texts, length=settings.length, separator=separator)
-
-
-def _column(settings: ConfigDict) -> str:
-    """The prompt's column; benchmarks call theirs a question unless told otherwise, and
-    running text is a text."""
-    usual = "question" if settings.source == "benchmark" else "prompt"
-    usual = usual if settings.get("answer", "answer") else "text"
-    return settings.get("prompt", usual)
+            encode[name] = partial(_SOURCES[s["source"]], s, model, tokenizer)
+    if {"forget", "retain"} <= set(texts):
+        _warn_of_overlap(found, texts)
+    made = {name: encode[name](s.get("length") or None) for name, s in found.items()}
+    for name, s in found.items():
+        if isinstance(made[name], Mapping):
+            s["length"] = made[name]["tokens"].shape[1]
+            s["checksum"] = _checksum(made[name])
+            table.check_length(made[name], model.config.longest)
+    return {name: Stream(made[name], s) for name, s in found.items()}
 
 
 def with_reference(
-    config: ConfigDict, stream: str, rows: Rows, folder: Path, score: Any
+    config: ConfigDict,
+    name: str,
+    stream: Stream,
+    folder: Path,
+    score: Callable[[], tuple[np.ndarray, ...]],
 ) -> Rows:
-    """The stream with `ref_logps`, scored once and kept in the folder.
+    """The stream's rows with the column `ref_logps`, computed once and stored.
 
-    A restarted run must see the same numbers to the last bit, on whatever mesh.
+    A run that resumes must see the same numbers to the last bit, on any mesh.
 
     Args:
-        config: the run's; another model or other settings of the stream are scored
-            anew.
-        stream: names the file.
-        rows: its table or source.
+        config: the run's. For another model or other rows it is computed again.
+        name: the stream's.
+        stream: its rows.
         folder: the run's output, on a file system that all processes share.
-        score: () -> ([n] float32, ...), called where there is no file for these rows.
+        score: () -> ([n] float32, ...), called if the folder has no file of these rows.
     """
-    file = folder / f"reference_{stream}.npz"
-    known = _mark(config, stream, rows)
+    file = folder / f"reference_{name}.npz"
+    key = _key(config, stream)
     try:
-        with np.load(file) as kept:
-            if kept["table"] == known:
-                return table.with_columns(rows, {"ref_logps": kept["ref_logps"]})
+        with np.load(file) as stored:
+            if stored["table"] == key:
+                columns = {"ref_logps": stored["ref_logps"]}
+                return table.with_columns(stream.rows, columns)
     except (OSError, ValueError, KeyError):
         pass  # not there yet
     logps = score()[0].astype(np.float32)
     if jax.process_index() == 0:
         fresh = file.with_suffix(".new.npz")
-        np.savez(fresh, ref_logps=logps, table=known)
+        np.savez(fresh, ref_logps=logps, table=key)
         os.replace(fresh, file)
-    return table.with_columns(rows, {"ref_logps": logps})
+    return table.with_columns(stream.rows, {"ref_logps": logps})
 
 
-def _mark(config: ConfigDict, stream: str, rows: Rows) -> np.uint32:
-    """A number for what was scored: the settings, and the tokens or how many rows."""
+def _key(config: ConfigDict, stream: Stream) -> np.uint32:
+    """A number for what was scored: the model, the seed and the stream."""
     model = {k: v for k, v in config.model.to_dict().items() if k != "remat"}
-    made_of = [model, config.seed, config.data[stream].to_dict(), table.num_rows(rows)]
+    made_of = [model, config.seed, stream.settings, table.num_rows(stream.rows)]
     text = json.dumps(made_of, sort_keys=True, default=str).encode()
-    if isinstance(rows, dict):
-        text += rows["tokens"].tobytes() + rows["answer"].tobytes()
     return np.uint32(zlib.crc32(text))
 
 
-def _synthetic(settings, model, tokenizer):
-    """Random tokens; the later half of every row is its answer."""
+def _checksum(rows: table.Table) -> int:
+    return zlib.crc32(rows["answer"].tobytes(), zlib.crc32(rows["tokens"].tobytes()))
+
+
+def _in_memory(settings: Mapping[str, Any]) -> bool:
+    return settings["source"] == "jsonl" and not settings.get("lazy", False)
+
+
+def _texts(settings: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The rows of a file or of a benchmark's table."""
+    path = settings.get("path", "")
+    if settings["source"] == "benchmark":
+        _checks.one_of("A stream", BENCHMARKS, name=settings.get("name"))
+        return getattr(data, settings["name"]).read(
+            settings.get("table", ""),
+            settings.get("folder") or None,
+            check=settings.get("check", True),
+        )
+    if settings["source"] == "jsonl":
+        return jsonl.read_jsonl(path)
+    running = str(path).removesuffix(".gz").endswith(".txt")
+    if running or (settings.get("answer") == "" and "prompt" not in settings):
+        return files.read_texts(path)
+    return files.read_rows(path)
+
+
+def _name_columns(name: str, settings: dict[str, Any], rows: list[dict]) -> None:
+    """Fills in the names of the columns, once every row has a text in them."""
+    first, path = rows[0], settings.get("path", "")
+    running = str(path).removesuffix(".gz").endswith(".txt")
+    answer = settings.setdefault("answer", "" if running else "answer")
+    usual = "text" if not answer else "prompt" if "prompt" in first else "question"
+    if usual not in first and settings["source"] != "benchmark":
+        usual = "text" if not answer else "prompt"
+    prompt = settings.setdefault("prompt", usual)
+    for number, row in enumerate(rows):
+        for column in filter(None, (prompt, answer)):
+            if not isinstance(row.get(column), str):
+                came = repr(row[column]) if column in row else "no such column"
+                raise ValueError(
+                    f"The stream {name!r} needs a text in the column {column!r}, got "
+                    f"{came} in row {number} of {path or settings.get('table')}, which "
+                    f"has {_checks.listed(row)}. Name the columns by --prompt-column "
+                    "and --answer-column."
+                )
+
+
+def _warn_of_overlap(found: Mapping[str, dict], texts: Mapping[str, list]) -> None:
+    """Warns of rows in both streams: by id, or by prompt where rows have no id."""
+    both = [texts["forget"], texts["retain"]]
+    if all("id" in row for rows in both for row in rows):
+        data.overlap(*both)
+        return
+    prompts = [
+        [{"prompt": x} for x in dict.fromkeys(row[found[name]["prompt"]] for row in rows)]
+        for name, rows in zip(("forget", "retain"), both, strict=True)
+    ]
+    data.overlap(*prompts, by="prompt")
+
+
+def _encoded(
+    rows: list[dict], settings: dict[str, Any], tokenizer: Any, length: int | None
+) -> table.Table:
+    prompt, answer = settings["prompt"], settings["answer"]
+    if not answer:
+        text = "\n\n".join(row[prompt] for row in rows)
+        return table.encode_text(tokenizer, text, length=length or TEXT_LENGTH)
+    separator = " "
+    if settings.get("chat", False):
+        date = {"date_string": settings["date"]} if settings.get("date") else {}
+        prompts = [row[prompt] for row in rows]
+        prompts = data.chat_prompts(
+            tokenizer, prompts, system=settings.get("system", ""), **date
+        )
+        rows = [
+            {prompt: text, answer: row[answer] + (tokenizer.eos_token or "")}
+            for text, row in zip(prompts, rows, strict=True)
+        ]
+        separator = ""
+    if length and settings.get("long", "refuse") == "drop":
+        names = dict(prompt=prompt, answer=answer, separator=separator)
+        rows = data.drop_long(rows, tokenizer, max_length=length, **names)
+    texts = files.columns(rows, prompt, answer)
+    return table.encode(tokenizer, *texts, length=length, separator=separator)
+
+
+def _synthetic(settings, model, tokenizer, length):
+    """Random tokens; the second half of every row is its answer."""
     del tokenizer
-    count, length = settings.get("count", 1024), settings.length
+    count = settings.get("count", 1024)
     rng = np.random.default_rng(settings.get("seed", 0))
     tokens = rng.integers(0, model.config.vocab, (count, length), dtype=np.int32)
     mask = np.ones((count, length), np.bool_)
@@ -181,46 +219,56 @@ def _synthetic(settings, model, tokenizer):
     return {"tokens": tokens, "mask": mask, "answer": answer}
 
 
-def _capitals(settings, model, tokenizer):
-    """Every capital of a continent, or of the others, in every training statement."""
+def _capitals(settings, model, tokenizer, length):
+    """The capitals of a continent, or all others, in every training statement."""
     del model
     group, others = settings.get("group", "Europe"), settings.get("others", False)
-    known = [f for f in capitals.capitals() if (f.group == group) != others]
+    chosen = [f for f in capitals.capitals() if (f.group == group) != others]
     pairs = [
         (fact.prompt(phrasing), fact.answer)
-        for fact in known
+        for fact in chosen
         for phrasing in capitals.phrasings("statement", "train")
     ]
     prompts, answers = zip(*pairs, strict=True) if pairs else ((), ())
-    return table.encode(tokenizer, prompts, answers, length=settings.length)
+    return table.encode(tokenizer, prompts, answers, length=length)
 
 
-def _prose(settings, model, tokenizer):
+def _prose(settings, model, tokenizer, length):
     del model
     text = prose.prose()[1 if settings.get("held_out", False) else 0]
-    return table.encode_text(tokenizer, text, length=settings.length)
+    return table.encode_text(tokenizer, text, length=length)
 
 
-def _lazy_jsonl(settings, model, tokenizer):
+def _lazy_jsonl(settings, model, tokenizer, length):
     del model
-    wanted = (settings.get("prompt", "prompt"), settings.get("answer", "answer"))
-    rows = jsonl.open_jsonl(settings.get("path", ""), wanted)
-    return _lazy(rows, settings, tokenizer)
+    columns = (settings.get("prompt", "prompt"), settings.get("answer", "answer"))
+    rows = jsonl.open_jsonl(settings.get("path", ""), columns)
+    return _lazy(rows, settings, tokenizer, length)
 
 
-def _array_record(settings, model, tokenizer):
-    """Records of JSON; each is read from its file when its turn comes."""
+def _array_record(settings, model, tokenizer, length):
+    """Records of JSON; each is read from its file when its batch is made."""
     del model
     path = settings.get("path", "")
-    files = sorted(glob.glob(path))
-    if not files:
+    paths = sorted(glob.glob(path))
+    if not paths:
         raise FileNotFoundError(
             f"A stream needs array_record files, got none for path={path!r}. Check it."
         )
-    records = grain.sources.ArrayRecordDataSource(files)
-    return _lazy(source.mapped(records, json.loads), settings, tokenizer)
+    grain = _checks.library("A stream of array_record files", "grain", "data")
+    records = grain.sources.ArrayRecordDataSource(paths)
+    return _lazy(source.mapped(records, json.loads), settings, tokenizer, length)
 
 
-def _lazy(texts, settings, tokenizer):
-    fields = {name: settings.get(name, name) for name in ("prompt", "answer")}
-    return source.encoded(texts, tokenizer, length=settings.length, **fields)
+def _lazy(texts, settings, tokenizer, length):
+    columns = {name: settings.get(name, name) for name in ("prompt", "answer")}
+    return source.encoded(texts, tokenizer, length=length, **columns)
+
+
+_SOURCES = {
+    "synthetic": _synthetic,
+    "capitals": _capitals,
+    "prose": _prose,
+    "jsonl": _lazy_jsonl,
+    "array_record": _array_record,
+}
