@@ -39,7 +39,6 @@ from jaxunlearn.data import table as tables
 from jaxunlearn.io import hf
 from jaxunlearn.typing import Array, Model, Params
 from jaxunlearn.workflows.evaluation import folder as folders
-from jaxunlearn.workflows.training import build
 
 RESULTS = Path(__file__).resolve().parent / "results" / "smollm2"
 SITE = "mlp"
@@ -299,7 +298,7 @@ def main(argv: list[str]) -> None:
             about, lines = compare.drawn(folder / "prune.jsonl")
             del about["key"]
         else:
-            model, params, tokenizer = hf.load(build.path(config.model), remat="none")
+            model, params, tokenizer = hf.load(config.model, remat="none")
             folders.check_tokenizer(tokenizer, config.model)
             texts, origin = read(config, tokenizer)
             about = head(config, origin)

@@ -59,7 +59,6 @@ from jaxunlearn.data.benchmarks import mmlu
 from jaxunlearn.io import hf
 from jaxunlearn.typing import Model, Params
 from jaxunlearn.workflows.evaluation import folder as folders
-from jaxunlearn.workflows.training import build
 
 RESULTS = Path(__file__).resolve().parent / "results" / "smollm2"
 KINDS = ("capitals", "birthdays", "mmlu")
@@ -378,7 +377,7 @@ def main(argv: list[str]) -> None:
             folder = Path(config.output).expanduser()
             about, lines = compare.drawn(folder / "relearn.jsonl")
         else:
-            model, params, tokenizer = hf.load(build.path(config.model), remat="none")
+            model, params, tokenizer = hf.load(config.model, remat="none")
             folders.check_tokenizer(tokenizer, config.model)
             rows = mmlu.read("test", questions.data_folder(config.data))
             minutes = flags.FLAGS.minutes

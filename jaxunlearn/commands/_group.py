@@ -25,26 +25,13 @@ from typing import Any, NoReturn
 
 import click
 
-COMMANDS = ("export",)
+COMMANDS = ("forget", "finetune", "export", "plan")
 STOPPED, INTERRUPTED = 75, 130
 RESUME = "What was finished is saved. Run the same command again to resume."
 
 
 class Terminated(BaseException):
     """SIGTERM arrived."""
-
-
-class Stopped(BaseException):
-    """The run stopped on a signal and saved its state.
-
-    Args:
-        message: one line.
-        status: the exit status, STOPPED or INTERRUPTED.
-    """
-
-    def __init__(self, message: str, status: int):
-        super().__init__(message)
-        self.status = status
 
 
 def terminate(number: int, frame: Any) -> NoReturn:
@@ -81,7 +68,7 @@ class Group(click.Group):
         except click.exceptions.NoArgsIsHelpError as error:
             click.echo(error.format_message())
             raise SystemExit(0) from None
-        except (Exception, KeyboardInterrupt, Terminated, Stopped) as error:
+        except (Exception, KeyboardInterrupt, Terminated) as error:
             if debug:
                 traceback.print_exception(error)
             message, status = _explained(error)
@@ -92,40 +79,36 @@ class Group(click.Group):
 def _explained(error: BaseException) -> tuple[str, int]:
     """(the line, the exit status) of an error."""
     match error:
-        case Stopped():
-            return str(error), error.status
         case KeyboardInterrupt() | click.Abort():
             return f"Interrupted. {RESUME}", INTERRUPTED
         case Terminated():
             return f"Stopped by SIGTERM. {RESUME}", STOPPED
         case click.ClickException():
             return f"error: {_joined(error.format_message())}", 2
-    from jaxunlearn import NotFinite
+    from jaxunlearn import NotFinite, _checks
     from jaxunlearn.data import source
-    from jaxunlearn.io import checkpoint
+    from jaxunlearn.io import checkpoint, preempt
 
-    refused = (ValueError, TypeError, OSError, ImportError, NotImplementedError)
+    if isinstance(error, preempt.Stopped):
+        return str(error), error.status
+    refused = (
+        _checks.Missing,
+        ValueError,
+        TypeError,
+        OSError,
+        ImportError,
+        NotImplementedError,
+    )
     failed = (NotFinite, checkpoint.NotSaved, source.BadRow)
-    text = _joined(_message(error)) or type(error).__name__
+    text = _joined(str(error)) or type(error).__name__
     if isinstance(error, failed):
         return f"error: {text}", 1
-    if isinstance(error, refused) or _is_missing(error):
+    if isinstance(error, refused):
         return f"error: {text}", 2
     hint = "Run the command again with --debug for the traceback."
     if "RESOURCE_EXHAUSTED" in text or isinstance(error, MemoryError):
         hint = "Take a smaller --batch-size or --length, or more devices (--mesh)."
     return f"error: {type(error).__name__}: {text} {hint}", 1
-
-
-def _message(error: BaseException) -> str:
-    """An OSError with a file name reads as the system words it."""
-    return str(error)
-
-
-def _is_missing(error: BaseException) -> bool:
-    from jaxunlearn import _checks
-
-    return isinstance(error, _checks.Missing)
 
 
 def _joined(text: str) -> str:

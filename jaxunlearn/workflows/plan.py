@@ -1,53 +1,53 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a run's step would take on machines that are only described.
+"""The memory, traffic and time of a run's step on machines that are only described.
 
-python -m jaxunlearn.workflows.plan --config experiments/configs/llama31_8b.py \\
-    --topology v5p:4x4x4 [--mesh fsdp=64,tensor=1] [--search] [--output plan.json] \\
-    [--config.model.remat=dots ...]
+`jaxunlearn plan` calls it. The step that is compiled is the one that a run of the config
+executes. TPU topologies need libtpu (the extra tpu) and no TPU; cpu:8 needs nothing.
 
-The config is one of jaxunlearn/workflows/training/run.py; the step compiled is the one that it would run.
-TPU topologies need libtpu, pip install -e ".[tpu]", and no TPU. cpu:8 needs nothing.
+Experimental: it reads compiled programs, whose text differs between versions of XLA.
 """
 
-import argparse
-import ast
-import json
-import runpy
-import sys
 from collections.abc import Callable, Mapping
-from pathlib import Path
+from typing import Any
 
 import jax
 from ml_collections import ConfigDict
 
-from jaxunlearn import _checks, plan, sharding
+from jaxunlearn import plan, sharding
 from jaxunlearn.workflows.training import build, settings
 
 GIB = 2.0**30
-REFUSED = (ValueError, KeyError, TypeError, ImportError, NotImplementedError)
+ROWS = 1024  # of the random streams that stand for files
 
 
-def load(path: str, overrides: Mapping[str, str] = {}) -> ConfigDict:
-    """The config in a Python file, with values replaced, once it makes sense."""
-    if not Path(path).is_file():
-        raise ValueError(f"--config needs a Python file with get_config(), got {path}.")
-    module = runpy.run_path(path)
-    if "get_config" not in module:
-        raise ValueError(f"{path} needs a function get_config(), got none.")
-    config = module["get_config"]()
-    for key, text in overrides.items():
-        if not key.startswith(settings.FREE):
-            _checks.one_of("--config.KEY=VALUE", settings.keys(), key=key)
+def with_random_streams(config: ConfigDict, rows: int, length: int) -> ConfigDict:
+    """The config with random tokens for every stream that its method reads.
+
+    Args:
+        config: with a model and a recipe, and no data.
+        rows: of each stream at a step.
+        length: tokens of a row.
+    """
+    settings.check_model(config.model)
+    recipe = build.recipe(config, build.base_model(config))
+    stream = dict(source="synthetic", rows=rows, length=length, count=ROWS)
+    config = config.copy_and_resolve_references()
+    config.data = {name: dict(stream) for name in sorted(recipe.reads())}
+    return config
+
+
+def use_cpus(topology: str) -> None:
+    """Keeps JAX off accelerators, and gives it the CPU devices that "cpu:8" names.
+
+    Call it before anything starts JAX.
+    """
+    jax.config.update("jax_platforms", "cpu")
+    kind, _, count = topology.partition(":")
+    if kind == "cpu" and count.isdigit():
         try:
-            value = ast.literal_eval(text)
-        except (ValueError, SyntaxError):
-            value = text
-        place = config
-        *parents, last = key.split(".")
-        for name in parents:
-            place = place[name]
-        place[last] = value
-    return settings.check(config)
+            jax.config.update("jax_num_cpu_devices", max(1, int(count)))
+        except RuntimeError:
+            pass  # JAX has started; topology_devices says how many devices there are
 
 
 def planned(
@@ -61,11 +61,11 @@ def planned(
     """The Report of a config on a topology.
 
     Args:
-        config: as `load` gives it.
+        config: a run's.
         topology: such as "v5p:4x4x4".
-        mesh: sizes in place of the config's.
+        mesh: sizes that replace the config's.
         pieces: (config, devices) -> build.Pieces.
-        keep: is given the compiled text.
+        keep: called with the compiled text.
     """
     config = config.copy_and_resolve_references()
     if mesh is not None:
@@ -84,16 +84,19 @@ def planned(
     )
 
 
-def candidates(config: ConfigDict, devices: int, chip, most: int = 2) -> list[dict]:
-    """Mesh sizes and microbatches worth compiling, `most` for each remat policy.
+def candidates(
+    config: ConfigDict, devices: int, chip: plan.Chip | None, max_each: int = 2
+) -> list[dict]:
+    """Mesh sizes and microbatches worth compiling, `max_each` for each remat policy.
 
-    Sizes that do not divide the model or the batch are left out, and so is what cannot
-    fit: parameters, moments and gradients by division, kept activations by 2 * width
-    (remat "full"), by what enters the activation too ("mlp") or by all results of
-    matrices ("dots") a token and layer. What is left is ordered by recomputation, then
-    by microbatches and tensor parallelism.
+    Sizes that do not divide the model or the batch are left out, and so are settings
+    that cannot fit: parameters, moments and gradients are divided by the devices; the
+    activations of a token and layer are estimated as 2 * width bytes (remat "full"),
+    those plus the activation function's inputs ("mlp"), or all results of matrix
+    products ("dots"). The rest is ordered by recomputation, then by microbatches and
+    tensor parallelism.
     """
-    model = build.model(config)
+    model = build.base_model(config)
     shape, recipe = model.config, build.recipe(config, model)
     params = jax.eval_shape(model.init, jax.random.key(0))
     state = sum(x.size * 4.0 for x in jax.tree.leaves(params))
@@ -128,10 +131,12 @@ def candidates(config: ConfigDict, devices: int, chip, most: int = 2) -> list[di
                 found.append((cost, setting))
     found.sort(key=lambda x: x[0])
     best = {remat: [s for _, s in found if s["remat"] == remat] for remat in per_layer}
-    return [setting for _, setting in found if setting in best[setting["remat"]][:most]]
+    return [setting for _, setting in found if setting in best[setting["remat"]][:max_each]]
 
 
-def search(config: ConfigDict, topology: str) -> list[tuple[dict, plan.Report | str]]:
+def search(
+    config: ConfigDict, topology: str, log_fn: Callable[[str], Any] = print
+) -> list[tuple[dict, plan.Report | str]]:
     """Compiles the candidates; those that fit come first, the shortest step first."""
     devices = plan.topology_devices(topology)
     chip = plan.CHIPS.get(topology.split(":")[0])
@@ -148,17 +153,18 @@ def search(config: ConfigDict, topology: str) -> list[tuple[dict, plan.Report | 
         except plan.DoesNotFit as error:
             report = str(error)
         tried.append((setting, report))
-        print(f"{setting}: {line(report)}", flush=True)
+        log_fn(f"{setting}: {line(report)}")
     if not tried:
         raise ValueError(
-            "No mesh divides this batch and model, or none can fit. Change rows, take "
-            "more devices, or give --mesh to see why."
+            "A search needs a mesh that divides the batch and the model, and fits, got "
+            f"none for {topology}. Change --batch-size, take more devices, or give "
+            "--mesh to see why."
         )
     return sorted(tried, key=_rank)
 
 
 def table(report: plan.Report) -> str:
-    """The report for a reader."""
+    """The report as text of several lines."""
     mesh = " ".join(f"{axis}={size}" for axis, size in report.mesh.items())
     lines = [f"{report.devices} devices, {mesh}", "memory of a device, GiB"]
     lines += [f"  {name:14}{size / GIB:9.3f}" for name, size in report.memory.items()]
@@ -187,7 +193,7 @@ def table(report: plan.Report) -> str:
 
 
 def line(report: plan.Report | str) -> str:
-    """One line of a search."""
+    """One line about a candidate."""
     if isinstance(report, str):
         return "does not fit"
     text = f"peak {report.peak / GIB:.2f} GiB"
@@ -202,79 +208,9 @@ def as_json(report: plan.Report) -> dict:
     return report._asdict() | {"moved": moved}
 
 
-def main(argv=None) -> int:
-    arguments, rest = _parser().parse_known_args(argv)
-    jax.config.update("jax_platforms", "cpu")
-    kind, _, count = arguments.topology.partition(":")
-    if kind == "cpu" and count.isdigit():
-        try:
-            jax.config.update("jax_num_cpu_devices", max(1, int(count)))
-        except RuntimeError:
-            pass  # jax has started: describe says how many devices there are
-    try:
-        config = load(arguments.config, _overrides(rest))
-        if arguments.search:
-            ranked = search(config, arguments.topology)
-            print("best first:")
-            for setting, report in ranked:
-                print(f"  {setting}: {line(report)}")
-            result = [
-                setting | {"report": r if isinstance(r, str) else as_json(r)}
-                for setting, r in ranked
-            ]
-        else:
-            mesh = _mesh(arguments.mesh) if arguments.mesh else None
-            report = planned(config, arguments.topology, mesh)
-            print(table(report))
-            result = as_json(report)
-    except REFUSED as error:
-        print(f"jaxunlearn.workflows.plan: {error}", file=sys.stderr)
-        return 2
-    if arguments.output:
-        head = {"topology": arguments.topology, "config": arguments.config}
-        text = json.dumps(head | {"result": result}, indent=1)
-        Path(arguments.output).write_text(text + "\n")
-    return 0
-
-
-def _overrides(rest: list[str]) -> dict[str, str]:
-    for text in rest:
-        if not text.startswith("--config.") or "=" not in text:
-            raise ValueError(
-                f"There is no argument {text!r}. Settings are changed by "
-                "--config.KEY=VALUE, as in --config.model.remat=dots."
-            )
-    return dict(text.removeprefix("--config.").split("=", 1) for text in rest)
-
-
 def _rank(item):
     report = item[1]
     if isinstance(report, str):
         return (2, 0.0)
     fits = report.fits is not False
     return (0 if fits else 1, report.seconds["serial"] if report.seconds else 0.0)
-
-
-def _mesh(text: str) -> dict[str, int]:
-    sizes = {}
-    for part in text.split(","):
-        axis, _, size = part.partition("=")
-        _checks.one_of("--mesh", sharding.AXES, axis=axis.strip())
-        if not size.strip().lstrip("-").isdigit():
-            raise ValueError(f"--mesh needs axis=size, as in fsdp=64, got {part!r}.")
-        sizes[axis.strip()] = int(size)
-    return sizes
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description="Plan a step without its machine.")
-    parser.add_argument("--config", required=True, help="Python file with get_config()")
-    parser.add_argument("--topology", required=True, help="v5p:4x4x4, v5e:8x8, cpu:8")
-    parser.add_argument("--mesh", help="axis=size,...; what is not named is 1")
-    parser.add_argument("--search", action="store_true", help="try meshes and policies")
-    parser.add_argument("--output", help="JSON file to write")
-    return parser
-
-
-if __name__ == "__main__":
-    sys.exit(main())

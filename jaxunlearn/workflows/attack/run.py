@@ -35,7 +35,6 @@ from jaxunlearn.workflows.attack import card, facts
 from jaxunlearn.workflows.attack import jobs as units
 from jaxunlearn.workflows.attack import prompts as asking
 from jaxunlearn.workflows.evaluation import folder as folders
-from jaxunlearn.workflows.training import build
 
 VERSION = 1  # of the results; one more whenever the code would give others
 LIBRARIES = ("jaxunlearn", "jax", "jaxlib", "numpy", "optax", "transformers")
@@ -87,7 +86,7 @@ def run(
         if which not in loaded:
             loaded.clear()
             model, params, tokenizer = hf.load(
-                build.path(config[which]),
+                config[which],
                 dtype=config.dtype,
                 compute_dtype=config.compute_dtype,
                 remat="none",

@@ -32,7 +32,6 @@ from jaxunlearn.io import hf
 from jaxunlearn.typing import Model, Params
 from jaxunlearn.workflows.evaluation import folder as folders
 from jaxunlearn.workflows.evaluation import summary, tasks, values
-from jaxunlearn.workflows.training import build
 
 ROLES = ("original", "retrained", "unlearned")
 LIBRARIES = ("jaxunlearn", "jax", "jaxlib", "numpy", "transformers", "tokenizers")
@@ -243,7 +242,7 @@ def run(config: ConfigDict, command: str = "") -> dict[str, Any]:
     grid = config.mesh.to_dict()
     mesh = sharding.make_mesh(**grid) if set(grid.values()) != {1} else None
     model, params, tokenizer = hf.load(
-        build.path(config.model),
+        config.model,
         dtype=config.dtype,
         compute_dtype=config.compute_dtype,
         remat="none",

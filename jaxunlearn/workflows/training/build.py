@@ -122,9 +122,7 @@ def mesh(config: ConfigDict, devices: Sequence[Any] | None = None) -> Mesh:
     return sharding.make_mesh(**config.mesh.to_dict(), devices=devices)
 
 
-def params_shapes(
-    config: ConfigDict, base: Model, model: Model, mesh: Mesh
-) -> PyTree:
+def params_shapes(config: ConfigDict, base: Model, model: Model, mesh: Mesh) -> PyTree:
     """Shapes of the params with shardings, LoRA or projections included."""
     dtype = jnp.dtype(config.model.dtype)
     params = jax.eval_shape(base.init, jax.eval_shape(partial(jax.random.key, 0)))
@@ -133,7 +131,7 @@ def params_shapes(
 
 
 def batch_shapes(config: ConfigDict, recipe: Recipe) -> Streams:
-    """Shapes of one step's streams, the rows of all hosts together, without shardings."""
+    """Shapes of one step's streams, all hosts' rows together, without shardings."""
     shapes = {}
     for stream, columns in recipe.reads().items():
         fix = f"Add --stream {stream}=FILE, or the stream to the config's data."

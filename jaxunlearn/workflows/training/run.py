@@ -1,189 +1,284 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Finetunes, unlearns or evaluates, as one config file says, and survives being killed.
+"""A run from a config to a saved model; `jaxunlearn forget` and `finetune` call it.
 
-    python -m jaxunlearn.workflows.training.run --config=experiments/configs/tiny.py --config.steps=30
+    config = settings.defaults()
+    ...
+    result = run.run(settings.check(config), command="what made this run")
 
-The same command again goes on where the last checkpoint stands, on any mesh; a run
-that is finished says so. The output folder gets checkpoints/, metrics.jsonl, the events
-of TensorBoard, result.json and, where the model came from a Hugging Face checkpoint,
-model/ in that format. Exit status: 0 finished; 75 asked to stop by SIGTERM and saved,
-so start the same command again; 2 a config or an input that cannot be run; 1 anything
-else.
+The same config again resumes from the newest checkpoint, on any mesh, and bit for bit
+on the same mesh. workflows/run_folder.py lists what the output folder gets. With
+mode="evaluate" nothing trains: the model, or the run's newest checkpoint, is scored.
 """
 
-import difflib
 import json
 import math
 import sys
+import tempfile
 import time
+from collections.abc import Callable, Mapping
 from functools import partial
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
-from absl import app, flags, logging
 from jax.experimental import multihost_utils
-from ml_collections import ConfigDict, config_flags
+from ml_collections import ConfigDict
 
 import jaxunlearn as ju
-from jaxunlearn import _checks, evaluate, sharding, trees
-from jaxunlearn.data import loader, source, table
+from jaxunlearn import edits, evaluate, sharding, trees
+from jaxunlearn.data import loader, table
 from jaxunlearn.io import checkpoint, hf, log, preempt
-from jaxunlearn.workflows.training import build, settings, streams, trackers
+from jaxunlearn.typing import Model, Params
+from jaxunlearn.workflows import run_folder
+from jaxunlearn.workflows.run_folder import RunFolder
+from jaxunlearn.workflows.training import (
+    adapters,
+    build,
+    describe,
+    settings,
+    streams,
+    trackers,
+)
 
-_CONFIG = config_flags.DEFINE_config_file("config", help_string="a config's file")
-REFUSED = (ValueError, TypeError, ImportError, OSError, _checks.Missing)
-
-
-def parse(argv: list[str]) -> list[str]:
-    """absl's parsing of flags, with what it raises said in one line."""
-    try:
-        rest = flags.FLAGS(argv)
-        _ = _CONFIG.value.mode  # where the file could not be loaded, this says why
-        return rest
-    except flags.UnrecognizedFlagError as error:
-        _refuse(f"There is no --{error.flagname}.{_near(error.flagname)}")
-    except (AttributeError, KeyError) as error:
-        name = str(error).strip("\"'")
-        _refuse(f"The config has no key {name!r}.{_near(name)}")
-    except (flags.Error, OSError, TypeError, ValueError, SyntaxError) as error:
-        _refuse(error)
+LIBRARIES = ("jaxunlearn", *checkpoint.LIBRARIES)
+PASSES = 5  # over the forget rows, where the config gives no number of steps
+Log = Callable[[str], None]
 
 
-def _near(name: str) -> str:
-    name = name.removeprefix("config.")
-    close = difflib.get_close_matches(name, settings.keys(), n=1)
-    return f" Did you mean --config.{close[0]}?" if close else ""
+def run(
+    config: ConfigDict,
+    *,
+    command: str = "",
+    log_fn: Log = print,
+    progress: bool = False,
+) -> dict[str, Any]:
+    """Finetunes, unlearns or evaluates; what result.json or evaluate.json holds.
 
-
-def main(argv: list[str]) -> None:
-    """Checks the config and runs it."""
-    logging.set_verbosity(logging.WARNING)
-    if len(argv) > 1 or _CONFIG.value is None:
-        _refuse(
-            f"run needs --config=FILE and nothing bare, got {argv[1:] or 'no flag'}."
-        )
-    try:
-        config = settings.check(_CONFIG.value)
-        if config.distributed.join:
-            c = config.distributed
-            given = (c.coordinator, c.processes, c.process) if c.coordinator else ()
-            sharding.initialize(*given)
-    except (*REFUSED, RuntimeError) as error:
-        _refuse(error)
-    try:
-        run(config)
-    except source.BadRow as error:
-        _refuse(error, status=1)
-
-
-def run(config: ConfigDict) -> dict:
-    """What result.json holds; ends the program where main's docstring says so."""
-    asked = preempt.watch()
+    Args:
+        config: as settings.check returns it.
+        command: stored in run.json.
+        log_fn: gets the lines about the run, in the first process only.
+        progress: shows a progress bar instead of a line every few steps.
+    Raises:
+        ValueError, TypeError, KeyError, OSError, ImportError: for a config or an input
+            that cannot be used; before the weights are loaded, where possible.
+        preempt.Stopped: after SIGTERM or Ctrl-C during training, once the state is
+            saved.
+        NotFinite, checkpoint.NotSaved, source.BadRow: if the run failed on its way.
+    """
     start = time.perf_counter()
-    output = Path(config.output).expanduser()
+    log_fn = log_fn if jax.process_index() == 0 else lambda line: None
+    training = config.mode != "evaluate"
+    folder = _writable(config.output)
+    model = build.base_model(config)
+    tokenizer = hf.load_tokenizer(config.model.path) if config.model.path else None
+    rows = streams.read(config, model, tokenizer)
+    config = _completed(config, rows)
+    built = build.pieces(config)
     plain = json.loads(json.dumps(config.to_dict()))
-    free = settings.MAY_DIFFER + (("mode",) if config.mode == "evaluate" else ())
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-        built = build.pieces(config)
-        saved = checkpoint.open(output / "checkpoints", keep=config.keep)
-        found = checkpoint.restore(saved, built.state, config=plain, may_differ=free)
-        for step, why in found.skipped if found else ():
-            _say(f"The checkpoint of step {step} is damaged ({why}); it was put aside.")
-        done = found.step if found else 0
-        file = output / "result.json"
-        if config.mode != "evaluate" and done >= config.steps and file.exists():
-            _say(f"Finished: {done} steps are done, results are in {file}.")
-            return json.loads(file.read_text())
-        _say(f"Going on after step {done}." if found else "Beginning.")
-        original, tokenizer = _original(config, built)
-        made = streams.sources(config, built.model, tokenizer)
-    except REFUSED as error:
-        _refuse(error)
 
-    _, frozen = built.recipe.split(original)
-    if config.mode == "evaluate":
+    free = settings.MAY_DIFFER + (() if training else ("mode",))
+    saved = checkpoint.open(folder.checkpoints, keep=config.keep)
+    found = checkpoint.restore(saved, built.state, config=plain, may_differ=free)
+    for step, why in found.skipped if found else ():
+        log_fn(f"The checkpoint of step {step} is damaged ({why}). It was put aside.")
+    done = found.step if found else 0
+    if training and done >= config.steps and folder.result.exists():
+        log_fn(f"Finished: {done} steps are done, the results are in {folder.result}.")
+        return json.loads(folder.result.read_text())
+    if training:
+        _record(config, folder, command, plain)
+        for line in describe.plan(config, built, rows):
+            log_fn(line)
+    log_fn(f"Resuming after step {done}." if found else "Loading the model.")
+
+    original = _original(config, built)
+    scores = {"before": _evaluate(config, built, original, rows)} if training else {}
+    params = _added(config, built, original, rows)
+    _, frozen = built.recipe.split(params)
+    if not training:
         state = found.state if found else None
     else:
-        state = found.state if found else _fresh(built, original, config.seed)
-        rows = _referenced(config, built, original, made)
-        del original  # a copy of all that trains
-        batches = _loader(config, rows, found)
-        state = _train(config, built, saved, state, frozen, batches, asked, plain)
+        state = found.state if found else _fresh(built, params, config.seed)
+        batches = _batches(config, built, original, rows, folder)
+        del params
+        if not describe.subtracts(config):
+            original = None  # frees a copy of all that trains
+        if found:
+            batches.set_state(found.data)
+        state = _train(
+            config, built, saved, state, frozen, batches, plain, log_fn, progress
+        )
         batches.close()
-    merged = trees.merge(state.params, frozen.params) if state else original
+    params = trees.merge(state.params, frozen.params) if state else original
+    params = adapters.folded(config, built.model, params) if state else params
+    if training and describe.subtracts(config):
+        params = edits.task_vector(original, params, scale=config.recipe.scale)
+    scores["after" if training else "model"] = _evaluate(config, built, params, rows)
+
     result = {
         "mode": config.mode,
         "step": int(state.step) if state else 0,
-        "scores": _evaluate(config, built, merged, made),
+        "scores": scores if training else scores["model"],
         "seconds": time.perf_counter() - start,
         "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
         "mesh": dict(built.mesh.shape),
-        "versions": {name: metadata.version(name) for name in checkpoint.LIBRARIES},
+        "versions": _versions(),
         "config": plain,
     }
     checkpoint.close(saved)
-    if config.model.path and config.mode != "evaluate":
-        _export(built.model, merged, output / "model", tokenizer)
-    name = "evaluate.json" if config.mode == "evaluate" else "result.json"
+    if config.model.path and training:
+        _export(built.base, params, folder.model, tokenizer)
+    file = folder.result if training else folder.path / "evaluate.json"
     if jax.process_index() == 0:
-        text = json.dumps(log.plain(result), indent=2) + "\n"
-        fresh = output / f"{name}.new"
-        fresh.write_text(text)
-        fresh.replace(output / name)
-    for stream, score in result["scores"].items():
-        _say(f"{stream}: nll {score['nll']:.4f}, perplexity {score['perplexity']:.2f}")
-    _say(f"Done. Results are in {output / name}.")
+        fresh = file.with_name(f"{file.name}.new")
+        fresh.write_text(json.dumps(log.plain(result), indent=2) + "\n")
+        fresh.replace(file)
+    for line in describe.losses(scores):
+        log_fn(line)
+    where = folder.model if config.model.path and training else file
+    log_fn(f"Done in {result['seconds']:.0f} s: {where}")
     return result
 
 
-def _referenced(config, built, original, made):
-    """The streams that the recipe reads, with the reference's log-probabilities."""
-    output = Path(config.output).expanduser()
-    found = {}
-    for name, columns in built.recipe.reads().items():
-        rows, size = made[name], config.data[name].rows
-        found[name] = rows
-        if "ref_logps" in columns:
-            score = partial(_scores, built, original, rows, size)
-            found[name] = streams.with_reference(config, name, rows, output, score)
-    return found
-
-
-def _loader(config, rows, found):
-    """This process's share of the batches, from where the checkpoint stands."""
-    sizes = {name: config.data[name].rows for name in rows}
-    shard = (jax.process_index(), jax.process_count())
+def _writable(output: str) -> RunFolder:
+    """The run's folder, once a file could be made in it."""
+    folder = run_folder.at(output)
     try:
-        batches = loader.streams(rows, sizes, seed=config.seed, shard=shard)
-        if found:
-            batches.set_state(found.data)
-        return batches
-    except REFUSED as error:
-        _refuse(error)
+        folder.path.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder.path):
+            pass
+    except OSError as error:
+        raise type(error)(
+            f"A run needs a folder that it can write, got --output {output}: "
+            f"{error.strerror or error}. Name another folder."
+        ) from error
+    return folder
 
 
-def _train(config, built, saved, state, frozen, batches, asked, plain):
-    """The state after the last step; ends the program if asked to stop before it."""
-    output = Path(config.output).expanduser()
-    done = int(state.step)
-    try:
-        hooks = trackers.hooks(config, output, done)
-    except ImportError as error:
-        _refuse(error)
-    hooks.append(
-        preempt.hook(
-            saved,
-            every=config.save_every,
-            steps=config.steps,
-            asked=asked,
-            data=lambda step: batches.get_state(),
-            config=plain,
-        )
+def _completed(config: ConfigDict, rows: Mapping[str, streams.Stream]) -> ConfigDict:
+    """The config with what the rows gave: columns, lengths, and the number of steps."""
+    config = config.copy_and_resolve_references()
+    with config.unlocked():
+        for name, stream in rows.items():
+            config.data[name] = stream.settings
+    if not config.steps:
+        first = "forget" if "forget" in rows else next(iter(rows))
+        count = table.num_rows(rows[first].rows)
+        config.steps = -(-PASSES * count // config.data[first].rows)
+    return config
+
+
+def _record(config, folder: RunFolder, command: str, plain: dict) -> None:
+    """Writes run.json."""
+    if jax.process_index() != 0:
+        return
+    chats = [s for s in plain["data"].values() if s.get("chat")]
+    chat = chats[0] if chats else {}
+    record = run_folder.Record(
+        action="finetune" if config.mode == "finetune" else "forget",
+        command=command,
+        original=_absolute(config.model.path),
+        method=config.recipe.name,
+        arguments=plain["recipe"]["args"],
+        seed=config.seed,
+        streams={
+            name: run_folder.Stream(
+                s["source"],
+                _absolute(s.get("path", "")),
+                s.get("prompt", ""),
+                s.get("answer", ""),
+            )
+            for name, s in plain["data"].items()
+        },
+        prompt=run_folder.Prompt(
+            bool(chats), chat.get("system", ""), chat.get("date", "")
+        ),
+        versions=_versions(),
+        config=plain,
     )
-    try:
+    run_folder.write(folder, record)
+
+
+def _absolute(path: str) -> str:
+    """The absolute path of a file or folder; a name on the hub as it is."""
+    place = Path(path).expanduser()
+    return str(place.absolute()) if path and place.exists() else path
+
+
+def _versions() -> dict[str, str]:
+    return {name: metadata.version(name) for name in LIBRARIES}
+
+
+def _original(config: ConfigDict, built: build.Pieces) -> Params:
+    """Params before any change, on the mesh."""
+    if config.model.path:
+        dtype = config.model.dtype
+        return hf.load(config.model.path, dtype=dtype, mesh=built.mesh)[1]
+    init = partial(_init, built.base.init, config.model.dtype)
+    key = jax.random.key(config.seed)
+    return sharding.create(init, built.mesh, built.base.rules, key)
+
+
+def _init(init, dtype, key):
+    return jax.tree.map(lambda x: x.astype(dtype), init(key))
+
+
+def _added(config, built: build.Pieces, params: Params, rows) -> Params:
+    """The params with the leaves of LoRA or of projections, on the mesh."""
+    if built.model is built.base:
+        return params
+    key = jax.random.fold_in(jax.random.key(config.seed), 1)
+    plain = {name: stream.rows for name, stream in rows.items()}
+    params = adapters.added(config, built.model, params, plain, key)
+    places = sharding.by_rules(params, built.mesh, built.model.rules)
+    return jax.device_put(params, places)
+
+
+def _fresh(built: build.Pieces, params: Params, seed: int) -> ju.UnlearnState:
+    train, _ = built.recipe.split(params)
+    fresh = partial(ju.init_state, tx=built.recipe.tx)
+    key = jax.random.key(seed)
+    return sharding.create(fresh, built.mesh, built.model.rules, train, key=key)
+
+
+def _batches(config, built, original, rows, folder: RunFolder) -> loader.Loader:
+    """This process's share of the batches that the recipe reads, from step 0."""
+    found, sizes = {}, {}
+    for name, columns in built.recipe.reads().items():
+        stream, sizes[name] = rows[name], config.data[name].rows
+        found[name] = stream.rows
+        if "ref_logps" in columns:
+            score = partial(_logps, built, original, stream.rows, sizes[name])
+            found[name] = streams.with_reference(
+                config, name, stream, folder.path, score
+            )
+    share = (jax.process_index(), jax.process_count())
+    return loader.streams(found, sizes, seed=config.seed, share=share)
+
+
+def _train(
+    config, built, saved, state, frozen, batches, plain, log_fn: Log, progress: bool
+) -> ju.UnlearnState:
+    """The state after the last step; raises preempt.Stopped after a signal."""
+    progress = progress and jax.process_index() == 0
+    hooks = trackers.hooks(config, run_folder.at(config.output).path, int(state.step))
+    if not progress:
+        hooks.append(trackers.lines(config.steps, config.log.every, log_fn))
+    notice = "Stopping after this step. Press Ctrl-C again to stop without saving."
+    with preempt.watch(callback=lambda _: print(notice, file=sys.stderr)) as stop:
+        hooks.append(
+            preempt.hook(
+                saved,
+                every=config.save_every,
+                steps=config.steps,
+                stop=stop,
+                data=lambda step: batches.get_state(),
+                config=plain,
+            )
+        )
         state, _ = ju.fit(
             built.step,
             state,
@@ -191,75 +286,41 @@ def _train(config, built, saved, state, frozen, batches, asked, plain):
             frozen,
             steps=config.steps,
             hooks=hooks,
-            progress=sys.stderr.isatty() and jax.process_index() == 0,
+            progress=progress,
         )
         checkpoint.wait(saved)
-    except (ju.NotFinite, checkpoint.NotSaved) as error:
-        _refuse(error, status=1)
-    if int(state.step) < config.steps:
-        _say(f"Asked to stop: step {int(state.step)} is saved. Same command to go on.")
-        raise SystemExit(preempt.EXIT)
+        if int(state.step) < config.steps:
+            raise preempt.Stopped(
+                f"Stopped: step {int(state.step)} is saved. Run the same command again "
+                "to resume.",
+                stop.status,
+            )
     return state
 
 
-def _original(config, built):
-    """(params before anything was changed, on the mesh; tokenizer or None)."""
-    if not config.model.path:
-        init = partial(_init, built.model.init, config.model.dtype)
-        key = jax.random.key(config.seed)
-        return sharding.create(init, built.mesh, built.model.rules, key), None
-    path, dtype = build.path(config.model.path), config.model.dtype
-    _, params, tokenizer = hf.load(path, dtype=dtype, mesh=built.mesh)
-    return params, tokenizer
-
-
-def _init(init, dtype, key):
-    return jax.tree.map(lambda x: x.astype(dtype), init(key))
-
-
-def _fresh(built, original, seed):
-    train, _ = built.recipe.split(original)
-    fresh = partial(ju.init_state, tx=built.recipe.tx)
-    key = jax.random.key(seed)
-    return sharding.create(fresh, built.mesh, built.model.rules, train, key=key)
-
-
-def _evaluate(config, built, params, made):
-    """Mean negative log-probability of an answer token, and perplexity, by stream."""
+def _evaluate(config, built: build.Pieces, params: Params, rows) -> dict[str, dict]:
+    """Loss (nats, mean over answer tokens) and perplexity of the first rows of each
+    stream."""
     found = {}
-    for name, rows in made.items():
-        size, most = config.data[name].rows, config.evaluate.rows
+    for name, stream in rows.items():
+        part, size, most = stream.rows, config.data[name].rows, config.evaluate.rows
         if most:
-            rows = table.select(rows, range(min(most, table.num_rows(rows))), name=name)
-        logps, lengths = _scores(built, params, rows, size)
+            part = table.select(part, range(min(most, table.num_rows(part))), name=name)
+        logps, lengths = _logps(built, params, part, size)
         nll = -float(logps.sum(dtype=np.float64)) / max(1, int(lengths.sum()))
         perplexity = math.exp(nll) if nll < 700 else math.inf
         found[name] = {"nll": nll, "perplexity": perplexity, "rows": len(logps)}
     return found
 
 
-def _scores(built, params, rows, size):
+def _logps(built, params, rows, size):
     return evaluate.answer_logps(
-        built.model, params, rows, batch_size=size, mesh=built.mesh
+        built.base, params, rows, batch_size=size, mesh=built.mesh
     )
 
 
-def _export(model, params, folder, tokenizer):
+def _export(model: Model, params: Params, folder: Path, tokenizer: Any) -> None:
     if jax.process_count() > 1:
         params = multihost_utils.process_allgather(params, tiled=True)
     if jax.process_index() == 0:
         hf.save(model, params, folder, tokenizer=tokenizer)
-
-
-def _say(text: str) -> None:
-    if jax.process_index() == 0:
-        print(text, flush=True)
-
-
-def _refuse(error, status: int = 2) -> None:
-    print(f"error: {error}", file=sys.stderr, flush=True)
-    raise SystemExit(status)
-
-
-if __name__ == "__main__":
-    app.run(main, flags_parser=parse)

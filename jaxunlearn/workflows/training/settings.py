@@ -28,12 +28,12 @@ STREAM = {  # the keys of each source; `rows` and `length` are common to all
     "prose": {"held_out"},
     # lazy: a row is read and encoded when its batch is made.
     "jsonl": {"path", "lazy"} | COLUMNS,
-    # path: .jsonl, .json, .csv or .parquet. prompt, answer: names of columns; where they
-    # are not given, prompt or question, and answer. answer "": running text in the
-    # column `prompt` ("text" if not given) or a .txt file, cut into rows of `length`.
-    # long: "drop" leaves out, and counts, rows over the length; "refuse" is the default.
-    # chat: prompts in the tokenizer's chat template, with a system message and a date,
-    # and an end token behind each answer.
+    # path: .jsonl, .json, .csv or .parquet. prompt, answer: names of columns; if not
+    # given, prompt or question, and answer. answer "": running text in the column
+    # `prompt` (text, if not given) or a .txt file, cut into rows of `length`.
+    # long: "drop" leaves out and counts rows over the length; "refuse", the default,
+    # does not run. chat: prompts in the tokenizer's chat template, with a system
+    # message and a date, and an end token behind each answer.
     "file": {"path", "long"} | COLUMNS | CHAT,
     # A benchmark's table: data.tofu.read(table, folder, check=check) and the like.
     "benchmark": {"name", "table", "folder", "check", "long"} | COLUMNS | CHAT,
@@ -73,8 +73,8 @@ def defaults() -> ConfigDict:
             "num_microbatches": 1,
             "save_every": 10,  # steps between checkpoints
             "keep": 3,  # checkpoints that stay
-            # join: joins the other processes of a cluster first. Where JAX does not find
-            # them, give coordinator ("host:port"), processes and process (from 0).
+            # join: joins the other processes of a cluster first. Where JAX does not
+            # find them, give coordinator ("host:port"), processes and process (from 0).
             "distributed": {
                 "join": False,
                 "coordinator": "",
@@ -121,8 +121,8 @@ def defaults() -> ConfigDict:
 def assign(config: ConfigDict, given: Mapping[str, str]) -> None:
     """Sets `--set KEY=VALUE` pairs: settings by their names, or the recipe's arguments.
 
-    A key is a setting of the run, such as "seed" or "model.remat". Any other key without
-    a dot is an argument of the recipe: "beta" is short for "recipe.args.beta".
+    A key is a setting of the run, such as "seed" or "model.remat". Any other key
+    without a dot is an argument of the recipe: "beta" stands for "recipe.args.beta".
 
     Raises:
         ValueError: for an unknown key, with the nearest one.
@@ -182,14 +182,16 @@ def check(config: ConfigDict) -> ConfigDict:
     _known(config.to_dict(), defaults().to_dict(), "")
     _checks.one_of("The config", MODES, mode=config.mode)
     if not config.output:
-        raise ValueError("A run needs an output folder, got none. Give --output FOLDER.")
+        raise ValueError(
+            "A run needs an output folder, got none. Give --output FOLDER."
+        )
     for name in ("num_microbatches", "save_every", "keep"):
         _checks.positive_int("The config", **{name: config[name]})
     _checks.positive_int("The config's log", every=config.log.every)
     _checks.not_negative("The config", seed=config.seed, steps=config.steps)
     _checks.not_negative("The config's evaluate", rows=config.evaluate.rows)
     _checks.not_negative("The config's lora", rank=config.lora.rank)
-    _check_model(config.model)
+    check_model(config.model)
     if not config.data:
         raise ValueError("A run needs a stream of data, got none. Give a file.")
     for stream, settings in config.data.items():
@@ -204,7 +206,8 @@ def check(config: ConfigDict) -> ConfigDict:
     return config
 
 
-def _check_model(model: ConfigDict) -> None:
+def check_model(model: ConfigDict) -> None:
+    """Checks config.model; errors are those of `check`."""
     random = model.preset or model.fields
     if not (model.path or random):
         raise ValueError(
@@ -243,4 +246,3 @@ def _known(came: Any, schema: Any, path: str) -> None:
     for name in came:
         _checks.one_of(owner, list(schema), key=name)
         _known(came[name], schema[name], f"{path}.{name}".removeprefix("."))
-

@@ -176,7 +176,10 @@ def _warn_of_overlap(found: Mapping[str, dict], texts: Mapping[str, list]) -> No
         data.overlap(*both)
         return
     prompts = [
-        [{"prompt": x} for x in dict.fromkeys(row[found[name]["prompt"]] for row in rows)]
+        [
+            {"prompt": x}
+            for x in dict.fromkeys(row[found[name]["prompt"]] for row in rows)
+        ]
         for name, rows in zip(("forget", "retain"), both, strict=True)
     ]
     data.overlap(*prompts, by="prompt")

@@ -1,14 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where a run's metrics go: JSON lines always, TensorBoard and Weights & Biases if
-asked."""
+"""Hooks that write a run's metrics: JSON lines, TensorBoard, Weights & Biases, a line
+on the screen."""
 
-import importlib
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
 from ml_collections import ConfigDict
 
+from jaxunlearn import _checks
 from jaxunlearn._fit import Hook
 from jaxunlearn.io import log
 
@@ -17,11 +18,12 @@ def hooks(config: ConfigDict, output: Path, done: int) -> list[Hook]:
     """Hooks for fit that write every step once; only the first process writes.
 
     Args:
-        config: its `log` says what is wanted.
+        config: its `log` says which.
         output: folder for metrics.jsonl and tensorboard/.
-        done: steps that were done before; what was logged beyond them is taken back.
+        done: steps that were done before. Entries of later steps, from a run that was
+            killed, are removed.
     Raises:
-        ImportError: if a package that is asked for is not installed.
+        ImportError: if a package that the config needs is not installed.
     """
     if jax.process_index() != 0:
         return []
@@ -35,9 +37,26 @@ def hooks(config: ConfigDict, output: Path, done: int) -> list[Hook]:
     return found
 
 
+def lines(steps: int, every: int, log_fn: Callable[[str], None]) -> Hook:
+    """A hook that gives `log_fn` a line of losses every few steps and at the end."""
+
+    def call(state, entry):
+        del state
+        done = entry["step"] + 1
+        if done % every == 0 or done == steps:
+            losses = ", ".join(
+                f"{name} {value:.4g}"
+                for name, value in entry.items()
+                if name.endswith("/loss")
+            )
+            log_fn(f"step {done}/{steps}: {losses} ({entry['seconds']:.2f} s)")
+
+    return call
+
+
 def _tensorboard(folder: Path, done: int) -> Hook:
-    tensorboard = _module("tensorboardX", "log.tensorboard=False")
-    writer = tensorboard.SummaryWriter(str(folder), purge_step=done)
+    library = _library("log.tensorboard", "tensorboardX")
+    writer = library.SummaryWriter(str(folder), purge_step=done)
 
     def call(state, entry):
         del state
@@ -50,9 +69,9 @@ def _tensorboard(folder: Path, done: int) -> Hook:
 
 
 def _wandb(config: ConfigDict, output: Path) -> Hook:
-    wandb = _module("wandb", "log.wandb=False")
-    name = f"{zlib.crc32(str(output.absolute()).encode()):08x}"  # the same on restart
-    run = wandb.init(
+    # The same name after a restart.
+    name = f"{zlib.crc32(str(output.absolute()).encode()):08x}"
+    run = _library("log.wandb", "wandb").init(
         project=config.log.project,
         id=name,
         resume="allow",
@@ -67,11 +86,6 @@ def _wandb(config: ConfigDict, output: Path) -> Hook:
     return call
 
 
-def _module(name: str, off: str):
-    try:
-        return importlib.import_module(name)
-    except ImportError as error:
-        raise ImportError(
-            f"The config's log needs the package {name}, which is not installed. Run "
-            f"pip install {name}, or set --config.{off}"
-        ) from error
+def _library(setting: str, name: str):
+    owner = f"The setting {setting}"
+    return _checks.library(owner, name, "trackers", f", or set {setting}=False")
