@@ -12,6 +12,7 @@ only writes plan.md and plan.png from plan.json.
 import argparse
 import json
 import sys
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,6 +26,7 @@ from jaxunlearn.workflows.training import build, settings
 
 RESULTS = Path(__file__).parent / "results"
 GIB = 2.0**30
+REFUSED = (ValueError, KeyError, TypeError, ImportError, NotImplementedError)
 
 
 class Row(NamedTuple):
@@ -73,7 +75,7 @@ make much of it. Compile times are of two CPU cores.
 
 
 def config(row: Row):
-    """A row as a config of jaxunlearn/workflows/training/run.py."""
+    """A row as the config of a run."""
     c = settings.defaults()
     c.output = "runs/plan"
     c.model.preset, c.model.compute_dtype = row.preset, "bfloat16"
@@ -85,17 +87,11 @@ def config(row: Row):
     return settings.check(c)
 
 
-def weighted(config, devices) -> build.Pieces:
-    """build.pieces with the terms of BLUR joined by a weighted sum."""
-    model, mesh = build.model(config), build.mesh(config, devices)
+def weighted(config, model) -> Recipe:
+    """BLUR's terms, joined by a weighted sum."""
     terms = build.recipe(config, model).terms
     tx = optax.chain(combine.weighted_sum(dict.fromkeys(terms, 1.0)), optax.adamw(1e-5))
-    recipe = Recipe(terms, tx)
-    train, frozen = build.params_shapes(config, model, recipe, mesh)
-    state = build.state_shapes(model, recipe, mesh, train)
-    step = build.step(config, model, recipe, mesh, state)
-    streams = build.batch_shapes(config, recipe)
-    return build.Pieces(model, recipe, mesh, step, state, streams, frozen)
+    return Recipe(terms, tx)
 
 
 def compile_row(row: Row, **pieces) -> dict:
@@ -210,7 +206,10 @@ def main(argv=None) -> int:
     path = RESULTS / "plan.json"
     table = json.loads(path.read_text()) if path.exists() else {}
     names = arguments.only.split(",") if arguments.only else list(ROWS)
-    kinds = (("blur", {}), ("sum", {"pieces": weighted}))
+    kinds = (
+        ("blur", {}),
+        ("sum", {"pieces": partial(build.pieces, make_recipe=weighted)}),
+    )
     for kind, pieces in () if arguments.draw else kinds:
         for name in names:
             if kind in table.get(name, {}):
@@ -218,7 +217,7 @@ def main(argv=None) -> int:
             try:
                 _checks.one_of("--only", ROWS, row=name)
                 report = compile_row(ROWS[name], **pieces)
-            except plan.REFUSED as error:
+            except REFUSED as error:
                 print(
                     f"experiments.benchmarks.plan_table: {name}: {error}",
                     file=sys.stderr,

@@ -3,7 +3,7 @@
 
     python -m experiments.reliability.kill_test --output runs/kills --results experiments/results
 
-Each trial starts jaxunlearn/workflows/training/run.py, sends it a signal, starts the same command again
+Each trial starts `jaxunlearn forget`, sends it a signal, starts the same command again
 until it ends, and compares every array of the last checkpoint (params, optimizer, key)
 bit for bit with an uninterrupted run's. Half of the SIGKILLs wait for a save to be
 under way, a quarter come while the program starts, a quarter, and the SIGTERMs, between
@@ -117,12 +117,14 @@ def start(output: Path, folder: Path) -> subprocess.Popen:
     command = [
         sys.executable,
         "-m",
-        "jaxunlearn.workflows.training.run",
+        "jaxunlearn",
+        "forget",
         f"--config={CONFIG}",
+        f"--output={output}",
+        f"--steps={STEPS}",
+        f"--save-every={EVERY}",
+        "--mesh=" + ",".join(f"{name}={size}" for name, size in MESH.items()),
     ]
-    command += [f"--config.output={output}", f"--config.steps={STEPS}"]
-    command += [f"--config.save_every={EVERY}", "--config.log.tensorboard=False"]
-    command += [f"--config.mesh.{name}={size}" for name, size in MESH.items()]
     environment = os.environ | {
         "JAX_PLATFORMS": "cpu",
         "XLA_FLAGS": f"--xla_force_host_platform_device_count={DEVICES}",

@@ -108,7 +108,7 @@ def _explained(error: BaseException) -> tuple[str, int]:
     hint = "Run the command again with --debug for the traceback."
     if "RESOURCE_EXHAUSTED" in text or isinstance(error, MemoryError):
         hint = "Take a smaller --batch-size or --length, or more devices (--mesh)."
-    return f"error: {type(error).__name__}: {text} {hint}", 1
+    return f"error: {type(error).__name__}: {text.rstrip('.')}. {hint}", 1
 
 
 def _joined(text: str) -> str:

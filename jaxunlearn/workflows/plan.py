@@ -131,7 +131,9 @@ def candidates(
                 found.append((cost, setting))
     found.sort(key=lambda x: x[0])
     best = {remat: [s for _, s in found if s["remat"] == remat] for remat in per_layer}
-    return [setting for _, setting in found if setting in best[setting["remat"]][:max_each]]
+    return [
+        setting for _, setting in found if setting in best[setting["remat"]][:max_each]
+    ]
 
 
 def search(
@@ -174,7 +176,7 @@ def table(report: plan.Report) -> str:
         lines[-1] += f"  of {report.hbm / GIB:.0f}: {word}"
     lines += ["sent by a device in a step, GB (times)"]
     lines += [
-        f"  {kind:20}{m.bytes / 1e9:10.3f} ({m.times})"
+        f"  {kind:20}{m.bytes / 1e9:10.3f} ({m.count})"
         for kind, m in sorted(report.moved.items())
     ]
     lines += [

@@ -11,6 +11,7 @@ from click.testing import CliRunner
 
 from jaxunlearn import NotFinite, _checks
 from jaxunlearn.commands import _group
+from jaxunlearn.io import preempt
 
 
 def run(*args):
@@ -81,7 +82,7 @@ def test_no_command_prints_the_commands():
         (RuntimeError("RESOURCE_EXHAUSTED: 3 GB"), 1, "--batch-size"),
         (KeyboardInterrupt(), 130, "resume"),
         (_group.Terminated(), 75, "resume"),
-        (_group.Stopped("Step 3 is saved.", 75), 75, "Step 3"),
+        (preempt.Stopped("Step 3 is saved.", 75), 75, "Step 3"),
     ],
 )
 def test_errors_are_one_line_with_a_documented_status(monkeypatch, error, status, word):

@@ -7,16 +7,16 @@ import jax
 import pytest
 
 from experiments.benchmarks import plan_table
+from experiments.configs import tiny
 from jaxunlearn import combine
-from jaxunlearn.workflows import plan
-from jaxunlearn.workflows.training import build
+from jaxunlearn.workflows.training import build, settings
 
 
 @pytest.mark.parametrize("name", plan_table.ROWS)
 def test_a_row_is_a_config_whose_rows_divide_by_its_mesh(name):
     row = plan_table.ROWS[name]
     config = plan_table.config(row)
-    model = build.model(config)
+    model = build.base_model(config)
     assert model.config.compute_dtype == "bfloat16"
     assert model.config.layers == (row.layers or model.config.layers)
     assert row.rows % row.mesh["fsdp"] == 0
@@ -24,8 +24,9 @@ def test_a_row_is_a_config_whose_rows_divide_by_its_mesh(name):
 
 
 def test_the_weighted_sum_has_blurs_terms_and_state_but_its_combiners():
-    config = plan.load("experiments/configs/tiny.py")
-    blur, total = build.pieces(config), plan_table.weighted(config, None)
+    config = settings.check(tiny.get_config())
+    blur = build.pieces(config)
+    total = build.pieces(config, make_recipe=plan_table.weighted)
     assert list(blur.recipe.terms) == list(total.recipe.terms)
     assert jax.tree.structure(blur.streams) == jax.tree.structure(total.streams)
     first = total.state.opt_state[0]

@@ -10,7 +10,7 @@ is enough to compile exactly the step that a run of this config executes:
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -51,18 +51,24 @@ class Pieces(NamedTuple):
     frozen: Frozen
 
 
-def pieces(config: ConfigDict, devices: Sequence[Any] | None = None) -> Pieces:
+def pieces(
+    config: ConfigDict,
+    devices: Sequence[Any] | None = None,
+    *,
+    make_recipe: Callable[[ConfigDict, Model], Recipe] | None = None,
+) -> Pieces:
     """Everything that a run of this config consists of.
 
     Args:
         config: as settings.defaults lays it out, with the lengths of all streams.
         devices: those of the mesh, real or described; all that JAX finds if None.
+        make_recipe: replaces the function `recipe`.
     Raises:
         ValueError, TypeError, KeyError: for a config that cannot be run.
     """
     base, grid = base_model(config), mesh(config, devices)
     model = adapters.adapted(config, base)
-    method = recipe(config, model)
+    method = (make_recipe or recipe)(config, model)
     train, frozen = method.split(params_shapes(config, base, model, grid))
     key = jax.eval_shape(partial(jax.random.key, 0))
     state = jax.eval_shape(partial(ju.init_state, tx=method.tx), train, key=key)

@@ -48,8 +48,8 @@ def plan(
     mesh = " ".join(f"{k}={v}" for k, v in built.mesh.shape.items() if v > 1)
     kind = jax.devices()[0].device_kind
     yield _line("devices", f"{built.mesh.size} x {kind}{', ' + mesh if mesh else ''}")
-    gigabytes = build.bytes_per_device(built) / 1e9
-    yield _line("memory", f"{gigabytes:.2f} GB a device, and activations in addition")
+    size = _short(build.bytes_per_device(built), ("GB", "MB", "kB"))
+    yield _line("memory", f"{size} a device for weights, optimizer and gradients")
     yield _line("output", str(config.output))
 
 
@@ -82,10 +82,10 @@ def _count(tree: PyTree) -> int:
     return sum(math.prod(x.shape) for x in jax.tree.leaves(tree))
 
 
-def _short(number: int) -> str:
-    for size, unit in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
+def _short(number: int, units: tuple[str, str, str] = ("B", "M", "k")) -> str:
+    for size, unit in zip((1e9, 1e6, 1e3), units, strict=True):
         if number >= size:
-            return f"{number / size:.3g}{unit}"
+            return f"{number / size:.3g} {unit}".replace(" ", " " * (len(unit) > 1))
     return str(number)
 
 

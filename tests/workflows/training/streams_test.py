@@ -32,8 +32,9 @@ def write(tmp_path):
 def made(**data):
     config = ConfigDict({"data": {k: COMMON | v for k, v in data.items()}})
     for name, stream in config.data.items():
-        settings._check_stream(name, dict(stream))
-    return streams.sources(config, None, tiny.tiny_tokenizer())
+        settings.check_stream(name, dict(stream))
+    found = streams.read(config, tiny.tiny_model()[0], tiny.tiny_tokenizer())
+    return {name: stream.rows for name, stream in found.items()}
 
 
 def test_files_and_tables_become_streams(write, tmp_path):
@@ -94,7 +95,7 @@ def test_running_text_is_cut_into_whole_rows(write, tmp_path):
         )
 
 
-def test_ids_in_both_streams_are_told(write):
+def test_ids_in_both_streams_are_reported(write):
     forget = {"source": "file", "path": write("forget.jsonl", ROWS)}
     retain = {"source": "file", "path": write("retain.jsonl", ROWS[2:])}
     with pytest.warns(UserWarning, match="2 of the values of 'id' .*both.*'2', '3'"):
@@ -126,19 +127,19 @@ def test_rows_over_the_length_are_refused_or_counted(write):
     [
         ({"source": "benchmark", "name": "tofuu"}, "Did you mean 'tofu'"),
         ({"source": "file", "path": "a.jsonl", "long": "cut"}, "'refuse', 'drop'"),
-        ({"source": "file", "path": "a.txt"}, "a file that ends in"),
+        ({"source": "file", "path": "a.doc"}, "a file that ends in"),
         ({"source": "file", "pth": "a.txt"}, "Did you mean 'path'"),
     ],
 )
-def test_what_is_wrong_is_said(stream, message):
+def test_wrong_streams_are_refused(stream, message):
     with pytest.raises(ValueError, match=message):
         made(forget=stream)
 
 
-def test_columns_that_are_no_texts_are_refused(tmp_path):
+def test_columns_without_texts_are_refused(tmp_path):
     (tmp_path / "wmdp").mkdir()
     row = {"question": "2 + 2?", "choices": ["1", "2", "3", "4"], "answer": 3}
     (tmp_path / "wmdp" / "bio_questions.json").write_text(json.dumps([row]))
     stream = {"source": "benchmark", "name": "wmdp", "table": "bio", "check": False}
-    with pytest.raises(ValueError, match="text in 'answer', got 3 in row 0"):
+    with pytest.raises(ValueError, match="text in the column 'answer', got 3 in row 0"):
         made(forget=stream | {"folder": str(tmp_path)})

@@ -63,14 +63,14 @@ WRONG = {
         name="blur.nop"
     ),
     "'forget'.*key='lenght'": lambda c: c.data.forget.update(lenght=3),
-    "'forget'.*whole number rows": lambda c: c.data.forget.update(rows=None),
+    "'forget'.*rows=None": lambda c: c.data.forget.update(rows=None),
     "source='tofoo'": lambda c: c.data.forget.update(source="tofoo"),
     "field='wdith'": lambda c: c.model.fields.update(wdith=3),
-    "got both. Take one out": lambda c: c.model.update(path="x"),
+    "model.path.*got both": lambda c: c.model.update(path="x"),
     "mode='finetune' needs a recipe, one in finetune": lambda c: c.update(
         mode="finetune"
     ),
-    "steps >= 1, got steps=0": lambda c: c.update(steps=0),
+    "steps >= 0, got steps=-1": lambda c: c.update(steps=-1),
     "output folder, got none": lambda c: c.update(output=""),
     "stream 'retain', but there is 'forget'": lambda c: c.data.__delitem__("retain"),
     "number of devices, 8, got data=3": lambda c: c.mesh.update(data=3, fsdp=1),
