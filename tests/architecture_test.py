@@ -101,7 +101,7 @@ BROKEN = {
         ("experiments/a.py", "import tests.tiny"),
     ],
     plan.libraries_are_declared: [
-        ("jaxunlearn/_fit.py", "import wandb"),
+        ("jaxunlearn/_fit.py", "import mlflow"),
         ("tests/a_test.py", "from nltk import tree"),
     ],
 }

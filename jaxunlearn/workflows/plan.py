@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The memory, traffic and time of a run's step on machines that are only described.
 
-`jaxunlearn plan` calls it. The step that is compiled is the one that a run of the config
-executes. TPU topologies need libtpu (the extra tpu) and no TPU; cpu:8 needs nothing.
+`jaxunlearn plan` calls it. The step that is compiled is the one that a run of the
+config executes. TPU topologies need libtpu (the extra tpu) and no TPU; cpu:8 needs
+nothing.
 
 Experimental: it reads compiled programs, whose text differs between versions of XLA.
 """

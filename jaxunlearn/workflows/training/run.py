@@ -255,8 +255,8 @@ def _batches(config, built, original, rows, folder: RunFolder) -> loader.Loader:
             found[name] = streams.with_reference(
                 config, name, stream, folder.path, score
             )
-    share = (jax.process_index(), jax.process_count())
-    return loader.streams(found, sizes, seed=config.seed, share=share)
+    shard = (jax.process_index(), jax.process_count())
+    return loader.streams(found, sizes, seed=config.seed, shard=shard)
 
 
 def _train(
