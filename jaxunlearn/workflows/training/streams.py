@@ -75,7 +75,7 @@ def read(config: ConfigDict, model: Model, tokenizer: Any) -> dict[str, Stream]:
         if isinstance(made[name], Mapping):
             s["length"] = made[name]["tokens"].shape[1]
             s["checksum"] = _checksum(made[name])
-            table.check_length(made[name], model.config.longest)
+            table.check_length(made[name], model.config.max_length)
     return {name: Stream(made[name], s) for name, s in found.items()}
 
 
