@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a model does on some data: how active its units are, how its weights matter.
+"""Statistics of a model on data: activity of units, importance of weights.
 
     forget = stats.activity(model, params, forget_batches)["mlp"]
     retain = stats.activity(model, params, retain_batches)["mlp"]
-    scores = edits.unit_scores(forget.abs, retain.abs)
+    scores = edits.unit_scores(forget=forget.abs, retain=retain.abs)
 
-Padding counts nowhere. A unit is a unit of a site: of `mlp`, what the down projection
-reads (of gated MLPs the product); of `attention`, what the output projection reads.
+Padding is ignored. The units of the site `mlp` are the inputs of the down projection
+(in gated MLPs the product); those of `attention` are the inputs of the output
+projection.
 """
 
 import contextlib
@@ -28,16 +29,17 @@ class Activity(NamedTuple):
     """Statistics of each unit's value z over real tokens.
 
     Attributes:
-        count: int32[], how many tokens.
+        count: int32[], number of tokens.
         mean: [N layers, units] float32, the mean of z.
-        abs: the mean of |z|.
-        rms: the root of the mean of z^2.
-        freq: the fraction of tokens with z > 0, in [0, 1].
-        std: the root of the mean of (z - mean)^2.
+        abs: [N layers, units] float32, the mean of |z|.
+        rms: [N layers, units] float32, the square root of the mean of z^2.
+        freq: [N layers, units] float32, fraction of tokens with z > 0, in [0, 1].
+        std: [N layers, units] float32, the square root of the mean of (z - mean)^2.
 
-    Paper and code: the released package's `std` is the unbiased variance, and its `rms`
-    the root of that variance squared plus the squared mean. These here are the
-    statistics by their names; `as_released` gives its numbers.
+    Paper and code: in the released package `std` is the unbiased variance,
+        std^2 count / (count - 1), and `rms` is the square root of the square of that
+        variance plus mean^2. For small eps its `std` ranks units as std does here; its
+        `rms` does not.
 
     References: https://arxiv.org/abs/2403.01267
     """
@@ -51,7 +53,7 @@ class Activity(NamedTuple):
 
 
 class _Sums(NamedTuple):
-    """Sums over the tokens so far; mean, and squared distances from it, are merged."""
+    """Running sums; `mean` and `squares` (squared distances from it) are merged."""
 
     absolute: Array
     positive: Array
@@ -67,23 +69,24 @@ def activity(
     *,
     mesh: Mesh | None = None,
 ) -> dict[str, Activity]:
-    """All statistics of all units in all layers, from one forward pass over the rows.
+    """Statistics of the units in all layers of some sites, from one forward pass.
 
-    Sums run in float32, batch by batch, and are divided once; of mean and variance the
-    pairs are merged (Chan et al. 1979), as a difference of large sums would lose a
-    small variance. So rows may be cut into batches in any way. One batch's values of
-    all layers are in memory at a time: [N, B, L, units] in the compute dtype.
+    Sums are accumulated in float32 over the batches and divided once. Means and
+    variances of batches are merged (Chan et al. 1979), because a difference of large
+    sums would lose a small variance. The result does not depend on how rows are divided
+    into batches. The values of all layers for one batch are in memory at a time:
+    [N, B, L, units] in the compute dtype.
 
     Args:
-        model: whose `sites` are looked at.
+        model: a model with the `sites`.
         params: its parameters.
-        batches: rows with `tokens` and `mask`; read once, so a generator does.
+        batches: rows with `tokens` and `mask`. Consumed once; a generator is fine.
         sites: names of sites.
-        mesh: where the params lie, if they do on one; rows are then put onto it.
+        mesh: the mesh of the params, if they are sharded; rows are put onto it.
     Returns:
-        Activity by the site's name.
+        site -> Activity.
     Raises:
-        ValueError: if a site does not exist, or there is no real token in any batch.
+        ValueError: if a site does not exist, or no batch has a real token.
     References: https://arxiv.org/abs/2403.01267
     """
     for site in sites:
@@ -104,8 +107,8 @@ def activity(
             count, sums = _add(model, params, columns, count, sums)
     if not int(count):
         raise ValueError(
-            f"{_OWNER} needs at least one real token, got none. A generator that "
-            "was read before is empty; look at the batches' masks too."
+            f"{_OWNER} needs at least one real token, got none. Check the masks, and "
+            "that batches is not a generator that was consumed before."
         )
     return {name: _divide(count, x) for name, x in sums.items()}
 
@@ -114,7 +117,7 @@ class Moments(NamedTuple):
     """First and second moments of a site's values h over real tokens.
 
     Attributes:
-        count: int32[], how many tokens.
+        count: int32[], number of tokens.
         mean: [n layers, units] float32, the mean of h.
         second: [n layers, units, units] float32, the mean of h h^T, uncentred.
     """
@@ -128,26 +131,26 @@ def moments(
     model: Model,
     params: Params,
     batches: Iterable[Batch],
-    places: Mapping[str, Sequence[int]],
+    sites: Mapping[str, Sequence[int]],
 ) -> dict[str, Moments]:
     """Means and second moments of values at some layers of sites, from one pass.
 
-    Sums are float32, batch by batch, and divided once.
+    Sums are accumulated in float32 over the batches and divided once.
 
     Args:
-        model: whose values are looked at.
+        model: a model with the sites.
         params: its parameters.
-        batches: rows with `tokens` and `mask`; read once.
-        places: site -> layers.
+        batches: rows with `tokens` and `mask`. Consumed once; a generator is fine.
+        sites: site -> layers.
     Returns:
-        Moments by the site's name, in the order of its layers.
+        site -> Moments, with layers in the given order.
     Raises:
         ValueError: if a site or layer does not exist, or there is no real token.
     """
     owner = "stats.moments"
-    for site in places:
+    for site in sites:
         _checks.one_of(owner, model.sites, site=site)
-    taps = tuple((site, tuple(layers)) for site, layers in places.items())
+    taps = tuple((site, tuple(layers)) for site, layers in sites.items())
     total = None
     for batch in batches:
         columns = {"tokens": batch["tokens"], "mask": batch["mask"]}
@@ -155,8 +158,8 @@ def moments(
         total = new if total is None else jax.tree.map(jnp.add, total, new)
     if total is None or not int(total[0]):
         raise ValueError(
-            f"{owner} needs at least one real token, got none. A generator that was "
-            "read before is empty; look at the batches' masks too."
+            f"{owner} needs at least one real token, got none. Check the masks, and "
+            "that batches is not a generator that was consumed before."
         )
     count, sums = total
     return {
@@ -181,23 +184,25 @@ def _moment_sums(model, taps, params, batch):
 
 
 def pooled(activity: Activity, site: Site) -> Activity:
-    """Statistics of a site's producing units, over tokens and all heads that share one.
+    """Statistics of value units, over tokens and over all heads that share the unit.
 
-    With grouped queries several heads read one value unit: of the decoder's `attention`
-    [N, heads * head_dim] this gives [N, kv_heads * head_dim], where `edits.prune_units`
-    can take away a unit of the values for all its heads. Where no unit is shared it is
-    the identity.
+    With grouped queries several query heads read the same value unit. For the site
+    `attention` of the decoder, statistics [N, heads * head_dim] become
+    [N, kv_heads * head_dim], for which `edits.prune_units` removes a value unit from
+    all its heads. Without shared units the result equals `activity`.
 
     Args:
-        activity: of `site`.
-        site: of the same model.
+        activity: statistics of `site`.
+        site: a site of the same model.
+    Returns:
+        Activity of the value units; its count includes the heads.
     Raises:
-        ValueError: if the units are not the site's.
+        ValueError: if the shape of the statistics is not that of the site.
     """
     if activity.mean.shape != _shape(site):
         raise ValueError(
-            f"stats.pooled needs statistics of the site's [layers, units] "
-            f"{_shape(site)}, got {activity.mean.shape}. Take both from one model."
+            f"stats.pooled needs statistics of shape {_shape(site)}, the site's "
+            f"[layers, units], got {activity.mean.shape}. Take both from one model."
         )
     heads, size = site.grouping
 
@@ -206,31 +211,18 @@ def pooled(activity: Activity, site: Site) -> Activity:
         return jnp.mean(shared, axis=2).reshape(site.layers, -1)
 
     count, mean, absolute, rms, freq, std = activity
-    new = over_heads(mean)
-    spread = mean.reshape(site.layers, -1, heads, size)
-    spread = spread - new.reshape(site.layers, -1, 1, size)
-    between = over_heads(jnp.square(spread).reshape(mean.shape))
+    pooled_mean = over_heads(mean)
+    deviation = mean.reshape(site.layers, -1, heads, size)
+    deviation = deviation - pooled_mean.reshape(site.layers, -1, 1, size)
+    between = over_heads(jnp.square(deviation).reshape(mean.shape))
     return Activity(
         count * heads,
-        new,
+        pooled_mean,
         over_heads(absolute),
         jnp.sqrt(over_heads(jnp.square(rms))),
         over_heads(freq),
         jnp.sqrt(over_heads(jnp.square(std)) + between),
     )
-
-
-def as_released(activity: Activity) -> Activity:
-    """`std` and `rms` as the package that the paper's code runs on computes them.
-
-    `std` is the unbiased variance, `rms` the root of its square plus the squared mean;
-    one token alone gives NaN. Only to compare numbers: `std` ranks units alike where
-    eps is small, `rms` does not.
-    """
-    tokens = activity.count.astype(jnp.float32)
-    variance = jnp.square(activity.std) * (tokens / (tokens - 1))
-    rms = jnp.sqrt(jnp.square(variance) + jnp.square(activity.mean))
-    return activity._replace(std=variance, rms=rms)
 
 
 def fisher(
@@ -239,65 +231,73 @@ def fisher(
     batches: Iterable[Streams],
     key: PRNGKey,
     *,
-    rows: int = 1,
-    ref: Params | None = None,
+    microbatch_size: int = 1,
+    ref_params: Params | None = None,
     mesh: Mesh | None = None,
 ) -> Params:
-    """The diagonal of the empirical Fisher information: means of squared gradients.
+    """Diagonal of the empirical Fisher information: the mean of squared gradients.
 
-    With `terms.on_logps(losses.nll, model, stream)` and one row at a time, the mean
-    over rows of (d log p(answer) / d weight)^2. Pieces in which the term counts nothing
-    are left out.
+    For `terms.on_logps(losses.nll, model, stream)` and microbatches of one row, it is
+    the mean over rows of (d log p(answer) / d weight)^2. Microbatches in which the term
+    counts nothing are ignored.
 
     Args:
-        term: whose mean over the rows of a piece is differentiated.
-        params: all of its leaves are looked at.
-        batches: each with the streams that the term reads; read once.
-        key: for terms that draw.
-        rows: whose mean gradient is squared together; must divide each batch's. 1 is
-            the definition and takes a pass a row; the whole batch is what the released
-            code of `edits.dampen`'s paper does, and as fast as a step.
-        ref: the reference model's parameters, if the term needs them.
-        mesh: where the params lie, if they do on one. Rows of a piece are cut over it,
-            so data * fsdp of it must divide `rows`.
+        term: the term whose mean over a microbatch is differentiated.
+        params: the parameters; all leaves are differentiated.
+        batches: each with the streams that the term reads. Consumed once; a generator
+            is fine.
+        key: draws what the term needs, such as dropout.
+        microbatch_size: number of rows whose mean gradient is squared; it must divide
+            every batch. 1 is the definition and costs one backward pass per row. The
+            batch size costs one pass per batch; the released code of the paper of
+            `edits.dampen` does this.
+        ref_params: the reference model's parameters, if the term needs them.
+        mesh: the mesh of the params, if they are sharded. The rows of a microbatch are
+            divided over it, so data * fsdp must divide microbatch_size.
     Returns:
         A tree like params, float32, >= 0.
     Raises:
-        ValueError: if rows do not divide a batch, or the term counts nothing at all.
-        KeyError: if a batch lacks a stream.
+        ValueError: if microbatch_size does not divide a batch, or the term counts
+            nothing in all batches. KeyError: if a batch lacks a stream.
     References: https://arxiv.org/abs/2308.07707
     """
     owner = "stats.fisher"
-    _checks.positive_int(owner, rows=rows)
-    add = jax.jit(partial(_add_squares, term, rows), donate_argnums=0)
+    _checks.positive_int(owner, microbatch_size=microbatch_size)
+    add = jax.jit(partial(_add_squares, term, microbatch_size), donate_argnums=0)
     sums = jax.tree.map(lambda x: jnp.zeros_like(x, jnp.float32), params)
     state = jnp.float32(0), sums
     place = contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh)
     with place:
         for index, batch in enumerate(batches):
-            _checks.has_keys(owner, "stream", term.reads, batch, "Add it to batches.")
+            _checks.has_keys(owner, "stream", term.reads, batch, "Add it.")
             streams = {name: dict(batch[name]) for name in term.reads}
             if mesh is not None:
                 streams = sharding.put_rows(streams, mesh)
             for x in jax.tree.leaves(streams):
-                if x.shape[0] % rows:
+                if x.shape[0] % microbatch_size:
                     raise ValueError(
-                        f"{owner} needs rows that divide each batch, got rows={rows} "
-                        f"and a batch of {x.shape[0]}."
+                        f"{owner} needs a microbatch_size that divides each batch, got "
+                        f"microbatch_size={microbatch_size} and a batch of "
+                        f"{x.shape[0]} rows."
                     )
-            state = add(state, params, streams, ref, jax.random.fold_in(key, index))
+            state = add(
+                state, params, streams, ref_params, jax.random.fold_in(key, index)
+            )
     pieces, sums = state
     if not float(pieces):
         raise ValueError(
             f"{owner} needs at least one row in which the term counts something, got "
-            "none. A generator that was read before is empty; look at the masks too."
+            "none. Check the masks, and that batches is not a generator that was "
+            "consumed before."
         )
     return jax.tree.map(lambda x: x / pieces, sums)
 
 
-def _add_squares(term, rows, state, params, streams, ref, key):
+def _add_squares(term, size, state, params, streams, ref_params, key):
+    """(microbatches so far, sum of squared gradients) with those of one batch added."""
+
     def mean(params, piece, key):
-        total, _ = term(params, piece, ref, key)
+        total, _ = term(params, piece, ref_params, key)
         counted = jnp.any(total.count > 0).astype(jnp.float32)
         return jnp.sum(total.mean()), counted
 
@@ -311,10 +311,10 @@ def _add_squares(term, rows, state, params, streams, ref, key):
         )
         return (pieces + counted, sums), None
 
-    cut = jax.tree.map(lambda x: x.reshape(-1, rows, *x.shape[1:]), streams)
+    cut = jax.tree.map(lambda x: x.reshape(-1, size, *x.shape[1:]), streams)
     count = jax.tree.leaves(cut)[0].shape[0]
     pieces = cut, jax.random.split(key, count)
-    if count == 1:  # convolutions in a loop of XLA's take a CPU several times longer
+    if count == 1:  # on CPUs, convolutions in an XLA loop are several times slower
         return add(state, jax.tree.map(lambda x: x[0], pieces))[0]
     return jax.lax.scan(add, state, pieces)[0]
 
@@ -331,25 +331,27 @@ def _add(model, params, batch, count, sums):
     real = mask[None, :, :, None]
     new = jnp.sum(mask, dtype=jnp.int32)
     total = count + new
-    ours, before, after = (x.astype(jnp.float32) for x in (new, count, total))
-    ours_or_1, after_or_1 = jnp.maximum(ours, 1), jnp.maximum(after, 1)
+    num_new, num_before, num_total = (
+        x.astype(jnp.float32) for x in (new, count, total)
+    )
+    new_or_1, total_or_1 = jnp.maximum(num_new, 1), jnp.maximum(num_total, 1)
 
     def over_tokens(x):
         return jnp.sum(x, axis=(1, 2), dtype=x.dtype)
 
     def add(name, so_far):
-        # Junk of padding may be anything, NaN too.
+        # Values at padding may be NaN.
         x = jnp.where(real, values[name].astype(jnp.float32), 0)
-        mean = over_tokens(x) / ours_or_1
+        mean = over_tokens(x) / new_or_1
         centred = jnp.where(real, x - mean[:, None, None], 0)
         gap = mean - so_far.mean
         return _Sums(
             so_far.absolute + over_tokens(jnp.abs(x)),
             so_far.positive + over_tokens((x > 0).astype(jnp.int32)),
-            so_far.mean + gap * (ours / after_or_1),
+            so_far.mean + gap * (num_new / total_or_1),
             so_far.squares
             + over_tokens(jnp.square(centred))
-            + jnp.square(gap) * (before * ours / after_or_1),
+            + jnp.square(gap) * (num_before * num_new / total_or_1),
         )
 
     return total, {name: add(name, x) for name, x in sums.items()}

@@ -41,13 +41,13 @@ def test_the_example_keeps_what_every_loss_promises(example):
     logps = np.log([0.5, 0.25, 0.75])
     expected = [np.log(2.0), np.log(4 / 3), np.log(4.0)]
     row = contract.Row(losses.unlikelihood, (logps,), expected)
-    contract.test_hand_worked_value_not_reduced(row, lambda f: f)
-    contract.test_junk_in_masked_slots_changes_neither_value_nor_gradient(row, np.nan)
+    contract.test_hand_computed_values_are_not_reduced(row, lambda f: f)
+    contract.test_masked_entries_change_neither_value_nor_gradient(row, np.nan)
     contract.test_bfloat16_in_float32_out(row)
     contract.test_finite_value_and_gradient_at_extremes(row)
     contract.test_gradient_agrees_with_differences(row)
     contract.test_a_mask_that_is_not_boolean_is_an_error(row)
-    contract.test_sharded_rows_give_what_whole_ones_give(row)
+    contract.test_sharded_rows_give_the_values_of_one_device(row)
 
 
 def test_the_example_unlearns(example):

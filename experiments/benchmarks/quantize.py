@@ -98,7 +98,9 @@ def measure(
             edit, scheme = EDITS[name]
             how = dict(kind=kind, group=group, scheme=scheme)
             plain, round_seconds = _timed(partial(edits.quantize, params, **how))
-            calibrated = partial(edit, model, params, batches, at_once=at_once, **how)
+            calibrated = partial(
+                edit, model, params, batches, layers_per_pass=at_once, **how
+            )
             ours, edit_seconds = _timed(calibrated)
             row = {"round_seconds": round_seconds, "seconds": edit_seconds}
             for rows, own in inputs.items():

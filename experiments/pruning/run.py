@@ -177,14 +177,16 @@ def choose(model, params, run, config, seen, gone, step) -> Array:
     site = model.sites[SITE]
     if run.method == "selective":
         (keep,) = set(SIDES) - {run.forget}
-        scores = edits.unit_scores(seen[run.forget].abs, seen[keep].abs, eps=config.eps)
+        scores = edits.unit_scores(
+            forget=seen[run.forget].abs, retain=seen[keep].abs, eps=config.eps
+        )
     elif run.method == "magnitude":
         scores = -magnitude(model, params)
     else:
         key = jax.random.fold_in(jax.random.key(run.seed), step)
         scores = jax.random.uniform(key, (site.layers, site.units))
     gone = edits.select_units(
-        scores, config.fraction, removed=gone, each_layer=run.method == "random"
+        scores, config.fraction, removed=gone, per_layer=run.method == "random"
     )
     return jax.block_until_ready(gone)
 

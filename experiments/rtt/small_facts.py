@@ -97,7 +97,7 @@ def deal(small: world.World, rows: Sequence[questions.Row], plan: Plan) -> Asked
         for row in flat
     ]
     known = questions.encode(small.tokenizer, flat)
-    held = attacks.encode_asked(small.model, small.tokenizer, facts, "choice")
+    held = attacks.encode_questions(small.model, small.tokenizer, facts, "choice")
     ends = np.cumsum([0, *map(len, folds)])
     cuts = [range(a, b) for a, b in zip(ends[:-1], ends[1:], strict=True)]
     return Asked(*([table.select(x, cut) for cut in cuts] for x in (known, held)))
@@ -137,11 +137,11 @@ def retrain(
         params,
         table.concat(known),
         held,
-        rates=rates,
+        learning_rates=rates,
         epochs=plan.epochs,
         batch_size=plan.batch,
         direction=ADAM,
-        warmup=4,
+        warmup_steps=4,
         seed=seed,
     )
     tokens = held["choice_answer"].sum(-1)
@@ -149,7 +149,7 @@ def retrain(
     return {
         "choice": (evaluate.best_choice(per_token[..., :4]) == 0).mean(-1).tolist(),
         "verbatim": np.exp(per_token[..., 4]).mean(-1).tolist(),
-        "rates": list(sweep.rates),
+        "rates": list(sweep.learning_rates),
         "facts": len(tokens),
         "losses": sweep.losses.tolist(),
         "finite": sweep.finite.tolist(),
@@ -174,7 +174,7 @@ def option_logps(
 
     Args:
         model, params: who is asked.
-        columns: of attacks.encode_asked.
+        columns: of attacks.encode_questions.
         rows: questions at a time.
     """
     columns, found = {k: x for k, x in columns.items() if k != "right"}, []

@@ -41,7 +41,7 @@ class Kind(NamedTuple):
         name: "capitals", "mmlu" or "birthdays".
         model, params: who knows them.
         folds: facts to forget, dealt so that no two folds share one.
-        asked: all of these as questions, from attacks.encode_asked.
+        asked: all of these as questions, from attacks.encode_questions.
         tables: {"forget", "alternate", "retain"}: what unlearning draws from;
             `alternate` has the three wrong answers of every fact. "kept": the facts of
             the retain stream as questions.
@@ -116,7 +116,7 @@ def choose(
     sure is the one whose sum is furthest above every wrong choice's.
     """
     asked = [{**row, "question": row["stem"]} for row in rows]
-    columns = attacks.encode_asked(model, tokenizer, asked, "choice")
+    columns = attacks.encode_questions(model, tokenizer, asked, "choice")
     logps = option_logps(model, params, columns, rows=ROWS)
     per_token = logps / columns["choice_answer"].sum(-1)
     margins = np.minimum(_margin(logps, columns), _margin(per_token, columns))
@@ -205,7 +205,7 @@ def make(
         model, params, tables["forget"], batch_size=4
     )
     asked, tables["kept"] = (
-        attacks.encode_asked(model, tokenizer, own, "choice", prompt=PROMPT)
+        attacks.encode_questions(model, tokenizer, own, "choice", prompt=PROMPT)
         for own in (flat, retain)
     )
     about = {"facts": len(flat), "kept": len(retain)} | dict(about)

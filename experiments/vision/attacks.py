@@ -74,8 +74,7 @@ def attacks(found: Mapping[str, Mapping[str, np.ndarray]], *, seed: int) -> dict
         {name: _some(rng, found[name][kind]) for name in names}
         for kind in ("loss", "entropy")
     )
-    order = ("retain", "calibration", "forget", "new")
-    told = metrics.attack_threshold(*(loss[name] for name in order))
+    told = metrics.attack_threshold(**_attacker_sets(loss))
     x = np.concatenate([entropy["retain"], entropy["calibration"]])[:, None]
     y = np.arange(len(x)) < len(entropy["retain"])
     vectors = SVC(C=3.0, gamma="auto", class_weight="balanced").fit(x, y)
@@ -93,7 +92,9 @@ def attacks(found: Mapping[str, Mapping[str, np.ndarray]], *, seed: int) -> dict
             loss["forget"], loss["new"], key=jax.random.key(seed)
         ),
         "m2": metrics.attack_members(
-            entropy["retain"], entropy["calibration"], entropy["forget"]
+            retain=entropy["retain"],
+            others=entropy["calibration"],
+            forget=entropy["forget"],
         ),
         "m3": float(vectors.predict(entropy["forget"][:, None]).mean()),
         "m4": told.balanced_accuracy,
@@ -103,9 +104,15 @@ def attacks(found: Mapping[str, Mapping[str, np.ndarray]], *, seed: int) -> dict
     }
 
 
-def _some(key, values: np.ndarray) -> np.ndarray:
+def _attacker_sets(values):
+    """The arguments of `metrics.attack_threshold`; the judged others are new rows."""
+    names = ("retain", "calibration", "forget")
+    return {name: values[name] for name in names} | {"others": values["new"]}
+
+
+def _some(rng, values: np.ndarray) -> np.ndarray:
     """At most MOST of them, shuffled."""
-    return values[key.permutation(len(values))[:MOST]]
+    return values[rng.permutation(len(values))[:MOST]]
 
 
 def scores(
@@ -141,7 +148,7 @@ def _label_only(world, params, sets, seed) -> dict[str, float]:
             for x in noisy
         ]
         wrong[name] = np.mean([g.argmax(1) != labels for g in guesses], axis=0)
-    told = metrics.attack_threshold(*(wrong[name] for name in order))
+    told = metrics.attack_threshold(**_attacker_sets(wrong))
     return {"m6": told.balanced_accuracy}
 
 
@@ -149,14 +156,14 @@ def unlearning_metric(world, params, split, rows: int = 32) -> float:
     """UM, the mean over the classes that are both forgotten and retained, percent."""
     found = []
     for label in np.unique(images.labels_of(split.forget)):
-        pair = []
-        for part in (split.forget, split.retain):
+        pair = {}
+        for name in ("forget", "retain"):
+            part = getattr(split, name)
             own = np.flatnonzero(images.labels_of(part) == label)[:rows]
             # One shape for all: the rows of a small class are repeated.
-            pair.append(
-                _gradient(params, table.select(part, np.resize(own, rows)), world)
-            )
-        found.append(float(metrics.unlearning_metric(*pair)))
+            rows_of_label = table.select(part, np.resize(own, rows))
+            pair[name] = _gradient(params, rows_of_label, world)
+        found.append(float(metrics.unlearning_metric(**pair)))
     return float(np.mean(found))
 
 

@@ -131,10 +131,12 @@ def dampening(case: Case) -> Result:
             {"rows": table.select(rows, np.arange(i * size, (i + 1) * size) % own)}
             for i in range(count)
         ]
-        return stats.fisher(whole, half, batches, case.key, rows=size)
+        return stats.fisher(whole, half, batches, case.key, microbatch_size=size)
 
     new = edits.dampen(
-        half, importance(case.split.forget), importance(case.world.train)
+        half,
+        forget=importance(case.split.forget),
+        all_data=importance(case.world.train),
     )
     seconds = time.process_time() - start
     params = worlds.measured(case.world, trees.merge(new, rest), case.split.retain)
@@ -215,7 +217,7 @@ def condense(case: Case):
         rows = worlds.features(world.model, case.params, world.train)
         count = world.config.train // world.config.per_bucket
         labels = images.labels_of(world.train)
-        buckets = synth.kmeans_per_class(rows, labels, clusters=count, key=case.key)
+        buckets = synth.kmeans_per_class(rows, labels, num_clusters=count, key=case.key)
         small = synth.condense(world.model, case.params, world.train, rows, buckets)
         case.shared["condensed"] = small, buckets, time.process_time() - start
     return case.shared["condensed"]
@@ -249,11 +251,11 @@ def multi_gan(case: Case) -> Result:
         drawn[name], _ = synth.pseudo_label(world.model, case.params, made)
     case.shared["drawn"] = {k: v["image"][:50] for k, v in drawn.items()}
     mixed = synth.build_mixture(
-        case.split.forget,
-        case.split.retain,
-        drawn["forget"],
-        drawn["retain"],
-        classes=10,
+        forget=case.split.forget,
+        retain=case.split.retain,
+        drawn_forget=drawn["forget"],
+        drawn_retain=drawn["retain"],
+        num_classes=10,
         rule=RULE,
         key=case.key,
     )
@@ -272,7 +274,11 @@ def multi_gan(case: Case) -> Result:
 def no_images(case: Case) -> Result:
     """Multi-GAN's finetuning without any drawn image."""
     mixed = synth.build_mixture(
-        case.split.forget, case.split.retain, classes=10, rule=RULE, key=case.key
+        forget=case.split.forget,
+        retain=case.split.retain,
+        num_classes=10,
+        rule=RULE,
+        key=case.key,
     )
     recipe = recipes.finetune.nll(
         case.world.model, learning_rate=1e-3, streams={"mixed": 1.0}

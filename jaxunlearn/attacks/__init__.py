@@ -1,34 +1,38 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Attacks: what an adversary does, to see whether the forgetting is real.
+"""Attacks: test whether unlearned knowledge can be recovered.
 
-| attack | does | gives | source |
+| attack | what the attacker does | result | source |
 | --- | --- | --- | --- |
-| `rtt` | trains on some folds of facts, asks the others | `Sweep`s | 2410.08827 |
+| `rtt` | trains on some folds of facts; others are evaluated | `Sweep`s | 2410.08827 |
 | `relearn` | finetunes on some forgotten facts | params | 2410.08827 |
 | `benign` | finetunes on unrelated text | params | 2406.13356 |
-| `few_shot` | puts a prefix and answered questions before each | answers | |
-| `sample` | draws many answers of each; `leak_at_k` counts | answers | 2107.03374 |
-| `steer` | moves states towards those of retained facts | a model | |
-| `unwrap` | leaves out projections and LoRA beside the weights | model and params | |
-| `invert_classes` | draws what a classifier holds to be a class | images | 2402.00195 |
-| `prune` | removes units that answer to forgotten questions | params | 2403.01267 |
+| `few_shot` | prepends a prefix and answered questions | answers | |
+| `sample` | draws many answers; see `leak_at_k` | answers | 2107.03374 |
+| `steer` | moves hidden states towards those of retained facts | a model | |
+| `unwrap` | removes projections and LoRA leaves | model and params | |
+| `invert_classes` | optimises images for a classifier's classes | images | 2402.00195 |
+| `prune` | removes units specific to forgotten questions | params | 2403.01267 |
 
-Rounding is `edits.quantize` and its like. For RTT, `make_folds`, `check_folds` and
-`encode_facts` prepare facts, `recovery` and `best_accuracy` make numbers of its sweeps,
-and `strongest` picks the unlearned model to attack.
+For attacks by quantization see `edits.quantize`, `gptq`, `awq` and `llm_int8`. For RTT,
+`make_folds` and `check_folds` prepare folds of facts, `encode_facts` and
+`encode_questions` turn facts into tables, `recovery` and `best_accuracy` summarise
+sweeps, and `strongest_unlearning` chooses the unlearned model to attack.
 
-MRP's four attackers are `relearn` of a projected model with every weight or with LoRA
-(`rank=8, pattern=r"blocks/attention/[qv]/kernel"`), behind projections that stand
-still; `relearn` of folded params, where nothing stands still; and `unwrap`.
+To compare an unlearned model with the original, run the same attack on both: what it
+recovers from the original model is the most it can recover.
+
+MRP's four attackers are: `relearn` of a projected model with all weights, or with LoRA
+(`rank=8, pattern=r"blocks/attention/[qv]/kernel"`), behind projections that do not
+change; `relearn` of folded params, in which all weights train; and `unwrap`.
 """
 
 from jaxunlearn.attacks._benign import benign
-from jaxunlearn.attacks._folds import check_folds, make_folds, rotation
-from jaxunlearn.attacks._formats import encode_asked, encode_facts
+from jaxunlearn.attacks._folds import check_folds, make_folds
+from jaxunlearn.attacks._formats import encode_facts, encode_questions
 from jaxunlearn.attacks._invert import invert_classes
 from jaxunlearn.attacks._prompting import few_shot, in_context
 from jaxunlearn.attacks._prune import prune
-from jaxunlearn.attacks._recovery import best_accuracy, recovery, strongest
+from jaxunlearn.attacks._recovery import best_accuracy, recovery, strongest_unlearning
 from jaxunlearn.attacks._relearn import relearn
 from jaxunlearn.attacks._retrain import Sweep, retrain, rtt
 from jaxunlearn.attacks._sampling import leak_at_k, sample
@@ -40,8 +44,8 @@ __all__ = [
     "benign",
     "best_accuracy",
     "check_folds",
-    "encode_asked",
     "encode_facts",
+    "encode_questions",
     "few_shot",
     "in_context",
     "invert_classes",
@@ -51,10 +55,9 @@ __all__ = [
     "recovery",
     "relearn",
     "retrain",
-    "rotation",
     "rtt",
     "sample",
     "steer",
-    "strongest",
+    "strongest_unlearning",
     "unwrap",
 ]

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Finetuning on text that has nothing to do with what was forgotten.
+"""Benign finetuning: finetuning on text that is unrelated to the forget set.
 
-No attacker is needed: whoever adapts a model to a task of their own may undo a thin
-unlearning on the way (Hu et al., "Unlearning or obfuscating?", arXiv 2406.13356).
+It needs no adversary. Users who finetune a model for another task may undo shallow
+unlearning by accident (Hu et al., "Unlearning or obfuscating?", arXiv 2406.13356).
 """
 
 from typing import Any
@@ -22,33 +22,37 @@ def benign(
     forget: tables.Table | None = None,
     **settings: Any,
 ) -> tuple[Params, list[dict]]:
-    """Finetunes on unrelated text.
+    """Finetunes the attacked model on unrelated text.
+
+    The attacker needs the weights, and knows nothing about the forget set. If forgotten
+    answers come back, they were hidden, not removed.
 
     Args:
-        model, params: who is attacked; params are left as they are.
-        unrelated: table of text, such as data.encode_text makes.
-        forget: what was forgotten; if given, a row of it among `unrelated` is refused,
-            as this would be relearning.
-        settings: as for relearn; `steps` is needed.
+        model, params: the attacked model; params are not changed.
+        unrelated: table of text, such as that of data.encode_text.
+        forget: table of the forget set. If given, `unrelated` must have none of its
+            rows, because training on them would be relearning.
+        settings: as for `relearn`; `steps` is required.
     Returns:
         (params after the attack, log).
     Raises:
-        ValueError: if `unrelated` has no rows, or one of `forget`, saying which.
+        ValueError: if `unrelated` has no row, or has a row of `forget` (the first is
+            named).
     References: https://arxiv.org/abs/2406.13356
     """
     if forget is not None:
-        taken = set(_texts(forget))
-        both = [row for row, text in enumerate(_texts(unrelated)) if text in taken]
+        forgotten = set(_texts(forget))
+        both = [row for row, text in enumerate(_texts(unrelated)) if text in forgotten]
         if both:
             raise ValueError(
-                "attacks.benign needs text that was not to be forgotten, but "
-                f"{len(both)} rows of it are in `forget`, the first of them row "
-                f"{both[0]}. Take them out, or call attacks.relearn."
+                "attacks.benign needs unrelated text without rows of forget, got "
+                f"{len(both)} such rows, the first is row {both[0]}. Remove them, or "
+                "use attacks.relearn."
             )
     return relearn(model, params, unrelated, **settings)
 
 
 def _texts(table):
-    """Every row's real tokens."""
+    """The real tokens of every row."""
     pairs = zip(np.asarray(table["tokens"]), np.asarray(table["mask"]), strict=True)
     return [tuple(tokens[mask].tolist()) for tokens, mask in pairs]

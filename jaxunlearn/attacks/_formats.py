@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How facts are put to a model: what is trained on, and what is asked."""
+"""Facts as tables: texts to train on, and questions to evaluate."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -12,7 +12,7 @@ from jaxunlearn.data import table as tables
 from jaxunlearn.typing import Model
 
 FORMATS = ("letter", "letter_answer", "text", "answer", "statement")
-ASKED = ("letter", "choice")
+QUESTION_FORMATS = ("letter", "choice")
 LETTERS = "ABCDEFGH"
 
 
@@ -24,27 +24,28 @@ def encode_facts(
     prompt: str = "{question}",
     length: int | None = None,
 ) -> dict[str, np.ndarray]:
-    """Facts as a table to train on, in one of the paper's formats.
+    """Encodes facts as a table to train on, in one of the paper's formats.
 
-    | format | text | the loss reads |
+    | format | text | tokens in the loss |
     | --- | --- | --- |
     | `letter` | question, lettered choices, "Answer:", letter | the letter |
-    | `letter_answer` | the same with letter and choice | both of them |
-    | `text` | as `letter_answer` | every token |
-    | `answer` | question and right choice, no others | the choice |
-    | `statement` | the fact's `statement`, or each of several | every token |
+    | `letter_answer` | the same, then letter and choice | letter and choice |
+    | `text` | as `letter_answer` | all |
+    | `answer` | question and correct choice only | the choice |
+    | `statement` | each `statement` of the fact | all |
 
     Args:
         tokenizer: a fast tokenizer.
         facts: rows, see Fact.
-        format: one of the above.
-        prompt: of `answer`: what stands before the choice.
+        format: see above.
+        prompt: template of the text before the choice, for the format "answer".
         length: as for table.encode.
     Returns:
-        `tokens`, `mask`, `answer`, each [n, L]; n is larger than the number of facts
-        where these have several statements.
+        `tokens`, `mask`, `answer`, each [n, L]; n exceeds the number of facts if these
+        have several statements.
     Raises:
-        KeyError: if a fact lacks a column. ValueError: if its answer is no choice.
+        KeyError: if a fact lacks a column. ValueError: if its answer is not the index
+            of a choice.
     References: https://arxiv.org/abs/2410.08827
     """
     _checks.one_of("encode_facts", FORMATS, format=format)
@@ -52,9 +53,11 @@ def encode_facts(
         raise ValueError("encode_facts needs at least one fact, got none.")
     _check(facts, ("statement",) if format == "statement" else ())
     if format == "statement":
-        told = [fact["statement"] for fact in facts]
+        statements = [fact["statement"] for fact in facts]
         texts = [
-            x for each in told for x in ([each] if isinstance(each, str) else each)
+            x
+            for each in statements
+            for x in ([each] if isinstance(each, str) else each)
         ]
         return tables.encode(tokenizer, texts, length=length)
     if format == "answer":
@@ -68,36 +71,39 @@ def encode_facts(
                 f"{letter}. {fact['choices'][fact['answer']]}"
                 for letter, fact in zip(answers, facts, strict=True)
             ]
-    made = tables.encode(tokenizer, prompts, answers, length=length)
-    return made | ({"answer": made["mask"]} if format == "text" else {})
+    table = tables.encode(tokenizer, prompts, answers, length=length)
+    return table | ({"answer": table["mask"]} if format == "text" else {})
 
 
-def encode_asked(
+def encode_questions(
     model: Model,
     tokenizer: Any,
     facts: Sequence[Fact],
-    asked: str = "letter",
+    format: str = "letter",
     *,
     prompt: str = "{question}",
 ) -> dict[str, np.ndarray]:
-    """Facts as questions of several choices: evaluate.encode_choices and `right` [n].
+    """Encodes facts as multiple-choice questions, to evaluate a model on them.
 
     Args:
-        model: who is asked, for its positions.
+        model: the model to evaluate; its number of positions limits the length.
         tokenizer: a fast tokenizer.
-        facts: rows, see Fact; all with as many choices.
-        asked: "letter", the paper's: which letter follows the lettered choices;
-            "choice": which choice follows the question, for models that were never
-            taught letters.
-        prompt: of "choice".
+        facts: rows, see Fact; all with the same number of choices.
+        format: "letter", as in the paper: the options are the letters after the
+            lettered choices; "choice": the options are the choices after the question,
+            for models that were not trained on letters.
+        prompt: template of the text before the choice, for the format "choice".
+    Returns:
+        The columns of evaluate.encode_choices, and `right`, [n] int32, the index of the
+        correct choice.
     Raises:
-        ValueError: if the numbers of choices differ, and as encode_facts.
+        ValueError: if the numbers of choices differ, and as `encode_facts`.
     """
-    _checks.one_of("encode_asked", ASKED, asked=asked)
+    _checks.one_of("encode_questions", QUESTION_FORMATS, format=format)
     if not facts:
-        raise ValueError("encode_asked needs at least one fact, got none.")
+        raise ValueError("encode_questions needs at least one fact, got none.")
     _check(facts)
-    if asked == "letter":
+    if format == "letter":
         prompts = [lettered(fact) for fact in facts]
         options = [list(LETTERS[: len(fact["choices"])]) for fact in facts]
     else:
@@ -108,7 +114,7 @@ def encode_asked(
 
 
 def lettered(fact: Fact) -> str:
-    """The question, each choice on a line behind its letter, and "Answer:"."""
+    """The question, each choice on a line after its letter, and "Answer:"."""
     lines = [
         f"{letter}. {choice}"
         for letter, choice in zip(LETTERS, fact["choices"], strict=False)
@@ -121,16 +127,16 @@ def _filled(prompt: str, fact: Fact) -> str:
 
 
 def _check(facts: Sequence[Fact], more: Sequence[str] = ()) -> None:
-    for number, fact in enumerate(facts):
+    for index, fact in enumerate(facts):
         columns = ("question", "choices", "answer", *more)
-        owner = f"RTT's fact {number}"
+        owner = f"RTT's fact {index}"
         _checks.has_keys(owner, "columns", columns, fact, "Add them to the row.")
-        count = len(fact["choices"])
-        right = fact["answer"]
-        whole = isinstance(right, int | np.integer) and not isinstance(right, bool)
-        if not whole or not 0 <= right < count or not 2 <= count <= len(LETTERS):
+        size = len(fact["choices"])
+        answer = fact["answer"]
+        integer = isinstance(answer, int | np.integer) and not isinstance(answer, bool)
+        if not integer or not 0 <= answer < size or not 2 <= size <= len(LETTERS):
             raise ValueError(
                 f"{owner} ({fact['question']!r}) needs 2 to {len(LETTERS)} choices and "
-                f"the number of the right one, got {count} choices and answer="
-                f"{right!r}."
+                f"the index of the correct one as answer, got {size} choices and "
+                f"answer={answer!r}."
             )

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Model inversion: what a classifier thinks an image of a class looks like."""
+"""Model inversion: images that a classifier assigns to a class."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -23,22 +23,24 @@ def invert_classes(
     learning_rate: float = 0.05,
     clip: bool = True,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Pixels, from black on, that make the model sure of each class.
+    """Optimises an image for each class, starting from black.
 
-    Minimises the cross-entropy -log p(class | image) over the pixels by Adam. Compare
-    the images with those that were forgotten, and with what a retrained model gives.
+    Minimises the cross-entropy -log p(class | image) over the pixels with Adam. The
+    attacker needs the weights. Compare the images with the forgotten ones, and with
+    those of a retrained model: similar images mean that the class was not removed.
 
     Args:
-        model, params: the attacked classifier, of models.vision, as it is used.
-        classes: labels to draw.
+        model, params: the attacked classifier, of models.vision.
+        classes: [k] labels, one image for each.
         shape: (H, W, C) of an image.
-        steps, lr: of Adam.
-        clip: keep pixels in [0, 1]; the paper's code does not.
+        steps: number of updates of Adam.
+        learning_rate: of Adam.
+        clip: whether pixels are kept in [0, 1]; the paper's code does not do this.
     Returns:
         (images [k, H, W, C] float32, their cross-entropies [k], nats).
     Raises:
-        ValueError: for no class, one that the model does not have, or numbers out of
-            range.
+        ValueError: if there is no class, a label is not one of the model's, or a number
+            is out of range.
     References: Khan 2024, https://arxiv.org/abs/2402.00195
     """
     owner = "attacks.invert_classes"
@@ -47,12 +49,11 @@ def invert_classes(
     labels = jnp.asarray(classes, jnp.int32)
     if labels.ndim != 1 or not labels.size:
         raise ValueError(f"{owner} needs at least one class, got {classes}.")
-    count = _classes(model, params, tuple(shape))
-    strange = [int(x) for x in labels if not 0 <= x < count]
-    if strange:
+    num_classes = _num_classes(model, params, tuple(shape))
+    if wrong := [int(x) for x in labels if not 0 <= x < num_classes]:
         raise ValueError(
-            f"{owner} needs classes from 0 to {count - 1}, which the model has, got "
-            f"{_checks.listed(strange)}."
+            f"{owner} needs classes from 0 to {num_classes - 1}, those of the model, "
+            f"got {_checks.listed(wrong)}."
         )
     image, values = _invert(
         params, labels, model, tuple(shape), steps, learning_rate, clip
@@ -60,8 +61,8 @@ def invert_classes(
     return np.asarray(image), np.asarray(values)
 
 
-def _classes(model, params, shape) -> int:
-    """How many classes the model tells apart; nothing is computed."""
+def _num_classes(model, params, shape) -> int:
+    """The number of classes of the model, from shapes only."""
 
     def logits(params, image):
         return model.unembed(params, model.apply(params, {"image": image}).hidden[:, 0])
@@ -78,7 +79,7 @@ def _invert(params, labels, model, shape, steps, learning_rate, clip):
     return image, _values(image, params, labels, model)
 
 
-# A program a step: convolutions in a loop of XLA's take a CPU several times longer.
+# One program per step: on CPUs, convolutions in an XLA loop are several times slower.
 @partial(jax.jit, static_argnums=(4, 5, 6), donate_argnums=(0, 1))
 def _step(image, state, params, labels, model, learning_rate, clip):
     grads = jax.grad(lambda x: jnp.sum(_values(x, params, labels, model)))(image)

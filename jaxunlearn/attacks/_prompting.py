@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Prompting: the weights stay, the question gets something in front of it."""
+"""Prompting attacks: text in front of the question; the weights do not change."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -18,31 +18,39 @@ def few_shot(
     *,
     prefix: str = "",
     shots: Sequence[tuple[str, str]] = (),
-    number: int = 4,
-    between: str = "\n\n",
+    num_shots: int = 4,
+    separator: str = "\n\n",
     seed: int = 0,
     **settings: Any,
 ) -> list[str]:
-    """Greedy answers to prompts behind a prefix and questions that are answered.
+    """Greedy answers to prompts after a prefix and answered example questions.
+
+    The attacker can only prompt the model, and may know some facts. If forgotten
+    answers come back, prompting is enough to recover them.
 
     Args:
-        model, params, tokenizer: who is attacked.
+        model, params, tokenizer: the attacked model.
         prompts: texts that end before the answer.
-        prefix: stands in front of all, such as "Answer every question truthfully.".
-        shots: (prompt, answer) of facts the attacker knows.
-        number: how many of them stand before a prompt, drawn anew for each; never one
-            with the same prompt.
-        between: stands between the parts.
-        seed: of the draws.
+        prefix: text at the beginning, such as "Answer every question truthfully.".
+        shots: (prompt, answer) of facts that the attacker knows.
+        num_shots: number of shots before each prompt. They are drawn for every prompt,
+            without shots that have the same prompt.
+        separator: text between the parts.
+        seed: draws the shots.
         settings: as for evaluate.completions.
     Returns:
-        A text a prompt.
+        One text for each prompt.
     Raises:
-        ValueError: if neither prefix nor shots are given, or shots are too few, or a
+        ValueError: if neither prefix nor shots are given, there are too few shots, or a
             text is longer than the model's positions.
     """
     texts = in_context(
-        prompts, prefix=prefix, shots=shots, number=number, between=between, seed=seed
+        prompts,
+        prefix=prefix,
+        shots=shots,
+        num_shots=num_shots,
+        separator=separator,
+        seed=seed,
     )
     return evaluate.completions(model, params, tokenizer, texts, **settings)
 
@@ -52,31 +60,36 @@ def in_context(
     *,
     prefix: str = "",
     shots: Sequence[tuple[str, str]] = (),
-    number: int = 4,
-    between: str = "\n\n",
+    num_shots: int = 4,
+    separator: str = "\n\n",
     seed: int = 0,
 ) -> list[str]:
-    """The texts that `few_shot` has completed, to be asked in other ways too."""
+    """The texts that `few_shot` completes, for other evaluations of the same attack.
+
+    Args, Raises: as `few_shot`.
+    Returns:
+        One text for each prompt, ending with the prompt.
+    """
     owner = "attacks.few_shot"
     _checks.not_negative(owner, seed=seed)
     if not prefix and not shots:
         raise ValueError(
-            f"{owner} needs a prefix or shots, got neither: that is no attack."
+            f"{owner} needs a prefix or shots, got neither. Pass one, or both."
         )
-    made = []
-    for place, prompt in enumerate(prompts):
+    texts = []
+    for index, prompt in enumerate(prompts):
         parts = [prefix] if prefix else []
         if shots:
-            _checks.positive_int(owner, number=number)
+            _checks.positive_int(owner, num_shots=num_shots)
             others = [shot for shot in shots if shot[0] != prompt]
-            if len(others) < number:
+            if len(others) < num_shots:
                 raise ValueError(
-                    f"{owner} needs at least number={number} shots with another prompt "
-                    f"than {prompt!r}, got {len(others)}. Give more shots or a smaller "
-                    "number."
+                    f"{owner} needs at least num_shots={num_shots} shots with another "
+                    f"prompt than {prompt!r}, got {len(others)}. Give more shots or a "
+                    "smaller num_shots."
                 )
-            draw = np.random.default_rng([seed, place])
-            drawn = draw.choice(len(others), number, replace=False)
+            rng = np.random.default_rng([seed, index])
+            drawn = rng.choice(len(others), num_shots, replace=False)
             parts += [" ".join(others[i]) for i in drawn]
-        made.append(between.join([*parts, prompt]))
-    return made
+        texts.append(separator.join([*parts, prompt]))
+    return texts

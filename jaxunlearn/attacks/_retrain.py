@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Retraining on T (RTT): train on some forgotten facts, ask the others every epoch.
+"""Retraining on T (RTT): train on some forgotten facts, evaluate the others.
 
     folds = attacks.make_folds(facts, 5, by="name")
-    after = attacks.rtt(model, unlearned, tokenizer, folds)
-    before = attacks.rtt(model, original, tokenizer, folds)   # the same attack
-    attacks.recovery(after, before)
+    unlearned = attacks.rtt(model, unlearned_params, tokenizer, folds)
+    original = attacks.rtt(model, original_params, tokenizer, folds)  # the same attack
+    attacks.recovery(unlearned=unlearned, original=original)
 
-Learning rates run side by side in one compiled program (jax.vmap over their params):
-`rates_per_batch` says how many. References: https://arxiv.org/abs/2410.08827
+Several learning rates run in one compiled program (jax.vmap over their params);
+`rates_per_batch` is their number. References: https://arxiv.org/abs/2410.08827
 """
 
 import functools
@@ -20,32 +20,32 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxunlearn import _checks, combine, evaluate, losses, terms, trees, wrap
+from jaxunlearn import _checks, combine, evaluate, losses, terms, trees
 from jaxunlearn._step import init_state, make_step
 from jaxunlearn.attacks import _folds, _formats
-from jaxunlearn.attacks._relearn import KERNELS, WEIGHTS
+from jaxunlearn.attacks._relearn import KERNELS, STREAM, trainable
 from jaxunlearn.data import table as tables
-from jaxunlearn.typing import Frozen, Model, Params
+from jaxunlearn.typing import Frozen, Model, Params, PRNGKey
 
-RATES = tuple(n * 1e-7 for n in (1, 2, 4, 8, 16, 32))
+LEARNING_RATES = tuple(n * 1e-7 for n in (1, 2, 4, 8, 16, 32))
 LION = optax.scale_by_lion(0.9, 0.99)
 
 
 class Sweep(NamedTuple):
-    """One rotation's attacks, one for each learning rate.
+    """The attacks of one rotation, one for each learning rate.
 
     Attributes:
-        rates: learning rates, R of them.
-        hits: [R, epochs + 1, n] bool, whether each fact held out was answered right
-            before the attack and after each epoch.
+        learning_rates: R of them.
+        hits: [R, epochs + 1, n] bool, whether each held-out fact was answered
+            correctly, before the attack and after each epoch.
         logps: [R, epochs + 1, n, k] float32, log-probability of each choice, nats,
             summed over its tokens.
-        losses: [R, epochs] float32, mean training loss of each epoch, nats a token.
-        finite: [R] bool, False where a step's loss was not finite; such a step changes
-            nothing.
+        losses: [R, epochs] float32, mean training loss of each epoch, nats per token.
+        finite: [R] bool, False if the loss of some step was not finite; such a step
+            leaves the params unchanged.
     """
 
-    rates: tuple[float, ...]
+    learning_rates: tuple[float, ...]
     hits: np.ndarray
     logps: np.ndarray
     losses: np.ndarray
@@ -53,7 +53,7 @@ class Sweep(NamedTuple):
 
     @property
     def accuracy(self) -> np.ndarray:
-        """[R, epochs + 1] float, fraction of the facts held out."""
+        """[R, epochs + 1] float, fraction of the held-out facts answered correctly."""
         return self.hits.mean(-1)
 
 
@@ -63,226 +63,236 @@ def rtt(
     tokenizer: Any,
     folds: Sequence[Sequence[_folds.Fact]],
     *,
-    format: str = "letter_answer",
-    asked: str = "letter",
+    train_format: str = "letter_answer",
+    eval_format: str = "letter",
     prompt: str = "{question}",
     by: str | Sequence[str] = "question",
     rotations: Sequence[int] = (0, 1),
-    say: Callable[[int, Sweep], None] | None = None,
+    callback: Callable[[int, Sweep], None] | None = None,
     **settings: Any,
 ) -> list[Sweep]:
-    """Holds out one fold after another, trains on the others, asks the one held out.
+    """For each rotation, trains on all folds but one and evaluates the held-out fold.
+
+    The attacker needs the weights and the answers to the facts of all folds but one. A
+    high accuracy on the held-out fold means that its facts were hidden, not removed;
+    `recovery` compares it with the same attack on the original model.
 
     Args:
-        model, params: who is attacked; params are left as they are.
+        model, params: the attacked model; params are not changed.
         tokenizer: a fast tokenizer.
-        folds: facts that share nothing, see make_folds.
-        format: what is trained on, see encode_facts.
-        asked: how the others are asked, see encode_asked.
-        prompt: of the format "answer" and of "choice".
-        by: columns of which no two folds may share a value; `statement` is one of them
-            where the format is "statement".
-        rotations: numbers of the folds held out; the paper's are two of five.
-        say: called with each rotation's number and Sweep.
-        settings: as for retrain.
+        folds: lists of facts that share nothing, see `make_folds`.
+        train_format: how facts are written for training, see `encode_facts`.
+        eval_format: how held-out facts are put as questions, see `encode_questions`.
+        prompt: template of the train format "answer" and the eval format "choice".
+        by: columns of which no value may be in two folds. With the train format
+            "statement", the column `statement` is added.
+        rotations: which folds are held out, by index; the paper holds out two of five.
+        callback: called with the index and the Sweep of each rotation when it ends.
+        settings: as for `retrain`.
     Returns:
-        A Sweep for each rotation; `best_accuracy` and `recovery` make numbers of them.
+        A Sweep for each rotation; `best_accuracy` and `recovery` summarise them.
     Raises:
-        ValueError: naming the fact that two folds share, and as encode_facts,
-            encode_asked and retrain.
+        ValueError: if two folds share a fact (it is named), an index is not that of a
+            fold, and as `encode_facts`, `encode_questions` and `retrain`.
+    References: https://arxiv.org/abs/2410.08827
     """
     columns = (by,) if isinstance(by, str) else tuple(by)
-    trained = ("statement",) if format == "statement" else ()
+    trained = ("statement",) if train_format == "statement" else ()
     _folds.check_folds(folds, (*columns, *trained))
-    everything = [fact for fold in folds for fact in fold]
-    length = _formats.encode_facts(tokenizer, everything, format, prompt=prompt)
-    how = dict(prompt=prompt, length=length["tokens"].shape[1])
-    known = [_formats.encode_facts(tokenizer, f, format, **how) for f in folds]
-    table = _formats.encode_asked(model, tokenizer, everything, asked, prompt=prompt)
-    ends = np.cumsum([len(fold) for fold in folds])
-    found = []
-    for held_out in rotations:
-        _folds.rotation(folds, held_out)  # refuses what is no fold
-        own = range(ends[held_out] - len(folds[held_out]), ends[held_out])
-        found.append(
-            retrain(
-                model,
-                params,
-                tables.concat([t for i, t in enumerate(known) if i != held_out]),
-                tables.select(table, own),
-                **settings,
-            )
+    if wrong := [index for index in rotations if not 0 <= index < len(folds)]:
+        raise ValueError(
+            f"attacks.rtt needs rotations from 0 to {len(folds) - 1}, the indices of "
+            f"the folds, got {_checks.listed(wrong)}."
         )
-        if say is not None:
-            say(held_out, found[-1])
-    return found
+    all_facts = [fact for fold in folds for fact in fold]
+    encode = partial(
+        _formats.encode_facts, tokenizer, format=train_format, prompt=prompt
+    )
+    length = encode(all_facts)["tokens"].shape[1]  # one shape for all folds
+    train_folds = [encode(fold, length=length) for fold in folds]
+    questions = _formats.encode_questions(
+        model, tokenizer, all_facts, eval_format, prompt=prompt
+    )
+    ends = np.cumsum([len(fold) for fold in folds])
+    sweeps = []
+    for held_out in rotations:
+        rows = range(ends[held_out] - len(folds[held_out]), ends[held_out])
+        sweep = retrain(
+            model,
+            params,
+            tables.concat([t for i, t in enumerate(train_folds) if i != held_out]),
+            tables.select(questions, rows),
+            **settings,
+        )
+        sweeps.append(sweep)
+        if callback is not None:
+            callback(held_out, sweep)
+    return sweeps
 
 
 def retrain(
     model: Model,
     params: Params,
-    known: tables.Table,
-    asked: tables.Table,
+    train_facts: tables.Table,
+    eval_facts: tables.Table,
     *,
-    rates: Sequence[float] = RATES,
+    learning_rates: Sequence[float] = LEARNING_RATES,
     epochs: int = 6,
     batch_size: int = 4,
     direction: optax.GradientTransformation = LION,
-    warmup: int = 24,
+    warmup_steps: int = 24,
     rank: int = 0,
     pattern: str = KERNELS,
     rates_per_batch: int = 1,
     eval_batch_size: int = 32,
+    key: PRNGKey | None = None,
     seed: int = 0,
     progress: bool = False,
 ) -> Sweep:
-    """Trains on `known` at several learning rates and asks `asked` after every epoch.
+    """Trains on some facts at several learning rates; evaluates others every epoch.
+
+    This is one rotation of `rtt`, with tables instead of folds.
 
     Args:
-        model, params: who is attacked; params are left as they are.
-        known: facts the attacker trains on (T), see encode_facts.
-        asked: facts held out (V), see encode_asked.
-        rates: learning rates, R of them.
-        epochs: passes over `known`.
-        batch_size: rows at each step; all of `known` if it has fewer.
-        direction: makes a direction of the gradient, which the rate multiplies. The
-            paper's is Lion; optax.scale_by_adam() makes Adam. Give the same object
-            again and nothing is compiled anew.
-        warmup: steps over which the rate rises from nothing.
-        rank: 0 trains every parameter but directions of wrap.projection, which stand
-            still (see `unwrap`); above it LoRA's products alone, beside the kernels
-            that `pattern` matches.
-        pattern: see rank.
-        rates_per_batch: rates in one program; it has that many copies of what trains and its
-            optimizer state.
-        ask_batch: facts asked at a time.
-        seed: of the order of rows and of LoRA's leaves.
-        progress: whether to show a bar (on standard error).
+        model, params: the attacked model; params are not changed.
+        train_facts: table of the facts to train on (T), from `encode_facts`.
+        eval_facts: table of the held-out facts (V), from `encode_questions`.
+        learning_rates: R of them.
+        epochs: passes over `train_facts`.
+        batch_size: rows in each step; all of `train_facts` if it has fewer.
+        direction: turns the gradient into a direction, which is multiplied by the
+            learning rate. The paper uses Lion; optax.scale_by_adam() gives Adam. Pass
+            the same object in every call, or the step is compiled again.
+        warmup_steps: number of steps over which the learning rate rises linearly.
+        rank, pattern: as for `relearn`; LoRA matrices are not merged here.
+        rates_per_batch: number of learning rates in one program. It holds that many
+            copies of the leaves that train and of their optimizer state.
+        eval_batch_size: number of facts evaluated at a time.
+        key: as for `relearn`.
+        seed: orders the rows.
+        progress: whether to show a progress bar on standard error.
+    Returns:
+        The hits, log-probabilities and losses of all learning rates.
     Raises:
-        ValueError: if there is no row or rate, or a setting makes no sense.
-    Paper and code: the released code trains float16 params; these rates move few
-        weights there. Here params keep their dtype: float32 moves all of them, and
-        other rates may be best.
+        ValueError: if there is no row or no learning rate, or a number is out of range.
+    Paper and code: the released code trains float16 params, of which these learning
+        rates move only a few. Here params keep their dtype; in float32 all of them
+        move, so other learning rates may be best.
     """
     owner = "attacks.retrain"
     _checks.positive_int(
         owner, epochs=epochs, batch_size=batch_size, rates_per_batch=rates_per_batch
     )
-    _checks.not_negative(owner, warmup=warmup, rank=rank)
-    if not rates:
+    _checks.not_negative(owner, warmup_steps=warmup_steps, rank=rank)
+    if not learning_rates:
         raise ValueError(f"{owner} needs at least one learning rate, got none.")
-    for rate in rates:
-        _checks.positive(owner, rate=rate)
-    rows = tables.num_rows(known, name="known")
-    batch_size = min(batch_size, rows)  # an epoch has a step at least
-    if rank:
-        model = _low(model, pattern, rank)
-        params = wrap.add_lora(params, model, jax.random.key(seed))
-    train, rest = trees.split(params, wrap.LORA if rank else WEIGHTS)
-    tx = _chain(direction, warmup)
-    before = _ask(
-        model, jax.tree.map(lambda x: x[None], train), rest, asked, eval_batch_size
+    for learning_rate in learning_rates:
+        _checks.positive(owner, learning_rate=learning_rate)
+    num_rows = tables.num_rows(train_facts, name="train_facts")
+    batch_size = min(batch_size, num_rows)  # an epoch has at least one step
+    key = jax.random.key(0) if key is None else key
+    model, train, rest = trainable(model, params, rank, pattern, key)
+    tx = _chain(direction, warmup_steps)
+    evaluated = partial(
+        _choice_logps, model, rest=rest, eval_facts=eval_facts, size=eval_batch_size
     )
-    logps, lost, finite = [], [], []
-    chunks = -(-len(rates) // rates_per_batch)
-    bar = _bar(chunks * -(-epochs * rows // batch_size)) if progress else None
-    for start in range(0, len(rates), rates_per_batch):
-        some = jnp.asarray(rates[start : start + rates_per_batch], jnp.float32)
-        state = _begin(train, some, jax.random.key(seed), tx)
-        batches = tables.batches(known, batch_size, seed=seed, name="known")
-        own, done = [np.repeat(before, len(some), 0)], 0
+    before = evaluated(jax.tree.map(lambda x: x[None], train))
+    logps, epoch_losses, finite = [], [], []
+    num_chunks = -(-len(learning_rates) // rates_per_batch)
+    num_steps = num_chunks * -(-epochs * num_rows // batch_size)
+    bar = _bar(num_steps) if progress else None
+    for start in range(0, len(learning_rates), rates_per_batch):
+        chunk = learning_rates[start : start + rates_per_batch]
+        state = _init(train, jnp.asarray(chunk, jnp.float32), key, tx)
+        batches = tables.batches(train_facts, batch_size, seed=seed, name=STREAM)
+        chunk_logps, done = [np.repeat(before, len(chunk), 0)], 0
         for epoch in range(1, epochs + 1):
-            steps = -(-epoch * rows // batch_size) - done
+            steps = -(-epoch * num_rows // batch_size) - done
             values = []
             for _ in range(steps):
-                batch = {"known": next(batches)}
+                batch = {STREAM: next(batches)}
                 state, metrics = _step(state, batch, rest, model=model, tx=tx)
-                values.append([metrics["known/loss"], metrics["finite"]])
+                values.append([metrics[f"{STREAM}/loss"], metrics["finite"]])
                 if bar:
                     bar.update()
             done += steps
             values = np.asarray(jax.device_get(values), np.float32)  # [steps, 2, R]
-            lost.append(values[:, 0].mean(0))
+            epoch_losses.append(values[:, 0].mean(0))
             finite.append(values[:, 1].all(0))
-            own.append(_ask(model, state.params, rest, asked, eval_batch_size))
-        logps.append(np.stack(own, 1))
+            chunk_logps.append(evaluated(state.params))
+        logps.append(np.stack(chunk_logps, 1))
     if bar:
         bar.close()
 
-    def joined(values):  # [chunks * epochs] of [R] to [R, epochs]
-        pieces = [values[i * epochs : (i + 1) * epochs] for i in range(chunks)]
-        return np.concatenate([np.stack(piece, 1) for piece in pieces])
+    def by_rate(values):  # [chunks * epochs] arrays of [rates] to [R, epochs]
+        chunks = [values[i * epochs : (i + 1) * epochs] for i in range(num_chunks)]
+        return np.concatenate([np.stack(chunk, 1) for chunk in chunks])
 
-    found = np.concatenate(logps)
+    all_logps = np.concatenate(logps)
     return Sweep(
-        tuple(float(rate) for rate in rates),
-        evaluate.best_choice(found) == np.asarray(asked["right"]),
-        found,
-        joined(lost),
-        joined(finite).all(1),
+        tuple(float(rate) for rate in learning_rates),
+        evaluate.best_choice(all_logps) == np.asarray(eval_facts["right"]),
+        all_logps,
+        by_rate(epoch_losses),
+        by_rate(finite).all(1),
     )
 
 
 def _bar(steps):
-    tqdm = _checks.library("attacks.rtt(progress=True)", "tqdm", "hf").tqdm
+    tqdm = _checks.library("attacks.retrain(progress=True)", "tqdm", "hf").tqdm
     return tqdm(total=steps, unit="step", dynamic_ncols=True, leave=False)
 
 
-@functools.lru_cache(maxsize=8)  # equal arguments of jit compile once
-def _low(model: Model, pattern: str, rank: int) -> Model:
-    return wrap.lora(model, pattern=pattern, rank=rank, alpha=2.0 * rank)
+@functools.lru_cache(maxsize=8)  # an equal chain keeps jit from compiling again
+def _chain(direction, warmup_steps):
+    """The direction times minus a learning rate in the state, with linear warmup."""
 
-
-@functools.lru_cache(maxsize=8)
-def _chain(direction, warmup):
-    """The direction times a number in the state, which rises over `warmup` steps."""
-
-    def risen(count):
-        return jnp.minimum(1.0, (count + 1) / max(1, warmup))
+    def warmup(count):
+        return jnp.minimum(1.0, (count + 1) / max(1, warmup_steps))
 
     return optax.chain(
         combine.weighted_sum(),
         direction,
-        optax.scale_by_schedule(risen),
+        optax.scale_by_schedule(warmup),
         optax.inject_hyperparams(optax.scale)(step_size=-1.0),
     )
 
 
 @partial(jax.jit, static_argnames="tx")
-def _begin(train, rates, key, tx):
-    """A state for each rate, stacked."""
+def _init(train, learning_rates, key, tx):
+    """A state for each learning rate, stacked along the first axis."""
 
-    def one(rate):
+    def one(learning_rate):
         state = init_state(train, tx, key)
-        kept = optax.tree_utils.tree_get(state.opt_state, "step_size")
-        new = optax.tree_utils.tree_set(
-            state.opt_state, step_size=(-rate).astype(kept.dtype)
+        default = optax.tree_utils.tree_get(state.opt_state, "step_size")
+        opt_state = optax.tree_utils.tree_set(
+            state.opt_state, step_size=(-learning_rate).astype(default.dtype)
         )
-        return state.replace(opt_state=new)
+        return state.replace(opt_state=opt_state)
 
-    return jax.vmap(one)(rates)
+    return jax.vmap(one)(learning_rates)
 
 
 @partial(jax.jit, static_argnames=("model", "tx"), donate_argnames="state")
 def _step(state, batch, rest, *, model, tx):
-    term = terms.on_logps(losses.nll, model, "known", reduce="token")
-    step = make_step({"known": term}, tx)
+    term = terms.on_logps(losses.nll, model, STREAM, reduce="token")
+    step = make_step({STREAM: term}, tx)
     return jax.vmap(step, in_axes=(0, None, None))(state, batch, Frozen(rest))
 
 
-def _ask(model, train, rest, asked, size) -> np.ndarray:
-    """[R, n, k] float32: log-probabilities of all choices, for stacked params."""
+def _choice_logps(model, train, *, rest, eval_facts, size) -> np.ndarray:
+    """[R, n, k] float32, log-probabilities of all choices, for stacked params."""
     found = []
-    columns = {name: x for name, x in asked.items() if name != "right"}
+    columns = {name: x for name, x in eval_facts.items() if name != "right"}
     for batch in tables.eval_batches(columns, size):
         valid = batch.pop("valid")
-        each = np.asarray(_options(train, rest, batch, model=model))
-        found.append(each[:, valid])
+        logps = np.asarray(_batch_logps(train, rest, batch, model=model))
+        found.append(logps[:, valid])
     return np.concatenate(found, 1)
 
 
 @partial(jax.jit, static_argnames="model")
-def _options(train, rest, batch, *, model):
+def _batch_logps(train, rest, batch, *, model):
     def one(train):
         return evaluate.choice_logps(model, trees.merge(train, rest), batch)
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Sampling: one of many answers may still be the forgotten one.
+"""Sampling: some of many sampled answers may still be the forgotten one.
 
-Greedy decoding shows only the likeliest answer; an unlearned model can give the old one
-in a few of a hundred samples (leak at k).
+Greedy decoding shows only one answer. An unlearned model may still give the forgotten
+answer in a few of a hundred samples (leak at k).
 """
 
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ import numpy as np
 from jaxunlearn import _checks
 from jaxunlearn._generate import generate, ready
 from jaxunlearn.data import table as tables
-from jaxunlearn.typing import Model, Params
+from jaxunlearn.typing import Model, Params, PRNGKey
 
 
 def sample(
@@ -23,36 +23,38 @@ def sample(
     tokenizer: Any,
     prompts: Sequence[str],
     *,
-    number: int = 32,
+    num_samples: int = 32,
     temperature: float = 1.0,
     max_new_tokens: int = 8,
     batch_size: int = 64,
-    seed: int = 0,
+    key: PRNGKey,
 ) -> list[list[str]]:
-    """Draws many answers to every prompt.
+    """Samples many answers to every prompt.
+
+    The attacker can only prompt the model. `leak_at_k` measures how often one of k
+    samples has the forgotten answer.
 
     Args:
-        model, params, tokenizer: who is attacked.
+        model, params, tokenizer: the attacked model.
         prompts: n texts that end before the answer.
-        number: answers of each.
-        temperature: > 0; 1 draws as the model says.
-        max_new_tokens: of an answer.
-        batch_size: answers at a time.
-        seed: of the draws.
+        num_samples: answers to each prompt.
+        temperature: > 0; 1 samples from the distribution of the model.
+        max_new_tokens: maximum length of an answer.
+        batch_size: number of answers generated at a time.
+        key: draws the samples.
     Returns:
-        n lists of `number` texts.
+        n lists of `num_samples` texts.
     Raises:
         ValueError: if an argument is not positive, there is no prompt, or a text is
             longer than the model's positions.
     """
     owner = "attacks.sample"
-    _checks.positive_int(owner, number=number, batch_size=batch_size)
+    _checks.positive_int(owner, num_samples=num_samples, batch_size=batch_size)
     _checks.positive(owner, temperature=temperature)
-    _checks.not_negative(owner, seed=seed)
     if not prompts:
         raise ValueError(f"{owner} needs at least one prompt, got none.")
     table = tables.encode(tokenizer, prompts)
-    table = {name: table[name].repeat(number, 0) for name in ("tokens", "mask")}
+    table = {name: table[name].repeat(num_samples, 0) for name in ("tokens", "mask")}
     params, texts = ready(model, params), []
     for index, batch in enumerate(tables.eval_batches(table, batch_size)):
         valid = batch.pop("valid")
@@ -63,26 +65,27 @@ def sample(
             max_new_tokens=max_new_tokens,
             end=tokenizer.eos_token_id,
             temperature=temperature,
-            key=jax.random.fold_in(jax.random.key(seed), index),
+            key=jax.random.fold_in(key, index),
         )
         new = np.asarray(new)[valid]
         texts += tokenizer.batch_decode(new, skip_special_tokens=True)
-    return [texts[i : i + number] for i in range(0, len(texts), number)]
+    return [texts[i : i + num_samples] for i in range(0, len(texts), num_samples)]
 
 
 def leak_at_k(hits: np.ndarray, k: int) -> np.ndarray:
-    """Chance that at least one of k samples gives the answer away.
+    """Probability that at least one of k samples has the answer.
 
-    With c hits among K samples, 1 - C(K - c, k) / C(K, k), which is unbiased for every
-    k <= K (Chen et al., "Evaluating large language models trained on code", Eq. 1).
+    With c hits among K samples it is 1 - C(K - c, k) / C(K, k), which is unbiased for
+    every k <= K (Chen et al., "Evaluating large language models trained on code",
+    Eq. 1).
 
     Args:
-        hits: [n, K] bool, whether each sample holds the answer.
+        hits: [n, K] bool, whether each sample has the answer.
         k: 1 to K.
     Returns:
-        [n] float64, one a prompt.
+        [n] float64, one value for each prompt.
     Raises:
-        ValueError: if hits are not [n, K], or k is not within 1 and K.
+        ValueError: if hits is not a boolean array [n, K], or k is not in 1 to K.
     References: https://arxiv.org/abs/2107.03374
     """
     hits = np.asarray(hits)
@@ -91,13 +94,13 @@ def leak_at_k(hits: np.ndarray, k: int) -> np.ndarray:
             f"leak_at_k needs boolean hits [prompts, samples], got shape {hits.shape} "
             f"and dtype {hits.dtype}."
         )
-    most = hits.shape[1]
+    num_samples = hits.shape[1]
     _checks.positive_int("leak_at_k", k=k)
-    if k > most:
+    if k > num_samples:
         raise ValueError(
-            f"leak_at_k needs k of at most {most}, the number of samples, got k={k}. "
-            "Draw more samples."
+            f"leak_at_k needs k of at most {num_samples}, the number of samples, got "
+            f"k={k}. Draw more samples."
         )
-    missed = (most - hits.sum(1))[:, None]
-    factors = np.maximum(missed - np.arange(k), 0) / (most - np.arange(k))
+    missed = (num_samples - hits.sum(1))[:, None]
+    factors = np.maximum(missed - np.arange(k), 0) / (num_samples - np.arange(k))
     return 1.0 - factors.prod(1)

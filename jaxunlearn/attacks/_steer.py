@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Steering: hidden states of forgotten questions are moved to where answers come from.
+"""Steering: adds a direction to hidden states at inference.
 
-Unlearning that turns the states of forgotten questions away (RMU does, to a random
-vector) leaves those of retained facts in place. Their difference of means is a
-direction that the attacker needs no answer for; added at inference, it can bring the
-states back (compare Seyitoglu et al., arXiv 2411.02631, who take the difference between
-a prompt and an anonymous one).
+Some unlearning methods move the hidden states of forgotten questions away (RMU moves
+them to a random vector), while those of retained facts hardly change. The difference of
+the two means is a direction that needs no answers; adding it can move the states back.
+Compare Seyitoglu et al., arXiv 2411.02631, who use the difference between a prompt and
+an anonymised one.
 """
 
 import dataclasses
@@ -23,19 +23,19 @@ from jaxunlearn.typing import Array, Batch, Model, Params
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Steered:
-    """`apply` or `extend` of the steered model."""
+    """`apply` or `decode` of the steered model."""
 
     function: object
     site: str
     add: Array  # [layers, units]
 
     def __call__(self, params: Params, batch: Batch, *args, edits=None, **kwargs):
-        edits, others = dict(edits or {}), edits or {}
-        after = others.get(self.site)
+        edits = dict(edits or {})
+        callers_edit = edits.get(self.site)
 
         def edit(value, layer):
             value = value + self.add[layer].astype(value.dtype)
-            return value if after is None else after(value, layer)
+            return value if callers_edit is None else callers_edit(value, layer)
 
         edits[self.site] = edit
         return self.function(params, batch, *args, edits=edits, **kwargs)
@@ -44,26 +44,29 @@ class _Steered:
 def steer(
     model: Model,
     params: Params,
-    retain: tables.Table,
-    forget: tables.Table,
     *,
+    forget: tables.Table,
+    retain: tables.Table,
     layers: Sequence[int],
     site: str = "block",
     strength: float = 1.0,
     batch_size: int = 32,
 ) -> Model:
-    """The model with a direction from retained facts added at some layers.
+    """The model with a direction towards retained facts added at some layers.
 
-    The direction is the mean over `retain` of the value at a prompt's last token minus
-    the mean over `forget`; strength 1 moves the mean of the second onto the first.
+    The direction is the mean of the values at the last token of the `retain` prompts
+    minus the mean over the `forget` prompts; with strength 1 the two means coincide.
+    The attacker needs to change activations at inference, and prompts of both kinds,
+    but no answers. If forgotten answers come back, they were still in the weights.
 
     Args:
-        model, params: who is attacked; params are left as they are.
-        retain: prompts of facts that the model still answers: `tokens`, `mask` [n, L].
-        forget: prompts of forgotten facts, without answers.
-        layers: where it is added; one is usual, as layers after it carry it on.
-        site: whose values are moved.
-        strength: times the direction; 0 changes nothing.
+        model, params: the attacked model; params are not changed.
+        forget: prompts of forgotten facts, without answers: `tokens`, `mask` [n, L].
+        retain: prompts of facts that the model still answers.
+        layers: layers at which the direction is added. One layer is usual, because the
+            following layers pass it on.
+        site: the site whose values are changed.
+        strength: factor of the direction; 0 changes nothing.
         batch_size: rows at a time.
     Returns:
         A Model that runs the same params.
@@ -73,24 +76,25 @@ def steer(
     owner = "attacks.steer"
     _checks.one_of(owner, list(model.sites), site=site)
     _checks.finite(owner, strength=strength)
-    count = model.sites[site].layers
+    num_layers = model.sites[site].layers
     layers = tuple(layers)
-    if not layers or any(not 0 <= layer < count for layer in layers):
+    if not layers or any(not 0 <= layer < num_layers for layer in layers):
         raise ValueError(
-            f"{owner} needs layers of 0 to {count - 1} at {site!r}, got {list(layers)}."
+            f"{owner} needs layers from 0 to {num_layers - 1} at {site!r}, got "
+            f"{list(layers)}."
         )
-    means = [
+    forget_mean, retain_mean = (
         _mean(model, params, table, site, layers, batch_size)
-        for table in (retain, forget)
-    ]
-    add = jnp.zeros((count, model.sites[site].units), jnp.float32)
-    add = add.at[jnp.array(layers)].set(strength * (means[0] - means[1]))
-    extend = model.decode and _Steered(model.decode, site, add)
-    return model._replace(apply=_Steered(model.apply, site, add), decode=extend)
+        for table in (forget, retain)
+    )
+    add = jnp.zeros((num_layers, model.sites[site].units), jnp.float32)
+    add = add.at[jnp.array(layers)].set(strength * (retain_mean - forget_mean))
+    decode = model.decode and _Steered(model.decode, site, add)
+    return model._replace(apply=_Steered(model.apply, site, add), decode=decode)
 
 
 def _mean(model, params, table, site, layers, size) -> np.ndarray:
-    """[layers, units] float32, over rows, of the value at the last real token."""
+    """[layers, units] float32, mean over rows of the value at the last real token."""
     rows, total = tables.num_rows(table), 0.0
     table = {name: table[name] for name in ("tokens", "mask")}
     for batch in tables.eval_batches(table, size):

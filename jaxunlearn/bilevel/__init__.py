@@ -1,23 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Bi-level problems whose levels have different variables.
+"""Bi-level problems whose two levels have different variables.
 
     min over x of F(x, y*(x)),  y*(x) = argmin over y of G(x, y)
 
-x is what is learnt about unlearning (weights of examples, a trade-off, a mask) and y
-the parameters that are trained. Where both levels share their variables, `combine.blur`
-and `combine.penalty` are the tools. Everything is a pure function of trees, to be
-called under jit, on one device or with x and y in shards.
+x is an upper-level variable, such as weights of examples, a trade-off or a mask, and y
+is the parameters that are trained. If both levels have the same variables, use
+`combine.blur` or `combine.penalty`. All functions are pure functions of trees; call
+them under jit, with x and y on one device or sharded.
 
-| form | derivatives | beyond K inner gradients | error |
+| function | derivatives | cost beyond K inner gradients | error |
 | --- | --- | --- | --- |
-| `f2sa` | first | K more, and 3 | O(1 / strength) |
-| `pbgd`, `bome` | first | 3 | both levels move together |
-| `implicit_cg` | products with the Hessian | 1 a product | that of the solve |
-| `implicit_neumann` | products with the Hessian | 1 a term | (1 - rate mu)^terms |
+| `f2sa` | first order | K more, and 3 | O(1 / strength) |
+| `pbgd`, `bome` | first order | 3 | both levels are updated together |
+| `implicit_cg` | Hessian-vector products | 1 product per iteration | of the solve |
+| `implicit_neumann` | Hessian products | 1 per term | (1 - step_size mu)^num_terms |
 | `unrolled` | through the loop | 3 K, and K copies of y | none, for those K steps |
 
-None of them is well posed where G has no minimum in y, as with plain gradient ascent on
-the forget set: take a bounded loss (npo, flatten) or add a pull towards the start.
+No method is well posed if G has no minimum in y, as for plain gradient ascent on the
+forget set. Use a bounded loss (`losses.npo`, `losses.logit_margin`), or add a penalty
+on the distance to the initial y.
 """
 
 from jaxunlearn.bilevel._common import Direction as Direction

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What every form shares: its results, its checks, the inner loop, and tree algebra.
+"""Helpers of all methods: results, checks, the inner loop, and tree algebra.
 
-Products and sums are taken in float32, or in float64 where a leaf is; strict dtype
-promotion holds, so every factor is cast to its leaf.
+Products and sums are computed in float32, or in float64 if a leaf is float64. The code
+must run under strict dtype promotion, so every factor is cast to the dtype of its leaf.
 """
 
 from collections.abc import Callable
@@ -16,17 +16,17 @@ from jaxunlearn import _checks
 from jaxunlearn.typing import Array, PyTree
 
 Objective = Callable[[PyTree, PyTree], Array]
-"""(x, y) -> scalar; x is the upper level's variable, y the lower level's."""
+"""(x, y) -> scalar; x is the variable of the upper level, y of the lower level."""
 
 
 class Hypergradient(NamedTuple):
-    """The gradient over x of F(x, y*(x)), as one method sees it.
+    """An approximate gradient of F(x, y*(x)) with respect to x.
 
     Attributes:
-        dx: like x.
-        found: what the method solved for, like y, under names that it documents: hand
-            it back for a warm start.
-        stats: scalars that say what was reached and how well it was solved.
+        dx: the gradient, like x.
+        found: solutions of inner problems, like y, by names that each method documents.
+            Pass them to the next call for a warm start.
+        stats: scalars: values of the objectives, and how accurate the solutions are.
     """
 
     dx: PyTree
@@ -38,10 +38,10 @@ class Direction(NamedTuple):
     """One descent direction for both levels together.
 
     Attributes:
-        dx: like x; subtract it, or hand it to an optimizer as the gradient.
+        dx: like x; subtract it, or pass it to an optimizer as the gradient.
         dy: like y.
-        z: like y, the approximate lower solution that the direction leaned on.
-        stats: scalars that say what was reached and how well it was solved.
+        z: like y, the approximate solution of the lower level that was used.
+        stats: scalars: values of the objectives, and how accurate z is.
     """
 
     dx: PyTree
@@ -58,44 +58,45 @@ def solve(
     *,
     batches: PyTree | None = None,
 ) -> PyTree:
-    """The inner loop: `steps` updates of y by any optax optimizer, in one lax.scan.
+    """The inner loop: `steps` updates of y by an optax optimizer, in one lax.scan.
 
-    Differentiable in whatever `loss` closes over, as long as the optimizer is. A fresh
-    optimizer state is made at the start. Optimizers that search along a line
-    (optax.lbfgs) get the value, the gradient and the function.
+    The result is differentiable with respect to everything that `loss` closes over, if
+    the optimizer is differentiable. The optimizer state is initialised at the start.
+    Optimizers with a line search (optax.lbfgs) get the value, the gradient and the
+    function.
 
     Args:
         loss: y -> scalar, or (y, batch) -> scalar with `batches`.
-        y: where to start.
+        y: initial value.
         tx: the optimizer.
-        steps: how many updates, >= 0.
-        batches: arrays with a leading axis of length `steps`, one slice a step; None
-            if the loss needs none.
+        steps: number of updates, >= 0.
+        batches: arrays with a leading axis of length `steps`, one slice for each step;
+            None if the loss takes no batch.
     Returns:
         y after the last update.
     Raises:
-        TypeError, ValueError: if steps is not a whole number >= 0, tx is no optax
-            transformation, or the batches are not `steps` long.
+        TypeError, ValueError: if steps is not a whole number >= 0, tx is not an optax
+            transformation, or the leading axis of a batch is not `steps`.
     """
     _optimizer("bilevel.solve", tx, steps)
     for leaf in jax.tree.leaves(batches):
         if jnp.ndim(leaf) == 0 or jnp.shape(leaf)[0] != steps:
             raise ValueError(
                 f"bilevel.solve needs batches with a leading axis of steps={steps}, "
-                f"got an array of shape {jnp.shape(leaf)}. Stack one batch a step."
+                f"got an array of shape {jnp.shape(leaf)}. Stack one batch per step."
             )
     tx = optax.with_extra_args_support(tx)
 
     def update(carry, batch):
         y, state = carry
-        given = () if batches is None else (batch,)
+        args = () if batches is None else (batch,)
 
-        def here(y):
-            return loss(y, *given)
+        def value_fn(y):
+            return loss(y, *args)
 
-        value, grads = jax.value_and_grad(here)(y)
+        value, grads = jax.value_and_grad(value_fn)(y)
         updates, state = tx.update(
-            grads, state, y, value=value, grad=grads, value_fn=here
+            grads, state, y, value=value, grad=grads, value_fn=value_fn
         )
         return (optax.apply_updates(y, updates), state), None
 
@@ -104,7 +105,7 @@ def solve(
 
 
 def levels(owner: str, x: PyTree, y: PyTree, **objectives: Objective) -> None:
-    """Raises unless x and y are trees of floats and each objective a scalar of them."""
+    """Raises unless x and y are trees of floats and each objective returns a scalar."""
     for name, tree in (("x", x), ("y", y)):
         leaves = jax.tree.leaves(tree)
         if not leaves:
@@ -113,7 +114,7 @@ def levels(owner: str, x: PyTree, y: PyTree, **objectives: Objective) -> None:
             if not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
                 raise TypeError(
                     f"{owner} needs floating-point leaves in {name}, got "
-                    f"{jnp.result_type(leaf)}. Close over what has no gradient."
+                    f"{jnp.result_type(leaf)}. Close over constants instead."
                 )
     for name, objective in objectives.items():
         came = jax.eval_shape(objective, x, y)
@@ -121,27 +122,27 @@ def levels(owner: str, x: PyTree, y: PyTree, **objectives: Objective) -> None:
         if shape != () or not jnp.issubdtype(dtype, jnp.floating):
             what = type(came).__name__ if shape is None else f"{dtype}{list(shape)}"
             raise ValueError(
-                f"{owner} needs {name}(x, y) to return one float, got {what}. Average "
-                "the loss inside, and return nothing beside it."
+                f"{owner} needs {name}(x, y) to return a float scalar, got {what}. "
+                "Average the loss, and return nothing else."
             )
 
 
 def same(owner: str, y: PyTree, **others: PyTree) -> None:
-    """Raises ValueError unless each other tree that is not None looks like y."""
+    """Raises ValueError unless each tree is None or has y's structure and shapes."""
     for name, other in others.items():
         if other is None:
             continue
         if jax.tree.structure(other) != jax.tree.structure(y):
             raise ValueError(
-                f"{owner} needs {name} of y's structure {jax.tree.structure(y)}, got "
-                f"{jax.tree.structure(other)}."
+                f"{owner} needs {name} with the structure of y, "
+                f"{jax.tree.structure(y)}, got {jax.tree.structure(other)}."
             )
         for a, b in zip(jax.tree.leaves(y), jax.tree.leaves(other), strict=True):
             _checks.same_shape(owner, **{"y": a, name: b})
 
 
 def inner(owner: str, tx: Any, steps: int) -> None:
-    """Raises unless there is an inner loop: steps >= 1 with an optimizer, or 0."""
+    """Raises unless steps is >= 1 with an optimizer, or 0."""
     if steps == 0 and tx is None and not isinstance(steps, bool):
         return
     _optimizer(owner, tx, steps)
@@ -159,7 +160,7 @@ def _optimizer(owner: str, tx: Any, steps: int) -> None:
 
 
 def widen(tree: PyTree) -> PyTree:
-    """Leaves of at least float32."""
+    """The tree with leaves in float32, or float64 where they are float64."""
     return jax.tree.map(lambda a: a.astype(_wide(a)), tree)
 
 
@@ -179,8 +180,7 @@ def add(a: PyTree, factor: Array | float, b: PyTree) -> PyTree:
 
 
 def vdot(a: PyTree, b: PyTree) -> Array:
-    """Inner product over all leaves, in the dtype of the widest and at least
-    float32."""
+    """Inner product over all leaves, in float32, or float64 if a leaf is float64."""
     pairs = list(zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
     dtype = _wide(*(leaf for pair in pairs for leaf in pair))
     dots = [jnp.sum(x.astype(dtype) * y.astype(dtype)) for x, y in pairs]
@@ -193,7 +193,7 @@ def norm(tree: PyTree) -> Array:
 
 
 def arrays(tree: PyTree) -> PyTree:
-    """Leaves as arrays, so that a Python float may stand for a scalar variable."""
+    """The tree with arrays as leaves, so that a Python float can be a variable."""
     return jax.tree.map(jnp.asarray, tree)
 
 

@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Implicit differentiation of the lower level: one linear solve, never a Hessian.
+"""Implicit differentiation of the lower level: one linear solve, no explicit Hessian.
 
 At a minimiser y of G(x, .) with a positive definite Hessian H = grad_yy G(x, y), the
 implicit function theorem gives
 
     d/dx F(x, y*(x)) = grad_x F - grad_xy G w,   (H + damping I) w = grad_y F.
 
-H is only ever multiplied with vectors, each product a forward derivative of the
-gradient: two to three times a gradient's time, and no more than twice its memory.
+Only products of H with vectors are computed, each as a forward derivative of the
+gradient. A product takes two to three times the time of a gradient, and at most twice
+its memory.
 """
 
 from collections.abc import Callable
@@ -28,7 +29,7 @@ Product = Callable[[PyTree], PyTree]
 class _Solution(NamedTuple):
     w: PyTree
     residual: Array  # norm of b - A w
-    curvature: Array  # least <v, A v> / <v, v> met, inf if none was
+    curvature: Array  # smallest <v, A v> / <v, v> of all directions v; inf if none
     products: Array
 
 
@@ -40,51 +41,52 @@ def implicit_cg(
     *,
     damping: float | Array,
     tol: float = 1e-6,
-    iterations: int = 100,
+    max_iterations: int = 100,
     w: PyTree | None = None,
     product: Product | None = None,
 ) -> Hypergradient:
-    """Implicit hypergradient, the linear system solved by conjugate gradients.
+    """Implicit hypergradient; conjugate gradients solve the linear system.
 
-    The loop is our own rather than jax.scipy.sparse.linalg.cg, of which it has the
-    iterates, because that one reports neither how far it came nor what it met: here a
-    direction along which the curvature is not positive is noticed, and the solve stops
-    before it. By Sylvester's law such a direction shows up exactly when the system is
-    not positive definite on the space that was searched.
+    The loop has the iterates of jax.scipy.sparse.linalg.cg, which reports neither the
+    residual nor the curvature. Here the solve stops before a direction in which the
+    curvature is not positive. By Sylvester's law there is such a direction exactly if
+    the system is not positive definite on the subspace that was searched.
 
     Args:
         upper, lower: F and G, (x, y) -> scalar; G twice differentiable.
         x: tree of floats.
-        y: an approximate minimiser of G(x, .), solved for beforehand: the formula
-            holds at minimisers only.
-        damping: added to the diagonal of H, >= 0. 0 is exact where H is positive
-            definite; away from minimisers the Hessians of networks are not, and it must
-            exceed the size of their most negative eigenvalue. It biases dx by
-            O(damping).
-        tol: stop once |A w - grad_y F| <= tol |grad_y F|, > 0.
-        iterations: products at most, >= 1; one more checks the residual.
-        w: where to start, such as `found["w"]` of the call before; zeros if None.
-        product: v -> H v in place of the Hessian's, such as `gauss_newton`.
+        y: an approximate minimiser of G(x, .). Solve for it first, because the formula
+            holds only at a minimiser.
+        damping: added to the diagonal of H, >= 0. With 0 the result is exact if H is
+            positive definite. Away from minimisers the Hessian of a network is not;
+            damping must then exceed the absolute value of its most negative eigenvalue.
+            It biases dx by O(damping).
+        tol: stop when |A w - grad_y F| <= tol |grad_y F|, with A = H + damping I; > 0.
+        max_iterations: maximum number of products, >= 1; one more product computes the
+            residual.
+        w: initial value, such as `found["w"]` of the previous call; zeros if None.
+        product: v -> H v, to replace the Hessian, for example by `gauss_newton`.
     Returns:
-        A Hypergradient; found: "w"; stats: `upper`; `residual`, |A w - grad_y F| over
-        |grad_y F|, computed anew at the end; `curvature`, the least <v, A v> / <v, v>
-        met (inf if none was); `iterations`; `converged`, bool: residual <= 2 tol and
-        curvature > 0; and `gradient`, |grad_y G|, 0 at a minimiser. Where `converged`
-        is False dx is the best that was found: do not step by it unseen.
+        A Hypergradient with found "w" and these stats: `upper`; `residual`,
+        |A w - grad_y F| / |grad_y F|, recomputed at the end; `curvature`, the smallest
+        <v, A v> / <v, v> of all search directions (inf if there was none);
+        `iterations`; `converged`, whether residual <= 2 tol and curvature > 0; and
+        `gradient`, |grad_y G|, which is 0 at a minimiser. If `converged` is False, dx
+        comes from the last iterate: check the stats before using it.
     Raises:
-        ValueError, TypeError: for a number out of range, an objective that is not a
-            scalar, leaves that are no floats, or w not like y.
+        ValueError, TypeError: if a number is out of range, an objective is not a
+            scalar, a leaf is not a float, or w is not like y.
     References: Pedregosa 2016, https://arxiv.org/abs/1602.02355;
         Rajeswaran et al. 2019, https://arxiv.org/abs/1909.04630
     """
     owner = "bilevel.implicit_cg"
     _checks.positive(owner, tol=tol)
-    _checks.positive_int(owner, iterations=iterations)
+    _checks.positive_int(owner, max_iterations=max_iterations)
 
     def solver(matrix, b, start):
-        return _cg(matrix, b, start, tol, iterations)
+        return _cg(matrix, b, start, tol, max_iterations)
 
-    limit = 2 * tol  # rounding may part the loop's residual from the true one
+    limit = 2 * tol  # by rounding, the true residual may exceed that of the loop
     return _implicit(owner, upper, lower, x, y, damping, limit, w, product, solver)
 
 
@@ -95,52 +97,53 @@ def implicit_neumann(
     y: PyTree,
     *,
     damping: float | Array,
-    rate: float | Array,
-    terms: int = 20,
+    step_size: float | Array,
+    num_terms: int = 20,
     tol: float = 1e-2,
     product: Product | None = None,
 ) -> Hypergradient:
     """Implicit hypergradient by a truncated Neumann series.
 
-    With A = H + damping I and J = terms,
+    With A = H + damping I and J = num_terms,
 
-        w = rate * sum over j < J of (I - rate A)^j grad_y F,
+        w = step_size * sum over j < J of (I - step_size A)^j grad_y F,
 
-    which converges to A^-1 grad_y F iff 0 < rate < 2 / (largest eigenvalue of A), and
-    equals the unrolled derivative of J steps of gradient descent at a minimiser. What
-    is left over is known exactly: grad_y F - A w = (I - rate A)^J grad_y F.
+    which converges to A^-1 grad_y F iff 0 < step_size < 2 / (largest eigenvalue of A).
+    At a minimiser it equals the unrolled derivative of J steps of gradient descent. The
+    residual is known exactly: grad_y F - A w = (I - step_size A)^J grad_y F.
 
     Args:
         upper, lower, x, y, damping, product: as `implicit_cg`.
-        rate: a > 0; the learning rate at which gradient descent on G converges is safe.
-        terms: J >= 1, one product each.
-        tol: what counts as converged, > 0.
+        step_size: a > 0; the learning rate at which gradient descent on G converges is
+            safe.
+        num_terms: J >= 1; each costs one product.
+        tol: largest residual that counts as converged, > 0.
     Returns:
-        A Hypergradient; found: "w"; stats as `implicit_cg`, with `residual` and
-        `converged` (residual <= tol and curvature > 0) from the identity above. A
-        residual above 1 means that the series diverges: take a smaller rate, or more
-        damping.
+        A Hypergradient with found "w" and the stats of `implicit_cg`; `residual` and
+        `converged` (residual <= tol and curvature > 0) follow from the identity above.
+        A residual above 1 means that the series diverges: use a smaller step_size or
+        more damping.
     Raises:
         ValueError, TypeError: as `implicit_cg`.
     References: Lorraine, Vicol and Duvenaud 2020, https://arxiv.org/abs/1911.02590
     """
     owner = "bilevel.implicit_neumann"
-    _checks.positive(owner, rate=rate, tol=tol)
-    _checks.positive_int(owner, terms=terms)
+    _checks.positive(owner, step_size=step_size, tol=tol)
+    _checks.positive_int(owner, num_terms=num_terms)
 
     def solver(matrix, b, start):
         del start
-        return _neumann(matrix, b, rate, terms)
+        return _neumann(matrix, b, step_size, num_terms)
 
     return _implicit(owner, upper, lower, x, y, damping, tol, None, product, solver)
 
 
 def hessian_product(lower: Objective, x: PyTree, y: PyTree) -> Product:
-    """v -> grad_yy G(x, y) v, the forward derivative of the gradient along v.
+    """Hessian product v -> grad_yy G(x, y) v, by forward-over-reverse differentiation.
 
     Args:
         lower: G, (x, y) -> scalar.
-        x, y: where the Hessian is taken.
+        x, y: the point at which the Hessian is computed.
     Returns:
         A linear function of trees like y; v is cast to y's dtypes.
     """
@@ -155,16 +158,17 @@ def hessian_product(lower: Objective, x: PyTree, y: PyTree) -> Product:
 def gauss_newton(
     outputs: Callable[[PyTree], PyTree], loss: Callable[[PyTree], Array], y: PyTree
 ) -> Product:
-    """v -> J^T L J v for G(y) = loss(outputs(y)): the Hessian without its second part.
+    """Gauss-Newton product v -> J^T L J v for G(y) = loss(outputs(y)).
 
-    J is the derivative of the outputs (logits, say) and L the Hessian of the loss over
-    them. With a convex loss it is positive semi-definite everywhere, so that any
-    damping > 0 makes the system solvable where the Hessian's is not.
+    J is the Jacobian of the outputs (such as logits) and L the Hessian of the loss with
+    respect to them; the Hessian of G has a second part, which is left out. For a convex
+    loss the product is positive semi-definite everywhere, so the system is solvable
+    with every damping > 0, also where that of the Hessian is not.
 
     Args:
         outputs: y -> tree of outputs.
         loss: outputs -> scalar, convex.
-        y: where it is taken.
+        y: the point at which it is computed.
     Returns:
         A linear function of trees like y, for `product=`.
     References: Schraudolph 2002, https://doi.org/10.1162/08997660260028683
@@ -212,13 +216,13 @@ def _implicit(owner, upper, lower, x, y, damping, limit, w, product, solver):
 
 
 def _cg(matrix, b, start, tol, iterations) -> _Solution:
-    """Conjugate gradients on matrix(w) = b, cut off before curvature <= 0."""
+    """Conjugate gradients for matrix(w) = b; stops before a curvature <= 0."""
     r = _common.add(b, -1.0, matrix(start))
     square = _common.vdot(r, r)
     goal = tol * tol * _common.vdot(b, b)
     first = (start, r, r, square, jnp.full_like(square, jnp.inf), jnp.int32(0))
 
-    def going(state):
+    def unsolved(state):
         _, _, _, square, curvature, count = state
         return (square > goal) & (count < iterations) & (curvature > 0)
 
@@ -226,21 +230,21 @@ def _cg(matrix, b, start, tol, iterations) -> _Solution:
         w, r, p, square, curvature, count = state
         image = matrix(p)
         bend = _common.vdot(p, image)
-        seen = bend / _common.vdot(p, p)
-        fine = bend > 0
-        alpha = jnp.where(fine, square / jnp.where(fine, bend, 1), 0)
+        new_curvature = bend / _common.vdot(p, p)
+        convex = bend > 0
+        alpha = jnp.where(convex, square / jnp.where(convex, bend, 1), 0)
         w, r = _common.add(w, alpha, p), _common.add(r, -alpha, image)
         new = _common.vdot(r, r)
         p = _common.add(r, new / square, p)
-        return w, r, p, new, jnp.minimum(curvature, seen), count + 1
+        return w, r, p, new, jnp.minimum(curvature, new_curvature), count + 1
 
-    w, _, _, _, curvature, count = jax.lax.while_loop(going, iterate, first)
+    w, _, _, _, curvature, count = jax.lax.while_loop(unsolved, iterate, first)
     residual = _common.norm(_common.add(b, -1.0, matrix(w)))
     return _Solution(w, residual, curvature, count)
 
 
-def _neumann(matrix, b, rate, terms) -> _Solution:
-    """The sum, and the norm of the first power that it leaves out."""
+def _neumann(matrix, b, step_size, num_terms) -> _Solution:
+    """The sum; its residual is the norm of the first term that is left out."""
     zeros = jax.tree.map(jnp.zeros_like, b)
     start = (zeros, b, jnp.full_like(_common.vdot(b, b), jnp.inf))
 
@@ -248,13 +252,13 @@ def _neumann(matrix, b, rate, terms) -> _Solution:
         total, v, curvature = state
         image = matrix(v)
         square = _common.vdot(v, v)
-        used = square > 0
-        seen = _common.vdot(v, image) / jnp.where(used, square, 1)
-        seen = jnp.where(used, seen, jnp.inf)
+        nonzero = square > 0
+        new_curvature = _common.vdot(v, image) / jnp.where(nonzero, square, 1)
+        new_curvature = jnp.where(nonzero, new_curvature, jnp.inf)
         total = _common.add(total, 1.0, v)
-        v = _common.add(v, -jnp.asarray(rate), image)
-        return (total, v, jnp.minimum(curvature, seen)), None
+        v = _common.add(v, -jnp.asarray(step_size), image)
+        return (total, v, jnp.minimum(curvature, new_curvature)), None
 
-    (total, left, curvature), _ = jax.lax.scan(add_term, start, None, length=terms)
-    w = jax.tree.map(lambda a: jnp.asarray(rate).astype(a.dtype) * a, total)
-    return _Solution(w, _common.norm(left), curvature, jnp.int32(terms))
+    (total, left, curvature), _ = jax.lax.scan(add_term, start, None, length=num_terms)
+    w = jax.tree.map(lambda a: jnp.asarray(step_size).astype(a.dtype) * a, total)
+    return _Solution(w, _common.norm(left), curvature, jnp.int32(num_terms))

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Unrolled differentiation: the inner loop itself is differentiated, step by step.
+"""Unrolled differentiation: reverse-mode differentiation through the inner loop.
 
-The reference for the other forms on small problems, and the one form that also learns
-what a minimiser does not depend on: learning rates, the rate gamma of BLUR, horizons.
+It is the reference for the other methods on small problems, and the only method for
+variables on which a minimiser does not depend: learning rates, gamma of BLUR, the
+number of steps.
 """
 
 from collections.abc import Callable
@@ -26,30 +27,30 @@ def unrolled(
     steps: int,
     truncate: int | None = None,
 ) -> Hypergradient:
-    """The gradient over x of F(x, y_K(x)), where y_K is y after K optimizer steps on G.
+    """Gradient of F(x, y_K(x)) with respect to x; y_K is y after K steps on G.
 
-    Exact for those K steps, whether or not they converge; y, the start, counts as a
-    constant. For gradient descent at rate a on a mu-strongly convex G it differs from
-    the hypergradient at the minimiser by O((1 - a mu)^K), and with `truncate=T` by
-    O((1 - a mu)^T).
+    It is exact for those K steps, whether or not they converge; the initial y is a
+    constant. For gradient descent with learning rate a on a mu-strongly convex G, it
+    differs from the hypergradient at the minimiser by O((1 - a mu)^K), and with
+    `truncate=T` by O((1 - a mu)^T).
 
-    Memory: each differentiated step keeps its y and optimizer state, and is computed
-    again in the backward pass: T (|y| + |state|) and the activations of one step. Time:
-    K gradients forward, and about 3 T backward.
+    Memory: each differentiated step stores y and the optimizer state, and is recomputed
+    in the backward pass: T (|y| + |state|), and the activations of one step. Time: K
+    gradients forward, and about 3 T backward.
 
     Args:
         upper, lower: F and G, (x, y) -> scalar; G twice differentiable.
         x: tree of floats.
-        y: where the inner loop starts.
+        y: initial value of the inner loop.
         tx: a differentiable optimizer. Those with a line search (optax.lbfgs) are not.
         steps: K >= 1.
         truncate: T, differentiate the last T steps only, 1 <= T <= K; None for all.
     Returns:
-        A Hypergradient; found: "y" (y_K); stats: `upper` F(x, y_K) and `gradient`,
-        |grad_y G(x, y_K)|, which is 0 at a minimiser.
+        A Hypergradient with found "y" (y_K), and these stats: `upper`, F(x, y_K);
+        `gradient`, |grad_y G(x, y_K)|, which is 0 at a minimiser.
     Raises:
-        ValueError, TypeError: if steps or truncate is no such number, an objective is
-            not a scalar, a leaf is not a float, or tx is no optax transformation.
+        ValueError, TypeError: if steps or truncate is out of range, an objective is not
+            a scalar, a leaf is not a float, or tx is not an optax transformation.
     References: Maclaurin, Duvenaud and Adams 2015, https://arxiv.org/abs/1502.03492;
         Franceschi et al. 2017, https://arxiv.org/abs/1703.01785;
         truncation: Shaban et al. 2019, https://arxiv.org/abs/1810.10667
@@ -88,19 +89,19 @@ def unrolled_steps(
     steps: int,
     truncate: int | None = None,
 ) -> Hypergradient:
-    """`unrolled` for any update rule: the gradient over x of upper(x, state_K).
+    """`unrolled` for any update rule: gradient of upper(x, state_K) with respect to x.
 
     state_{k+1} = step(x, state_k), and x may be anything that a step uses, such as the
-    gamma of combine.blur, whose update is the gradient of no function.
+    gamma of combine.blur, whose update is not the gradient of a function.
 
     Args:
         upper: (x, state) -> scalar.
         step: (x, state) -> state of the same shapes and dtypes, differentiable in both.
         x: tree of floats.
-        state: any tree; integer leaves are carried along.
+        state: initial state, any tree; it may have integer leaves.
         steps, truncate: as `unrolled`.
     Returns:
-        A Hypergradient; found: "state"; stats: `upper`.
+        A Hypergradient with found "state" and the stat `upper`.
     Raises:
         ValueError, TypeError: as `unrolled`.
     """
@@ -116,9 +117,12 @@ def unrolled_steps(
     x = _common.arrays(x)
 
     def run(x, state, length):
-        # Kept apart by the scan already, so nothing guards against merged copies.
-        again = jax.checkpoint(step, prevent_cse=False)
-        body = lambda state, _: (again(x, state), None)  # noqa: E731
+        # Inside a scan, prevent_cse is not needed.
+        checkpointed = jax.checkpoint(step, prevent_cse=False)
+
+        def body(state, _):
+            return checkpointed(x, state), None
+
         return jax.lax.scan(body, state, None, length=length)[0]
 
     state = run(x, state, steps - last)

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""BLUR: a bi-level step in which the lower objective has priority over the upper one.
+"""BLUR: a bi-level update that gives the lower objective priority over the upper one.
 
 Unlearning is posed as min r(theta) subject to theta in argmin f: among all parameters
-that have forgotten, the best at what is retained. Each step keeps the part of the
-retain gradient that does not touch forgetting, to first order, and adds gamma times the
-forget gradient.
+that have forgotten, find those with the lowest retain loss. Each step removes from the
+retain gradient its component along the forget gradient, so that forgetting is unchanged
+to first order, and adds gamma times the forget gradient.
 
     tx = optax.chain(combine.blur(gamma=0.1), optax.adamw(1e-5))
 """
@@ -21,9 +21,9 @@ from jaxunlearn import _checks, sharding, trees
 from jaxunlearn.combine import _common
 from jaxunlearn.typing import Array, Rules
 
-# A sum of squares outside this range may have lost terms to float32's underflow or
-# overflow and is taken again on rescaled gradients. Below it 1e11 squares of 1e-38
-# would begin to matter.
+# A sum of squares outside this range may have lost terms to float32 underflow or
+# overflow, and is computed again on rescaled gradients. The lower bound is where 1e11
+# squares of 1e-38, the smallest normal number, begin to matter.
 _SAFE_SQUARES = (1e-20, 1e37)
 
 _STATS = ("upper_norm", "lower_norm", "cosine", "xi", "gate", "finite")
@@ -31,16 +31,16 @@ _STATS = ("upper_norm", "lower_norm", "cosine", "xi", "gate", "finite")
 
 class BlurState(NamedTuple):
     """Attributes:
-    count: int32[], steps taken; a step that met non-finite gradients is not counted.
+    count: int32[], steps taken; a step with non-finite gradients is not counted.
     stats: float32[] scalars of the last step, under the keys
         upper_norm, lower_norm: Euclidean norms of the two gradients, inf where not
             finite;
-        cosine: of the angle between them, 0 where either vanishes (of halves, an
-            estimate that may pass 1);
+        cosine: of the angle between them, 0 if either vanishes (with two lower terms
+            this is an estimate and can exceed 1);
         xi: the factor of the lower gradient. With several groups, their mean weighted
             by |g_lower|^2: <u - g_upper, g_lower> / |g_lower|^2 over all leaves;
-        gate: 1 where the lower gradient was used, else 0; the mean over groups;
-        finite: 1 if every number was finite, else 0, and then the update is zero.
+        gate: 1 if the lower gradient was used, else 0; the mean over groups;
+        finite: 1 if every number was finite, else 0; the update is then zero.
     """
 
     count: Array
@@ -48,7 +48,7 @@ class BlurState(NamedTuple):
 
 
 class _Products(NamedTuple):
-    """The three products of a group, as scale * scale * product (all scalars)."""
+    """Inner products of a group, each as scale * scale * product (all scalars)."""
 
     upper_scale: Array
     lower_scale: Array
@@ -70,9 +70,9 @@ def blur(
 ) -> optax.GradientTransformationExtraArgs:
     """Bi-level unlearning direction: h + (gamma - <h, l> / <l, l>) l.
 
-    Here h = g_upper, l = g_lower, rho is their cosine, the factor of l is called xi,
-    and u, the update, is the closest vector to h with <u, l> = gamma |l|^2. Guarantees,
-    in exact arithmetic and wherever the gate is open:
+    Here h = g_upper, l = g_lower, rho is their cosine, xi is the factor of l, and the
+    update u is the vector closest to h with <u, l> = gamma |l|^2. Guarantees in exact
+    arithmetic, where the gate is open:
 
         <u, l> = gamma |l|^2
         <u, h> = |h|^2 (1 - rho^2) + gamma <h, l>
@@ -80,64 +80,65 @@ def blur(
         |u|   <= |h| + gamma |l|
         constraint="inequality": <u, l> = max(gamma |l|^2, <h, l>), xi = max(xi, 0)
 
-    They hold for the update that this transformation returns, before Adam rescales it,
-    and with several groups on each group by itself; with two halves below, up to their
-    difference. `xi_max` gives them up for a bounded xi.
+    They hold for the update that this transformation returns, before Adam rescales it.
+    With several groups they hold for each group separately; with two lower terms, up to
+    the difference between the two gradients. They do not hold where `xi_max` clips xi.
 
     | gradients | update | stats |
     | --- | --- | --- |
     | l = 0, |l| <= rel_tol |h| or |l| <= abs_tol | h | gate 0, xi 0 |
     | h = 0 | gamma l | gate 1, xi gamma, cosine 0 |
     | parallel | gamma l | cosine +-1 |
-    | norms of 1e-25 or 1e25 | as above: products are rescaled | |
+    | norms of 1e-25 or 1e25 | as above; products are rescaled | |
     | any nan or inf | 0 | finite 0, gate 0, xi 0 |
 
-    Products accumulate in float32 (float64 for float64 gradients). They are three plain
-    sums a group; the largest entries are looked for, and the products taken again on
-    rescaled gradients, only where a group's sum of squares leaves [1e-20, 1e37].
+    Products accumulate in float32 (float64 for float64 gradients), as three plain sums
+    per group. Only if the sum of squares of some group is outside [1e-20, 1e37] are the
+    products computed again, on gradients divided by their largest entries.
 
     Args:
-        upper: term that is minimised among the lower level's solutions.
-        lower: term that has priority. Two terms, (a, b), are its gradient on disjoint
-            halves of the rows (terms.halves): l is their mean and |l|^2 becomes <a, b>,
-            which noise does not enlarge. E |l|^2 is |E l|^2 and the variance, so that
-            on small batches one term projects too little. The gate closes where
-            <a, b> <= 0, and a third gradient tree is held.
-        gamma: rate of the lower level, number or schedule of the step, >= 0.
-        constraint: "equality", the paper's, takes away what h gains on the lower level
-            beyond gamma |l|^2; "inequality" keeps it (the dynamic barrier of BOME).
-        scope: "global", one xi over all leaves; "leaf", one for each leaf; or regular
-            expressions, where a leaf joins the first that matches its whole path and
+        upper: term that is minimised among the solutions of the lower level.
+        lower: term that has priority. A pair of terms (a, b) holds its gradients on
+            disjoint halves of the rows (terms.halves): l is their mean and |l|^2 is
+            estimated by <a, b>, which is unbiased. With one term, E |l|^2 is |E l|^2
+            plus the variance, so on small batches too little is projected. With a pair
+            the gate closes where <a, b> <= 0, and a third gradient tree is stored.
+        gamma: rate of the lower level, a number or a schedule of the step, >= 0.
+        constraint: "equality", as in the paper, makes <u, l> equal to gamma |l|^2;
+            "inequality" allows more, if h gives more (the dynamic barrier of BOME).
+        scope: "global", one xi for all leaves; "leaf", one for each leaf; or regular
+            expressions: a leaf joins the first that matches its whole path, and the
             leaves that match none form one more group.
-        rel_tol: the lower gradient is left out if |l| <= rel_tol |h|.
-        abs_tol: and if |l| <= abs_tol.
+        rel_tol: the lower gradient is not used if |l| <= rel_tol |h|.
+        abs_tol: nor if |l| <= abs_tol.
         xi_max: bound on |xi|; None for no bound.
     Returns:
         A transformation from {upper: gradients, lower: gradients} to one tree in the
-        dtype of the upper gradients. Its `update` also takes `rules`, which say how the
-        gradients lie on a mesh; with them all products cost one all-reduce of
-        [groups, 3] (make_step hands them on); and `metric`, a tree of factors, one an
-        entry, to scale gradients by before products (`adam_metric` makes them). Its
-        state is a `BlurState`; a step that finds stats["finite"] == 0 should keep
-        parameters and moments as they were.
+        dtype of the upper gradients. Its `update` also takes `rules`, which give the
+        sharding of the gradients on a mesh (make_step passes them): all products then
+        cost one all-reduce of [groups, 3]. It also takes `metric`, a tree of factors
+        per entry that multiply the gradients before the products (from `adam_metric`).
+        The state is a `BlurState`; a step that finds stats["finite"] == 0 should leave
+        parameters and moments unchanged.
     Raises:
         ValueError: if gamma < 0, a tolerance is negative, xi_max <= 0, constraint or
-            scope is unknown, the names are equal or, in update, surplus terms came, the
-            trees differ or a pattern matches no leaf. KeyError: in update, if a level
-            has no gradients.
+            scope is unknown, or the names are equal; in update, if there are surplus
+            terms, the trees differ or a pattern matches no leaf. KeyError: in update,
+            if a level has no gradients.
     Paper and code:
         - WMDP's g_f + alpha (g_r - <g_r, g_f> / |g_f|^2 g_f) is
-          optax.chain(blur(gamma=1 / alpha), optax.scale(alpha)); under Adam the factor
-          alpha cancels but for eps, so alpha = 800 is gamma = 0.00125 and eps / 800.
+          optax.chain(blur(gamma=1 / alpha), optax.scale(alpha)). Under Adam the factor
+          alpha cancels except in eps: alpha = 800 is gamma = 0.00125 and eps / 800.
         - `BLO_forget_upper` is blur(upper="forget", lower="retain"); `Pen` is
           `penalty`.
-        - Released code divides by |l|^2 unguarded (MUSE fails and WMDP turns to nan at
-          0) or tests for exactly 0 (TOFU). Here a relative gate closes.
-        - It takes products in bfloat16 and clips before the projection, to no effect.
-          Here they are float32, and a clip that follows in the chain acts on u.
-        - TOFU's code keeps only the last microbatch. Here the caller hands in whole
-          gradients.
-        - The convergence theorem is for plain gradient descent and bounded losses: it
+        - The released code divides by |l|^2 without a guard (at 0 MUSE fails and WMDP
+          gives nan) or tests for exactly 0 (TOFU). Here a relative gate closes.
+        - It computes products in bfloat16, and clips before the projection, which has
+          no effect. Here products are float32, and clipping after the combiner acts on
+          u.
+        - TOFU's code uses only the gradient of the last microbatch. Here the caller
+          passes gradients of the full batch.
+        - The convergence theorem is for plain gradient descent and bounded losses. It
           covers neither Adam nor gradient ascent as the lower objective.
     References: https://arxiv.org/abs/2506.08164 (BLUR),
         https://arxiv.org/abs/2209.08709 (BOME)
@@ -151,8 +152,8 @@ def blur(
     lowers = (lower,) if isinstance(lower, str) else tuple(lower)
     if len(lowers) not in (1, 2) or len({upper, *lowers}) != 1 + len(lowers):
         raise ValueError(
-            f"blur needs two terms, got {upper!r} for upper and {lower!r} for lower. "
-            "A pair for lower is two more names."
+            f"blur needs different terms, got upper={upper!r} and lower={lower!r}. "
+            "Name one term for upper, and one or two others for lower."
         )
 
     def init(params):
@@ -200,7 +201,7 @@ def blur(
 
 
 def _groups(leaves: dict[str, Array], scope: str | Sequence[str]) -> list[list[int]]:
-    """Indices of the leaves that share a xi."""
+    """For each group, the indices of the leaves that share one xi."""
     if scope == "global":
         return [list(range(len(leaves)))]
     if scope == "leaf":
@@ -212,8 +213,9 @@ def _groups(leaves: dict[str, Array], scope: str | Sequence[str]) -> list[list[i
     for rule, group in zip(scope, groups, strict=False):
         if not group:
             raise ValueError(
-                "blur needs each pattern of scope to match a leaf that no earlier one "
-                f"took, got {rule!r}; the leaves are {_checks.listed(leaves)}."
+                "blur needs each pattern in scope to match a leaf that no earlier "
+                f"pattern matches, got {rule!r}. The leaves are "
+                f"{_checks.listed(leaves)}."
             )
     return [group for group in groups if group]
 
@@ -221,11 +223,10 @@ def _groups(leaves: dict[str, Array], scope: str | Sequence[str]) -> list[list[i
 def _products(
     leaves: dict[str, list[Array]], groups: list[list[int]], rules: Rules | None
 ) -> list[_Products]:
-    """The products of each group; on rescaled gradients only where squares left the
-    range.
+    """The products of each group; of rescaled gradients if squares leave the range.
 
-    A sum of products of whole leaves is the fastest form on a CPU (XLA reads each leaf
-    in place and adds by blocks, so 1e8 float32 squares keep seven digits).
+    One sum of products over each leaf is the fastest form on a CPU: XLA reads the leaf
+    in place and adds in blocks, so a sum of 1e8 float32 squares has seven digits.
     """
     dtype = _common.widest([x for column in leaves.values() for x in column])
 
@@ -236,15 +237,15 @@ def _products(
 
     products = sharding.sums(plain, leaves, groups, rules)
     ones = jnp.ones([len(groups), 2], dtype)
-    least, most = _SAFE_SQUARES
+    low, high = _SAFE_SQUARES
     squares = products[:, ::2]
-    safe = jnp.all((squares >= least) & (squares <= most))
+    safe = jnp.all((squares >= low) & (squares <= high))
 
-    def again():
-        with jax.named_scope("rare"):  # plans leave this branch out of their sums
+    def rescaled():
+        with jax.named_scope("rare"):  # jaxunlearn.plan does not count this branch
             return _rescaled(leaves, groups, rules, dtype)
 
-    scales, products = jax.lax.cond(safe, lambda: (ones, products), again)
+    scales, products = jax.lax.cond(safe, lambda: (ones, products), rescaled)
     return [_Products(*scales[k], *products[k]) for k in range(len(groups))]
 
 
@@ -254,8 +255,8 @@ def _rescaled(
     rules: Rules | None,
     dtype: jnp.dtype,
 ) -> tuple[Array, Array]:
-    """Largest entries [groups, 2] and the products [groups, 3] of what is divided by
-    them."""
+    """(largest entries [groups, 2], products [groups, 3] of the gradients divided by
+    them)."""
     columns = [
         [jnp.max(jnp.abs(x), initial=0).astype(dtype) for x in column]
         for column in leaves.values()
@@ -264,14 +265,14 @@ def _rescaled(
     scales = jnp.stack(
         [jnp.max(jnp.stack([largest[i] for i in g]), axis=0) for g in groups]
     )
-    # The reciprocal of a subnormal is inf, and dividing by zero is no better.
+    # The reciprocal of a subnormal number, or of 0, is inf.
     normal = scales >= jnp.finfo(dtype).tiny
     inverse = jnp.where(normal, 1.0 / jnp.where(normal, scales, 1.0), 0.0)
     group_of = {i: k for k, group in enumerate(groups) for i in group}
 
     def dots(i, high, *lows):
-        # One reduction of three values keeps the scaled leaves out of memory, which
-        # three plain sums do not. Rows first, as it adds one by one.
+        # One reduction of three values does not store the scaled leaves; three plain
+        # sums would. It adds one number at a time, so it only reduces the last axis.
         a, b = inverse[group_of[i]]
         high, lows = a * high.astype(dtype), [b * x.astype(dtype) for x in lows]
         values = (high * high, high * _mean(lows), lows[0] * lows[-1])
@@ -309,7 +310,7 @@ def _xi(
     abs_tol: float,
     xi_max: float | None,
 ) -> tuple[Array, Array]:
-    """(xi, gate) of a group. Both branches of every choice are free of nan."""
+    """(xi, gate) of a group. No branch of a `where` is nan."""
     upper_norm, lower_norm = _norms(p)
     gate = (lower_norm > rel_tol * upper_norm) & (lower_norm > abs_tol) & _finite(p)
     ratio = jnp.where(gate, p.upper_scale, 0.0) / jnp.where(gate, p.lower_scale, 1.0)
@@ -325,7 +326,7 @@ def _xi(
 def _stats(
     products: list[_Products], factors: list[Array], gates: list[Array], finite: Array
 ) -> dict[str, Array]:
-    """The state's scalars, over all groups; no norm that may overflow is squared."""
+    """The stats over all groups; norms that may overflow are not squared."""
     norms = [_norms(p) for p in products]
     upper_norm, upper_shares = _join([pair[0] for pair in norms])
     lower_norm, lower_shares = _join([pair[1] for pair in norms])
@@ -348,12 +349,12 @@ def _stats(
 
 
 def _join(norms: list[Array]) -> tuple[Array, Array]:
-    """Norm of the norms, inf where not finite, and each one's share of it."""
+    """(norm of the norms, inf if one is not finite; each norm divided by it)."""
     stack = jnp.stack([norm.astype(jnp.float32) for norm in norms])
-    known = jnp.isfinite(stack).all()
-    stack = jnp.where(known, stack, 0.0)
+    finite = jnp.isfinite(stack).all()
+    stack = jnp.where(finite, stack, 0.0)
     largest = jnp.max(stack)
     safe = jnp.where(largest > 0, largest, 1.0)
     norm = largest * jnp.sqrt(jnp.sum((stack / safe) ** 2))
     shares = stack / jnp.where(norm > 0, norm, 1.0)
-    return jnp.where(known, norm, jnp.inf), shares
+    return jnp.where(finite, norm, jnp.inf), shares

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the combiners share: reading the terms, schedules, and a mixed sum of leaves."""
+"""Helpers of the combiners: checks of the terms, schedules, and weighted sums."""
 
 from collections.abc import Callable, Mapping, Sequence
 
@@ -13,33 +13,33 @@ Schedule = Callable[[Array], Array]
 
 
 def at(value: float | Array | Schedule, count: Array, dtype=jnp.float32) -> Array:
-    """The value of a number or a schedule at this step, as a scalar array."""
+    """The value of a number or a schedule at step `count`, as a scalar array."""
     return jnp.asarray(value(count) if callable(value) else value).astype(dtype)
 
 
 def pair(
     owner: str, grads: Mapping[str, PyTree], upper: str, lower: str
 ) -> tuple[PyTree, PyTree]:
-    """The gradients of the two levels, once their names and shapes are known to fit."""
+    """(upper, lower) gradients, after a check of their names and shapes."""
     exactly(owner, grads, (upper, lower))
     same_trees(owner, {upper: grads[upper], lower: grads[lower]})
     return grads[upper], grads[lower]
 
 
 def exactly(owner: str, grads: Mapping[str, PyTree], names: Sequence[str]) -> None:
-    """Raises unless gradients came for the named terms, no fewer and no more."""
+    """Raises unless `grads` has exactly the named terms."""
     has_terms(owner, grads, names)
     surplus = [name for name in grads if name not in names]
     if surplus:
         raise ValueError(
-            f"{owner} combines {_checks.listed(names)}, but gradients came for "
-            f"{_checks.listed(surplus)} too. Add those losses inside one of the terms, "
-            "or combine with weighted_sum and a weight for each."
+            f"{owner} needs gradients of the terms {_checks.listed(names)} only, got "
+            f"{_checks.listed(surplus)} too. Join those losses with one of the terms "
+            "(terms.joint), or use weighted_sum with a weight for each."
         )
 
 
 def has_terms(owner: str, grads: Mapping[str, PyTree], names: Sequence[str]) -> None:
-    """Raises unless gradients came for the named terms."""
+    """Raises unless `grads` has all named terms."""
     if not isinstance(grads, Mapping):
         raise TypeError(
             f"{owner} needs a mapping from term to gradients, got "
@@ -55,9 +55,10 @@ def same_trees(owner: str, grads: Mapping[str, PyTree]) -> None:
     for name, other in others:
         if jax.tree.structure(tree) != jax.tree.structure(other):
             raise ValueError(
-                f"{owner} needs gradients of one tree, but those of {first!r} and "
-                f"{name!r} differ: {jax.tree.structure(tree)} and "
-                f"{jax.tree.structure(other)}."
+                f"{owner} needs gradients of one structure, got {first!r} with "
+                f"{jax.tree.structure(tree)} and {name!r} with "
+                f"{jax.tree.structure(other)}. Differentiate all terms with respect to "
+                "the same params."
             )
         for a, b in zip(jax.tree.leaves(tree), jax.tree.leaves(other), strict=True):
             _checks.same_shape(owner, **{first: a, name: b})
@@ -75,14 +76,12 @@ def mix(leaves: Sequence[Array], factors: Sequence[Array | None]) -> Array:
 
 
 def widest(leaves: Sequence[Array]) -> jnp.dtype:
-    """The dtype to compute in: that of the widest leaf, and at least float32."""
+    """The dtype to compute in: float64 if a leaf has it, else float32."""
     wide = any(leaf.dtype == jnp.float64 for leaf in leaves)
     return jnp.dtype(jnp.float64 if wide else jnp.float32)
 
 
 def different(owner: str, upper: str, lower: str) -> None:
-    """Raises ValueError if both levels name one term."""
+    """Raises ValueError if both levels are the same term."""
     if upper == lower:
-        raise ValueError(
-            f"{owner} needs two terms, got {upper!r} for both upper and lower."
-        )
+        raise ValueError(f"{owner} needs two different terms, got {upper!r} twice.")

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Symmetric answers to gradients that conflict: PCGrad and MGDA.
+"""Symmetric combiners for conflicting gradients: PCGrad and MGDA.
 
-Neither gives a term priority, which is where `blur` differs. Both need only the
-products of the terms' gradients, so each is one pass over the leaves, a small problem
-in as many numbers as there are terms, and one mixed sum.
+Neither gives a term priority; `blur` does. Both need only the inner products of the
+terms' gradients: one pass over the leaves for the products, a small problem with one
+unknown per term, and one weighted sum.
 
     tx = optax.chain(combine.pcgrad(), optax.adamw(1e-5))
 """
@@ -17,15 +17,14 @@ import optax
 
 from jaxunlearn import _checks, sharding, trees
 from jaxunlearn.combine import _common
-from jaxunlearn.typing import Array, PyTree, Rules
+from jaxunlearn.typing import Array, PRNGKey, PyTree, Rules
 
 
 class ConflictState(NamedTuple):
     """Attributes:
     count: int32[], steps taken.
     stats: float32[] scalars of the last step: `cosine`, the lowest between two terms
-        (0 beside a vanishing one), and `factor/<term>`, what its gradient was
-        multiplied by.
+        (0 if one gradient vanishes), and `factor/<term>`, the factor of its gradient.
     """
 
     count: Array
@@ -33,50 +32,49 @@ class ConflictState(NamedTuple):
 
 
 def pcgrad(
-    terms: Sequence[str] = ("forget", "retain"), *, seed: int | None = None
+    terms: Sequence[str] = ("forget", "retain"), *, key: PRNGKey | None = None
 ) -> optax.GradientTransformationExtraArgs:
-    """Adds the gradients once each has lost what opposes another one.
+    """PCGrad: sum of the gradients, each projected where it opposes another.
 
-    Every g_i, in turn and as it stands, loses its part along each other g_j that it
-    opposes: where <g_i, g_j> < 0, g_i <- g_i - <g_i, g_j> / |g_j|^2 g_j. The update is
-    the sum of what is left. A term without an opponent keeps its gradient.
+    For each i and each other j in turn: if the current g_i has <g_i, g_j> < 0, then
+    g_i <- g_i - <g_i, g_j> / |g_j|^2 g_j, with the original g_j. The update is the sum
+    of the resulting g_i. A gradient that opposes no other is not changed.
 
     Args:
         terms: the terms, two or more.
-        seed: of the order in which each term meets the others, drawn anew every step
-            as in the paper; None takes the order of `terms`. With two terms it makes no
-            difference.
+        key: draws, at every step, the order in which each term is projected against
+            the others, as in the paper. None uses the order of `terms`. With two terms
+            the order makes no difference.
     Returns:
         A transformation from {term: gradients} to one tree in the dtype of the first
         term; the state is a ConflictState.
     Raises:
-        ValueError: if fewer than two terms are named, one twice, or, in update, if
-            surplus terms came. KeyError: in update, if a term has no gradients.
+        ValueError: if `terms` has fewer than two different names; in update, if there
+            are surplus terms. KeyError: in update, if a term has no gradients.
     References: Yu et al. 2020, https://arxiv.org/abs/2001.06782, algorithm 1
     """
 
     def solve(gram, sizes, count):
-        number = len(terms)
-        orders = jnp.tile(jnp.arange(number), (number, 1))
-        if seed is not None:
-            key = jax.random.fold_in(jax.random.key(seed), count)
-            orders = jax.random.permutation(key, orders, axis=1, independent=True)
+        num_terms = len(terms)
+        orders = jnp.tile(jnp.arange(num_terms), (num_terms, 1))
+        if key is not None:
+            step_key = jax.random.fold_in(key, count)
+            orders = jax.random.permutation(step_key, orders, axis=1, independent=True)
         squares = jnp.diagonal(gram)
-        alive = squares > 0
+        nonzero = squares > 0
 
         def project(i, order):
-            def meet(position, own):
+            def remove(position, weights):  # g_i is the sum of weights times gradients
                 j = order[position]
-                along = own @ gram[:, j]
-                clash = alive[j] & (j != i) & (along < 0)
-                part = jnp.where(clash, along, 0) / jnp.where(alive[j], squares[j], 1)
-                return own.at[j].add(-part)
+                along = weights @ gram[:, j]
+                opposed = nonzero[j] & (j != i) & (along < 0)
+                part = jnp.where(opposed, along, 0)
+                return weights.at[j].add(-part / jnp.where(nonzero[j], squares[j], 1))
 
-            return jax.lax.fori_loop(
-                0, number, meet, jnp.eye(number, dtype=gram.dtype)[i]
-            )
+            start = jnp.eye(num_terms, dtype=gram.dtype)[i]
+            return jax.lax.fori_loop(0, num_terms, remove, start)
 
-        return sizes @ jnp.stack([project(i, orders[i]) for i in range(number)])
+        return sizes @ jnp.stack([project(i, orders[i]) for i in range(num_terms)])
 
     return _combiner("pcgrad", tuple(terms), solve)
 
@@ -85,37 +83,38 @@ def mgda(
     terms: Sequence[str] = ("forget", "retain"),
     *,
     normalize: bool = False,
-    iterations: int = 50,
+    num_iterations: int = 50,
 ) -> optax.GradientTransformationExtraArgs:
-    """The shortest vector among the convex mixtures of the terms' gradients.
+    """MGDA: the shortest convex combination of the terms' gradients.
 
-    min |sum_k a_k g_k|^2 over a_k >= 0, sum a_k = 1. To first order a step against it
-    raises no term's loss; it vanishes where no such step exists, at a Pareto point. By
-    Frank-Wolfe with exact line search, which is exact after one step for two terms.
+    Solves min |sum_k a_k g_k|^2 over a_k >= 0, sum a_k = 1, by Frank-Wolfe with exact
+    line search; for two terms one iteration is exact. To first order, a step against
+    the result raises no term's loss. It vanishes at a Pareto-stationary point, where
+    there is no such step.
 
     Args:
         terms: the terms, two or more.
-        normalize: mixes g_k / |g_k| instead, so that a term with a short gradient does
-            not take all the weight. The paper's code finds its weights so too ("l2"),
-            but then gives them to the g_k themselves, which may raise a term's loss.
-        iterations: of Frank-Wolfe, >= 1; each costs a product with a matrix of as many
-            rows as there are terms.
+        normalize: combines g_k / |g_k| instead, so that a term with a small gradient
+            does not get all the weight. The paper's code computes its weights in this
+            way too ("l2"), but applies them to the g_k, which can raise a term's loss.
+        num_iterations: of Frank-Wolfe, >= 1; each multiplies a matrix with one row per
+            term by a vector.
     Returns:
         A transformation from {term: gradients} to one tree in the dtype of the first
         term; the state is a ConflictState.
     Raises:
-        ValueError: if fewer than two terms are named, one twice, iterations < 1, or, in
-            update, if surplus terms came. KeyError: in update, if a term has no
+        ValueError: if `terms` has fewer than two different names or num_iterations < 1;
+            in update, if there are surplus terms. KeyError: in update, if a term has no
             gradients.
     References: Desideri 2012; Sener and Koltun 2018, https://arxiv.org/abs/1810.04650,
         algorithm 2
     """
-    _checks.positive_int("mgda", iterations=iterations)
+    _checks.positive_int("mgda", num_iterations=num_iterations)
 
     def solve(gram, sizes, count):
         del count
         norms = jnp.sqrt(jnp.diagonal(gram))
-        if normalize:  # what a unit of each weight is in units of sizes
+        if normalize:
             lengths = jnp.where(norms > 0, 1 / jnp.where(norms > 0, norms, 1), 0)
         else:
             largest = jnp.max(sizes)
@@ -125,25 +124,30 @@ def mgda(
         def step(_, weights):
             slopes = products @ weights
             vertex = jnp.zeros_like(weights).at[jnp.argmin(slopes)].set(1)
-            way = vertex - weights
-            curve, fall = way @ products @ way, -(way @ slopes)
-            far = jnp.where(curve > 0, fall / jnp.where(curve > 0, curve, 1), 0)
-            return weights + jnp.clip(far, 0, 1) * way
+            move = vertex - weights
+            curvature, descent = move @ products @ move, -(move @ slopes)
+            curved = curvature > 0
+            step_size = jnp.where(curved, descent / jnp.where(curved, curvature, 1), 0)
+            return weights + jnp.clip(step_size, 0, 1) * move
 
         shortest = jnp.argmin(jnp.diagonal(products))
         start = jnp.zeros_like(lengths).at[shortest].set(1)
-        weights = jax.lax.fori_loop(0, iterations, step, start)
+        weights = jax.lax.fori_loop(0, num_iterations, step, start)
         return weights * (lengths if normalize else sizes)
 
     return _combiner("mgda", tuple(terms), solve)
 
 
 def _combiner(owner: str, terms: tuple[str, ...], solve):
-    """A combiner whose factors follow from the terms' products; `solve` maps (products
-    of gradients divided by their sizes, sizes, count) to factors of those gradients."""
+    """A combiner that computes its factors from the inner products of the gradients.
+
+    `solve` maps (products of the gradients divided by their sizes, sizes, count) to the
+    factors of the divided gradients.
+    """
     if len(set(terms)) < max(2, len(terms)):
         raise ValueError(
-            f"{owner} needs two or more different terms, got {_checks.listed(terms)}."
+            f"{owner} needs terms to be two or more different names, got "
+            f"{_checks.listed(terms)}."
         )
 
     def init(params):
@@ -185,8 +189,8 @@ def _products(
 ) -> tuple[Array, Array, Array]:
     """(1 / size, products [K, K] of the gradients divided by their sizes, sizes [K]).
 
-    A size is the largest entry of a gradient, so that no square leaves float32's range;
-    both are 0 for a gradient that vanishes.
+    The size of a gradient is its largest entry, so that squares stay in the range of
+    float32. Size and 1 / size are 0 for a gradient that vanishes.
     """
     paths = trees.paths(gradients[0])
     if not paths:
@@ -201,10 +205,10 @@ def _products(
             for column in columns
         ]
     ).max(axis=0)
-    normal = sizes >= jnp.finfo(dtype).tiny  # the reciprocal of a subnormal is inf
+    normal = sizes >= jnp.finfo(dtype).tiny  # 1 / a subnormal number is inf
     inverse = jnp.where(normal, 1 / jnp.where(normal, sizes, 1), 0)
-    number = len(gradients)
-    pairs = [(i, j) for i in range(number) for j in range(i, number)]
+    num_terms = len(gradients)
+    pairs = [(i, j) for i in range(num_terms) for j in range(i, num_terms)]
 
     def dots(_, *leaves):
         scaled = [a * x.astype(dtype) for a, x in zip(inverse, leaves, strict=True)]
@@ -213,7 +217,9 @@ def _products(
     leaves = dict(zip(paths, columns, strict=True))
     (sums,) = sharding.sums(dots, leaves, [range(len(columns))], rules)
     upper = (
-        jnp.zeros((number, number), dtype).at[tuple(zip(*pairs, strict=True))].set(sums)
+        jnp.zeros((num_terms, num_terms), dtype)
+        .at[tuple(zip(*pairs, strict=True))]
+        .set(sums)
     )
-    gram = jnp.where(jnp.tri(number, dtype=jnp.bool_), upper.T, upper)
+    gram = jnp.where(jnp.tri(num_terms, dtype=jnp.bool_), upper.T, upper)
     return inverse, gram, jnp.where(normal, sizes, 0)

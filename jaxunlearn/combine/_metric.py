@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""BLUR's products in Adam's metric, for the step that Adam takes and not the one it is
-given.
+"""BLUR with inner products in Adam's metric, so that it projects the step Adam takes.
 
-    tx = combine.adam_metric(optax.chain(combine.blur(gamma=0.1), optax.adamw(1e-5)))
+tx = combine.adam_metric(optax.chain(combine.blur(gamma=0.1), optax.adamw(1e-5)))
 """
 
 import jax
@@ -15,31 +14,31 @@ from jaxunlearn import _checks
 def adam_metric(
     inner: optax.GradientTransformation, *, b2: float = 0.999, eps: float = 1e-8
 ) -> optax.GradientTransformationExtraArgs:
-    """Hands `blur` inside the chain the metric of the Adam inside the chain.
+    """Passes the metric of the Adam in a chain to the `blur` in the same chain.
 
-    Adam moves by P^-1 u, where P = sqrt(v) + eps is diagonal, so that blur's promise
-    <u, l> = gamma |l|^2 is not that of the step. With every product <a, b> replaced by
-    <a, P^-1 b>,
+    Adam moves by P^-1 u, where P = sqrt(v) + eps is diagonal, so the guarantee of
+    `blur`, <u, l> = gamma |l|^2, does not hold for the step. With every product <a, b>
+    replaced by <a, P^-1 b>,
 
         xi = gamma - <h, P^-1 l> / <l, P^-1 l>,  <P^-1 u, l> = gamma <l, P^-1 l>.
 
-    P is that of the second moment before this step (of ones before the first), as this
-    step's depends on u. The promise is for the step without momentum: with it, Adam
-    averages the u of several steps.
+    P is computed from the second moment before this step (P = 1 at the first step),
+    because the moment of this step depends on u. The guarantee is for a step without
+    momentum; with momentum Adam averages the u of several steps.
 
     Args:
         inner: a chain with one `blur` and, after it, one Adam (adam, adamw, lamb: any
-            with optax's scale_by_adam).
-        b2, eps: as that Adam has them.
+            optimizer built on optax.scale_by_adam).
+        b2, eps: the values of that Adam.
     Returns:
-        A transformation like `inner`, with its state; norms, cosine and xi in blur's
-        stats are then those of this metric. It costs no memory and one more pass over
-        the moments.
+        A transformation like `inner`, with the state of `inner`. The norms, cosine and
+        xi in the stats of `blur` are those in this metric. It needs no extra memory and
+        one more pass over the moments.
     Raises:
-        ValueError: if b2 is not in (0, 1), eps <= 0 or, in init, the chain lacks either
-            part or has two, or its Adam leaves out leaves.
-    References: a consequence of https://arxiv.org/abs/2506.08164, which projects before
-        Adam.
+        ValueError: if b2 is not in (0, 1) or eps <= 0; in init, if the chain does not
+            have exactly one of each, or its Adam does not cover all leaves.
+    References: this follows from https://arxiv.org/abs/2506.08164, which projects
+        before Adam.
     """
     _checks.positive("adam_metric", b2=b2, eps=eps)
     if b2 >= 1:
@@ -59,20 +58,20 @@ def adam_metric(
         if jax.tree.structure(adam.nu) != jax.tree.structure(params):
             raise ValueError(
                 "adam_metric needs an Adam over all leaves that train, got one over "
-                f"{jax.tree.structure(adam.nu)}. Leave leaves out by trees.split "
-                "rather than optax.masked."
+                f"{jax.tree.structure(adam.nu)}. To freeze leaves, use trees.split "
+                "instead of optax.masked."
             )
         return state
 
     def update(grads, state, params=None, **extra):
         adam = optax.tree_utils.tree_get(state, "ScaleByAdamState")
-        begun = adam.count > 0
+        has_moment = adam.count > 0
         steps = jnp.maximum(adam.count, 1).astype(jnp.float32)
-        known = 1 - jnp.float32(b2) ** steps
+        bias_correction = 1 - jnp.float32(b2) ** steps
 
         def scale(v):
-            size = jnp.sqrt(v.astype(jnp.float32) / known) + jnp.float32(eps)
-            return jnp.where(begun, jax.lax.rsqrt(size), 1)
+            size = jnp.sqrt(v.astype(jnp.float32) / bias_correction) + jnp.float32(eps)
+            return jnp.where(has_moment, jax.lax.rsqrt(size), 1)
 
         metric = jax.tree.map(scale, adam.nu)
         return inner.update(grads, state, params, metric=metric, **extra)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The penalty method for a simple bi-level problem: the yardstick of `blur`.
+"""The penalty method for a simple bi-level problem: the baseline for `blur`.
 
 combine.penalty(strength=optax.linear_schedule(1.0, 100.0, 1000))
 """
@@ -18,7 +18,7 @@ from jaxunlearn.typing import Array
 class PenaltyState(NamedTuple):
     """Attributes:
     count: int32[], steps taken.
-    stats: {"strength": float32[]}, the strength used last.
+    stats: {"strength": float32[]}, the strength of the last step.
     """
 
     count: Array
@@ -31,23 +31,23 @@ def penalty(
     lower: str = "forget",
     strength: float | Array | _common.Schedule,
 ) -> optax.GradientTransformationExtraArgs:
-    """Minimises upper + strength * lower: g_upper + strength_t g_lower.
+    """Gradient of upper + strength * lower: g_upper + strength_t g_lower.
 
-    When both levels share their variables this is the value-function penalty of Shen
-    and Chen 2023, as the lower level's best value is a constant. At a fixed strength it
-    stops where the two gradients balance, short of the lower optimum; a growing
-    strength approaches it.
+    If both levels have the same variables, this is the value-function penalty of Shen
+    and Chen 2023, because the optimal value of the lower level is a constant. With a
+    fixed strength it converges to where the two gradients balance, not to the lower
+    optimum; with a growing strength it approaches the lower optimum.
 
     Args:
-        upper: term minimised among the lower level's solutions.
+        upper: term that is minimised among the solutions of the lower level.
         lower: term whose minimisers are the constraint.
-        strength: lambda, number or schedule of the step, >= 0.
+        strength: lambda, a number or a schedule of the step, >= 0.
     Returns:
         A transformation from {upper: gradients, lower: gradients} to one tree in the
         dtype of the upper gradients.
     Raises:
-        ValueError: if strength < 0, the names are equal or, in update, surplus terms
-            came. KeyError: in update, if a level has no gradients.
+        ValueError: if strength < 0 or the names are equal; in update, if there are
+            surplus terms. KeyError: in update, if a level has no gradients.
     Paper and code: BLUR's released `Pen` mode is g_forget + gamma g_retain, which here
         is penalty(upper="forget", lower="retain", strength=gamma).
     References: https://arxiv.org/abs/2302.05185

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Forgetting under a constraint on the retain loss: the primal-dual method of PDU.
+"""PDU: forgetting under a constraint on the retain loss, by a primal-dual method.
 
-combine.primal_dual(epsilon=0.3, step_size=5.0, dual=100.0)
+combine.primal_dual(epsilon=0.3, step_size=5.0, initial_dual=100.0)
 """
 
 from typing import NamedTuple
@@ -19,8 +19,8 @@ class PrimalDualState(NamedTuple):
     """Attributes:
     count: int32[], steps taken.
     dual: float32[], mu, the multiplier of the next step.
-    stats: {"dual": float32[], "violation": float32[]}, the multiplier used last and by
-        how much the retain loss exceeded epsilon.
+    stats: {"dual": float32[], "violation": float32[]}, the multiplier of the last step
+        and retain loss - epsilon.
     """
 
     count: Array
@@ -34,47 +34,55 @@ def primal_dual(
     retain: str = "retain",
     epsilon: float,
     weight: float | Array | _common.Schedule = 1.0,
-    dual: float = 1.0,
+    initial_dual: float = 1.0,
     step_size: float = 1.0,
-    warm_up: int = 0,
+    warmup_steps: int = 0,
 ) -> optax.GradientTransformationExtraArgs:
-    """Minimises the forget loss subject to retain loss <= epsilon.
+    """Primal-dual update for: minimise the forget loss subject to retain <= epsilon.
 
-    The update is weight * g_forget + mu * g_retain; then the multiplier follows its
-    own gradient, mu <- max(0, mu + step_size * (l_retain - epsilon)). It grows while
-    the constraint is violated and decays to 0 where it is slack.
+    The update is weight * g_forget + mu * g_retain. The multiplier mu then takes a step
+    of projected gradient ascent, mu <- max(0, mu + step_size * (l_retain - epsilon)):
+    it grows while the constraint is violated and decays to 0 while it is slack.
 
     Args:
-        forget: the term to minimise; bounded below (`losses.logit_margin`, `losses.npo`).
-        retain: the term to be kept at or below epsilon.
+        forget: the term to minimise; it must be bounded below (`losses.logit_margin`,
+            `losses.npo`).
+        retain: the term that must not exceed epsilon.
         epsilon: bound on the retain term's value, in its unit (nats per token for NLL).
-        weight: of the forget gradient, number or schedule of the step.
-        dual: mu at the first step, >= 0.
+        weight: of the forget gradient, a number or a schedule of the step.
+        initial_dual: mu at the first step, >= 0.
         step_size: of the ascent on mu, >= 0.
-        warm_up: number of steps before mu begins to move.
+        warmup_steps: number of steps before mu changes.
     Returns:
         A transformation from {forget: gradients, retain: gradients} to one tree in the
-        dtype of the forget gradients. Its update must be given `values` (make_step
-        does), the terms' losses of this step.
+        dtype of the forget gradients. Its `update` needs `values`, the losses of the
+        terms in this step; make_step passes them.
     Raises:
-        ValueError: if epsilon or weight is not finite, dual, step_size or warm_up is
-            negative, the names are equal or, in update, surplus terms or no values
-            came. KeyError: in update, if a term has no gradients or no value.
-    Paper and code: OpenUnlearning moves mu after every microbatch and in every process
-        by itself; here it moves once a step, by the loss of the whole batch.
+        ValueError: if epsilon or weight is not finite, initial_dual, step_size or
+            warmup_steps is negative, or the names are equal; in update, if there are
+            surplus terms or no values. KeyError: in update, if a term has no gradients
+            or no value.
+    Paper and code: OpenUnlearning updates mu after every microbatch and in every
+        process separately; here it is updated once per step, with the loss of the full
+        batch.
     References: https://arxiv.org/abs/2506.05314
     """
     _checks.finite("primal_dual", epsilon=epsilon, weight=weight)
-    _checks.not_negative("primal_dual", dual=dual, step_size=step_size, warm_up=warm_up)
+    _checks.not_negative(
+        "primal_dual",
+        initial_dual=initial_dual,
+        step_size=step_size,
+        warmup_steps=warmup_steps,
+    )
     _common.different("primal_dual", forget, retain)
 
     def init(params):
         del params
-        # Two arrays: one in both places could not be donated.
+        # Two arrays, because one array in two places could not be donated.
         stats = {k: jnp.zeros([], jnp.float32) for k in ("dual", "violation")}
         return PrimalDualState(
             jnp.zeros([], jnp.int32),
-            jnp.asarray(dual, jnp.float32),
+            jnp.asarray(initial_dual, jnp.float32),
             stats,
         )
 
@@ -83,7 +91,7 @@ def primal_dual(
         g_forget, g_retain = _common.pair("primal_dual", grads, forget, retain)
         if values is None:
             raise ValueError(
-                "primal_dual needs values={term: loss} beside the gradients, got none. "
+                "primal_dual needs values={term: loss} with the gradients, got none. "
                 "Call update(grads, state, params, values=...), as make_step does."
             )
         fix = "Pass the losses of the terms whose gradients these are."
@@ -94,7 +102,7 @@ def primal_dual(
         )
         violation = jnp.asarray(values[retain]).astype(jnp.float32) - epsilon
         moved = jnp.maximum(0.0, state.dual + step_size * violation)
-        moved = jnp.where(state.count >= warm_up, moved, state.dual)
+        moved = jnp.where(state.count >= warmup_steps, moved, state.dual)
         stats = {"dual": state.dual, "violation": violation}
         return total, PrimalDualState(optax.safe_increment(state.count), moved, stats)
 

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""SURE: only the units of the model that the forget gradient is large on may move.
+"""SURE: updates only the units on which the forget gradient is large.
 
-An unlearned model whose weights have hardly moved may round back to the original when
-it is quantized. Larger rates prevent that, and confining them to salient units spares
-what is retained. `saliency` goes around a whole optimizer chain, combiner included:
+If unlearning hardly changed the weights, quantization may round them back to those of
+the original model. A larger learning rate prevents this, and updating only salient
+units limits the damage to what is retained. `saliency` wraps a full optimizer chain,
+combiner included:
 
     tx = combine.saliency(
         optax.chain(combine.weighted_sum({"forget": 1.0, "retain": 20.0}),
@@ -33,29 +34,24 @@ ROWS: Units = (
     (r"kernel|lora_[ab]", (None, 1)),
     (r".*", ()),
 )
-"""The weights that lead to one output of a kernel [..., in, out], one token of an
-embedding [tokens, width]; all else entry by entry."""
+"""A unit is the weights of one output of a kernel [..., in, out] or one row of an
+embedding [tokens, width]; in all other leaves it is a single entry."""
 
-MODULES: Units = (
-    (r"embedding|kernel|lora_[ab]", (None, None)),
-    (r".*", (None,)),
-)
-"""Each kernel, embedding, bias and scale as a whole, layer by layer."""
-
-WEIGHTS: Units = ((r".*", ()),)
-"""Every entry by itself."""
-
-_UNITS = {"row": ROWS, "module": MODULES, "weight": WEIGHTS}
+_UNITS: Mapping[str, Units] = {
+    "row": ROWS,
+    "module": ((r"embedding|kernel|lora_[ab]", (None, None)), (r".*", (None,))),
+    "weight": ((r".*", ()),),
+}
 
 
 class SaliencyState(NamedTuple):
     """Attributes:
     count: int32[], steps taken.
     stats: float32[] scalars of the last step: `threshold`, gamma; `kept`, the fraction
-        of all entries that may move.
-    mask: with refresh="once", bool arrays that broadcast against the leaves, True
-        where an entry may move; else ().
-    inner: the state of the chain inside.
+        of all entries that are updated.
+    mask: with refresh="once", bool arrays that broadcast against the leaves, True where
+        an entry is updated; else ().
+    inner: the state of the inner chain.
     """
 
     count: Array
@@ -74,62 +70,67 @@ def saliency(
     apply_to: str = "update",
     compat: str | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-    """Lets only units move on which the gradient of a term is large.
+    """Masks a chain so that it updates only units with a large gradient of one term.
 
-    A unit i is scored by s_i = |g_i|, the Euclidean norm of the term's gradient over
-    its entries. With gamma the percentile of all scores, of the whole model together,
+    The score of unit i is s_i = |g_i|, the Euclidean norm of the term's gradient over
+    the entries of the unit. Let gamma be the percentile of the scores of all units in
+    the model. Then
 
         m_i = 1[s_i >= gamma],   update = m * inner({k: m * g_k})
 
-    Gradients are masked too, before the combiner inside: a norm to clip by, or a
-    projection, is then that of what moves (`blur` keeps <u, g_lower> = gamma
-    |g_lower|^2 on it), and moments outside fade. Guarantees, bit for bit:
+    The gradients are masked too, before the inner combiner. Gradient clipping and
+    projections then see only the entries that are updated (`blur` guarantees
+    <u, g_lower> = gamma |g_lower|^2 on them), and the moments of other entries decay.
+    Guarantees, bit for bit:
 
-        an entry whose unit has s_i < gamma does not change, whatever momentum or
-            weight decay the chain inside has;
-        s_i = gamma counts as large, so that at least one unit moves; of n units with
-            scores that differ n - ceil(percentile / 100 * (n - 1)) do.
+        an entry whose unit has s_i < gamma does not change, whatever momentum or weight
+            decay the inner chain has;
+        units with s_i = gamma are updated, so at least one unit is; of n units with
+            distinct scores, n - ceil(percentile / 100 * (n - 1)) are updated.
 
-    | form | settings |
+    | version | settings |
     | --- | --- |
-    | the paper's | unit="module", refresh="once" |
-    | its code with the mask really applied | the defaults |
-    | its code as released | compat="released" |
+    | the paper | unit="module", refresh="once" |
+    | the released code, with its mask applied | the defaults |
+    | the released code as it is | compat="released" |
 
-    The percentile interpolates linearly, as NumPy's does; compared with >=, that is the
-    least score of rank at least percentile / 100 * (units - 1). It is found by
-    bisection on the bits of float32 scores: 31 counts of how many lie below, so that a
-    tree on a mesh is never gathered or sorted, and the mask there is that of one device
-    (scores of rows are sums, whose rounding may differ between meshes).
+    The percentile is interpolated linearly, as in NumPy. Under >= this is the same as
+    the smallest score of rank at least percentile / 100 * (units - 1). It is found by
+    bisection on the bits of float32 scores, with 31 counts: a sharded tree is never
+    gathered or sorted, and the mask on a mesh equals that on one device (except that
+    the scores of rows are sums, whose rounding may depend on the mesh).
 
     Args:
-        inner: the chain that makes an update of {term: gradients}: a combiner first,
-            then clipping and the optimizer. A combiner alone would leave the optimizer
-            behind it to move what is masked.
-        term: whose gradient is scored.
-        percentile: in [0, 100]; 0 lets everything move. The paper took 90 and 99.
-        unit: "row", "module", "weight" (see ROWS, MODULES, WEIGHTS), or rules of your
-            own, ordered (pattern of leaf paths, sizes). Sizes speak of a leaf's last
-            axes: None for a whole axis, n for blocks of n neighbours; axes before are
-            taken entry by entry, as layers are. Heads of the decoder:
+        inner: the full chain from {term: gradients} to an update: a combiner, then
+            clipping and the optimizer. If `inner` were only a combiner, the optimizer
+            after it would also change masked entries.
+        term: the term whose gradient is scored.
+        percentile: in [0, 100]; 0 updates everything. The paper uses 90 and 99.
+        unit: what one score belongs to. "row": a row of an embedding, the weights of
+            one output of a kernel, or an entry of any other leaf. "module": each
+            kernel, embedding, bias and scale, per layer. "weight": every entry. Or
+            ordered rules (pattern of leaf paths, sizes), of which the first that
+            matches applies. Sizes describe the last axes of a leaf: None spans the
+            axis, n makes blocks of n neighbours; along the axes before them (such as
+            layers) every index is separate. For the heads of the decoder:
             [("attention/[qkv]/kernel", (None, head_dim)), *combine.ROWS]. A
             convolution [h, w, in, out] needs (None, None, None, 1).
-        refresh: "step" scores every step anew; "once" keeps the mask of the first
-            step, so give that one a large batch.
-        apply_to: "update", or "grad" to mask gradients only: momentum and weight decay
-            then move what the mask of this step leaves out.
-        compat: "released" measures the mask but never applies it, and counts the
-            term's gradient twice, as the released code comes to do.
+        refresh: "step" computes the mask at every step; "once" uses the mask of the
+            first step throughout, which should therefore have a large batch.
+        apply_to: "update", or "grad" to mask only the gradients: momentum and weight
+            decay then change entries outside the mask.
+        compat: "released" computes the mask without applying it and counts the term's
+            gradient twice, which is the effect of the released code.
     Returns:
         A transformation like `inner`; its `update` takes `rules` as `blur` does. Its
         state is a `SaliencyState`.
     Raises:
-        ValueError: if percentile is outside [0, 100], a setting is unknown or, when
-            traced, a leaf fits no rule of `unit` or its axes do not divide. KeyError:
-            in update, if the term has no gradients.
-    Paper and code: the paper scores modules once, at the original weights; its code
-        scores rows (output neurons, tokens of embeddings, entries of vectors) at every
-        step, goes backward twice through the forget loss and puts the mask into a
+        ValueError: if percentile is outside [0, 100] or a setting is unknown; when
+            traced, if no rule of `unit` matches a leaf or its sizes do not divide the
+            axes. KeyError: in update, if the term has no gradients.
+    Paper and code: the paper scores modules once, at the original weights. Its code
+        scores rows (output neurons, rows of embeddings, entries of vectors) at every
+        step, runs the backward pass of the forget loss twice, and puts the mask into a
         method that is never called.
     References: https://arxiv.org/abs/2410.16454
     """
@@ -187,15 +188,16 @@ def _masked(mask: Params, tree: Params) -> Params:
 
 
 def _sizes(path: str, x: Array, units: Units) -> tuple[int, ...]:
-    """How many entries a unit of the leaf spans along each axis."""
-    name = path.split(f"/{trees.LAYERS}")[0]  # layers of a kernel are kernels too
+    """Number of entries that a unit of the leaf spans along each axis."""
+    name = path.split(f"/{trees.LAYERS}")[0]  # drops a selection of layers
     for rule, sizes in units:
         if not re.fullmatch(f"(?:.*/)?(?:{rule})", name):
             continue
         if len(sizes) > x.ndim > 0:
             raise ValueError(
-                f"saliency needs at most {x.ndim} sizes for the axes of {path!r}, "
-                f"{x.shape}, got {tuple(sizes)}. Put a rule for it before this one."
+                f"saliency needs at most {x.ndim} sizes in the rule of unit for "
+                f"{path!r} of shape {x.shape}, got {tuple(sizes)}. Add a rule for it "
+                "before this one."
             )
         sizes = (*(1,) * (x.ndim - len(sizes)), *sizes)[: x.ndim]
         sizes = tuple(
@@ -203,29 +205,29 @@ def _sizes(path: str, x: Array, units: Units) -> tuple[int, ...]:
         )
         if any(n < 1 or a % n for a, n in zip(x.shape, sizes, strict=True)):
             raise ValueError(
-                f"saliency needs units whose sizes divide the axes of {path!r}, "
-                f"{x.shape}, got {sizes}."
+                f"saliency needs sizes of unit that divide the shape {x.shape} of "
+                f"{path!r}, got {sizes}. Change its rule."
             )
         return sizes
     raise ValueError(
-        f"saliency needs a rule of unit for every leaf, got none for {path!r}. Put "
-        "*combine.ROWS at the end."
+        f"saliency needs a rule of unit for every leaf, got none for {path!r}. Add "
+        "*combine.ROWS at the end of unit."
     )
 
 
 def _mask_shape(x: Array, sizes: tuple[int, ...]) -> tuple[int, ...]:
-    """That of the leaf, but 1 along axes that a unit spans."""
+    """The shape of the leaf, with 1 for the axes that a unit spans."""
     return tuple(1 if n == a else a for a, n in zip(x.shape, sizes, strict=True))
 
 
 def _salient(
     grads: Params, units: Units, percentile: float, rules: Rules | None
 ) -> tuple[Params, dict[str, Array]]:
-    """The mask and its stats."""
+    """(the mask, its stats)."""
     leaves = trees.paths(grads)
     sizes = {path: _sizes(path, x, units) for path, x in leaves.items()}
-    scores = {p: _scores(x, sizes[p]) for p, x in leaves.items() if _joins(sizes[p])}
-    single = {p: [x] for p, x in leaves.items() if not _joins(sizes[p])}
+    single = {p: [x] for p, x in leaves.items() if math.prod(sizes[p]) == 1}
+    scores = {p: _scores(x, sizes[p]) for p, x in leaves.items() if p not in single}
     pool = [jnp.ravel(x) for x in scores.values()]
     ranked = single | ({"units": [jnp.concatenate(pool)]} if pool else {})
     rules = None if rules is None else (("units", ()), *rules)
@@ -250,13 +252,12 @@ def _salient(
     return masks, {"threshold": threshold, "kept": sum(moving)}
 
 
-def _joins(sizes: tuple[int, ...]) -> bool:
-    return math.prod(sizes) > 1
-
-
 def _scores(x: Array, sizes: tuple[int, ...]) -> Array:
-    """Norm of each unit, float32, whole on every device. The largest entry is divided
-    out, as squares of 1e-23 would be lost and those of 1e20 infinite."""
+    """Norm of each unit, float32, replicated on every device.
+
+    Entries are divided by the largest before they are squared: in float32 the square of
+    1e-23 is 0 and that of 1e20 is inf.
+    """
     shape = [
         n for a, size in zip(x.shape, sizes, strict=True) for n in (a // size, size)
     ]
@@ -269,7 +270,7 @@ def _scores(x: Array, sizes: tuple[int, ...]) -> Array:
 
 
 def _bits(x: Array) -> Array:
-    """uint32 in the order of |x|; nan comes last."""
+    """uint32 numbers that are ordered as |x| is; nan is the largest."""
     wide = jnp.abs(x.astype(jnp.float32))
     return jax.lax.bitcast_convert_type(wide, jnp.uint32)
 
@@ -277,12 +278,12 @@ def _bits(x: Array) -> Array:
 def _order_statistic(
     leaves: Mapping[str, Sequence[Array]], percentile: float, rules: Rules | None
 ) -> Array:
-    """The bits of the least |entry| with at least percentile % of the others below or
-    equal to it."""
+    """The bits of the smallest |entry| such that at least `percentile` percent of the
+    others are at most as large."""
     count = sum(math.prod(x.shape) for (x,) in leaves.values())
     if not count:
         raise ValueError("saliency needs gradients, got a tree without entries.")
-    # As typed: 99.9 is meant, not the float next to it.
+    # Exact in decimals: 99.9 means 999/10, not the nearest float.
     rank = math.ceil(Fraction(str(percentile)) * (count - 1) / 100)
     needed = divmod(rank + 1, 2**16)
 
@@ -291,7 +292,8 @@ def _order_statistic(
         middle = low + (high - low) // 2
 
         def below(_, x):
-            # An int32 holds the entries of a matrix, not those of a stack of them.
+            # The number of entries of one matrix fits into int32; that of a stack of
+            # matrices may not.
             return _digits(
                 jnp.sum(_bits(x) <= middle, axis=_last_two(x), dtype=jnp.int32)
             )
@@ -306,15 +308,18 @@ def _order_statistic(
 
 
 def _digits(counts: Array) -> tuple[Array, Array, Array]:
-    """Three int32 that stand for the sum of counts and add up over leaves and devices,
-    8 million of these before the lower two, of 8 bits, leave an int32."""
+    """The sum of counts as three int32 (bits from 16 up, bits 8 to 15, bits 0 to 7).
+
+    They can be added over leaves and devices: 8 million of the two lower digits fit
+    into int32.
+    """
     lower = jnp.sum(counts & 0xFFFF)
     upper, lower = jnp.sum(counts >> 16) + (lower >> 16), lower & 0xFFFF
     return upper, lower >> 8, lower & 0xFF
 
 
 def _carried(digits: Array) -> tuple[Array, Array]:
-    """(sum >> 16, the 16 bits below) of added `_digits`."""
+    """(sum >> 16, sum & 0xFFFF) of a sum of `_digits`."""
     upper, middle, lower = digits
     middle += lower >> 8
     return upper + (middle >> 8), (middle & 0xFF) << 8 | lower & 0xFF

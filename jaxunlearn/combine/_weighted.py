@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The weighted sum of gradients: what one total loss with weights would give.
+"""The weighted sum of gradients: the gradient of one weighted total loss.
 
 ramp = optax.linear_schedule(0.0, 1.0, 100)
 combine.weighted_sum({"forget": 1.0, "retain": ramp})
@@ -20,7 +20,8 @@ from jaxunlearn.typing import Array
 class WeightedSumState(NamedTuple):
     """Attributes:
     count: int32[], steps taken.
-    stats: "weight/<term>" -> float32[] used last; empty where no weights were given.
+    stats: "weight/<term>" -> float32[], the weight in the last step; empty if
+        `weights` is None.
     """
 
     count: Array
@@ -30,18 +31,17 @@ class WeightedSumState(NamedTuple):
 def weighted_sum(
     weights: Mapping[str, float | Array | _common.Schedule] | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-    """Adds the terms' gradients: sum over k of w_k g_k.
+    """Weighted sum of the terms' gradients: sum over k of w_k g_k.
 
     Args:
-        weights: term -> number or schedule of the step; None adds whatever terms come,
-            with weight 1. Negative weights are allowed.
+        weights: term -> a number or a schedule of the step; negative weights are
+            allowed. None adds the gradients of all terms with weight 1.
     Returns:
         A transformation from {term: gradients} to one tree in the dtype of the first
         term (in the order of `weights`), summed in float32 or wider.
     Raises:
-        ValueError: if a weight is not finite, if there are none, or, in update, if a
-            term has no weight. KeyError: in update, if a weighted term has no
-            gradients.
+        ValueError: if a weight is not finite or there is none; in update, if a term has
+            no weight. KeyError: in update, if a term with a weight has no gradients.
     """
     if weights is not None:
         weights = dict(weights)

@@ -1,24 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Edits: params to params, pure and run once.
+"""Edits: pure functions from params to params that run once.
 
 | edit | does | source |
 | --- | --- | --- |
 | `quantize` | rounds weights: int8 .. int2, NF4, FP4, GGUF | 2410.16454, 2305.14314 |
-| `gptq` | rounds each kernel so that its outputs stay | 2210.17323 |
-| `awq` | scales weights of large inputs up before it rounds | 2306.00978 |
-| `llm_int8` | int8, but inputs with outliers keep their weights | 2208.07339 |
-| `unit_scores` | ranks units by forget over retain activity (`stats`) | 2403.01267 |
-| `select_units` | takes the first of them over all layers | 2403.01267 |
-| `prune_loop` | prunes a little at a time, until a rule says stop | 2403.01267 |
-| `prune_units` | removes units, exactly, in the weights | 2403.01267 |
-| `remove_units` | the same with smaller matrices | |
-| `svd_values` | turns value units of attention into singular directions | 2403.01267 |
-| `dampen` | shrinks weights by Fisher importances (SSD) | 2308.07707 |
-| `interpolate` | merges two models, leaf by leaf | 2203.05482 |
-| `task_vector` | takes away what finetuning on the forget set added | 2212.04089 |
+| `gptq` | rounds each kernel so that its outputs change little | 2210.17323 |
+| `awq` | scales weights of large inputs up before rounding | 2306.00978 |
+| `llm_int8` | rounds to int8, except weights of outlier inputs | 2208.07339 |
+| `unit_scores` | scores units by forget over retain activity (`stats`) | 2403.01267 |
+| `select_units` | selects the units with the highest scores | 2403.01267 |
+| `prune_loop` | prunes step by step until a stop rule holds | 2403.01267 |
+| `prune_units` | sets the weights of units to 0 | 2403.01267 |
+| `remove_units` | removes units, which makes the matrices smaller | |
+| `svd_values` | rotates attention values to singular directions | 2403.01267 |
+| `dampen` | shrinks weights by Fisher importance (SSD) | 2308.07707 |
+| `interpolate` | averages two models, leaf by leaf | 2203.05482 |
+| `task_vector` | subtracts what finetuning on the forget set added | 2212.04089 |
 
-`gptq`, `awq` and `llm_int8` look at a model's inputs on calibration rows, which
-`collect_inputs` gathers.
+`gptq`, `awq` and `llm_int8` need statistics of the kernels' inputs on calibration rows;
+`collect_inputs` computes them.
 """
 
 from jaxunlearn.edits._awq import awq, llm_int8

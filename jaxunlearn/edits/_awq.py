@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Rounding that looks at activations without second moments: AWQ and LLM.int8."""
+"""Activation-aware rounding: AWQ and LLM.int8."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -21,32 +21,34 @@ def awq(
     group: int | str = "channel",
     scheme: str = "asymmetric",
     steps: int = 20,
-    at_once: int | None = None,
+    layers_per_pass: int | None = None,
     pattern: str = _quantize.LINEAR,
     donate: bool = False,
 ) -> Params:
-    """Rounds weights scaled up where their input is large, so that those err less.
+    """AWQ: rounds weights after scaling up those whose inputs are large.
 
-    W becomes W' = Q(diag(s) W) / s, with s = a^r / sqrt(max(a^r) min(a^r)), a the mean
-    of |x| of each input on calibration rows and r the best of 0, 1/steps, ..
-    1 - 1/steps: that with the least ||(W' - W)^T X||^2, added over the kernels that
-    read the same input, which share s (Eq. 4 and 5 of Lin et al. 2023). At r = 0 it is
-    `quantize`, so it is never worse by that measure.
+    W becomes W' = Q(diag(s) W) / s, so weights of large inputs have smaller rounding
+    errors. Here s = a^r / sqrt(max(a^r) min(a^r)), and a is the mean of |x| of each
+    input on calibration rows. r is the value among 0, 1/steps, .., 1 - 1/steps with the
+    smallest ||(W' - W)^T X||^2, summed over the kernels that read the same input; they
+    share s (Eq. 4 and 5 of Lin et al. 2023). r = 0 gives `quantize`, so the result is
+    never worse than it by this measure.
 
     Args:
-        model, params, batches, kind, group, scheme, at_once, pattern, donate: as for
-            `gptq`.
-        steps: values of r that are tried, >= 1.
+        model, params, batches, kind, group, scheme, layers_per_pass, pattern, donate:
+            as for `gptq`.
+        steps: number of values of r to try, >= 1.
     Returns:
-        A tree like params, in its dtypes and shards. Values lie on a grid only once
-        multiplied by s, as a deployed model would hold them, with 1/s in the norm or
-        kernel before.
+        A tree like params, with its dtypes and sharding. The values are on a grid only
+        after multiplication by s. A deployed model stores the grid values and puts 1/s
+        into the preceding norm or kernel.
     Raises:
         ValueError: as `gptq`.
-    Paper and code: dividing by the root is the released code's. That code measures the
-        error of a whole attention or MLP, leaves the o projection out where heads share
-        values, and searches how far to clip weights. Here the measure is that of the
-        paper's equation, every kernel has its s, and nothing is clipped.
+    Paper and code: the division by the root comes from the released code. That code
+        measures the error of a full attention or MLP block, skips the o projection if
+        heads share values, and searches for a clipping range of the weights. Here the
+        error is that of the paper's equation, every kernel is scaled, and nothing is
+        clipped.
     References: https://arxiv.org/abs/2306.00978
     """
     _checks.one_of("awq", tuple(_quantize.BITS), kind=kind)
@@ -74,7 +76,7 @@ def awq(
         batches,
         edit,
         pattern=pattern,
-        at_once=at_once,
+        layers_per_pass=layers_per_pass,
         donate=donate,
     )
 
@@ -88,18 +90,18 @@ def llm_int8(
     pattern: str = _quantize.LINEAR,
     donate: bool = False,
 ) -> Params:
-    """int8 with one scale an output, but inputs with outliers keep their weights.
+    """Rounds to int8 with one scale per output, except the weights of outlier inputs.
 
-    An input is an outlier where any |x| >= threshold on the calibration rows (Section 3
-    of Dettmers et al. 2022, which looks at each batch as it comes). Activations, which
-    LLM.int8 rounds as well, are not rounded: this edits weights. Without outliers it is
-    `quantize(params, "int8")`.
+    An input is an outlier if some |x| >= threshold on the calibration rows (Section 3
+    of Dettmers et al. 2022, which decides for each batch at run time). LLM.int8 also
+    rounds activations; this edit changes weights only. Without outliers the result is
+    that of `quantize(params, "int8")`.
 
     Args:
         model, params, batches, pattern, donate: as for `gptq`.
-        threshold: > 0.
+        threshold: smallest |x| that makes an input an outlier, > 0.
     Returns:
-        A tree like params, in its dtypes and shards.
+        A tree like params, with its dtypes and sharding.
     Raises:
         ValueError: if threshold <= 0, there are no batches, or no leaf matches.
     References: https://arxiv.org/abs/2208.07339
@@ -108,7 +110,7 @@ def llm_int8(
 
     def edit(kernels, inputs):
         outlier = inputs.largest >= threshold
-        return {path: _but(x, outlier) for path, x in kernels.items()}
+        return {path: _round_others(x, outlier) for path, x in kernels.items()}
 
     return _inputs.map_sites(
         "llm_int8",
@@ -117,23 +119,24 @@ def llm_int8(
         batches,
         edit,
         pattern=pattern,
-        at_once=None,
+        layers_per_pass=None,
         donate=donate,
     )
 
 
 @jax.jit
-def _but(kernels: Array, outlier: Array) -> Array:
-    w, kept = _quantize.wide(kernels), outlier[:, :, None]
+def _round_others(kernels: Array, outlier: Array) -> Array:
+    """int8 values of kernels [n, in, out]; rows of outlier inputs [n, in] are kept."""
+    w, outlier = _quantize.wide(kernels), outlier[:, :, None]
     new = _quantize.rounded(
-        jnp.where(kept, 0, w), bits=8, scheme="symmetric", group="channel"
+        jnp.where(outlier, 0, w), bits=8, scheme="symmetric", group="channel"
     )
-    return jnp.where(kept, w, new).astype(kernels.dtype)
+    return jnp.where(outlier, w, new).astype(kernels.dtype)
 
 
 @partial(jax.jit, static_argnames=("bits", "scheme", "group", "steps"))
 def _search(kernels, gram, mean, *, bits, scheme, group, steps):
-    """{path: [n, in, out]} of the kernels that read one site, layer by layer."""
+    """AWQ of the kernels {path: [n, in, out]} that read one site, layer by layer."""
 
     def one(layer):
         kernels, gram, mean = layer

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Selective synaptic dampening: weights that matter to the forget set shrink."""
+"""Selective synaptic dampening (SSD): shrinks weights important to the forget set."""
 
 import jax
 import jax.numpy as jnp
@@ -11,33 +11,34 @@ from jaxunlearn.typing import Params, PyTree
 
 def dampen(
     params: Params,
+    *,
     forget: PyTree,
     all_data: PyTree,
-    *,
     alpha: float = 10.0,
     lambda_: float = 1.0,
 ) -> Params:
-    """Scales weights by min(lambda D / F, 1) wherever F > alpha D.
+    """Scales the weights with F > alpha D by min(lambda D / F, 1).
 
     F and D are importances of each weight on the forget set and on all training data,
-    forget set included: the diagonal of the Fisher information, the mean of squared
-    gradients of the log-likelihood. Both by one rule, as only their ratio counts. Where
-    D is 0 and F is not, the weight becomes 0; where F is 0, nothing changes.
+    which includes the forget set: the diagonal of the Fisher information, that is, the
+    mean of squared gradients of the log-likelihood (`stats.fisher`). Compute both in
+    the same way, because only their ratio matters. A weight with D = 0 and F > 0
+    becomes 0; a weight with F = 0 does not change.
 
     Args:
         params: the model to edit.
         forget: F, a tree like params, >= 0.
         all_data: D, the same on all data.
-        alpha: how many times more a weight must matter to the forget set, > 0; larger
+        alpha: smallest ratio F / D at which a weight is changed, > 0; a larger alpha
             changes fewer weights.
-        lambda_: strength; smaller shrinks more, > 0.
+        lambda_: strength, > 0; a smaller lambda shrinks weights more.
     Returns:
-        A tree like params, in its dtypes and, where they lie on a mesh, its shards.
+        A tree like params, with its dtypes and sharding.
     Raises:
         ValueError: if alpha or lambda_ is not > 0, importances are NaN or negative, or
             the trees differ.
-    Paper and code: the released code takes the mean gradient of a batch before it
-    squares, and alpha 10 (5 for its vision transformer) with lambda 1.
+    Paper and code: the released code averages gradients over a batch before it squares
+        them, and uses alpha = 10 (5 for its vision transformer) and lambda = 1.
     References: https://arxiv.org/abs/2308.07707
     """
     _checks.positive("dampen", alpha=alpha, lambda_=lambda_)
@@ -60,6 +61,6 @@ def _check_importances(**importances: PyTree) -> None:
         for path, x in trees.paths(tree).items():
             if not isinstance(x, jax.core.Tracer) and not bool(jnp.all(x >= 0)):
                 raise ValueError(
-                    f"dampen needs importances >= 0, got negative ones or NaN in "
-                    f"{name} at {path!r}. Give means of squared gradients."
+                    f"dampen needs {name} >= 0, got negative values or NaN at {path!r}."
+                    " Pass means of squared gradients, as stats.fisher gives them."
                 )

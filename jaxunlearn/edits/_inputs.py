@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the kernels of a model read on calibration rows, for edits that look at it."""
+"""Statistics of the kernels' inputs on calibration rows, for edits that need them."""
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -20,7 +20,7 @@ class Inputs(NamedTuple):
         gram: [n layers, units, units], the sum of x x^T.
         mean: [n, units], the mean of |x|.
         largest: [n, units], the maximum of |x|.
-        tokens: int32[], how many real tokens that were.
+        tokens: int32[], number of real tokens.
     """
 
     gram: Array
@@ -38,10 +38,10 @@ def collect(
     """Statistics of every site that kernels read, from one forward pass over the rows.
 
     Args:
-        model: whose sites name their readers, as those of `models.make` do.
+        model: one whose sites name their readers, such as those of `models.make`.
         params: its parameters.
         batches: rows with `tokens` and `mask`; one batch is in memory at a time.
-        layers: which layers to look at; None means all. The pass ends at the last one.
+        layers: indices of the layers; None means all. The pass ends at the last one.
     Returns:
         Inputs by the site's name.
     Raises:
@@ -51,8 +51,8 @@ def collect(
     sites = {name: site for name, site in model.sites.items() if site.readers}
     if not sites or not batches:
         raise ValueError(
-            "edits that look at inputs need a model whose sites name the kernels that "
-            f"read them and at least one batch, got sites {_checks.listed(sites)} and "
+            "collect_inputs needs a model whose sites name the kernels that read them "
+            f"and at least one batch, got sites {_checks.listed(sites)} and "
             f"{len(batches)} batches. Use models.make, and data.encode for the rows."
         )
     layers = tuple(range(_layers(model)) if layers is None else layers)
@@ -68,30 +68,32 @@ def collect(
     tokens = next(iter(sums.values())).tokens
     if not isinstance(tokens, jax.core.Tracer) and not tokens:
         raise ValueError(
-            "edits that look at inputs need rows with real tokens, got "
-            f"{len(batches)} batches whose masks are all False. Look at the mask."
+            "collect_inputs needs rows with real tokens, got "
+            f"{len(batches)} batches whose mask is False everywhere. Check the mask."
         )
     for name, each in sums.items():
         traced = isinstance(tokens, jax.core.Tracer)
         if not traced and not jnp.isfinite(each.mean).all():
             raise ValueError(
-                "edits that look at inputs need finite ones, got some at the site "
-                f"{name!r} that are not. The model has broken down on these rows, or "
-                "its weights are not finite."
+                "collect_inputs needs finite inputs, got others at the site "
+                f"{name!r}. Check that the weights are finite and the model has not "
+                "diverged."
             )
     count = jnp.maximum(tokens, 1).astype(jnp.float32)
     return {name: x._replace(mean=x.mean / count) for name, x in sums.items()}
 
 
 def check_tokens(owner: str, kernels: Mapping[str, Array], inputs: Inputs) -> None:
-    """Raises ValueError where the gram matrix cannot have full rank, so that errors in
-    some directions would count for nothing; a traced count is not known."""
+    """Raises ValueError if there are too few tokens for a gram matrix of full rank.
+
+    Errors in some directions would then have no cost. A traced count is not checked.
+    """
     units = inputs.gram.shape[-1]
     if not isinstance(inputs.tokens, jax.core.Tracer) and inputs.tokens < units:
         raise ValueError(
             f"{owner} needs at least as many calibration tokens as a kernel has "
-            f"inputs, got {int(inputs.tokens)} tokens and {_checks.listed(kernels)} "
-            f"with {units} inputs: errors would go where no row looks. Give more rows."
+            f"inputs, got {int(inputs.tokens)} tokens for {units} inputs of "
+            f"{_checks.listed(kernels)}. Pass more rows."
         )
 
 
@@ -103,44 +105,44 @@ def map_sites(
     function: Callable[[Mapping[str, Array], Inputs], Mapping[str, Array]],
     *,
     pattern: str,
-    at_once: int | None,
+    layers_per_pass: int | None,
     donate: bool,
 ) -> Params:
     """params with function({path: [n, in, out]}, Inputs) for the kernels of each site.
 
     Args:
-        owner: who asks, for errors.
-        function: also gets only the kernels whose whole path matches `pattern`.
-        at_once: how many layers are looked at, then edited, in one go; None means all.
+        owner: name of the calling function, for errors.
+        function: gets the kernels whose whole path matches `pattern`.
+        layers_per_pass: number of layers whose inputs are collected in one pass, before
+            these layers are edited; None means all.
         donate: whether leaves are freed as soon as they have been edited.
     """
-    at_once = _layers(model) if at_once is None else at_once
-    _checks.positive_int(owner, at_once=at_once)
+    layers_per_pass = _layers(model) if layers_per_pass is None else layers_per_pass
+    _checks.positive_int(owner, layers_per_pass=layers_per_pass)
     matched = trees.paths(trees.split(params, pattern)[0])
     readers = {path for site in model.sites.values() for path in site.readers}
-    strange = [path for path in matched if path not in readers]
-    if strange:
+    if others := [path for path in matched if path not in readers]:
         raise ValueError(
-            f"{owner} needs kernels whose input is a site of the model, got "
-            f"{_checks.listed(strange)}. Name fewer leaves in pattern; the sites' "
-            f"readers are {_checks.listed(sorted(readers), 16)}."
+            f"{owner} needs a pattern that matches only kernels whose input is a site, "
+            f"got {_checks.listed(others)}. The kernels that read a site are "
+            f"{_checks.listed(sorted(readers), 16)}."
         )
-    for first in range(0, _layers(model), at_once):
-        layers = tuple(range(first, min(first + at_once, _layers(model))))
+    for first in range(0, _layers(model), layers_per_pass):
+        layers = tuple(range(first, min(first + layers_per_pass, _layers(model))))
         inputs = collect(model, params, batches, layers)
         for name, site in model.sites.items():
-            ours = [path for path in site.readers if path in matched]
-            if not ours:
+            paths = [path for path in site.readers if path in matched]
+            if not paths:
                 continue
             leaves = trees.paths(params)
-            kernels = {path: leaves[path][layers[0] : layers[-1] + 1] for path in ours}
+            kernels = {path: leaves[path][layers[0] : layers[-1] + 1] for path in paths}
             edited = function(kernels, inputs.pop(name))
             params = _with(params, edited, layers, donate)
     return params
 
 
 def _with(params: Params, edited: Mapping[str, Array], layers, donate) -> Params:
-    """params with the edited layers of some leaves, in their dtypes and shards."""
+    """params with the edited layers of some leaves, in their dtypes and sharding."""
 
     def leaf(path, x):
         if path not in edited:

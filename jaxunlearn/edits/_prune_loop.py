@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Selective pruning, a little at a time, until a rule says stop."""
+"""Selective pruning in steps, until a stop rule holds."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -12,13 +12,13 @@ from jaxunlearn.typing import Array, Model, Params
 
 
 class Pruned(NamedTuple):
-    """What `prune_loop` gives.
+    """The result of `prune_loop`.
 
     Attributes:
-        params: of the last step that kept the rules.
-        removed: [N, units] bool, the units that are gone in them; None before any.
-        history: (forget, retain) accuracy before and after each step that was scored,
-            the one that broke a rule too.
+        params: after the last step that respected the rules.
+        removed: [N, units] bool, the units removed in them; None if no step did.
+        history: (forget, retain) accuracy before the first step and after each step,
+            including the step that broke a rule.
     """
 
     params: Params
@@ -34,48 +34,52 @@ def prune_loop(
     *,
     site: str = "mlp",
     fraction: float = 0.02,
-    retain_drop: float = 1.0,
-    budget: float = 1.0,
+    max_retain_drop: float = 1.0,
+    max_fraction: float = 1.0,
 ) -> Pruned:
-    """Prunes `fraction` of the site's units a step and scores what is left anew.
+    """Prunes a fraction of the site's units per step, with new scores for every step.
 
     Args:
-        model: whose units go.
-        params: its parameters, never changed.
-        scores: params -> [N, units], highest first to go; `unit_scores` of activity.
+        model: the model to prune.
+        params: its parameters; they are not changed.
+        scores: params -> [N, units], such as `unit_scores` of the activity; the units
+            with the highest scores are removed.
         evaluate: params -> (forget accuracy, retain accuracy).
-        site: of the units.
-        fraction: of all units, a step, in (0, 1].
-        retain_drop: the loop ends before retain accuracy is lower than at first by more
-            than this, in accuracy's units.
-        budget: it ends before more than this fraction of all units is gone.
+        site: the site whose units are pruned.
+        fraction: of all units, per step, in (0, 1].
+        max_retain_drop: the loop ends before a step that lowers the retain accuracy by
+            more than this below its first value, in the unit of the accuracy.
+        max_fraction: the loop ends before more than this fraction of all units is
+            removed, in (0, 1].
+    Returns:
+        The pruned params, the removed units and the accuracies.
     Raises:
-        ValueError: if a fraction is not in (0, 1] or less than one unit, a drop is < 0,
-            an accuracy is not finite, or scores are NaN.
-    Paper and code: the released code has no stop rule; its runs go on to an empty
-        network, and a point is picked afterwards.
+        ValueError: if a fraction is not in (0, 1] or less than one unit,
+            max_retain_drop is negative, an accuracy is not finite, or scores are NaN.
+    Paper and code: the released code has no stop rule; it prunes until the network is
+        empty, and a step is chosen afterwards.
     References: https://arxiv.org/abs/2403.01267
     """
     owner = "prune_loop"
-    _checks.positive(owner, fraction=fraction, budget=budget)
-    _checks.not_negative(owner, retain_drop=retain_drop)
-    if fraction > 1 or budget > 1:
+    _checks.positive(owner, fraction=fraction, max_fraction=max_fraction)
+    _checks.not_negative(owner, max_retain_drop=max_retain_drop)
+    if fraction > 1 or max_fraction > 1:
         raise ValueError(
             f"{owner} needs fractions of at most 1, got fraction={fraction} and "
-            f"budget={budget}."
+            f"max_fraction={max_fraction}."
         )
     history = [_accuracies(owner, evaluate, params)]
     pruned, removed = params, None
-    for step in range(1, int(budget / fraction + 1e-6) + 1):
+    for step in range(1, int(max_fraction / fraction + 1e-6) + 1):
         gone = select_units(scores(pruned), fraction, removed=removed)
         if removed is None and not bool(jnp.any(gone)):
             raise ValueError(
-                f"{owner} needs a fraction of at least one of {gone.size} units a step,"
-                f" got fraction={fraction}."
+                f"{owner} needs a fraction of at least one of {gone.size} units per "
+                f"step, got fraction={fraction}."
             )
         trial = prune_units(model, params, {site: gone})
         history.append(_accuracies(owner, evaluate, trial))
-        if history[0][1] - history[step][1] > retain_drop:
+        if history[0][1] - history[step][1] > max_retain_drop:
             break
         pruned, removed = trial, gone
     return Pruned(pruned, removed, tuple(history))

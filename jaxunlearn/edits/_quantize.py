@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Rounding weights to few bits: whole-number grids, code books and ggml's blocks.
+"""Rounding weights to few bits: integer grids, code books and ggml's blocks.
 
-Weights come back in their own dtype, rounded ("fake quantized"), so that the same model
-runs them: what a deployed model computes with, up to its kernels' arithmetic.
+The rounded weights keep their dtype ("fake quantization"), so the same model runs them.
+They are the weights that a deployed quantized model computes with; only the arithmetic
+of its kernels may differ.
 """
 
 import re
@@ -26,17 +27,18 @@ NF4 = (
     *(0.33791524171829224, 0.44070982933044434, 0.5626170039176941),
     *(0.7229568362236023, 1.0),
 )
-# bitsandbytes' sign, two bits of exponent, one of fraction; the smallest is subnormal.
+# As in bitsandbytes: sign, two exponent bits, one fraction bit. The smallest value that
+# is not 0 is subnormal.
 FP4 = tuple(x / 12 for x in (0.0, 0.0625, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0))
 _KINDS = (*BITS, "nf4", "fp4", *_ggml.KINDS)
 
-# Scheme -> the code that the largest |w| falls on, of 2^(bits - 1) = half.
-_REACH = {
+# Scheme -> the code of the largest |w|, as a function of half = 2^(bits - 1).
+_MAX_CODE = {
     "symmetric": lambda half: half - 1.0,
     "symmetric_half": lambda half: half - 0.5,
     "symmetric_full": lambda half: half - 0.0,
 }
-SCHEMES = (*_REACH, "asymmetric")
+SCHEMES = (*_MAX_CODE, "asymmetric")
 
 
 def quantize(
@@ -48,53 +50,55 @@ def quantize(
     pattern: str = LINEAR,
     donate: bool = False,
 ) -> Params:
-    """Rounds each weight to the nearest value that a few bits can say.
+    """Rounds each weight to the nearest value that a few bits can represent.
 
-    Whole numbers: w becomes s (clip(round(w / s) + z, 0, 2^b - 1) - z), with one scale
-    s and zero point z for each group; halves go to the even code. With m = max |w|:
+    Integers ("int8" to "int2"): w becomes s (clip(round(w / s) + z, 0, 2^b - 1) - z),
+    with one scale s and one zero point z per group; round is half to even. With
+    m = max |w|:
 
     | scheme | s | z |
     | --- | --- | --- |
     | "symmetric" | m / (2^(b-1) - 1) | 2^(b-1) |
-    | "symmetric_half" | m / (2^(b-1) - 0.5), as compressed-tensors and qwix | 2^(b-1) |
-    | "symmetric_full" | m / 2^(b-1), the Delta of 2410.16454 | 2^(b-1) |
+    | "symmetric_half" | m / (2^(b-1) - 0.5), of compressed-tensors and qwix | 2^(b-1) |
+    | "symmetric_full" | m / 2^(b-1), Delta in 2410.16454 | 2^(b-1) |
     | "asymmetric" | (max(w, 0) - min(w, 0)) / (2^b - 1) | round(-min(w, 0) / s) |
 
-    Code books: w becomes a c, with a = max |w| of 64 weights that follow one another
-    along the input axis and c the nearest value of the book to w / a, as bitsandbytes
-    without double quantization. Where 64 does not divide the inputs, blocks run on into
-    the next output's weights and the last one is short, as there.
+    Code books ("nf4", "fp4"): w becomes a c, where a = max |w| over a block of 64
+    weights along the input axis, and c is the value of the book nearest to w / a, as in
+    bitsandbytes without double quantization. If 64 does not divide the number of
+    inputs, blocks continue with the weights of the next output, and the last block is
+    shorter, as in bitsandbytes.
 
-    "q4_0", "q4_1" and "q8_0" are what a GGUF file gives back, blocks of 32 along the
-    input axis with scales of float16: to the bit what `gguf`'s quantizer says, in
-    float32, so that `hf.save_gguf` keeps these values as they are.
+    GGUF ("q4_0", "q4_1", "q8_0"): the values read from a GGUF file, with blocks of 32
+    along the input axis and float16 scales. In float32 they equal those of the
+    quantizer of `gguf` to the bit, so `hf.save_gguf` does not change them.
 
-    Weights round in float32 (float64 for such leaves, but not for GGUF's kinds). Scales
-    of whole numbers have 16 bits, so that a code times a scale is exact
-    ("symmetric_half" keeps them whole). Quantizing twice is quantizing once, bit by
-    bit: for code books in every dtype; for "symmetric", "asymmetric" (where ends lie
-    halfway between codes its scale is shorter by a bit of its 16) and GGUF's kinds in
-    float32. In narrower dtypes it holds up to their rounding. The other two schemes
-    shrink the range each time. So quantize the model that was trained, not one that was
-    quantized. A weight that is not finite stays so, and may take its group with it.
+    Weights are rounded in float32 (float64 leaves in float64, except for GGUF). Scales
+    of integers are reduced to 16 bits, so that a code times a scale is exact
+    ("symmetric_half" keeps the full scale). Quantizing twice equals quantizing once,
+    bit by bit: for code books in every dtype; for "symmetric", "asymmetric" (if both
+    ends are halfway between codes its scale has one bit less) and GGUF in float32. In
+    narrower dtypes this holds up to their rounding. The other two schemes reduce the
+    range each time. Therefore quantize the trained model, not a quantized one. A weight
+    that is not finite stays so, and may make its group not finite.
 
     Args:
-        params: the model to edit; kernels are [..., in, out], and each entry of the
-            leading axes (a layer) is quantized by itself.
+        params: the params to edit; kernels are [..., in, out], and each entry of the
+            leading axes (a layer) is quantized separately.
         kind: "int8", "int4", "int3", "int2", "nf4", "fp4", "q4_0", "q4_1" or "q8_0".
-            The released code of 2410.16454 runs "fp4" for its 4 bits, and LLM.int8 for
-            8, which without outliers is "int8" (see `llm_int8`).
-        group: which weights share a scale: that many along the input axis, "channel"
-            (all inputs of an output) or "tensor". None means "channel", blocks of 64
-            for code books and of 32, which cannot be others, for GGUF's kinds.
-        scheme: of whole numbers, see above; the others have none.
-        pattern: regular expression matched against whole leaf paths. By default the
-            linear kernels of the blocks, without embeddings, norms and biases.
-        donate: frees each leaf as soon as its rounded one is there, so that memory
-            holds one leaf twice and never the model; params cannot be used afterwards.
+            The released code of 2410.16454 uses "fp4" for 4 bits and LLM.int8 for 8,
+            which equals "int8" if there are no outliers (see `llm_int8`).
+        group: the weights that share a scale: a number of inputs, "channel" (all inputs
+            of an output) or "tensor". None is "channel" for integers, 64 for code books
+            and 32, the only possible value, for GGUF.
+        scheme: see above; for integers only.
+        pattern: regular expression matched against whole leaf paths. The default
+            matches the linear kernels of the blocks, not embeddings, norms or biases.
+        donate: frees each leaf as soon as its rounded copy exists, so that only one
+            leaf is in memory twice; params cannot be used afterwards.
     Returns:
-        A tree like params, in its dtypes and shards; leaves that do not match are the
-        same arrays. Leaves are worked on one after another.
+        A tree like params, with its dtypes and sharding; leaves that do not match are
+        the same arrays. Leaves are processed one after another.
     Raises:
         ValueError: if an argument is unknown, a group does not divide a leaf's inputs,
             or no leaf matches.
@@ -109,14 +113,14 @@ def quantize(
         return map_leaves("quantize", params, pattern, function, donate)
     if scheme != "symmetric":
         raise ValueError(
-            f"quantize needs whole numbers for a scheme, got scheme={scheme!r} "
-            f"with kind={kind!r}. Leave it out, or take {_checks.listed(BITS)}."
+            f"quantize needs scheme only for {_checks.listed(BITS)}, got "
+            f"scheme={scheme!r} with kind={kind!r}. Leave it out, or change kind."
         )
     if kind in _ggml.KINDS:
         if group not in (None, _ggml.BLOCK):
             raise ValueError(
-                f"quantize needs group={_ggml.BLOCK} for GGUF's {kind!r}, got "
-                f"group={group!r}. Leave it out, or take {_checks.listed(BITS)}."
+                f"quantize needs group={_ggml.BLOCK} for kind={kind!r}, got "
+                f"group={group!r}. Leave it out, or use {_checks.listed(BITS)}."
             )
         function = partial(_to_ggml, kind=kind)
     else:
@@ -129,13 +133,15 @@ def quantize(
 def map_leaves(
     owner: str, params: Params, pattern: str, function, donate: bool
 ) -> Params:
-    """params with function(path, leaf) where the whole path matches `pattern`, in the
-    leaf's dtype and shards; with `donate` that leaf is freed."""
+    """params with function(path, leaf) for the leaves whose whole path matches.
+
+    The result keeps the sharding of the leaf; with `donate` the leaf is freed.
+    """
     compiled = re.compile(pattern)
     if not any(compiled.fullmatch(path) for path in trees.paths(params)):
         raise ValueError(
-            f"{owner} needs a pattern that matches a leaf, got {pattern!r}; the leaves "
-            f"are {_checks.listed(trees.paths(params))}."
+            f"{owner} needs a pattern that matches a leaf, got pattern={pattern!r}. "
+            f"The leaves are {_checks.listed(trees.paths(params))}."
         )
 
     def leaf(path, x):
@@ -143,8 +149,9 @@ def map_leaves(
             return x
         if x.ndim < 2 or not jnp.issubdtype(x.dtype, jnp.floating):
             raise ValueError(
-                f"{owner} needs kernels [..., in, out] of floats, got {path!r} of "
-                f"shape {x.shape} and dtype {x.dtype}. Name fewer leaves in pattern."
+                f"{owner} needs a pattern that matches only float kernels [..., in, "
+                f"out], got {path!r} of shape {x.shape} and dtype {x.dtype}. Match "
+                "fewer leaves."
             )
         return placed(function(path, x), x, free=donate)
 
@@ -152,40 +159,41 @@ def map_leaves(
 
 
 def placed(new: Array, x: Array, *, free: bool = False) -> Array:
-    """new in the shards of x, where x has any to show; then x may be freed."""
+    """new with the sharding of x, if x is a concrete array; `free` then deletes x."""
     if isinstance(x, jax.core.Tracer) or not isinstance(x, jax.Array):
         return new
     new = jax.device_put(new, x.sharding)
     if free:
-        new.block_until_ready()  # or memory held several leaves twice
+        new.block_until_ready()  # otherwise several leaves are in memory twice
         x.delete()
     return new
 
 
 def wide(x: Array) -> Array:
-    """x in the dtype that it is rounded in."""
+    """x in the dtype in which it is rounded."""
     return x.astype(jnp.float64 if x.dtype == jnp.float64 else jnp.float32)
 
 
 def grid(w: Array, bits: int, scheme: str, axes: tuple[int, ...]):
-    """(scale, zero) of the weights along `axes`, which stay with length 1."""
+    """(scale, zero point) of the weights along `axes`, which keep length 1."""
     half = 2 ** (bits - 1)
     if scheme == "asymmetric":
         low = jnp.minimum(jnp.min(w, axes, keepdims=True), 0)
         high = jnp.maximum(jnp.max(w, axes, keepdims=True), 0)
-        scale = _short((high - low) / (2**bits - 1))
-        # Ends that both lie halfway between codes, up to rounding, may both go inward.
-        # The next shorter scale sends one outward: the range is then the same again.
+        scale = _reduced((high - low) / (2**bits - 1))
+        # If both ends are halfway between codes, up to rounding, both may be rounded
+        # inward, and the range shrinks when quantized again. With the next smaller
+        # scale one of them is rounded outward, so the range stays the same.
         near = (1 - 2.0**-20) / scale
         codes = jnp.round(high * near) - jnp.round(low * near)
-        scale = jnp.where(codes < 2**bits - 1, _short(scale * (1 - 2.0**-15)), scale)
+        scale = jnp.where(codes < 2**bits - 1, _reduced(scale * (1 - 2.0**-15)), scale)
         return scale, jnp.clip(jnp.round(-low / scale), 0, 2**bits - 1)
     largest = jnp.max(jnp.abs(w), axes, keepdims=True)
-    scale = largest / _REACH[scheme](half)
-    if scheme == "symmetric_half":  # its extremes lie halfway: a short scale tips them
+    scale = largest / _MAX_CODE[scheme](half)
+    if scheme == "symmetric_half":  # extremes are halfway: a shorter scale moves them
         scale = jnp.where(scale == 0, 1, scale)  # NaN stays NaN
     else:
-        scale = _short(scale)
+        scale = _reduced(scale)
     return scale, jnp.full_like(scale, half)
 
 
@@ -196,7 +204,7 @@ def onto_grid(w: Array, scale: Array, zero: Array, bits: int) -> Array:
 
 
 def rounded(w: Array, *, bits: int, scheme: str, group: int | str) -> Array:
-    """w [..., in, out], in its wide dtype, on the grids of its groups."""
+    """w [..., in, out] rounded to the grids of its groups, in the dtype of w."""
     if isinstance(group, str):
         axes = {"channel": (-2,), "tensor": (-2, -1)}[group]
         return onto_grid(w, *grid(w, bits, scheme, axes), bits)
@@ -209,13 +217,13 @@ def check_group(owner: str, path: str, shape: tuple[int, ...], group: int | str)
     if not isinstance(group, str) and shape[-2] % group:
         raise ValueError(
             f"{owner} needs a group that divides the inputs of every kernel, got "
-            f"group={group} and {path!r} with {shape[-2]} inputs. Take a divisor, or "
-            f"group='channel'."
+            f"group={group} and {path!r} with {shape[-2]} inputs. Use a divisor, or "
+            "group='channel'."
         )
 
 
 def check_grid(owner: str, scheme: str, group: int | str) -> None:
-    """Raises ValueError or TypeError unless both are known."""
+    """Raises ValueError or TypeError unless scheme and group are valid."""
     _checks.one_of(owner, SCHEMES, scheme=scheme)
     if isinstance(group, str):
         _checks.one_of(owner, ("channel", "tensor"), group=group)
@@ -245,8 +253,8 @@ def _look_up_leaf(x, *, kind, block):
         blocks = w.reshape(*w.shape[:-2], -1, block, outputs)
         return _in_book(blocks, kind, -2).reshape(x.shape).astype(x.dtype)
     rows = jnp.swapaxes(w, -1, -2).reshape(*w.shape[:-2], inputs * outputs)
-    short = -rows.shape[-1] % block
-    rows = jnp.pad(rows, [(0, 0)] * (rows.ndim - 1) + [(0, short)])
+    padding = -rows.shape[-1] % block
+    rows = jnp.pad(rows, [(0, 0)] * (rows.ndim - 1) + [(0, padding)])
     rows = _in_book(rows.reshape(*rows.shape[:-1], -1, block), kind, -1)
     rows = rows.reshape(*w.shape[:-2], -1)[..., : inputs * outputs]
     return jnp.swapaxes(rows.reshape(*w.shape[:-2], outputs, inputs), -1, -2).astype(
@@ -257,9 +265,9 @@ def _look_up_leaf(x, *, kind, block):
 def _to_ggml(path, x, *, kind):
     if x.shape[-2] % _ggml.BLOCK:
         raise ValueError(
-            f"quantize needs kernels whose inputs {_ggml.BLOCK} divides for GGUF's "
-            f"{kind!r}, got {path!r} with {x.shape[-2]} inputs. Name fewer leaves in "
-            f"pattern, or take {_checks.listed(BITS)}."
+            f"quantize needs numbers of inputs that {_ggml.BLOCK} divides for "
+            f"kind={kind!r}, got {path!r} with {x.shape[-2]} inputs. Match fewer "
+            f"leaves in pattern, or use {_checks.listed(BITS)}."
         )
     return _ggml_leaf(x, kind=kind)
 
@@ -270,6 +278,7 @@ def _ggml_leaf(x, *, kind):
 
 
 def _in_book(blocks: Array, kind: str, axis: int) -> Array:
+    """Blocks along `axis`, rounded to their largest |w| times values of the book."""
     largest = jnp.max(jnp.abs(blocks), axis, keepdims=True)
     x = blocks / jnp.where(largest == 0, 1, largest)
     if kind == "nf4":
@@ -278,14 +287,14 @@ def _in_book(blocks: Array, kind: str, axis: int) -> Array:
 
 
 def _nearest(x: Array, book: tuple[float, ...]) -> Array:
-    """The value of a rising book nearest to x; the lower one halfway."""
+    """The value of an increasing book nearest to x; ties go to the lower one."""
     y = jnp.full_like(x, book[0])
     for below, above in zip(book[:-1], book[1:], strict=True):
         y = jnp.where(x > (below + above) / 2, above, y)
     return y
 
 
-def _short(scale: Array) -> Array:
-    """A scale of 16 bits: 1 where it was 0, so that zeros stay zeros; NaN stays NaN."""
+def _reduced(scale: Array) -> Array:
+    """The scale with 15 mantissa bits; 1 if it is 0, so that zeros stay 0."""
     short = jax.lax.reduce_precision(scale, exponent_bits=8, mantissa_bits=15)
     return jnp.where(short == 0, 1, short)

@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Value units of attention in singular directions, the function unchanged.
+"""Rotates the value units of attention to singular directions, the function unchanged.
 
-Between the values of a head and the output projection nothing bends, so that any basis
-of that space computes the same. In this one units are ordered by how much they carry:
+There is no nonlinearity between the values of a head and the output projection, so any
+basis of the value space computes the same function. In this basis units are ordered by
+their singular values:
 
-    turned = edits.svd_values(model, params)
-    found = stats.activity(model, turned, batches, ("attention",))["attention"]
+    rotated = edits.svd_values(model, params)
+    found = stats.activity(model, rotated, batches, ("attention",))["attention"]
 
-and `prune_units` then takes away singular directions instead of coordinates.
+`prune_units` then removes singular directions instead of coordinates.
 """
 
 import jax
@@ -18,61 +19,62 @@ from jaxunlearn.edits import _quantize
 from jaxunlearn.typing import Array, Model, Params
 
 _SITE = "attention"
-_ZERO = 1e-6  # of a head's largest singular value: no value comes through below
+_ZERO = 1e-6  # singular values below this fraction of a head's largest count as 0
 
 
 def svd_values(model: Model, params: Params) -> Params:
-    """Turns each value head into the singular basis of values times output kernel.
+    """Rotates each value head to the singular basis of values times output kernel.
 
-    For value head g with its kernel V [in, size] and the rows O [size, heads * out] of
-    all query heads that read it, V O = u s w^T gives
+    Let V [in, size] be the kernel of a value head, and O [size, heads * out] the rows
+    of the output kernel for all query heads that read it. With the SVD V O = u s w^T,
 
         V <- u s^(1/2)    O <- s^(1/2) w^T
 
-    without that product being made: thin QR of V and O^T, then an SVD of [size, size].
-    A bias b of the values becomes (b O w) s^(-1/2); as attention's weights add up to 1
-    it is a constant behind the output kernel, and stays that one. Directions of s = 0
-    keep rows of length 1 in O, so that the bias still reaches it.
+    The product V O is never formed: thin QR of V and O^T, then an SVD of [size, size].
+    A bias b of the values becomes (b O w) s^(-1/2). Attention weights sum to 1, so its
+    effect is a constant after the output kernel, which does not change. Directions with
+    s = 0 keep rows of length 1 in O, so the bias has an effect through them.
 
     Args:
-        model: whose site `attention` names the two kernels (models.make).
+        model: one whose site `attention` names the two kernels (models.make).
         params: its parameters.
     Returns:
-        A tree like params, in its dtypes and shards; units of a head by falling s.
+        A tree like params, with its dtypes and sharding; the units of each head are in
+        order of decreasing s.
     Raises:
-        ValueError: if the model has no such site, there are LoRA's leaves beside the
-            kernels, or a side is shorter than a head. KeyError: if they are missing.
-    Paper and code: the released code takes the SVD for each query head, which grouped
-        values do not allow, and an inverse of the whole output kernel for the bias.
+        ValueError: if the model has no such site, the kernels have LoRA leaves, or a
+            side of a kernel is smaller than a head. KeyError: if a kernel is missing.
+    Paper and code: the released code computes an SVD for each query head, which is not
+        possible with grouped values, and inverts the full output kernel for the bias.
     References: https://arxiv.org/abs/2403.01267
     """
     owner = "svd_values"
     site = model.sites.get(_SITE)
     if site is None or site.reader is None or len(site.writers) != 1:
         raise ValueError(
-            f"{owner} needs a model whose site {_SITE!r} has one kernel before and one "
-            f"behind it, got sites {_checks.listed(model.sites)}. Use models.make."
+            f"{owner} needs a model whose site {_SITE!r} is written by one kernel and "
+            f"read by one, got sites {_checks.listed(model.sites)}. Use models.make."
         )
     (values,), outs = site.writers, site.reader
     leaves = trees.paths(params)
-    fix = "Give the params of this model, merged if they were split."
+    fix = "Pass the params of this model, merged if they were split."
     _checks.has_keys(owner, "leaves", (values, outs), leaves, fix)
     bias = values.removesuffix("kernel") + "bias"
     for path in (values, outs):
         if path.removesuffix("kernel") + "lora_a" in leaves:
             raise ValueError(
-                f"{owner} needs plain params, got LoRA's leaves beside {path!r}. Merge "
-                "them first (wrap.merge_lora)."
+                f"{owner} needs params without LoRA, got LoRA leaves for {path!r}. "
+                "Merge them first (wrap.merge_lora)."
             )
     heads, size = site.grouping
     v, o = leaves[values], leaves[outs]
     if v.shape[1] < size or heads * o.shape[2] < size:
         raise ValueError(
-            f"{owner} needs kernels at least as wide as a head of {size}, got "
-            f"{v.shape} and {o.shape}."
+            f"{owner} needs kernels at least as wide as a head of {size}, got shapes "
+            f"{v.shape} and {o.shape}. Use prune_units without svd_values."
         )
-    turned = _turn(v, o, leaves.get(bias), heads, size)
-    new = dict(zip((values, outs, bias), turned, strict=True))
+    rotated = _rotate(v, o, leaves.get(bias), heads, size)
+    new = dict(zip((values, outs, bias), rotated, strict=True))
 
     def leaf(path, x):
         if path not in new or new[path] is None:
@@ -82,7 +84,7 @@ def svd_values(model: Model, params: Params) -> Params:
     return trees.map_with_path(leaf, params)
 
 
-def _turn(v: Array, o: Array, b: Array | None, heads: int, size: int):
+def _rotate(v: Array, o: Array, b: Array | None, heads: int, size: int):
     layers, width, out = v.shape[0], v.shape[1], o.shape[2]
     v = v.astype(jnp.float32).reshape(layers, width, -1, size).swapaxes(1, 2)
     # [N, value heads, query heads of each, size, out] -> [..., size, heads * out]

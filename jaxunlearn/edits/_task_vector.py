@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Task vectors: forgetting by subtracting what learning the forget set more added."""
+"""Task vectors: forgetting by subtracting what finetuning on the forget set added."""
 
 import jax
 import jax.numpy as jnp
@@ -11,18 +11,17 @@ from jaxunlearn.typing import Params
 def task_vector(
     params: Params, tuned: Params, base: Params | None = None, *, scale: float = 1.0
 ) -> Params:
-    """Negates a task vector: params - scale * (tuned - base), leaf by leaf.
+    """Subtracts a task vector: params - scale * (tuned - base), leaf by leaf.
 
-    The subtraction runs in float32 (float64 for such leaves). Scale 0 is the identity.
+    It is computed in float32 (float64 for float64 leaves). Scale 0 is the identity.
 
     Args:
         params: the model to edit.
         tuned: `base` after finetuning on the forget set.
-        base: where that finetuning began; None means `params`.
-        scale: how many times the vector is taken away, any finite number; negative adds
-            it. MUSE takes 5.
+        base: the params before that finetuning; None means `params`.
+        scale: factor of the vector, finite; a negative scale adds it. MUSE uses 5.
     Returns:
-        A tree like params, in its dtypes and, where they lie on a mesh, its shards.
+        A tree like params, with its dtypes and sharding.
     Raises:
         ValueError: if scale is not finite or the trees differ.
     References: https://arxiv.org/abs/2212.04089, https://arxiv.org/abs/2407.06460
@@ -43,11 +42,11 @@ def check_same(owner: str, params: Params, **others: Params) -> None:
     """Raises ValueError unless all trees have the leaves and shapes of params."""
     wanted = _shapes(params)
     for name, other in others.items():
-        odd = sorted(path for path, _ in _shapes(other).items() ^ wanted.items())
-        if odd:
+        different = sorted(path for path, _ in _shapes(other).items() ^ wanted.items())
+        if different:
             raise ValueError(
-                f"{owner} needs trees of one structure and shapes, but {name} and "
-                f"params differ at {_checks.listed(dict.fromkeys(odd))}."
+                f"{owner} needs {name} to have the leaves and shapes of params, got "
+                f"differences at {_checks.listed(dict.fromkeys(different))}."
             )
 
 

@@ -1,28 +1,28 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Losses: arrays to values that are not averaged. Pure maths; no model in sight.
+"""Losses: functions of arrays that return unreduced values and know no model.
 
-| loss | reads | pushes | source |
+| loss | input | minimising it | source |
 | --- | --- | --- | --- |
-| `nll` | log-probabilities of targets | towards the targets | maximum likelihood |
-| `ascent` | the same | away from the targets, without bound | gradient ascent |
-| `wga` | the same, by token | away, known tokens most | 2502.19301 |
-| `satimp` | the same, by token | away, tokens half known most | 2505.11953 |
-| `npo` | sequence and reference log-probabilities | away, less and less | 2404.05868 |
-| `simnpo` | sequence log-probabilities and lengths | away, less and less | 2410.07163 |
-| `dpo` | those of two answers and references | from one to the other | 2305.18290 |
-| `npo_logits` | logits and reference logits | as MUSE's code does | 2407.06460 |
-| `kl`, `js` | logits and reference logits | towards the reference | distillation |
-| `kl_uniform` | logits | towards knowing nothing | maximum entropy |
-| `undial` | the same and targets | to the reference, target lowered | 2402.10052 |
-| `ce_u` | logits and targets | to the same without the target | 2503.01224 |
-| `complementary_ce` | logits and targets | to all classes but the target | 2407.18467 |
-| `logit_margin` | logits | to equal logits (PDU) | 2506.05314 |
-| `rmu` | hidden states and a target | towards the target | 2403.03218 |
+| `nll` | target log-probabilities | raises the targets | maximum likelihood |
+| `ascent` | target log-probabilities | lowers the targets, without bound | 2210.01504 |
+| `wga` | token log-probabilities | lowers likely tokens most | 2502.19301 |
+| `satimp` | token log-probabilities | lowers tokens of middle p most | 2505.11953 |
+| `npo` | sequence, reference log-probs | lowers answers, saturates | 2404.05868 |
+| `simnpo` | sequence log-probs, lengths | lowers answers, saturates | 2410.07163 |
+| `dpo` | log-probs of two answers | prefers one answer to the other | 2305.18290 |
+| `npo_logits` | logits, reference logits | is what MUSE's code does | 2407.06460 |
+| `kl`, `js` | logits, reference logits | moves to the reference | distillation |
+| `kl_uniform` | logits | moves to the uniform distribution | maximum entropy |
+| `undial` | logits, reference, targets | lowers the target's logit | 2402.10052 |
+| `ce_u` | logits, targets | removes the target's probability | 2503.01224 |
+| `complementary_ce` | logits, targets | favours all other classes | 2407.18467 |
+| `logit_margin` | logits | makes all logits equal (PDU) | 2506.05314 |
+| `rmu` | hidden states, a target | moves states to the target | 2403.03218 |
 
-`token_logps` turns logits into the log-probabilities that the first seven read;
+`token_logps` turns logits into the log-probabilities that the first seven losses take.
 `steering_vector` and `adaptive_target` make targets for `rmu`. Every loss keeps the
-leading axes and returns float32 (float64 if float64 came in); reduce outside, and
-divide by a count once. Random-label and incorrect-answer unlearning is `nll` on other
+leading axes and returns float32 (float64 for float64 input). Reduce outside: sum, then
+divide by the count once. Random-label and incorrect-answer unlearning is `nll` on other
 answers.
 """
 
@@ -46,10 +46,10 @@ __all__ = [
     "ce_u",
     "complementary_ce",
     "dpo",
-    "logit_margin",
     "js",
     "kl",
     "kl_uniform",
+    "logit_margin",
     "nll",
     "npo",
     "npo_logits",

@@ -1,6 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Losses on whole distributions over the vocabulary: stay near a reference's, move to
-one in which the target is less likely, or flatten."""
+"""Losses on full distributions over the vocabulary.
+
+They keep the model near a reference (`kl`, `js`), move it to a distribution in which
+the target is less likely (`undial`, `ce_u`, `complementary_ce`), or flatten it
+(`kl_uniform`, `logit_margin`).
+"""
 
 import jax
 import jax.numpy as jnp
@@ -16,46 +20,47 @@ def kl(
     *,
     where: Array | None = None,
     direction: str = "forward",
-    normalise: bool = True,
+    normalize: bool = True,
 ) -> Array:
     """Kullback-Leibler divergence between a model and a reference, at each position.
 
     With p the model and q the reference, "forward" computes KL(q || p) = sum_v q (log q
     - log p) and "reverse" computes KL(p || q) = sum_v p (log p - log q). Both are 0
-    with zero gradient at the reference. A vocabulary entry of probability 0 under the
-    weighing distribution adds 0, also where its logit is -inf.
+    with zero gradient at the reference. A vocabulary entry whose probability is 0 under
+    the weighting distribution (q forward, p reverse) adds 0, even if its logit is -inf.
 
     Args:
         logits: [..., V] float, the model.
         ref_logits: [..., V] float, the reference. No gradient flows through it.
         where: [...] bool, True where the position counts; None counts all.
         direction: "forward" (mass-covering) or "reverse" (mode-seeking).
-        normalise: take the log-softmax of both. False reads the logits as if they were
-            log-probabilities: no longer a divergence, unbounded below.
+        normalize: apply log-softmax to both. With False the logits are used as
+            log-probabilities; the result is not a divergence and is unbounded below.
     Returns:
         [...] float32, nats, 0 where masked; reduce outside.
     Raises:
         ValueError: if the shapes differ or the direction is unknown.
-    Paper and code: OpenUnlearning's retain KL is the forward form averaged over every
-        position, padding too. The released MUSE code, and BLUR's copy of it, is
-        normalise=False summed over positions and divided by B.
+    Paper and code: OpenUnlearning's retain KL is the forward form averaged over all
+        positions, padding included. The released MUSE code, which BLUR copies, uses
+        normalize=False, sums over positions and divides by B.
     """
     _checks.one_of("kl", ("forward", "reverse"), direction=direction)
     log_p, log_q = _pair("kl", logits, ref_logits, where)
-    if normalise:
+    if normalize:
         log_p, log_q = jax.nn.log_softmax(log_p), jax.nn.log_softmax(log_q)
-    weigher, other = (log_q, log_p) if direction == "forward" else (log_p, log_q)
-    loss = _divergence(weigher, other)
+    pair = (log_q, log_p) if direction == "forward" else (log_p, log_q)
+    loss = _divergence(*pair)
     return loss if where is None else jnp.where(where, loss, 0.0)
 
 
 def kl_uniform(
     logits: Array, *, where: Array | None = None, direction: str = "forward"
 ) -> Array:
-    """`kl` to the uniform distribution u: towards knowing nothing about a position.
+    """Kullback-Leibler divergence between a model and the uniform distribution u.
 
     "forward" computes KL(u || p) = -mean_v log p - ln V, which is not bounded above;
     "reverse" computes KL(p || u) = ln V minus the entropy of p, between 0 and ln V.
+    Both are 0 where the model is maximally uncertain.
 
     Args:
         logits: [..., V] float, the model.
@@ -78,7 +83,7 @@ def js(logits: Array, ref_logits: Array, *, where: Array | None = None) -> Array
     Args:
         logits: [..., V] float, the model.
         ref_logits: [..., V] float, the reference. No gradient flows through it. Zeros
-            stand for the uniform distribution, here and in `kl`.
+            give the uniform distribution, here and in `kl`.
         where: [...] bool, True where the position counts; None counts all.
     Returns:
         [...] float32, nats, 0 where masked; reduce outside.
@@ -86,7 +91,7 @@ def js(logits: Array, ref_logits: Array, *, where: Array | None = None) -> Array
         ValueError: if the shapes differ.
     References: Lin 1991, https://doi.org/10.1109/18.61115
     """
-    log_p, log_q = _log_softmaxes("js", logits, ref_logits, where)
+    log_p, log_q = map(jax.nn.log_softmax, _pair("js", logits, ref_logits, where))
     log_m = jnp.logaddexp(log_p, log_q) - jnp.log(2.0).astype(log_p.dtype)
     loss = 0.5 * (_divergence(log_p, log_m) + _divergence(log_q, log_m))
     return loss if where is None else jnp.where(where, loss, 0.0)
@@ -100,24 +105,25 @@ def undial(
     beta: float = 10.0,
     where: Array | None = None,
 ) -> Array:
-    """UNDIAL: distil from a reference whose logit of the target was lowered.
+    """UNDIAL: cross-entropy against a reference whose target logit is lowered.
 
-    Computes the cross-entropy from softmax(ref_logits - beta * onehot(targets)) to the
-    model, at each position. Unlike ascent it has a minimum, so the model stays whole.
+    Computes the cross-entropy between softmax(ref_logits - beta * onehot(targets)) and
+    the model at each position. Unlike gradient ascent it has a minimum, so training
+    does not diverge.
 
     Args:
         logits: [..., V] float, the model.
-        ref_logits: [..., V] float, the model before unlearning. No gradient.
-        targets: [...] int, the token to be made less likely; one outside [0, V) lowers
-            nothing.
-        beta: by how much its logit is lowered, > 0, nats.
+        ref_logits: [..., V] float, the original model. No gradient flows through it.
+        targets: [...] int, the token to make less likely; a target outside [0, V)
+            changes no logit.
+        beta: amount by which the target's logit is lowered, > 0, nats.
         where: [...] bool, True where the position counts; None counts all.
     Returns:
         [...] float32, nats, 0 where masked; reduce outside.
     Raises:
         ValueError: if beta <= 0 or the shapes differ.
-    Paper and code: OpenUnlearning averages over prompt and padding too, where label
-        -100 lowers vocabulary entry V - 100.
+    Paper and code: OpenUnlearning also averages over prompt and padding, where its
+        label -100 lowers vocabulary entry V - 100.
     References: https://arxiv.org/abs/2402.10052
     """
     _checks.positive("undial", beta=beta)
@@ -130,32 +136,27 @@ def undial(
 
 
 def ce_u(logits: Array, targets: Array, *, where: Array | None = None) -> Array:
-    """CE-U: move to the model's own distribution with the target taken out of it.
+    """CE-U: cross-entropy against the model's distribution without the target.
 
-    Computes the cross-entropy from softmax(logits with the target's at -inf), held
-    fixed, to the model. Its gradient for the logits is p - q: bounded, and zero once
-    the target has no probability left. It needs no reference.
+    The teacher q is softmax(logits with the target's logit at -inf), with no gradient.
+    The gradient with respect to the logits is p - q: it is bounded, and zero once the
+    target has probability 0. No reference model is needed.
 
     Args:
         logits: [..., V] float, the model; V >= 2.
-        targets: [...] int, in [0, V), the token to be forgotten.
+        targets: [...] int, in [0, V), the token to forget.
         where: [...] bool, True where the position counts; None counts all.
     Returns:
         [...] float32, nats, 0 where masked; reduce outside.
     Raises:
         ValueError: if the shapes differ.
-    Paper and code: OpenUnlearning leaves out the first answer token of each row; say so
-        in `where`.
+    Paper and code: OpenUnlearning leaves out the first answer token of each row; set
+        `where` to False there to reproduce it.
     References: https://arxiv.org/abs/2503.01224
     """
-    _checks.same_shape("ce_u", logits=logits[..., 0], targets=targets)
-    _checks.mask("ce_u", where, targets=targets)
-    logits = at_least_float32(logits)
-    if where is not None:
-        logits = jnp.where(where[..., None], logits, 0.0)
-        targets = jnp.where(where, targets, jnp.zeros_like(targets))
-    taken = jax.nn.one_hot(targets, logits.shape[-1], dtype=jnp.bool_)
-    teacher = jax.nn.softmax(jnp.where(taken, -jnp.inf, jax.lax.stop_gradient(logits)))
+    logits, targets = _with_targets("ce_u", logits, targets, where)
+    target = jax.nn.one_hot(targets, logits.shape[-1], dtype=jnp.bool_)
+    teacher = jax.nn.softmax(jnp.where(target, -jnp.inf, jax.lax.stop_gradient(logits)))
     loss = -jnp.sum(teacher * jax.nn.log_softmax(logits), axis=-1)
     return loss if where is None else jnp.where(where, loss, 0.0)
 
@@ -163,26 +164,21 @@ def ce_u(logits: Array, targets: Array, *, where: Array | None = None) -> Array:
 def complementary_ce(
     logits: Array, targets: Array, *, where: Array | None = None
 ) -> Array:
-    """Cross-entropy from all classes but the target, alike likely, to the model.
+    """Cross-entropy against the uniform distribution over all non-target classes.
 
-    Computes -1/(V - 1) sum over v != target of log p_v: the soft form of a label that
-    is turned round ("not this one"). Its least value is ln(V - 1).
+    Computes -1/(V - 1) times the sum of log p_v over v != target: the target serves as
+    a complementary label ("not this class"). The minimum is ln(V - 1).
 
     Args:
         logits: [..., V] float, the model; V >= 2.
-        targets: [...] int, in [0, V), the class to be made less likely.
+        targets: [...] int, in [0, V), the class to make less likely.
         where: [...] bool, True where the position counts; None counts all.
     Returns:
         [...] float32, nats, 0 where masked; reduce outside.
     Raises:
         ValueError: if the shapes differ.
     """
-    _checks.same_shape("complementary_ce", logits=logits[..., 0], targets=targets)
-    _checks.mask("complementary_ce", where, targets=targets)
-    logits = at_least_float32(logits)
-    if where is not None:
-        logits = jnp.where(where[..., None], logits, 0.0)
-        targets = jnp.where(where, targets, jnp.zeros_like(targets))
+    logits, targets = _with_targets("complementary_ce", logits, targets, where)
     others = 1 - jax.nn.one_hot(targets, logits.shape[-1], dtype=logits.dtype)
     total = jnp.sum(others * jax.nn.log_softmax(logits), axis=-1)
     loss = -total / (logits.shape[-1] - 1)
@@ -190,9 +186,10 @@ def complementary_ce(
 
 
 def logit_margin(logits: Array, *, where: Array | None = None) -> Array:
-    """Logit-margin flattening, the forget loss of PDU: (max_v z - mean_v z)^2.
+    """Squared logit margin, the forget loss of PDU: (max_v z - mean_v z)^2.
 
-    Bounded below by 0, where all tokens are equally likely; convex in the logits.
+    It is convex in the logits z, and its minimum 0 is where all tokens are equally
+    likely.
 
     Args:
         logits: [..., V] float, the model.
@@ -212,7 +209,7 @@ def logit_margin(logits: Array, *, where: Array | None = None) -> Array:
 
 
 def _pair(owner, logits, ref_logits, where):
-    """Both in one precision, 0 where masked, no gradient to the reference."""
+    """(logits, ref_logits) in one dtype, 0 where masked, no gradient to the second."""
     _checks.same_shape(owner, logits=logits, ref_logits=ref_logits)
     _checks.mask(owner, where, logits=logits[..., 0])
     p = at_least_float32(logits)
@@ -223,13 +220,19 @@ def _pair(owner, logits, ref_logits, where):
     return p, q
 
 
-def _log_softmaxes(owner, logits, ref_logits, where):
-    p, q = _pair(owner, logits, ref_logits, where)
-    return jax.nn.log_softmax(p), jax.nn.log_softmax(q)
+def _with_targets(owner, logits, targets, where):
+    """(logits, targets) checked, in float32 at least, and 0 where masked."""
+    _checks.same_shape(owner, logits=logits[..., 0], targets=targets)
+    _checks.mask(owner, where, targets=targets)
+    logits = at_least_float32(logits)
+    if where is not None:
+        logits = jnp.where(where[..., None], logits, 0.0)
+        targets = jnp.where(where, targets, jnp.zeros_like(targets))
+    return logits, targets
 
 
-def _divergence(weigher, other):
-    """sum_v exp(weigher) (weigher - other); entries of probability 0 add 0."""
-    possible = weigher > -jnp.inf
-    gap = jnp.where(possible, weigher, 0.0) - jnp.where(possible, other, 0.0)
-    return jnp.sum(jnp.exp(weigher) * gap, axis=-1)
+def _divergence(log_p, log_q):
+    """KL(p || q) = sum_v p (log p - log q); entries with p = 0 add 0."""
+    possible = log_p > -jnp.inf
+    gap = jnp.where(possible, log_p, 0.0) - jnp.where(possible, log_q, 0.0)
+    return jnp.sum(jnp.exp(log_p) * gap, axis=-1)

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Likelihood losses: what a model gives to the tokens it should keep or lose.
+"""Likelihood losses: raise or lower the log-probability of given tokens.
 
-`token_logps` reads log-probabilities off logits; `nll` raises them, `ascent` lowers
-them. Bind them: `terms.on_logps(losses.nll, model, "retain", reduce="token")`.
+`token_logps` computes log-probabilities from logits. Minimising `nll` raises them,
+minimising `ascent` lowers them. To bind a loss to a model and a stream, use
+`terms.on_logps(losses.nll, model, "retain", reduce="token")`.
 """
 
 import jax
@@ -15,17 +16,18 @@ from jaxunlearn.typing import Array
 def token_logps(logits: Array, targets: Array, *, where: Array | None = None) -> Array:
     """Log-probability of each target: logits[target] - logsumexp(logits).
 
-    The whole log-softmax is never kept, only the gathered entry and the normaliser. The
-    caller aligns the two: to score token t of a text, pass the logits at t - 1.
+    Only the gathered entry and the normaliser are stored, not the full log-softmax. The
+    caller aligns logits and targets: to score token t of a text, pass the logits at
+    position t - 1.
 
     Args:
         logits: [..., V] float of any precision.
         targets: [...] int, in [0, V).
-        where: [...] bool, True where the target counts. Elsewhere the value is 0 and
-            neither the logits nor the target matter, whatever they hold.
+        where: [...] bool, True where the target counts. Elsewhere the value is 0 for
+            any logits and target, NaN included.
     Returns:
         [...] float32 (float64 for float64 logits), nats. NaN where a target that counts
-        is outside [0, V): label -100 must be masked, it never wraps to the end of the
+        is outside [0, V): mask label -100; it does not wrap to the end of the
         vocabulary.
     Raises:
         ValueError: if targets or where do not have the leading shape of logits.
@@ -44,7 +46,7 @@ def token_logps(logits: Array, targets: Array, *, where: Array | None = None) ->
 
 
 def nll(logps: Array, *, where: Array | None = None) -> Array:
-    """Negative log-likelihood, -logps: the loss that learns or retains.
+    """Negative log-likelihood, -logps: the loss for learning and retaining.
 
     Args:
         logps: [...] float, log-probability of each target (a token or a whole answer),
@@ -63,16 +65,17 @@ def nll(logps: Array, *, where: Array | None = None) -> Array:
 def ascent(
     logps: Array, *, cap: float | None = None, where: Array | None = None
 ) -> Array:
-    """Gradient ascent written as a loss to minimise: +logps.
+    """Gradient ascent on the NLL, as a loss to minimise: +logps.
 
-    It is unbounded below, so it never stops pushing; `npo` is its saturating form, and
-    `cap` a plain bound: max(logps, -cap). A hinge relu(m - NLL) is cap=m plus m.
+    The loss is unbounded below, so its gradient never vanishes. `npo` saturates
+    instead, and `cap` adds a plain bound: max(logps, -cap). The hinge relu(m - NLL) is
+    this loss with cap=m, plus m.
 
     Args:
         logps: [...] float, log-probability of each target (a token or a whole answer),
             nats.
-        cap: entries whose negative log-probability exceeds it, in nats, push no more;
-            > 0, None for no bound. ln V is where a uniform guess stands.
+        cap: entries whose NLL exceeds it, in nats, have zero gradient; > 0, None for
+            no bound. The NLL of a uniform guess is ln V.
         where: [...] bool, True where the entry counts; None counts all.
     Returns:
         [...] float32, 0 where masked; reduce outside.

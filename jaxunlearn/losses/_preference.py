@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Preference losses: NPO and its relatives, and DPO, which has a winning answer too.
+"""Preference losses: NPO, SimNPO, and DPO, which also takes a preferred answer.
 
-Each lowers the log-probability of a forget answer, by less and less the further it has
-fallen, which is what plain gradient ascent lacks. Bind them with
+Each lowers the log-probability of a forget answer with a gradient that vanishes as the
+log-probability falls; the gradient of plain ascent does not. To bind a loss, use
 `terms.on_logps(partial(losses.npo, beta=0.1), model, "forget")`.
 """
 
@@ -17,12 +17,12 @@ from jaxunlearn.typing import Array
 def npo(
     logps: Array, ref_logps: Array, *, beta: float = 0.1, where: Array | None = None
 ) -> Array:
-    """Negative preference optimisation: push forget answers below the reference.
+    """Negative preference optimisation: lowers forget answers below the reference.
 
     Computes (2 / beta) * log(1 + (pi / pi_ref) ** beta), the NPO loss of Zhang et al.
-    2024. Its value at the reference is 2 ln 2 / beta, its gradient there that of
-    `ascent`, and the gradient tends to that of `ascent` everywhere as beta tends to 0.
-    It is finite, with a gradient in [0, 2], for any finite log-probabilities.
+    2024. At the reference its value is 2 ln 2 / beta and its gradient is that of
+    `ascent`. As beta tends to 0, the gradient tends to that of `ascent` everywhere. The
+    loss is finite and its gradient is in [0, 2] for all finite log-probabilities.
 
     Args:
         logps: [...] float, log-probability of each answer under the model, summed over
@@ -58,28 +58,27 @@ def simnpo(
     delta: float = 0.0,
     where: Array | None = None,
 ) -> Array:
-    """SimNPO: NPO without a reference, on the mean log-probability of a token.
+    """SimNPO: NPO without a reference, on the mean log-probability per token.
 
     Computes -(2 / beta) * log sigmoid(beta * (-logps / lengths - delta)), the SimNPO
-    loss of Fan et al. 2024 with the margin inside the product with beta, as
-    OpenUnlearning has it.
+    loss of Fan et al. 2024. As in OpenUnlearning, beta multiplies the margin delta too.
 
     Args:
         logps: [...] float, log-probability of each answer, summed over its tokens,
             nats.
-        lengths: [...] number of tokens summed, int or float. A row of 0 tokens divides
-            by 1.
+        lengths: [...] int or float, number of tokens summed; 0 is replaced by 1.
         beta: inverse temperature, > 0.
-        delta: margin in nats per token; below it an answer counts as still remembered.
+        delta: margin in nats per token; an answer whose NLL per token is below it
+            counts as still remembered.
         where: [...] bool, True where the row counts (False for rows that only fill a
             batch).
     Returns:
         [...] float32, one value per answer, 0 where masked; reduce outside.
     Raises:
         ValueError: if beta <= 0, delta is not finite, or the shapes differ.
-    Paper and code: OpenUnlearning divides by the count of all labelled tokens, which is
-        one more than the tokens summed where position 0 is labelled. Pass that count to
-        reproduce it.
+    Paper and code: OpenUnlearning divides by the number of labelled tokens, which is
+        one more than the number of tokens summed if position 0 is labelled. Pass that
+        number as `lengths` to reproduce it.
     References: https://arxiv.org/abs/2410.07163
     """
     _checks.positive("simnpo", beta=beta)
@@ -106,20 +105,22 @@ def dpo(
     where: Array | None = None,
     compat: str | None = None,
 ) -> Array:
-    """Direct preference optimisation: prefer an alternate answer to the original one.
+    """Direct preference optimisation: prefers another answer to the forget answer.
 
     Computes -log sigmoid(beta * ((logps - ref_logps) - (lose_logps - lose_ref_logps))),
-    Eq. 7 of Rafailov et al. 2023. Unlearning takes the forget answer as the loser and
-    as the winner a refusal (IdkDPO) or another plausible answer (AltPO). Without a
-    loser only the winner's ratio is pushed up; with only a loser see `npo`.
+    Eq. 7 of Rafailov et al. 2023. In unlearning the losing answer is the one to forget,
+    and the winning answer is a refusal (IdkDPO) or another plausible answer (AltPO).
+    Without a losing answer the loss only raises the winner's ratio; for a losing answer
+    alone use `npo`.
 
     Args:
         logps: [...] float, log-probability of each preferred answer under the model,
             summed over its tokens, nats.
         ref_logps: [...] float, the same under the reference. No gradient flows through
             it.
-        lose_logps: [...] float, of the answer to be forgotten, under the model.
-        lose_ref_logps: [...] float, the same under the reference. No gradient.
+        lose_logps: [...] float, of each answer to forget, under the model.
+        lose_ref_logps: [...] float, the same under the reference. No gradient flows
+            through it.
         beta: inverse temperature, > 0.
         where: [...] bool, True where the row counts.
         compat: "openunlearning" multiplies the loss by 2 / beta.
@@ -127,9 +128,9 @@ def dpo(
         [...] float32, one value per pair, 0 where masked; reduce outside.
     Raises:
         ValueError: if beta <= 0, the shapes differ, compat is unknown, or only one of
-            the loser's two arrays came.
-    Paper and code: OpenUnlearning's DPO, IdkDPO and AltPO have NPO's factor 2 / beta,
-        which the paper does not.
+            lose_logps and lose_ref_logps is given.
+    Paper and code: OpenUnlearning's DPO, IdkDPO and AltPO multiply by 2 / beta as NPO
+        does; the paper does not.
     References: https://arxiv.org/abs/2305.18290 (DPO),
         https://arxiv.org/abs/2409.13474 (AltPO)
     """
@@ -137,7 +138,8 @@ def dpo(
     _checks.one_of("dpo", (None, "openunlearning"), compat=compat)
     if (lose_logps is None) != (lose_ref_logps is None):
         raise ValueError(
-            "dpo needs both lose_logps and lose_ref_logps, or neither, got one of them."
+            "dpo needs both lose_logps and lose_ref_logps, or neither, got only one. "
+            "Pass the other one too."
         )
     pairs = {"logps": logps, "ref_logps": ref_logps}
     pairs |= {"lose_logps": lose_logps, "lose_ref_logps": lose_ref_logps}
@@ -159,25 +161,25 @@ def npo_logits(
     beta: float = 0.1,
     where: Array | None = None,
 ) -> Array:
-    """NPO's formula on raw logits, entry by entry: the form of the released MUSE code.
+    """The NPO formula applied to each raw logit, as in the released MUSE code.
 
     Computes the mean over V of -(2 / beta) * log sigmoid(beta * (ref_logits - logits)).
-    It knows no targets: at the reference its gradient is the same for every logit, a
-    direction in which softmax does not change. It is here to reproduce published
-    numbers; use `npo` otherwise.
+    It uses no targets: at the reference its gradient is the same for every logit, and
+    the softmax does not change in that direction. Use it only to reproduce published
+    numbers, and `npo` otherwise.
 
     Args:
         logits: [..., V] float.
         ref_logits: [..., V] float. No gradient flows through it.
         beta: inverse temperature, > 0.
-        where: [...] bool, True where the position counts; None counts all, as the code
-            does.
+        where: [...] bool, True where the position counts; None counts all, as MUSE's
+            code does.
     Returns:
-        [...] float32, 0 where masked; the code's value is the mean over all positions.
+        [...] float32, 0 where masked; MUSE's loss is the mean over all positions.
     Raises:
         ValueError: if beta <= 0 or the shapes differ.
-    Paper and code: this is the code of MUSE and of BLUR's MUSE runs; the papers print
-        `npo`.
+    Paper and code: the code of MUSE and of BLUR's MUSE runs computes this; the papers
+        print `npo`.
     References: https://arxiv.org/abs/2407.06460 (MUSE),
         https://arxiv.org/abs/2506.08164 (BLUR)
     """
@@ -192,7 +194,7 @@ def npo_logits(
 
 
 def _difference(x: Array, ref: Array, where: Array | None) -> Array:
-    """x - ref in x's dtype or float32; 0 where masked, so junk reaches no gradient."""
+    """x - ref, in float32 at least; 0 where masked, so that NaN reaches no gradient."""
     x = at_least_float32(x)
     ref = at_least_float32(ref).astype(x.dtype)
     if where is not None:

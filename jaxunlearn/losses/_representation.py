@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Losses on hidden states: RMU, which steers what a layer says about the forget set.
+"""Losses on hidden states: RMU, which steers the activations of one layer.
 
-The forget term pulls hidden states to a random direction, the retain term holds them
-where the reference has them; both are `rmu` with another target.
+The forget term moves hidden states to a random direction; the retain term keeps them at
+those of the reference. Both are `rmu`, with different targets.
 """
 
 import jax
@@ -28,9 +28,10 @@ def rmu(hidden: Array, target: Array, *, where: Array | None = None) -> Array:
         [...] float32, one value per token, 0 where masked; reduce outside.
     Raises:
         ValueError: if the target does not broadcast, or where has another shape.
-    Paper and code: the paper sums over D; its code and this take the mean. WMDP's code
-        averages over all positions; OpenUnlearning over labelled tokens, but multiplies
-        the mean of the rows' sums by the mean of their inverse lengths.
+    Paper and code: the paper sums over D; its code and this function take the mean.
+        WMDP's code averages over all positions. OpenUnlearning averages over labelled
+        tokens, but as the mean of the rows' sums times the mean of their inverse
+        lengths.
     References: https://arxiv.org/abs/2403.03218
     """
     hidden = at_least_float32(hidden)
@@ -52,13 +53,14 @@ def rmu(hidden: Array, target: Array, *, where: Array | None = None) -> Array:
 def steering_vector(key: PRNGKey, width: int, *, coefficient: float = 6.5) -> Array:
     """RMU's target: a random direction of a given length, drawn once per topic.
 
-    Entries are uniform on [0, 1), so all of them point one way, as in the papers; the
-    vector is scaled to `coefficient`. Topics need directions of their own: split key.
+    The entries are uniform on [0, 1), so all have the same sign, as in the papers; the
+    vector is then scaled to length `coefficient`. For several topics, split the key so
+    that each gets a different direction.
 
     Args:
-        key: key.
-        width: D, of the hidden states to steer.
-        coefficient: length, > 0. 6.5 is RMU's on Zephyr-7B; OpenUnlearning has 2.
+        key: draws the direction.
+        width: D, the width of the hidden states to steer.
+        coefficient: length, > 0. RMU uses 6.5 for Zephyr-7B, OpenUnlearning 2.
     Returns:
         [D] float32.
     Raises:
@@ -74,10 +76,10 @@ def steering_vector(key: PRNGKey, width: int, *, coefficient: float = 6.5) -> Ar
 def adaptive_target(
     ref_hidden: Array, direction: Array, *, scale: float = 5.0
 ) -> Array:
-    """Adaptive RMU's target: the direction, as long as the reference's own state.
+    """Adaptive RMU's target: a direction scaled to the norm of the reference's state.
 
-    Computes scale * |ref_hidden| * direction / |direction| for every token, so that one
-    scale serves layers whose states differ in size.
+    Computes scale * |ref_hidden| * direction / |direction| for every token, so the same
+    scale can be used for layers whose states differ in norm.
 
     Args:
         ref_hidden: [..., D] float, hidden states of the reference.

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Ascent with a weight for each token: tokens the model still knows are pushed more.
+"""Gradient ascent with a weight per token, larger for tokens that are still likely.
 
-Bind them with `terms.on_logps(losses.wga, model, "forget", reduce="token")`. The
-weights are read off the model itself and no gradient flows through them.
+The weights are computed from the model's probabilities, and no gradient flows through
+them. To bind a loss, use
+`terms.on_logps(losses.wga, model, "forget", reduce="token")`.
 """
 
 import jax
@@ -16,15 +17,16 @@ from jaxunlearn.typing import Array
 def wga(logps: Array, *, beta: float = 1.0, where: Array | None = None) -> Array:
     """Weighted gradient ascent: p ** beta * logps, minimised.
 
-    With p = exp(logps) held fixed, the gradient for logps is p ** beta: it vanishes for
-    tokens that are forgotten already. With beta = 0 this is `ascent`.
+    p = exp(logps) has no gradient, so the gradient with respect to logps is p ** beta:
+    it vanishes for tokens that are already forgotten. beta = 0 gives `ascent`.
 
     Args:
         logps: [...] float, log-probability of each target token, nats.
-        beta: how much confident tokens outweigh others, >= 0.
+        beta: exponent of p, >= 0; the larger it is, the more likely tokens dominate.
         where: [...] bool, True where the token counts; None counts all.
     Returns:
-        [...] float32, 0 where masked; reduce outside (the code: mean over tokens).
+        [...] float32, 0 where masked; reduce outside (the released code takes the mean
+        over tokens).
     Raises:
         ValueError: if beta < 0 or where has another shape.
     References: https://arxiv.org/abs/2502.19301
@@ -40,10 +42,11 @@ def satimp(
     beta2: float = 1.0,
     where: Array | None = None,
 ) -> Array:
-    """Saturation and importance: p ** beta1 * (1 - p) ** beta2 * logps, minimised.
+    """SatImp (saturation and importance): p ** beta1 * (1 - p) ** beta2 * logps.
 
-    The first factor spares tokens that are forgotten already, the second those of which
-    the model is certain. p is held fixed.
+    The loss is minimised. The first factor gives a small weight to tokens that are
+    already forgotten, the second to tokens of which the model is certain.
+    p = exp(logps) has no gradient.
 
     Args:
         logps: [...] float, log-probability of each target token, nats.
@@ -51,7 +54,8 @@ def satimp(
         beta2: exponent of 1 - p, >= 0.
         where: [...] bool, True where the token counts; None counts all.
     Returns:
-        [...] float32, 0 where masked; reduce outside (the code: mean over tokens).
+        [...] float32, 0 where masked; reduce outside (the released code takes the mean
+        over tokens).
     Raises:
         ValueError: if an exponent is negative or where has another shape.
     References: https://arxiv.org/abs/2505.11953

@@ -1,41 +1,42 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Metrics: arrays to values by example, and those to one number. They only look.
+"""Metrics: functions that turn arrays into values per example, or into one number.
 
-| by example | reads | says |
+| per example | input | value |
 | --- | --- | --- |
-| `mean_nll`, `probability` | log-probabilities of tokens | how likely an answer is |
-| `probability_with_options` | `mean_nll` of all options | its share among them |
-| `truth_ratio`, `truth_probability` | `mean_nll` of both kinds | is right preferred |
-| `truth_score` | `truth_ratio` | the same, in [0, 1] |
-| `exact_memorization`, `extraction_strength` | `greedy_hits` | what comes back |
-| `mia_loss`, `mia_reference` | `mean_nll` | high for texts that are new |
-| `mia_zlib`, `mia_lowercase` | `mean_nll` | the same |
-| `mia_min_k`, `mia_min_k_plus_plus` | tokens' log-probabilities, logits | the same |
-| `mia_gradnorm` | one example's gradient | the same |
-| `unlearning_metric`, `overfitting_metric` | gradients | the condensation paper's |
-| `rouge`, `exact_match` | generated texts (`truncate_at_stop`) and references | what of it is said |
+| `mean_nll`, `probability` | token log-probabilities | likelihood of an answer |
+| `probability_with_options` | `mean_nll` of all options | share among the options |
+| `truth_ratio`, `truth_probability` | `mean_nll` of both kinds | preference for wrong |
+| `truth_score` | `truth_ratio` | the same as a score in [0, 1] |
+| `exact_memorization`, `extraction_strength` | `greedy_hits` | verbatim recall |
+| `mia_loss`, `mia_reference` | `mean_nll` | membership score, high for new texts |
+| `mia_zlib`, `mia_lowercase` | `mean_nll` | membership score |
+| `mia_min_k`, `mia_min_k_plus_plus` | log-probabilities, logits | membership score |
+| `mia_gradnorm` | gradient of one example | membership score |
+| `unlearning_metric`, `overfitting_metric` | gradients | of the condensation paper |
+| `rouge`, `exact_match` | generated and reference texts | overlap |
 | `choice_accuracy`, `class_probability` | scores of options or classes | the choice |
 
-| one number | of |
+| one number | input |
 | --- | --- |
 | `mean`, `harmonic_mean` | values |
-| `auc`, and `bootstrap` for its interval | scores of members and of others |
-| `privleak`, `relative_difference` | two such areas |
-| `attack_accuracy`, `attack_members` | scores, by a fitted logistic regression |
-| `attack_threshold` | scores, by the best threshold elsewhere |
-| `forget_quality` | truth ratios of the model and of a retrained one |
-| `tofu_scores`, `tofu_ratios`, `model_utility` | TOFU's questions |
-| `semeval_terms`, `semeval` | the rows of SemEval-2025 Task 4 |
+| `auc`, and `bootstrap` for its interval | scores of members and of non-members |
+| `privleak`, `relative_difference` | two AUCs |
+| `attack_accuracy`, `attack_members` | scores; fits a logistic regression |
+| `attack_threshold` | scores; fits a threshold on calibration rows |
+| `forget_quality` | truth ratios of the unlearned and of a retrained model |
+| `tofu_scores`, `tofu_ratios`, `model_utility` | values of TOFU's questions |
+| `semeval_terms`, `semeval` | values of the rows of SemEval-2025 Task 4 |
 
-The first table's functions of arrays keep the leading axes, run under jit and give
-float32 (float64 if float64 came in); what could not be measured is NaN. On a model:
+Functions of arrays in the first table keep the leading axes, run under jit and return
+float32 (float64 for float64 input). A value that could not be measured is NaN. For a
+model:
 
     logps, where = terms.target_logps(model, params, batch)
     metrics.probability(logps, where=where)                     # [B]
 
-Those of texts,
-and all of the second table, run on the host in float64 and refuse empty sets and NaN.
-`forget_quality` needs scipy and `rouge` rouge-score: the extra `metrics`.
+Functions of texts, and all of the second table, run on the host in float64 and raise an
+error for empty sets and NaN. `forget_quality` needs scipy and `rouge` rouge-score: the
+extra `metrics`.
 """
 
 from jaxunlearn.metrics._accuracy import choice_accuracy, class_probability
@@ -75,7 +76,7 @@ from jaxunlearn.metrics._probability import (
     truth_ratio,
     truth_score,
 )
-from jaxunlearn.metrics._semeval import SemEval, semeval, semeval_id, semeval_terms
+from jaxunlearn.metrics._semeval import SemEval, semeval, semeval_terms
 from jaxunlearn.metrics._separation import (
     ForgetQuality,
     Interval,
@@ -102,7 +103,7 @@ __all__ = [
     "bootstrap",
     "choice_accuracy",
     "class_probability",
-    "truncate_at_stop",
+    "drop_last",
     "exact_match",
     "exact_memorization",
     "extraction_strength",
@@ -127,16 +128,15 @@ __all__ = [
     "relative_difference",
     "rouge",
     "semeval",
-    "semeval_id",
     "semeval_terms",
     "standardised_logps",
     "stratified_splits",
     "tofu_ratios",
     "tofu_scores",
+    "truncate_at_stop",
     "truth_probability",
     "truth_ratio",
     "truth_score",
     "unlearning_metric",
-    "drop_last",
     "zlib_lengths",
 ]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Choices among options and classes."""
+"""Accuracy of multiple choice, and the probability of a class."""
 
 import jax
 import jax.numpy as jnp
@@ -17,24 +17,24 @@ def choice_accuracy(
     calibrated: bool = False,
     where: Array | None = None,
 ) -> Array:
-    """Whether the option that scores highest is the right one.
+    """Whether the option with the highest score is the correct one.
 
     Args:
         scores: [n, K] float, the log-probability or logit of each option.
-        labels: [n] int, the right option, in [0, K).
-        lengths: [n, K] what to divide the scores by first (tokens or bytes of each
+        labels: [n] int, the correct option, in [0, K).
+        lengths: [n, K] numbers that the scores are divided by (tokens or bytes of each
             option), so that long options are not at a disadvantage.
-        calibrated: take from each option's score its mean over the n questions, so that
-            a liking for a letter does not count; the questions need options that mean
-            the same, as A to D.
-        where: [n, K] bool, True where the option exists; None has all.
+        calibrated: subtract the mean over the n questions from the score of each option
+            (column), which removes a bias for a letter. Only for options that are the
+            same in every question, such as A to D.
+        where: [n, K] bool, True where the option exists; None means all do.
     Returns:
-        [n] float32, 1 or 0, of equal scores the first counts; NaN where the label is
-        not among the options or a score is NaN. Average with `mean`.
+        [n] float32, 1 or 0; ties choose the first option. NaN where the label is not an
+        option or a score is NaN. Average with `mean`.
     Raises:
-        ValueError: if the shapes do not go together or there is no question or option.
+        ValueError: if the shapes do not match or there is no question or option.
             TypeError: if where is not boolean.
-    References: calibrated as in Deeb and Roger 2024, https://arxiv.org/abs/2410.08827
+    References: calibration as in Deeb and Roger 2024, https://arxiv.org/abs/2410.08827
     """
     name = "choice_accuracy"
     scores = _common.at_least_float32(scores)
@@ -55,15 +55,15 @@ def choice_accuracy(
         count = jnp.maximum(where.sum(0), 1).astype(scores.dtype)
         scores = scores - scores.sum(0) / count
     options = jnp.arange(scores.shape[1], dtype=jnp.int32) == labels[:, None]
-    known = (options & where).any(1)
+    valid = (options & where).any(1)
     broken = (where & jnp.isnan(scores)).any(1)
     best = jnp.argmax(jnp.where(where, scores, -jnp.inf), axis=1)
     right = (best.astype(jnp.int32) == labels).astype(jnp.float32)
-    return jnp.where(known & ~broken, right, jnp.nan)
+    return jnp.where(valid & ~broken, right, jnp.nan)
 
 
 def class_probability(logits: Array, class_id: int) -> Array:
-    """Softmax probability of one class, as of a classifier of gibberish.
+    """Softmax probability of one class, such as that of a gibberish classifier.
 
     Args:
         logits: [..., C] float.
@@ -71,12 +71,12 @@ def class_probability(logits: Array, class_id: int) -> Array:
     Returns:
         [...] float32 in [0, 1].
     Raises:
-        ValueError: if there is no such class.
+        ValueError: if class_id is outside [0, C).
     """
     logits = _common.at_least_float32(logits)
     if not logits.ndim or not 0 <= class_id < logits.shape[-1]:
         raise ValueError(
-            f"class_probability needs class_id among the classes of logits [..., C], "
-            f"got class_id={class_id} and shape {logits.shape}."
+            f"class_probability needs logits [..., C] and class_id in [0, C), got "
+            f"class_id={class_id} and shape {logits.shape}."
         )
     return jax.nn.softmax(logits, axis=-1)[..., class_id]

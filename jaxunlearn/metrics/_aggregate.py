@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Many values as one, on the host in float64."""
+"""Means of values, on the host in float64."""
 
 import numpy as np
 
@@ -14,11 +14,10 @@ def mean(values: Array, *, missing: str = "error") -> float:
     """Mean over examples.
 
     Args:
-        values: [n] float or bool.
-        missing: what to do with NaN, which marks an example that could not be measured:
-            "error", or "skip" to leave it out of sum and count.
+        values: [n] float or bool. NaN marks an example that could not be measured.
+        missing: "error" raises an error for NaN; "skip" leaves NaN out.
     Raises:
-        ValueError: if there is nothing to average, or NaN under "error".
+        ValueError: if there is no value, or NaN with "error".
     """
     _checks.one_of("mean", MISSING, missing=missing)
     values = np.asarray(values, np.float64)
@@ -29,18 +28,16 @@ def mean(values: Array, *, missing: str = "error") -> float:
 
 
 def harmonic_mean(values: Array) -> float:
-    """n / sum(1 / values); exactly 0 if one of them is.
+    """Harmonic mean, n / sum(1 / values); exactly 0 if one value is 0.
 
     Args:
         values: [n] float, >= 0.
     Raises:
-        ValueError: if there is none, or one is negative or NaN.
+        ValueError: if there is no value, or one is negative or NaN.
     """
     (values,) = _common.on_host("harmonic_mean", values=values)
     if (values < 0).any():
-        raise ValueError(
-            f"harmonic_mean needs values >= 0, got {values.min()} among {values.size}."
-        )
+        raise ValueError(f"harmonic_mean needs values >= 0, got {values.min()}.")
     if (values == 0).any():
         return 0.0
     return float(values.size / np.sum(1 / values))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What gradients say of forgetting: the condensation paper's two metrics."""
+"""Two metrics of gradients from the condensation paper."""
 
 import jax
 import jax.numpy as jnp
@@ -8,17 +8,19 @@ from jaxunlearn import _checks, trees
 from jaxunlearn.typing import Array, PyTree
 
 
-def unlearning_metric(forget: PyTree, retain: PyTree) -> Array:
-    """UM: 100 (1 - cos) of the gradients of forgotten and of retained rows of a class.
+def unlearning_metric(*, forget: PyTree, retain: PyTree) -> Array:
+    """Unlearning metric (UM): 100 (1 - cos) of the gradients of two sets of one class.
 
-    Average it over the classes that the two sets share. High means that the model
-    treats forgotten rows as others of their class no longer; it is undefined for a
-    class of which nothing is retained.
+    The gradients are those of the forgotten rows and of the retained rows of a class.
+    Average UM over the classes that both sets have; it is undefined for a class without
+    retained rows. A high value means that the model no longer treats forgotten rows as
+    it treats other rows of their class.
 
     Args:
-        forget, retain: trees of gradients of the mean loss, of one structure.
+        forget: tree of gradients of the mean loss on the forgotten rows.
+        retain: the same on the retained rows.
     Returns:
-        float32 in [0, 200], percent; NaN where a gradient is zero.
+        [] float32 in [0, 200], percent; NaN if a gradient is zero.
     References: Khan 2024, https://arxiv.org/abs/2402.00195
     """
     length = trees.norm(forget) * trees.norm(retain)
@@ -26,18 +28,18 @@ def unlearning_metric(forget: PyTree, retain: PyTree) -> Array:
 
 
 def overfitting_metric(loss: Array, grads: PyTree) -> Array:
-    """OM: | loss - mean over weights of (d loss / d weight)^2 | of one row.
+    """Overfitting metric (OM) of one row: | loss - mean of (d loss / d weight)^2 |.
 
-    Average it over rows; high means less overfitted. Take the model as it is used, with
-    stored statistics and no dropout.
+    The mean is over all weights. Average OM over rows; a high value means little
+    overfitting. Run the model in inference mode, with stored statistics and no dropout.
 
     Args:
-        loss: [] float, the row's loss, nats.
-        grads: its gradient.
+        loss: [] float, the loss of the row, nats.
+        grads: the gradient of the loss.
     Returns:
-        float32 [].
-    Paper and code: the code takes it in training mode with a batch of one row, for
-        which batch normalisation is meaningless.
+        [] float32.
+    Paper and code: the code runs the model in training mode on a batch of one row, for
+        which batch normalisation is not meaningful.
     References: Khan 2024, https://arxiv.org/abs/2402.00195
     """
     _checks.same_shape("overfitting_metric", loss=loss, one_row=jnp.float32(0))

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How much of an answer comes back word by word under greedy decoding.
+"""Memorisation: how much of an answer greedy decoding reproduces verbatim.
 
-Both metrics read `greedy_hits`: with the right tokens before it, is each token the
-likeliest? A row whose tokens all are is one that greedy decoding would write.
+Both metrics are computed from `greedy_hits`: whether each token is the most likely one
+given the correct tokens before it. If all tokens of a row are, greedy decoding writes
+the row.
 """
 
 import jax.numpy as jnp
@@ -15,20 +16,20 @@ COMPATS = (None, "openunlearning")
 
 
 def greedy_hits(logits: Array, targets: Array) -> Array:
-    """Whether each target is the likeliest token.
+    """Whether each target is the most likely token.
 
     Args:
-        logits: [..., V] float; to judge token t of a text, pass those at t - 1.
+        logits: [..., V] float; for token t of a text, pass the logits at t - 1.
         targets: [...] int.
     Returns:
-        [...] bool; of equal logits the first counts, and NaN hits nothing.
+        [...] bool; ties choose the first token; False if a logit is NaN.
     Raises:
         ValueError: if targets do not have the leading shape of logits.
     """
     _checks.same_shape("greedy_hits", logits=logits[..., 0], targets=targets)
     logits, targets = jnp.asarray(logits), jnp.asarray(targets)
-    # In two passes, as CPUs run jnp.argmax one number after the other. A NaN is the
-    # largest and equals nothing.
+    # Two reductions, because jnp.argmax is not vectorised on CPUs. With a NaN the
+    # maximum is NaN, which equals no logit.
     size = logits.shape[-1]
     best = jnp.max(logits, axis=-1, keepdims=True)
     index = jnp.where(logits == best, jnp.arange(size, dtype=targets.dtype), size)
@@ -37,11 +38,11 @@ def greedy_hits(logits: Array, targets: Array) -> Array:
 
 
 def drop_last(where: Array) -> Array:
-    """The mask without the last True of every row, where often the end token is.
+    """The mask without the last True of every row, which is often the end token.
 
-    OpenUnlearning leaves it out of exact memorisation, extraction strength, Min-K and
-    GradNorm. In texts without an end token a real one is lost, and a row of one token
-    has none left.
+    OpenUnlearning drops it in exact memorisation, extraction strength, Min-K and
+    GradNorm. In texts without an end token this drops a real token, and a row of one
+    token becomes empty.
 
     Args:
         where: [..., L] bool.
@@ -57,14 +58,14 @@ def drop_last(where: Array) -> Array:
 
 
 def exact_memorization(hits: Array, *, where: Array | None = None) -> Array:
-    """Share of an answer's tokens that greedy decoding gets right.
+    """Fraction of an answer's tokens that are greedy hits.
 
     Args:
         hits: [..., L] bool, `greedy_hits`.
         where: [..., L] bool, True where the token counts; None counts all.
     Returns:
-        [...] float32 in [0, 1]; NaN where a row has no token. OpenUnlearning skips
-        those in the mean: `mean(values, missing="skip")`.
+        [...] float32 in [0, 1]; NaN if a row has no token. OpenUnlearning skips such
+        rows in the mean: `mean(values, missing="skip")`.
     Raises:
         ValueError: if the shapes differ. TypeError: if where is not boolean.
     References: Tirumala et al. 2022, https://arxiv.org/abs/2205.10770
@@ -77,19 +78,20 @@ def exact_memorization(hits: Array, *, where: Array | None = None) -> Array:
 def extraction_strength(
     hits: Array, *, where: Array | None = None, compat: str | None = None
 ) -> Array:
-    """Share of an answer that greedy decoding completes, given what is before it.
+    """Fraction of an answer that greedy decoding completes, given what precedes it.
 
-    Computes 1 - k / n, where n tokens count and k is the smallest start from which all
-    of them to the end are hits. 0 if even the last is wrong, 1 if all are right.
+    Computes 1 - k / n, where n is the number of tokens that count, and k is the
+    smallest index from which all tokens to the end are hits. It is 0 if the last token
+    is not a hit, and 1 if all tokens are.
 
     Args:
         hits: [..., L] bool, `greedy_hits`.
         where: [..., L] bool, True where the token counts; None counts all.
-        compat: "openunlearning" for that code's floor: k is at most n - 1, so a row
-            that never hits gets 1 / n and an answer of one token always gets 1; a row
-            without tokens gets 0.
+        compat: "openunlearning" limits k to n - 1 as that code does: a row without hits
+            gets 1 / n, an answer of one token always gets 1, and a row without tokens
+            gets 0.
     Returns:
-        [...] float32 in [0, 1]; NaN where a row has no token.
+        [...] float32 in [0, 1]; NaN if a row has no token.
     Raises:
         ValueError: if the shapes differ or compat is unknown. TypeError: if where is
             not boolean.

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Membership inference: scores that are high for texts the model was not trained on.
 
-Each attack gives one score an example; `auc(members, others)` then says how well it
-tells the forgotten rows from rows that were never seen: 1 where it always does, 0.5
-where it guesses, below where the forgotten rows look stranger than new ones.
+Each attack gives one score per example. `auc(members, others)` then measures how well
+it separates forgotten rows from rows that were never trained on: 1 if always, 0.5 if it
+guesses, and below 0.5 if forgotten rows score even higher than new rows.
 """
 
 import math
@@ -23,7 +23,7 @@ from jaxunlearn.typing import Array, PyTree
 def mia_loss(
     logps: Array, *, where: Array | None = None, lengths: Array | None = None
 ) -> Array:
-    """LOSS: the mean negative log-probability of a token, `mean_nll` by another name.
+    """LOSS attack: the mean negative log-probability per token; equals `mean_nll`.
 
     Args, Returns, Raises: as `mean_nll`.
     References: Yeom et al. 2018, https://arxiv.org/abs/1709.01604
@@ -32,13 +32,13 @@ def mia_loss(
 
 
 def mia_reference(nll: Array, ref_nll: Array) -> Array:
-    """Reference: how much stranger a text is to the model than to another one.
+    """Reference attack: nll - ref_nll, the loss relative to that of another model.
 
     Args:
-        nll: [...] float, `mean_nll` under the model, nats a token.
-        ref_nll: [...] float, under a model that has not seen the texts.
+        nll: [...] float, `mean_nll` under the model, nats per token.
+        ref_nll: [...] float, `mean_nll` under a model not trained on the texts.
     Returns:
-        [...] float32, nll - ref_nll, nats a token.
+        [...] float32, nats per token.
     Raises:
         ValueError: if the shapes differ.
     References: Carlini et al. 2021, https://arxiv.org/abs/2012.07805
@@ -48,13 +48,16 @@ def mia_reference(nll: Array, ref_nll: Array) -> Array:
 
 
 def mia_zlib(nll: Array, lengths: Array) -> Array:
-    """ZLIB: nll / lengths, as repetitive text is likely without being known.
+    """ZLIB attack: nll / lengths.
+
+    Repetitive text has a low loss even if it was not trained on; the compressed length
+    corrects for this.
 
     Args:
-        nll: [...] float, `mean_nll` of each text, nats a token.
-        lengths: [...] bytes of each text when compressed, `zlib_lengths`.
+        nll: [...] float, `mean_nll` of each text, nats per token.
+        lengths: [...] compressed length of each text, bytes, from `zlib_lengths`.
     Returns:
-        [...] float32, nats a token and byte.
+        [...] float32, nats per token and byte.
     Raises:
         ValueError: if the shapes differ.
     References: Carlini et al. 2021, https://arxiv.org/abs/2012.07805
@@ -65,18 +68,18 @@ def mia_zlib(nll: Array, lengths: Array) -> Array:
 
 
 def zlib_lengths(texts: Sequence[str]) -> np.ndarray:
-    """[n] int64, bytes of each text in UTF-8 when zlib compresses it; on the host."""
+    """[n] int64, length in bytes of each text, compressed by zlib as UTF-8."""
     if isinstance(texts, str):
         raise TypeError("zlib_lengths needs a sequence of texts, got one text.")
     return np.array([len(zlib.compress(t.encode("utf-8"))) for t in texts], np.int64)
 
 
 def mia_lowercase(nll: Array, lower_nll: Array) -> Array:
-    """Lowercase: nll / lower_nll, what a text costs over what it costs in lower case.
+    """Lowercase attack: nll / lower_nll, the loss relative to that in lower case.
 
     Args:
-        nll: [...] float, `mean_nll` of each text, nats a token.
-        lower_nll: [...] float, that of `text.lower()`.
+        nll: [...] float, `mean_nll` of each text, nats per token.
+        lower_nll: [...] float, `mean_nll` of `text.lower()`.
     Returns:
         [...] float32; MUSE calls it PPL/lower.
     Raises:
@@ -92,45 +95,48 @@ def mia_min_k(
     *,
     k: float = 0.4,
     where: Array | None = None,
-    least: int = 1,
+    min_tokens: int = 1,
     empty: float = math.nan,
 ) -> Array:
-    """Min-K%: minus the mean of the max(least, int(k n)) lowest log-probabilities.
+    """Min-K%: minus the mean of the max(min_tokens, int(k n)) lowest log-probabilities.
 
     Args:
         logps: [..., L] float, log-probability of each token, nats.
-        k: share of the tokens, in (0, 1], a Python number: the count is worked out as
-            Python does it, before tracing.
+        k: fraction of the tokens, in (0, 1], a Python number: int(k n) is computed in
+            Python, before tracing.
         where: [..., L] bool, True where the token counts; None counts all.
-        least: how many tokens at least, 0 or 1. With 0, as in MUSE's code, a text too
-            short for one token gets `empty`.
-        empty: the score where no token is taken; OpenUnlearning's is 0, which looks
-            like a member.
+        min_tokens: smallest number of tokens to use, 0 or 1. With 0, as in MUSE's code,
+            a text with k n < 1 gets `empty`.
+        empty: the score if no token is used. OpenUnlearning uses 0, which looks like a
+            member.
     Returns:
-        [...] float32, nats a token; NaN where a token that counts is NaN.
+        [...] float32, nats per token; NaN if a token that counts is NaN.
     Raises:
-        ValueError: if k is outside (0, 1], least is not 0 or 1, or the shapes differ.
+        ValueError: if k is outside (0, 1], min_tokens is not 0 or 1, or the shapes
+        differ.
             TypeError: if where is not boolean.
     References: Shi et al. 2023, https://arxiv.org/abs/2310.16789; defaults are those of
         OpenUnlearning.
     """
     _checks.positive("mia_min_k", k=k)
     if k > 1:
-        raise ValueError(f"mia_min_k needs k <= 1, a share of the tokens, got k={k}.")
-    if least not in (0, 1):
-        raise ValueError(f"mia_min_k needs least to be 0 or 1, got least={least}.")
+        raise ValueError(f"mia_min_k needs k <= 1, a fraction of tokens, got k={k}.")
+    if min_tokens not in (0, 1):
+        raise ValueError(
+            f"mia_min_k needs min_tokens to be 0 or 1, got min_tokens={min_tokens}."
+        )
     _checks.mask("mia_min_k", where, logps=logps)
     logps = _common.at_least_float32(logps)
     where = _common.counted(logps, where)
     length = logps.shape[-1]
-    counts = [min(n, max(least, int(k * n))) for n in range(length + 1)]
-    taken = jnp.asarray(counts)[where.sum(-1)]
+    counts = [min(n, max(min_tokens, int(k * n))) for n in range(length + 1)]
+    num_lowest = jnp.asarray(counts)[where.sum(-1)]
     ordered = jnp.sort(jnp.where(where, logps, jnp.inf), axis=-1)
-    lowest = jnp.arange(length) < taken[..., None]
+    lowest = jnp.arange(length) < num_lowest[..., None]
     total = jnp.where(lowest, ordered, 0.0).sum(-1)
-    score = -total / jnp.maximum(taken, 1).astype(logps.dtype)
-    score = jnp.where(taken > 0, score, jnp.asarray(empty, logps.dtype))
-    broken = (where & jnp.isnan(logps)).any(-1)  # sorting would hide it at the end
+    score = -total / jnp.maximum(num_lowest, 1).astype(logps.dtype)
+    score = jnp.where(num_lowest > 0, score, jnp.asarray(empty, logps.dtype))
+    broken = (where & jnp.isnan(logps)).any(-1)  # sorting moves NaN to the end
     return jnp.where(broken, jnp.asarray(jnp.nan, logps.dtype), score)
 
 
@@ -140,15 +146,15 @@ def mia_min_k_plus_plus(
     *,
     k: float = 0.4,
     where: Array | None = None,
-    least: int = 1,
+    min_tokens: int = 1,
     empty: float = math.nan,
 ) -> Array:
-    """Min-K%++: Min-K% of log-probabilities standardised by their own distribution.
+    """Min-K%++: Min-K% of standardised log-probabilities (`standardised_logps`).
 
     Args:
-        logits: [..., L, V] float; to score token t of a text, pass those at t - 1.
+        logits: [..., L, V] float; for token t of a text, pass the logits at t - 1.
         targets: [..., L] int, in [0, V) where they count.
-        k, where, least, empty: as `mia_min_k`.
+        k, where, min_tokens, empty: as `mia_min_k`.
     Returns:
         [...] float32, standard deviations.
     Raises:
@@ -156,24 +162,25 @@ def mia_min_k_plus_plus(
     References: Zhang et al. 2024, https://arxiv.org/abs/2404.02936
     """
     scores = standardised_logps(logits, targets, where=where)
-    return mia_min_k(scores, k=k, where=where, least=least, empty=empty)
+    return mia_min_k(scores, k=k, where=where, min_tokens=min_tokens, empty=empty)
 
 
 def standardised_logps(
     logits: Array, targets: Array, *, where: Array | None = None, floor: float = 1e-6
 ) -> Array:
-    """(log p(target) - mu) / sqrt(max(var, floor)), what Min-K%++ sorts.
+    """Standardised log-probability, (log p(target) - mu) / sqrt(max(var, floor)).
 
-    mu and var are mean and variance of log p over the vocabulary under p itself. Give
-    it some positions at a time where [..., V] is too large to hold.
+    mu and var are the mean and the variance of log p over the vocabulary under p.
+    Min-K%++ sorts these values. Pass a part of the positions at a time if [..., V] is
+    too large for memory.
 
     Args:
         logits: [..., V] float.
         targets: [...] int, in [0, V) where they count.
         where: [...] bool, True where the target counts; elsewhere the value is 0.
-        floor: smallest variance, nats squared, > 0.
+        floor: smallest variance to divide by, nats squared, > 0.
     Returns:
-        [...] float32, standard deviations; NaN where a target that counts is outside
+        [...] float32, in standard deviations; NaN where a target that counts is outside
         [0, V).
     Raises:
         ValueError: if the shapes differ or floor <= 0. TypeError: if where is not
@@ -188,25 +195,25 @@ def standardised_logps(
         logits = jnp.where(where[..., None], logits, jnp.zeros_like(logits))
         targets = jnp.where(where, targets, jnp.zeros_like(targets))
     logits = _common.at_least_float32(logits)
-    # Distances from the largest logit: their mean and variance are those of log p but
-    # for a constant, and small where p is near one token or near uniform.
-    apart = logits - jnp.max(logits, axis=-1, keepdims=True)
-    weights = jnp.exp(apart)
-    finite = jnp.where(weights == 0, 0.0, apart)  # 0 log 0 is 0
+    # Logits minus their maximum are log p plus a constant. They are small where p is
+    # near one token or near uniform, so that mean and variance are accurate.
+    shifted = logits - jnp.max(logits, axis=-1, keepdims=True)
+    weights = jnp.exp(shifted)
+    finite = jnp.where(weights == 0, 0.0, shifted)  # 0 log 0 is 0
     first = weights * finite
     total, mean, square = _sums(weights, first, first * finite)
     mean, square = mean / total, square / total
-    spread = square - jnp.square(mean)
+    variance = square - jnp.square(mean)
     size = logits.shape[-1]
-    inside = (targets >= 0) & (targets < size)  # a negative one would wrap
+    inside = (targets >= 0) & (targets < size)  # a negative index would wrap
     index = jnp.where(inside, targets, jnp.full_like(targets, size))
-    chosen = jnp.take_along_axis(apart, index[..., None], axis=-1, mode="fill")
-    scores = (chosen[..., 0] - mean) / jnp.sqrt(jnp.maximum(spread, floor))
+    chosen = jnp.take_along_axis(shifted, index[..., None], axis=-1, mode="fill")
+    scores = (chosen[..., 0] - mean) / jnp.sqrt(jnp.maximum(variance, floor))
     return scores if where is None else jnp.where(where, scores, 0.0)
 
 
 def _sums(*arrays):
-    """Sums over the last axis in one pass; apart, CPUs took eight times as long."""
+    """Sums over the last axis in one pass; separate sums take CPUs 8 times as long."""
 
     def add(left, right):
         return tuple(a + b for a, b in zip(left, right, strict=True))
@@ -220,20 +227,22 @@ def mia_gradnorm(
 ) -> Array:
     """GradNorm: the mean over parameter tensors of the p-norm of a gradient.
 
-    The gradient is that of the mean negative log-probability of one example's tokens.
-    For many examples map over them (`jax.lax.map` holds one gradient at a time).
+    The gradient is that of the mean negative log-probability of the tokens of one
+    example. For many examples use `jax.lax.map`, which stores one gradient at a time.
 
     Args:
-        gradient: a tree like the params; None leaves are passed over.
-        p: 1 or more, or math.inf, a Python number.
-        stacked: regular expression for whole paths of leaves that hold one tensor a
-            layer along axis 0, each of which counts as one; None has none. The peer's
-            models keep layers apart, so ours need r"blocks/.*" to agree with it.
+        gradient: a tree like the params; None leaves are ignored.
+        p: a Python number >= 1, or math.inf.
+        stacked: regular expression for whole paths of leaves that stack the tensors of
+            all layers along axis 0; each layer then counts as one tensor. None means
+            that no leaf is stacked. OpenUnlearning's models have separate tensors per
+            layer: use r"blocks/.*" for the decoder to get its value.
     Returns:
         [] float32.
     Raises:
         ValueError: if p < 1, the tree has no leaf, or nothing matches stacked.
-    Paper and code: the mean over tensors, and not the norm of all, is OpenUnlearning's.
+    Paper and code: like OpenUnlearning, this is the mean over tensors, not the norm of
+        the full gradient.
     """
     _checks.positive("mia_gradnorm", p=1.0 if p == math.inf else p)
     if p < 1:
@@ -244,8 +253,8 @@ def mia_gradnorm(
     layered = {x for x in leaves if stacked is not None and re.fullmatch(stacked, x)}
     if stacked is not None and not layered:
         raise ValueError(
-            f"mia_gradnorm needs stacked={stacked!r} to match a whole path, got "
-            f"{_checks.listed(leaves)}."
+            f"mia_gradnorm needs stacked to match the whole path of a leaf, got "
+            f"stacked={stacked!r}. The leaves are {_checks.listed(leaves)}."
         )
     norms = []
     for path, leaf in leaves.items():

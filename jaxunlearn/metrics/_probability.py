@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How likely an answer is, and how much likelier than wrong ones.
+"""Probability of an answer, alone and relative to wrong answers.
 
-A row's number is taken from the log-probabilities of its answer's tokens, which
-`losses.token_logps` or a chunked pass of the model gives: `mean_nll` first, then
-`probability`, `probability_with_options` or `truth_ratio` of those means.
+They are computed from the log-probabilities of the answer's tokens, which
+`losses.token_logps` or `terms.target_logps` gives: first `mean_nll`, then
+`probability`, `probability_with_options` or `truth_ratio`.
 """
 
 import jax
@@ -25,16 +25,16 @@ def mean_nll(
     Args:
         logps: [..., L] float, log-probability of each token, nats.
         where: [..., L] bool, True where the token belongs to the answer; None counts
-            all. Elsewhere nothing matters, whatever it holds.
-        lengths: [...] the count to divide by in place of that of `where`.
+            all. Values elsewhere have no effect, NaN included.
+        lengths: [...] counts to divide by instead of those of `where`.
     Returns:
-        [...] float32, nats a token; NaN where a row has no token, as nothing was
-        measured.
+        [...] float32, nats per token; NaN if a row has no token.
     Raises:
         ValueError: if where or lengths have another shape. TypeError: if where is not
             boolean.
-    Paper and code: OpenUnlearning divides by the count of all labels, which is one more
-        than the tokens summed where position 0 is labelled. Pass that count as lengths.
+    Paper and code: OpenUnlearning divides by the number of labels, which is one more
+        than the number of tokens summed if position 0 is labelled. Pass that number as
+        lengths to reproduce it.
     """
     _checks.mask("mean_nll", where, logps=logps)
     logps = _common.at_least_float32(logps)
@@ -53,9 +53,9 @@ def probability(
     Args:
         logps: [..., L] float, log-probability of each token, nats.
         where: [..., L] bool, True where the token belongs to the answer.
-        lengths: [...] the count to divide by in place of that of `where`.
+        lengths: [...] counts to divide by instead of those of `where`.
     Returns:
-        [...] float32 in [0, 1]; NaN where a row has no token.
+        [...] float32 in [0, 1]; NaN if a row has no token.
     Raises:
         ValueError, TypeError: as `mean_nll`.
     References: Maini et al. 2024, https://arxiv.org/abs/2401.06121
@@ -66,15 +66,15 @@ def probability(
 def probability_with_options(
     correct_nll: Array, wrong_nll: Array, *, eps: float = 0.0
 ) -> Array:
-    """The right answer's share of what it and the wrong options get together.
+    """Probability of the correct answer, normalised over it and the wrong options.
 
     Computes p / (p + sum_k q_k + eps) with p = exp(-correct_nll), q = exp(-wrong_nll).
 
     Args:
-        correct_nll: [...] float, `mean_nll` of the right answer, nats a token.
-        wrong_nll: [..., K] float, that of the wrong options.
-        eps: added below; OpenUnlearning's is 1e-10, and with it a collapsed model gets
-            0 and not its share of almost nothing.
+        correct_nll: [...] float, `mean_nll` of the correct answer, nats per token.
+        wrong_nll: [..., K] float, `mean_nll` of the wrong options.
+        eps: added to the denominator. OpenUnlearning uses 1e-10; a collapsed model,
+            whose probabilities all vanish, then gets 0.
     Returns:
         [...] float32 in [0, 1].
     Raises:
@@ -93,62 +93,65 @@ def probability_with_options(
 def truth_ratio(
     correct_nll: Array, wrong_nll: Array, *, mean: str = "geometric", eps: float = 0.0
 ) -> Array:
-    """How likely wrong answers are beside the right one: w / (c + eps).
+    """Truth ratio: probability of wrong answers over that of the correct one.
 
-    c = exp(-correct_nll), and w is the mean of exp(-wrong_nll) over K wrong answers.
-    Near 1 for a model that does not know, near 0 for one that does; not bounded above.
-    For rows to forget and to retain the right answer is the paraphrase, so that what
-    was learned word by word does not decide.
+    Computes w / (c + eps), where c = exp(-correct_nll) and w is the mean of
+    exp(-wrong_nll) over K wrong answers. It is near 1 for a model without the knowledge
+    and near 0 for one with it; there is no upper bound. For rows of the forget and the
+    retain set use the paraphrased answer as the correct one, so that verbatim
+    memorisation has no effect.
 
     Args:
-        correct_nll: [...] float, `mean_nll` of the right answer, nats a token.
-        wrong_nll: [..., K] float, that of the wrong answers.
-        mean: how the K become one; "geometric" is exp(-mean_k wrong_nll).
-        eps: added to c; with 0 the ratio is a single exp of a difference, exact also
-            where both probabilities underflow.
+        correct_nll: [...] float, `mean_nll` of the correct answer, nats per token.
+        wrong_nll: [..., K] float, `mean_nll` of the wrong answers.
+        mean: over the wrong answers; "geometric", exp(-mean_k wrong_nll), or
+            "arithmetic".
+        eps: added to c. With 0 the ratio is one exp of a difference, which is exact
+            even if both probabilities underflow.
     Returns:
         [...] float32, >= 0.
     Raises:
         ValueError: if mean is unknown, eps < 0, the leading axes differ or there is no
             wrong answer.
-    Paper and code: OpenUnlearning takes the geometric mean and eps=1e-10. TOFU's own
-        code logs the geometric mean, inverted, and aggregates the arithmetic one.
+    Paper and code: OpenUnlearning uses the geometric mean and eps=1e-10. TOFU's code
+        logs the inverse of the geometric version and aggregates the arithmetic one.
     References: Maini et al. 2024, https://arxiv.org/abs/2401.06121
     """
     correct, wrong = _pair("truth_ratio", correct_nll, wrong_nll, eps)
-    joined = _joined("truth_ratio", wrong, mean)
+    mean_wrong_nll = _mean_wrong("truth_ratio", wrong, mean)
     if eps:
-        return jnp.exp(-joined) / (jnp.exp(-correct) + eps)
-    return jnp.exp(correct - joined)
+        return jnp.exp(-mean_wrong_nll) / (jnp.exp(-correct) + eps)
+    return jnp.exp(correct - mean_wrong_nll)
 
 
 def truth_probability(
     correct_nll: Array, wrong_nll: Array, *, mean: str = "geometric", eps: float = 0.0
 ) -> Array:
-    """c / (c + w + eps), the truth ratio as a share (OpenUnlearning's prob_mean).
+    """Truth ratio as a probability, c / (c + w + eps) (OpenUnlearning's prob_mean).
 
     Args, Raises: as `truth_ratio`.
     Returns:
-        [...] float32 in [0, 1]; 1/2 for a model that does not know.
+        [...] float32 in [0, 1]; 1/2 for a model without the knowledge.
     """
     correct, wrong = _pair("truth_probability", correct_nll, wrong_nll, eps)
-    joined = _joined("truth_probability", wrong, mean)
+    mean_wrong_nll = _mean_wrong("truth_probability", wrong, mean)
     if eps:
         right = jnp.exp(-correct)
-        return right / (right + jnp.exp(-joined) + eps)
-    return jax.nn.sigmoid(joined - correct)
+        return right / (right + jnp.exp(-mean_wrong_nll) + eps)
+    return jax.nn.sigmoid(mean_wrong_nll - correct)
 
 
 def truth_score(ratio: Array, *, better: str, eps: float = 0.0) -> Array:
-    """A truth ratio as a score in [0, 1], of which 1 is best; then take the mean.
+    """Score in [0, 1] of a truth ratio R, where 1 is best; average it over rows.
 
-    "closer_to_1_better" is min(R, 1 / (R + eps)), for rows to forget: neither answer
-    is preferred. "true_better" is max(0, 1 - R), for all others: the right one is.
+    "closer_to_1_better" is min(R, 1 / (R + eps)), for the forget set: best if no answer
+    is preferred. "true_better" is max(0, 1 - R), for all other sets: best if the
+    correct answer is preferred.
 
     Args:
         ratio: [...] float, `truth_ratio`.
-        better: one of the two.
-        eps: OpenUnlearning's is 1e-10.
+        better: "closer_to_1_better" or "true_better".
+        eps: OpenUnlearning uses 1e-10.
     Returns:
         [...] float32 in [0, 1].
     Raises:
@@ -176,8 +179,8 @@ def _pair(owner, correct_nll, wrong_nll, eps):
     return correct, wrong
 
 
-def _joined(owner, wrong, mean):
-    """The K wrong answers' nll as one."""
+def _mean_wrong(owner, wrong, mean):
+    """-log of the mean probability of the K wrong answers."""
     _checks.one_of(owner, MEANS, mean=mean)
     if mean == "geometric":
         return wrong.mean(-1)

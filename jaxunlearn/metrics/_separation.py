@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How far two sets of scores lie apart: AUC, its interval, PrivLeak, forget quality.
+"""Comparison of two sets of scores: AUC, its interval, PrivLeak, forget quality.
 
-These run on the host in float64, over all examples at once.
+These functions take all examples and run on the host in float64.
 """
 
 from collections.abc import Callable
@@ -16,8 +16,7 @@ from jaxunlearn.typing import Array, PRNGKey
 
 
 class Interval(NamedTuple):
-    """A statistic and the ends of its interval; low <= high, value nearly always
-    between."""
+    """A statistic and its interval: low <= high, and value is nearly always between."""
 
     value: float
     low: float
@@ -28,8 +27,8 @@ class ForgetQuality(NamedTuple):
     """A two-sample Kolmogorov-Smirnov test.
 
     Attributes:
-        pvalue: in [0, 1]; near 1 where the two cannot be told apart.
-        statistic: largest distance of the two distribution functions, in [0, 1].
+        pvalue: in [0, 1]; near 1 if the two samples are not distinguishable.
+        statistic: largest distance between the two distribution functions, in [0, 1].
     """
 
     pvalue: float
@@ -37,16 +36,16 @@ class ForgetQuality(NamedTuple):
 
 
 def auc(members: Array, others: Array) -> float:
-    """Probability that a non-member scores above a member; a tie counts one half.
+    """AUC: probability that a non-member scores higher than a member; ties count 1/2.
 
     Args:
-        members: [n] float, scores of rows that were trained on (the forgotten ones).
-        others: [m] float, scores of rows that never were.
+        members: [n] float, scores of rows that were trained on (the forget set).
+        others: [m] float, scores of rows that were never trained on.
     Returns:
-        In [0, 1]: 0.5 where the score tells nothing. The same as the area under the
-        ROC curve with members labelled 0 and others 1.
+        In [0, 1]; 0.5 if the score does not separate the sets. It equals the area under
+        the ROC curve with label 0 for members and 1 for others.
     Raises:
-        ValueError: if one is empty, has another rank or a NaN.
+        ValueError: if an array is empty, does not have one axis, or has NaN.
     """
     members, others = _common.on_host("auc", members=members, others=others)
     members = np.sort(members)
@@ -62,21 +61,21 @@ def bootstrap(
     level: float = 0.95,
     resamples: int = 1000,
 ) -> Interval:
-    """Percentile bootstrap: a statistic's interval under redrawing of the examples.
+    """Percentile bootstrap interval of a statistic, from resampled examples.
 
-    `bootstrap(auc, members, others, key=key)` redraws both sets, each by itself.
+    `bootstrap(auc, members, others, key=key)` resamples both sets, independently.
 
     Args:
-        statistic: called with the samples, returns a float.
-        *samples: [n], [m], ... float, scores by example.
-        key: key; the same key gives the same interval.
-        level: share of the resampled values between the ends, in (0, 1).
-        resamples: how often to draw.
+        statistic: takes the samples, returns a float.
+        *samples: [n], [m], ... float, scores per example.
+        key: draws the resamples; the same key gives the same interval.
+        level: fraction of the resampled values inside the interval, in (0, 1).
+        resamples: number of resamples.
     Returns:
-        The statistic of the samples as they came, and the two percentiles.
+        The statistic of the given samples, and the two percentiles.
     Raises:
-        ValueError: if level is outside (0, 1), there is no sample, or one is empty, has
-            another rank or a NaN.
+        ValueError: if level is outside (0, 1), there is no sample, or a sample is
+            empty, does not have one axis, or has NaN.
     """
     _checks.positive("bootstrap", level=level)
     _checks.positive_int("bootstrap", resamples=resamples)
@@ -102,16 +101,15 @@ def privleak(auc: float, retain_auc: float = 0.5, *, eps: float = 0.0) -> float:
 
     Args:
         auc: `auc` of an attack (Min-K% in MUSE) on the unlearned model, in [0, 1].
-        retain_auc: that of a model never trained on the forgotten rows; 0.5 if there is
-            none.
-        eps: OpenUnlearning's is 1e-10.
+        retain_auc: the same on a retrained model; 0.5 if there is none.
+        eps: OpenUnlearning uses 1e-10.
     Returns:
-        Percent: 0 is ideal, below it forgotten rows still look like members, above it
-        they look stranger than new ones.
+        Percent. 0 is ideal; below 0 forgotten rows still look like members; above 0
+        they score even less like members than new rows (over-unlearning).
     Raises:
-        ValueError: if an area is outside [0, 1], or s_r + eps is 0.
-    Paper and code: MUSE's code and its tables of retrained models turn the area round
-        (1 - auc), which makes it `relative_difference` of those numbers.
+        ValueError: if an AUC is outside [0, 1], or s_r + eps is 0.
+    Paper and code: MUSE's code and its tables of retrained models report 1 - auc; for
+        those numbers PrivLeak is `relative_difference`.
     References: Shi et al. 2024, https://arxiv.org/abs/2407.06460
     """
     _area("privleak", auc=auc, retain_auc=retain_auc)
@@ -119,12 +117,12 @@ def privleak(auc: float, retain_auc: float = 0.5, *, eps: float = 0.0) -> float:
 
 
 def relative_difference(value: float, reference: float, *, eps: float = 0.0) -> float:
-    """100 (value - reference) / (reference + eps), percent.
+    """Relative difference 100 (value - reference) / (reference + eps), percent.
 
     Args:
         value: a finite number.
-        reference: what it is compared with; with eps=0 not 0.
-        eps: OpenUnlearning's is 1e-10.
+        reference: a finite number; not 0 if eps=0.
+        eps: OpenUnlearning uses 1e-10.
     Raises:
         ValueError: if a number is not finite, or reference + eps is 0.
     """
@@ -133,19 +131,21 @@ def relative_difference(value: float, reference: float, *, eps: float = 0.0) -> 
 
 
 def forget_quality(ratios: Array, retain_ratios: Array) -> ForgetQuality:
-    """Whether truth ratios are as of a model that never saw the forgotten rows.
+    """TOFU's forget quality: are the truth ratios those of a retrained model?
 
     A two-sided two-sample Kolmogorov-Smirnov test, with scipy's choice between the
-    exact and the asymptotic p-value. It only looks at the order, so inverting all
-    ratios changes nothing.
+    exact and the asymptotic p-value. It depends only on the order of the ratios, so
+    inverting all of them changes nothing.
 
     Args:
-        ratios: [n] float, `truth_ratio` of the model on the forgotten rows; inf is
-            allowed.
-        retain_ratios: [m] float, the same under the retrained model.
+        ratios: [n] float, `truth_ratio` of the unlearned model on the forget set; inf
+            is allowed.
+        retain_ratios: [m] float, `truth_ratio` of the retrained model.
+    Returns:
+        The p-value and the statistic of the test.
     Raises:
-        ValueError: if one is empty, has another rank or a NaN. ModuleNotFoundError: if
-            scipy is missing.
+        ValueError: if an array is empty, does not have one axis, or has NaN.
+            ModuleNotFoundError: if scipy is missing.
     References: Maini et al. 2024, https://arxiv.org/abs/2401.06121
     """
     name = "forget_quality"
@@ -166,10 +166,10 @@ def _area(owner, **areas):
 
 def _relative(owner, value, reference, eps):
     _checks.not_negative(owner, eps=eps)
-    below = float(reference) + float(eps)
-    if below == 0:
+    denominator = float(reference) + float(eps)
+    if denominator == 0:
         raise ValueError(
-            f"{owner} divides by the reference's value, which is 0. Give eps > 0, or "
-            "report the difference."
+            f"{owner} needs a reference that is not 0, got reference={reference} and "
+            f"eps={eps}. Pass eps > 0, or report the difference."
         )
-    return float(100 * (float(value) - float(reference)) / below)
+    return float(100 * (float(value) - float(reference)) / denominator)

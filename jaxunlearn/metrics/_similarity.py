@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How much of a text a generated one says: ROUGE and exact match, on the host."""
+"""Overlap of generated and reference texts: ROUGE and exact match, on the host."""
 
 from collections.abc import Sequence
 
@@ -7,43 +7,45 @@ import numpy as np
 
 from jaxunlearn import _checks
 
-KINDS = ("rouge1", "rouge2", "rougeL", "rougeLsum")
+ROUGE_TYPES = ("rouge1", "rouge2", "rougeL", "rougeLsum")
 
 
 def rouge(
     candidates: Sequence[str],
     references: Sequence[str],
     *,
-    kinds: Sequence[str] = ("rouge1", "rougeL"),
+    rouge_types: Sequence[str] = ("rouge1", "rougeL"),
     stem: bool = True,
 ) -> dict[str, np.ndarray]:
-    """ROUGE of each candidate with its reference, by the library rouge-score.
+    """ROUGE of each candidate and its reference, by the library rouge-score.
 
     Args:
         candidates: n generated texts; see `truncate_at_stop`.
-        references: n texts that they should say.
-        kinds: "rouge1", "rouge2", "rougeL" or "rougeLsum".
-        stem: reduce words to their stems first (Porter), as OpenUnlearning, TOFU and
-            SemEval do; MUSE's code does not.
+        references: n reference texts.
+        rouge_types: "rouge1", "rouge2", "rougeL" or "rougeLsum".
+        stem: whether words are stemmed first (Porter), as in OpenUnlearning, TOFU and
+            SemEval; MUSE's code does not.
     Returns:
-        `<kind>_recall` (TOFU and SemEval read that of rougeL), `<kind>_precision` and
-        `<kind>_f1` (MUSE), each [n] float64 in [0, 1].
+        `<type>_recall` (TOFU and SemEval use that of rougeL), `<type>_precision` and
+        `<type>_f1` (MUSE), each [n] float64 in [0, 1].
     Raises:
-        TypeError: if one text came where a sequence was needed. ValueError: if the two
-            differ in number, are empty, or a kind is unknown. ModuleNotFoundError: if
-            rouge-score is missing.
+        TypeError: if an argument is one text. ValueError: if the numbers of texts
+            differ or are 0, or a type is unknown. ModuleNotFoundError: if rouge-score
+            is missing.
     References: Lin 2004, https://aclanthology.org/W04-1013
     """
     candidates, references = _texts("rouge", candidates, references)
-    kinds = [kinds] if isinstance(kinds, str) else list(kinds)
-    for kind in kinds:
-        _checks.one_of("rouge", KINDS, kinds=kind)
+    rouge_types = [rouge_types] if isinstance(rouge_types, str) else list(rouge_types)
+    for rouge_type in rouge_types:
+        _checks.one_of("rouge", ROUGE_TYPES, rouge_types=rouge_type)
     scorer = _checks.library("rouge", "rouge_score.rouge_scorer", "metrics")
-    scorer = scorer.RougeScorer(kinds, use_stemmer=stem)
+    scorer = scorer.RougeScorer(rouge_types, use_stemmer=stem)
     scored = [scorer.score(r, c) for c, r in zip(candidates, references, strict=True)]
     return {
-        f"{kind}_{name}": np.array([getattr(each[kind], field) for each in scored])
-        for kind in kinds
+        f"{rouge_type}_{name}": np.array(
+            [getattr(each[rouge_type], field) for each in scored]
+        )
+        for rouge_type in rouge_types
         for name, field in (
             ("recall", "recall"),
             ("precision", "precision"),
@@ -53,10 +55,10 @@ def rouge(
 
 
 def truncate_at_stop(text: str, stops: Sequence[str]) -> str:
-    """A generated text up to the first of any stop word, without outer white space."""
+    """The text before the first stop string, without outer white space."""
     if isinstance(stops, str):
         raise TypeError(
-            "truncate_at_stop needs a sequence of stop words, got one text."
+            "truncate_at_stop needs a sequence of stop strings, got one text."
         )
     for stop in stops:
         text = text.split(stop, 1)[0]
@@ -64,13 +66,19 @@ def truncate_at_stop(text: str, stops: Sequence[str]) -> str:
 
 
 def exact_match(candidates: Sequence[str], references: Sequence[str]) -> np.ndarray:
-    """[n] float64, 1 where the texts are equal but for case and outer white space.
+    """Whether each candidate equals its reference, up to case and outer white space.
 
-    SemEval's score of an answer: what follows the right answer makes it wrong.
+    This is SemEval's score of an answer: any text after the correct answer makes it
+    wrong.
 
+    Args:
+        candidates: n generated texts.
+        references: n reference texts.
+    Returns:
+        [n] float64, 1 or 0.
     Raises:
-        TypeError: if one text came where a sequence was needed. ValueError: if the two
-            differ in number or are empty.
+        TypeError: if an argument is one text. ValueError: if the numbers of texts
+            differ or are 0.
     """
     pair = _texts("exact_match", candidates, references)
     same = [a.strip().lower() == b.strip().lower() for a, b in zip(*pair, strict=True)]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""TOFU's scores, from the values of single questions; on the host in float64."""
+"""TOFU's scores, computed from values per question, on the host in float64."""
 
 from collections.abc import Mapping
 from typing import NamedTuple
@@ -22,10 +22,10 @@ class TofuRows(NamedTuple):
     """The values of n questions of one set.
 
     Attributes:
-        correct_nll: [n] float, `mean_nll` of the answer, nats a token.
-        wrong_nll: [n, K] float, that of the wrong (perturbed) answers.
-        paraphrased_nll: [n] float, that of the paraphrased answer; where a set has
-            none, as real authors and world facts, that of the answer.
+        correct_nll: [n] float, `mean_nll` of the answer, nats per token.
+        wrong_nll: [n, K] float, `mean_nll` of the wrong (perturbed) answers.
+        paraphrased_nll: [n] float, `mean_nll` of the paraphrased answer, or of the
+            answer in sets without paraphrases (real authors and world facts).
         rouge: [n] float, ROUGE-L recall of the generated answer.
     """
 
@@ -38,13 +38,17 @@ class TofuRows(NamedTuple):
 def tofu_ratios(
     rows: TofuRows, *, mean: str = "geometric", eps: float = 0.0
 ) -> np.ndarray:
-    """[n] float64, `truth_ratio` of every question; two of them give forget_quality.
+    """`truth_ratio` of every question.
+
+    The ratios of two models on the forget set are the input of `forget_quality`.
 
     Args:
-        rows: of one set.
+        rows: the values of one set.
         mean, eps: as `truth_ratio`.
+    Returns:
+        [n] float64.
     Raises:
-        ValueError: if the set is empty, has NaN or the shapes do not go together.
+        ValueError: if the set is empty or has NaN, or the shapes do not match.
     """
     rows = _checked("tofu_ratios", rows)
     with jax.enable_x64(True):
@@ -55,23 +59,23 @@ def tofu_ratios(
 def tofu_scores(
     sets: Mapping[str, TofuRows], *, mean: str = "geometric", eps: float = 0.0
 ) -> dict[str, dict[str, float]]:
-    """Mean probability, ROUGE-L recall and truth ratio of each set.
+    """Mean probability, ROUGE-L recall and truth score of each set.
 
     The probability of real authors and world facts is `probability_with_options`. The
-    truth ratio is scored with "closer_to_1_better" for the set to forget and with
-    "true_better" for the others.
+    truth ratio becomes a `truth_score`, with "closer_to_1_better" for the forget set
+    and "true_better" for the others.
 
     Args:
-        sets: "forget", "retain", "real_authors", "world_facts" or some of them.
-        mean: how wrong answers become one, as `truth_ratio`; TOFU's own aggregation has
-            "arithmetic".
-        eps: as `truth_ratio`; OpenUnlearning's is 1e-10.
+        sets: rows of "forget", "retain", "real_authors" and "world_facts", or of some
+            of them.
+        mean: as for `truth_ratio`; TOFU's code uses "arithmetic".
+        eps: as for `truth_ratio`; OpenUnlearning uses 1e-10.
     Returns:
-        set -> {"probability", "rouge", "truth_ratio"}, each in [0, 1]; what
-        `model_utility` reads.
+        set -> {"probability", "rouge", "truth_ratio"}, each in [0, 1]: the input of
+        `model_utility`.
     Raises:
-        ValueError: if a set is unknown or empty, has NaN, or its shapes do not go
-            together.
+        ValueError: if a set is unknown, is empty or has NaN, or its shapes do not
+            match.
     References: Maini et al. 2024, https://arxiv.org/abs/2401.06121
     """
     found = {}
@@ -103,12 +107,12 @@ def model_utility(scores: Mapping[str, Mapping[str, float]]) -> float:
         scores: "retain", "real_authors" and "world_facts", each to "probability" (for
             the last two `probability_with_options`), "rouge" (ROUGE-L recall) and
             "truth_ratio" (`truth_score` with "true_better"); each a mean over rows in
-            [0, 1]. Other sets and scores, as of the forgotten rows, are not read.
+            [0, 1]. Other sets and scores, such as those of the forget set, are ignored.
     Raises:
-        KeyError: if one is missing. ValueError: if one is negative or NaN.
+        KeyError: if a score is missing. ValueError: if one is negative or NaN.
     References: Maini et al. 2024, https://arxiv.org/abs/2401.06121
     """
-    fix = "Model utility is defined by these nine; use harmonic_mean for others."
+    fix = "Model utility needs all nine; use harmonic_mean for other scores."
     _checks.has_keys("model_utility", "sets", UTILITY_SETS, scores, fix)
     for name in UTILITY_SETS:
         what = f"scores of {name!r}"

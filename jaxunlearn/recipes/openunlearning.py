@@ -286,9 +286,9 @@ def pdu(
     combiner = combine.primal_dual(
         epsilon=epsilon,
         weight=gamma,
-        dual=alpha,
+        initial_dual=alpha,
         step_size=step_size,
-        warm_up=warm_up,
+        warmup_steps=warm_up,
     )
     tx = _recipe.chain(
         combiner, learning_rate=learning_rate, weight_decay=weight_decay, clip=clip

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pairs of generator and discriminator, one for each stream, trained by `fit`.
+"""GANs: one generator and one discriminator for each stream, trained by `fit`.
 
-A pair is two terms: each differentiates its own network and holds the other fixed, so
-that one step moves both at once (where other code alternates). Several pairs are more
-terms of the same step, and state, checkpoints and the log are those of any run.
+A pair of networks has two terms. Each term differentiates one network and holds the
+other constant, so one step updates both at the same time (other code alternates).
+Several pairs are more terms of the same step. State, checkpoints and log are those of
+every run of `fit`.
 """
 
 import itertools
@@ -26,12 +27,12 @@ GAN_LOSSES = ("nonsaturating", "hinge", "relativistic")
 
 
 class Diverged(FloatingPointError):
-    """The networks ran apart; training ended.
+    """Training of a GAN diverged and was stopped.
 
     Attributes:
-        params: stream -> generator and discriminator, the last good ones.
-        step: the number of updates they have.
-        log: entries of all steps.
+        params: stream -> generator and discriminator, before the divergence.
+        step: number of updates of these params.
+        log: the log entries of all steps.
     """
 
     def __init__(self, message: str, params: Params, step: int, log: list):
@@ -40,20 +41,23 @@ class Diverged(FloatingPointError):
 
 
 class GanTerm:
-    """What one network of a pair minimises.
+    """The loss of one network of a pair.
 
-    | loss | discriminator (D real, G drawn) | generator |
+    D is the discriminator's output for real images, G that for generated images.
+
+    | loss | discriminator | generator |
     | --- | --- | --- |
     | nonsaturating | softplus(-D) + softplus(G) | softplus(-G) |
     | hinge | relu(1 - D) + relu(1 + G) | -G |
     | relativistic | softplus(G - D) | softplus(D - G) |
 
-    The discriminator reports `right`, the share of images that it tells: D > 0 and
-    G < 0, or with the relativistic loss, which has no zero of its own, D > G.
+    The discriminator reports `right`, its accuracy: the fraction of images with D > 0
+    or G < 0. The relativistic loss has no threshold at 0; there it is the fraction of
+    pairs with D > G.
 
-    With r1 > 0 the discriminator also pays (r1 / 2) |d D / d image|^2 at real images,
-    and with the relativistic loss at drawn ones too, which makes it converge (Huang et
-    al. 2024, arXiv 2501.05441).
+    With r1 > 0 the discriminator has the gradient penalty (r1 / 2) |d D / d image|^2 at
+    real images, and with the relativistic loss also at generated ones, which makes
+    training converge (Huang et al. 2024, arXiv 2501.05441).
     """
 
     needs_ref = False
@@ -64,17 +68,17 @@ class GanTerm:
 
     def __call__(self, params, streams: Streams, ref, key: PRNGKey):
         pair = params[self.stream]
-        hold = jax.lax.stop_gradient
+        constant = jax.lax.stop_gradient
         image = _pixels.as_float("A GAN", streams[self.stream]["image"])
         latents = jax.random.normal(key, (len(image), self.gan.config.latent))
         count = jnp.int32(len(image))
         relative = self.loss == "relativistic"
         if self.trains == "generator":
-            judge = partial(self.gan.judge, hold(pair["discriminator"]))
+            judge = partial(self.gan.judge, constant(pair["discriminator"]))
             made = judge(self.gan.draw(pair["generator"], latents))
             real = judge(image) if relative else None
             return Total(jnp.sum(self._of_generator(made, real)), count), {}
-        drawn = hold(self.gan.draw(pair["generator"], latents))
+        drawn = constant(self.gan.draw(pair["generator"], latents))
         judge = partial(self.gan.judge, pair["discriminator"])
         real, made = judge(image), judge(drawn)
         values = self._of_discriminator(real, made)
@@ -82,8 +86,8 @@ class GanTerm:
             for at in (image, drawn) if relative else (image,):
                 slope = jax.grad(lambda x: jnp.sum(judge(x)))(at)
                 values += self.r1 / 2 * jnp.sum(slope**2, axis=(1, 2, 3))
-        told = (real > made,) if relative else (real > 0, made < 0)
-        right = Total(jnp.sum(jnp.array(told), dtype=jnp.float32), len(told) * count)
+        hits = (real > made,) if relative else (real > 0, made < 0)
+        right = Total(jnp.sum(jnp.array(hits), dtype=jnp.float32), len(hits) * count)
         return Total(jnp.sum(values), count), {"right": right}
 
     def _of_generator(self, made: Array, real: Array | None) -> Array:
@@ -110,44 +114,47 @@ def fit_gans(
     r1: float = 0.0,
     learning_rate: float = 2e-4,
     betas: tuple[float, float] = (0.5, 0.999),
-    limit: float = 30.0,
+    max_loss: float = 30.0,
     patience: int = 20,
-    every: int = 50,
+    snapshot_every: int = 50,
     seed: int = 0,
     hooks: Sequence[Hook] = (),
 ) -> tuple[Params, list[dict]]:
     """Trains a generator and a discriminator for each stream, all in one step.
 
     Args:
-        gan: such as models.gan.make gives.
-        streams: name -> table of images of the gan's shape, such as the forget and the
-            retain set.
-        key: of the weights and the latents.
-        steps: updates.
-        batch_size: images of each stream a step.
-        loss: "nonsaturating" (the original), "hinge" or "relativistic".
-        r1: weight of the gradient penalty; about 1 to 10 with "relativistic", whose
-            discriminator should have no norm.
+        gan: networks, such as those of models.gan.make.
+        streams: name -> table of images with the shape of the gan, such as the forget
+            and the retain set.
+        key: initialises the weights and draws the latents.
+        steps: number of updates.
+        batch_size: images of each stream per step.
+        loss: "nonsaturating" (the original GAN loss), "hinge" or "relativistic".
+        r1: weight of the gradient penalty. With "relativistic" use 1 to 10, and a
+            discriminator without normalisation.
         learning_rate, betas: of Adam.
-        limit: a loss whose size exceeds it, `patience` steps on end or at the last
-            step, has diverged.
-        every: the networks are kept aside every so many steps without such a loss.
-        seed: of the order of the images.
-        hooks: as for fit.
+        max_loss: a loss whose absolute value exceeds max_loss in `patience` consecutive
+            steps, or at the last step, counts as diverged.
+        patience: see max_loss.
+        snapshot_every: the networks are stored every so many steps, if all losses are
+            within max_loss.
+        seed: orders the images.
+        hooks: as for `fit`.
     Returns:
-        ({stream: {"generator", "discriminator"}}, log); forget the networks of the
-        forget set after use, as they may have memorised it.
+        ({stream: {"generator", "discriminator"}}, log). Delete the networks of the
+        forget set after use, because they may have memorised it.
     Raises:
-        Diverged: if a loss is not finite, too large for too long, or too large where
-            the steps run out; it carries the last good networks.
-        ValueError: for another loss, no stream, an empty one, or images out of range or
-            of another shape. TypeError: for images of another dtype.
+        Diverged: if a loss is not finite, is too large for `patience` steps, or is too
+            large at the last step; it has the networks from before the divergence.
+        ValueError: if the loss is unknown, there is no stream or an empty one, or
+            images have another shape or are out of range. TypeError: if images have
+            another dtype.
     """
     owner = "fit_gans"
     _checks.one_of(owner, GAN_LOSSES, loss=loss)
     _checks.not_negative(owner, r1=r1)
-    _checks.positive(owner, limit=limit)
-    _checks.positive_int(owner, patience=patience, every=every)
+    _checks.positive(owner, max_loss=max_loss)
+    _checks.positive_int(owner, patience=patience, snapshot_every=snapshot_every)
     for name, table in streams.items():
         _pixels.check(f"{owner}, for stream {name!r},", table, gan.config.shape)
     at = tables.batch_fn(streams, batch_size, seed=seed)
@@ -162,7 +169,7 @@ def fit_gans(
         combine.weighted_sum(), optax.adam(learning_rate, b1=betas[0], b2=betas[1])
     )
     step = jax.jit(make_step(terms, tx), donate_argnums=0)
-    watch = _Watch(terms, params, limit, patience, every)
+    watch = _Watch(terms, params, max_loss, patience, snapshot_every)
     state = init_state(params, tx, key)
     try:
         loader = map(at, itertools.count())
@@ -170,36 +177,38 @@ def fit_gans(
     except NotFinite as error:
         raise watch.diverged(f"{error}", error.log) from error
     if watch.bad:
-        steps_on_end = f"{watch.bad} step{'s' * (watch.bad > 1)}"
         raise watch.diverged(
-            f"A loss was beyond {limit} for {steps_on_end}: {watch.worst}.", log
+            f"A loss exceeded max_loss={max_loss} in the last {watch.bad} step(s): "
+            f"{watch.worst}.",
+            log,
         )
     return state.params, log
 
 
 class _Watch:
-    """A hook that keeps good networks aside, and stops where losses stay large."""
+    """A hook that stores good networks, and stops training if losses stay large."""
 
-    def __init__(self, terms, params, limit, patience, every):
+    def __init__(self, terms, params, max_loss, patience, snapshot_every):
         self.names = [f"{name}/loss" for name in terms]
-        self.limit, self.patience, self.every = limit, patience, every
-        self.kept, self.step, self.bad, self.worst = params, 0, 0, ""
+        self.max_loss, self.patience = max_loss, patience
+        self.snapshot_every, self.snapshot, self.step = snapshot_every, params, 0
+        self.bad, self.worst = 0, ""
 
     def __call__(self, state, entry):
         values = {name: entry[name] for name in self.names}
-        large = {k: v for k, v in values.items() if not abs(v) <= self.limit}
+        large = {k: v for k, v in values.items() if not abs(v) <= self.max_loss}
         self.bad = self.bad + 1 if large else 0
         self.worst = ", ".join(f"{name}={value:g}" for name, value in large.items())
-        if not large and int(state.step) % self.every == 0:
-            self.kept, self.step = jax.device_get(state.params), int(state.step)
+        if not large and int(state.step) % self.snapshot_every == 0:
+            self.snapshot, self.step = jax.device_get(state.params), int(state.step)
         return self.bad >= self.patience
 
     def diverged(self, why: str, log: list) -> Diverged:
         return Diverged(
-            f"fit_gans diverged. {why} The networks of step {self.step} are this "
-            "error's `params`. Lower lr, or take loss='relativistic' with r1 > 0 and "
-            "no norm in the discriminator.",
-            self.kept,
+            f"fit_gans diverged. {why} The attribute `params` of this error has the "
+            f"networks of step {self.step}. Lower learning_rate, or use "
+            "loss='relativistic' with r1 > 0 and a discriminator without norm.",
+            self.snapshot,
             self.step,
             log,
         )
@@ -208,17 +217,28 @@ class _Watch:
 def draw_images(
     draw: Callable[[Params, Array], Array],
     generator: Params,
-    count: int,
+    num_images: int,
     *,
     latent: int,
     key: PRNGKey,
     batch_size: int = 128,
 ) -> np.ndarray:
-    """Images [count, H, W, C] float32 of a generator, `batch_size` at a time."""
-    _checks.positive_int("draw_images", count=count, latent=latent)
+    """Generates images, `batch_size` at a time.
+
+    Args:
+        draw: (generator, latents [b, latent]) -> images, such as `draw` of a gan.
+        generator: the params of the generator.
+        num_images: number of images.
+        latent: size of a latent vector.
+        key: draws the latents.
+        batch_size: images at a time.
+    Returns:
+        [num_images, H, W, C] float32.
+    """
+    _checks.positive_int("draw_images", num_images=num_images, latent=latent)
     run, found = jax.jit(draw), []
-    for number in range(-(-count // batch_size)):
-        latent_key = jax.random.fold_in(key, number)
+    for index in range(-(-num_images // batch_size)):
+        latent_key = jax.random.fold_in(key, index)
         latents = jax.random.normal(latent_key, (batch_size, latent))
         found.append(np.asarray(run(generator, latents)))
-    return np.concatenate(found)[:count]
+    return np.concatenate(found)[:num_images]

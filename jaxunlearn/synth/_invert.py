@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Model inversion: a generator draws an image for each bucket, as the model sees it."""
+"""Model inversion: a generator, trained through the model, draws images of buckets."""
 
 import itertools
 from collections.abc import Sequence
@@ -31,31 +31,31 @@ def invert(
     learning_rate: float = 1e-3,
     seed: int = 0,
 ) -> _condense.Condensed:
-    """One image for each bucket, of a generator trained through the model.
+    """One image per bucket, from a generator trained through the model.
 
-    A perceptron g from the bucket's number (one-hot) to an image minimises, over the
-    images x with labels y and buckets e,
+    A perceptron g maps the bucket (one-hot) to an image. Over the images x with labels
+    y and buckets e it minimises
 
         CE(f(g(e)), y) + mean (g(e) - x)^2
 
-    with the model f frozen. It is trained by `make_step` and `fit`.
+    where the model f is frozen. It is trained by `make_step` and `fit`.
 
     Args:
         model, params: f, run without dropout and with its stored statistics.
         table: the images of all buckets.
-        buckets: [n] int >= 0; all images of a bucket have one label.
-        key: of the generator's weights.
-        steps: updates of Adam; the paper's code takes 200 epochs.
-        batch_size: images a step.
-        widths: of the layers between.
+        buckets: [n] int >= 0; all images of a bucket have the same label.
+        key: initialises the generator.
+        steps: number of updates of Adam; the paper's code runs 200 epochs.
+        batch_size: images per step.
+        widths: of the hidden layers.
         learning_rate: of Adam.
-        seed: of the order of the images.
+        seed: orders the images.
     Returns:
-        The images, one a bucket; losses are their cross-entropies under f, nats.
+        The images, one per bucket; their losses are cross-entropies under f, nats.
     Raises:
-        ValueError: if the numbers of rows differ, or labels within a bucket; for images
-            out of range. TypeError: for another dtype, or buckets that are not whole.
-        NotFinite: as `fit`.
+        ValueError: if the numbers of rows differ, a bucket has two labels, or images
+            are out of range. TypeError: if images have another dtype, or buckets
+            are not integers. NotFinite: as `fit`.
     References: Khan 2024, https://arxiv.org/abs/2402.00195
     """
     _checks.positive_int("synth.invert", steps=steps, batch_size=batch_size)
@@ -84,7 +84,7 @@ def invert(
 
 
 class _Inversion:
-    """The term; the frozen model is its reference."""
+    """The term of `invert`; the params of the frozen model are its ref_params."""
 
     reads = ("data",)
     needs_ref = True
@@ -114,13 +114,13 @@ def _init(key, sizes):
     keys = jax.random.split(key, len(sizes) - 1)
     pairs = zip(keys, sizes[:-1], sizes[1:], strict=True)
     layers = [{"kernel": start(k, (a, b)), "bias": jnp.zeros(b)} for k, a, b in pairs]
-    # Rows of the first kernel are looked up, not summed over: each has all the signal.
+    # An input selects one row of the first kernel, so its fan-in is 1, not sizes[0].
     layers[0]["kernel"] *= (sizes[0] / 2) ** 0.5
     return {str(i): layer for i, layer in enumerate(layers)}
 
 
 def _draw(params: Params, place, *, shape):
-    """Images [b, H, W, C] of buckets [b]."""
+    """The generator: images [b, H, W, C] of buckets [b]."""
     *inner, last = (params[str(i)] for i in range(len(params)))
     x = jax.nn.relu(inner[0]["kernel"][place] + inner[0]["bias"])
     for layer in inner[1:]:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The reduced retain set: condensed where that is safe, as it was elsewhere."""
+"""The reduced retain set: condensed images where this is safe, originals elsewhere."""
 
 from collections.abc import Iterable
 from typing import NamedTuple
@@ -12,12 +12,12 @@ from jaxunlearn.synth._condense import Condensed
 
 
 class Reduced(NamedTuple):
-    """A retain set without a trace of the forget set.
+    """A retain set that contains no information about the forget set.
 
     Attributes:
-        table: condensed images of safe buckets, then the retained ones of the others.
-        rows: [k] int, which rows of the whole table those are, rising.
-        ratio: its rows over those of the retain set, in (0, 1] or a little above.
+        table: condensed images of safe buckets, then original images of the others.
+        rows: [k] int, the rows of these originals in the full table, increasing.
+        ratio: number of its rows over that of the retain set, usually in (0, 1].
     """
 
     table: tables.Table
@@ -31,27 +31,29 @@ def reduce_retain(
     condensed: Condensed,
     forget_rows: Iterable[int],
 ) -> Reduced:
-    """Condensed images of buckets without a forgotten image; elsewhere the originals.
+    """Reduces the retain set: condensed images for buckets without forgotten images.
 
-    A bucket is unsafe if one of its images is to be forgotten: its condensed image is
-    left out, and the images that stay come as they are. For a uniform random share f of
-    forgotten images and buckets of s images the ratio is about
+    A bucket is unsafe if it has a forgotten image. Its condensed image is not used; its
+    retained images are used instead. If a uniform random fraction f of the images is
+    forgotten and buckets have s images, the ratio is about
 
         1 - (1 - f)^(s - 1) (1 - 1 / s)
 
-    so that at f = 0.1 hardly anything is saved; for a whole class it is 1 / s.
+    so at f = 0.1 there is hardly any reduction. If a whole class is forgotten, it is
+    1 / s.
 
     Args:
         table: all images.
-        buckets: [n] int, of each of them.
-        condensed: one image for every bucket, and for no other.
-        forget_rows: numbers of the rows to forget.
+        buckets: [n] int, the bucket of each image.
+        condensed: one image for every bucket, and no other.
+        forget_rows: indices of the rows to forget.
     Returns:
-        The reduced set; images are float32 in [0, 1], as condensed ones are.
+        The reduced set; its images are float32, as the condensed ones are.
     Raises:
-        ValueError: for rows there are not, a condensed set that lacks a bucket or has
-            another, another number of buckets than of images, or images out of range or
-            of two shapes. TypeError: for another dtype, or numbers that are not whole.
+        ValueError: if a row index is out of range, a bucket has no condensed image or a
+            condensed image no bucket, the numbers of buckets and images differ, or
+            images are out of range or of two shapes. TypeError: if images have another
+            dtype, or indices are not integers.
     References: Khan 2024, https://arxiv.org/abs/2402.00195
     """
     owner = "reduce_retain"
@@ -60,8 +62,8 @@ def reduce_retain(
     buckets, count = np.asarray(buckets), tables.num_rows(table)
     if buckets.shape != (count,):
         raise ValueError(
-            f"{owner} needs a bucket for each of {count} images, got "
-            f"{buckets.shape}. Take the buckets of this table."
+            f"{owner} needs a bucket for each of {count} images, got shape "
+            f"{buckets.shape}. Use the buckets of this table."
         )
     _checks.whole(owner, buckets=buckets)
     forget = np.unique(list(forget_rows))
@@ -75,13 +77,13 @@ def reduce_retain(
     if names.shape != (images,):
         raise ValueError(
             f"{owner} needs a bucket for each of {images} condensed images, got "
-            f"{names.size}. Take what condense or invert gave."
+            f"{names.size}. Use the result of condense or invert."
         )
-    lacking, strange = np.setdiff1d(buckets, names), np.setdiff1d(names, buckets)
-    if lacking.size or strange.size:
+    missing, surplus = np.setdiff1d(buckets, names), np.setdiff1d(names, buckets)
+    if missing.size or surplus.size:
         raise ValueError(
-            f"{owner} needs a condensed image of every bucket and of no other, got "
-            f"none of {lacking[:8].tolist()} and some of {strange[:8].tolist()}. "
+            f"{owner} needs one condensed image for each bucket, got none for "
+            f"{missing[:8].tolist()} and surplus ones for {surplus[:8].tolist()}. "
             "Condense the same buckets."
         )
     unsafe = np.unique(buckets[forget])
@@ -93,5 +95,7 @@ def reduce_retain(
     joined = {name: np.concatenate([small[name], kept[name]]) for name in small}
     retained = len(buckets) - len(forget)
     if not len(joined["tokens"]):
-        raise ValueError(f"{owner} needs something to retain, got nothing.")
+        raise ValueError(
+            f"{owner} needs at least one row to retain, got forget_rows with all."
+        )
     return Reduced(joined, rows, len(joined["tokens"]) / retained)

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Labels by a model, labels turned round, and the set the multi-GAN method trains on.
+"""Pseudo-labels, wrong labels, and the training set of the multi-GAN method.
 
     labels, confidence = synth.pseudo_label(model, params, drawn)
-    mixed = synth.build_mixture(forget, retain, drawn_f, drawn_r, classes=10, key=key)
-    recipe = recipes.finetune.nll(model, streams={"mixed": 1.0})
+    mixed = synth.build_mixture(forget, retain, drawn_f, drawn_r, num_classes=10,
+    key=key) recipe = recipes.finetune.nll(model, streams={"mixed": 1.0})
 
 References: Hatua, Nguyen and Sung 2024, https://arxiv.org/abs/2407.18467
 """
@@ -26,16 +26,17 @@ SOURCES = ("retain", "retain drawn", "forget", "forget drawn")
 def pseudo_label(
     model: Model, params: Params, images: np.ndarray, *, batch_size: int = 256
 ) -> tuple[tables.Table, np.ndarray]:
-    """A table of the images with the labels that the model gives them.
+    """A table of images with the labels that a model predicts.
 
     Args:
-        model, params: the classifier, run as it is used.
-        images: [n, H, W, C], as it takes them.
+        model, params: the classifier, run in inference mode.
+        images: [n, H, W, C], in the format of the model.
+        batch_size: images at a time.
     Returns:
-        (table, confidence [n] float32: the probability of each label).
+        (table, confidence [n] float32, the probability of each label).
     Raises:
-        ValueError: for images of another shape or out of range. TypeError: for another
-            dtype.
+        ValueError: if images have another shape or are out of range. TypeError: if they
+            have another dtype.
     """
     _pixels.check("pseudo_label", {"image": images})
 
@@ -57,97 +58,106 @@ def pseudo_label(
 
 def invert_labels(
     labels: Array,
-    classes: int,
+    num_classes: int,
     *,
     rule: str = "reflect",
     key: PRNGKey | None = None,
     logits: Array | None = None,
 ) -> np.ndarray:
-    """Another label for each: what "inverted" may mean for more than two classes.
+    """A wrong label for each label, by a rule: "inverted" labels for several classes.
 
-    | rule | new label |
+    | rule | new label of y, for C classes |
     | --- | --- |
-    | reflect | C - 1 - y; the middle one of odd C becomes (y + 1) mod C |
+    | reflect | C - 1 - y; for odd C the middle label becomes (y + 1) mod C |
     | shift | (y + 1) mod C |
-    | random_wrong | any other, alike likely; needs key |
-    | least_likely | of the others, what the model holds least likely; needs logits |
+    | random_wrong | uniform over the other labels; needs key |
+    | least_likely | the other label with the smallest logit; needs logits |
 
-    Spread over all others at once, a label is no label but a loss: keep the rows apart
-    as a stream of their own and give terms.on_tokens `losses.complementary_ce`.
+    A distribution over all other labels is not a label but a loss: for this, use the
+    rows as a separate stream with terms.on_tokens and `losses.complementary_ce`.
 
     Args:
         labels: [n] int in [0, C).
-        classes: C >= 2.
-        key: for random_wrong.
-        logits: [n, C] of the original model, for least_likely.
+        num_classes: C >= 2.
+        rule: see above.
+        key: draws the labels of "random_wrong".
+        logits: [n, C] of the original model, for "least_likely".
     Returns:
-        [n] int32, nowhere the label itself.
+        [n] int32, different from the labels.
     Raises:
-        ValueError: for another rule, labels that are no class, or what a rule lacks.
-            TypeError: for labels that are not whole.
-    Paper and code: the paper says "inverted" without a rule for several classes.
+        ValueError: if the rule is unknown, a label is not in [0, C), or the rule needs
+            an argument that is None. TypeError: if labels are not integers.
+    Paper and code: the paper says "inverted" and gives no rule for several classes.
     """
     owner = "invert_labels"
     _checks.one_of(owner, RULES, rule=rule)
     labels = np.asarray(labels)
     _checks.whole(owner, labels=labels)
-    if classes < 2 or (labels < 0).any() or (labels >= classes).any():
+    if num_classes < 2 or (labels < 0).any() or (labels >= num_classes).any():
         raise ValueError(
-            f"{owner} needs two classes at least and labels from 0 to classes - 1, got "
-            f"classes={classes} and labels {labels.min()} to {labels.max()}."
+            f"{owner} needs num_classes >= 2 and labels from 0 to num_classes - 1, got "
+            f"num_classes={num_classes} and labels from {labels.min()} to "
+            f"{labels.max()}."
         )
     if rule == "random_wrong":
         if key is None:
-            raise ValueError(f"{owner} needs key for rule='random_wrong', got none.")
-        more = np.asarray(jax.random.randint(key, labels.shape, 1, classes))
-        return ((labels + more) % classes).astype(np.int32)
-    if rule == "least_likely":
-        if logits is None or np.shape(logits) != (*labels.shape, classes):
             raise ValueError(
-                f"{owner} needs logits [n, {classes}] for rule='least_likely', got "
-                f"{'none' if logits is None else np.shape(logits)}."
+                f"{owner} needs a key for rule='random_wrong', got key=None. Pass "
+                "jax.random.key(0)."
+            )
+        more = np.asarray(jax.random.randint(key, labels.shape, 1, num_classes))
+        return ((labels + more) % num_classes).astype(np.int32)
+    if rule == "least_likely":
+        if logits is None or np.shape(logits) != (*labels.shape, num_classes):
+            raise ValueError(
+                f"{owner} needs logits [n, {num_classes}] for rule='least_likely', got "
+                f"{'none' if logits is None else np.shape(logits)}. Use those of the "
+                "original model."
             )
         others = np.array(logits, np.float32)
         others[np.arange(len(labels)), labels] = np.inf
         return others.argmin(axis=1).astype(np.int32)
-    new = (labels + 1) % classes
+    new = (labels + 1) % num_classes
     if rule == "reflect":
-        new = np.where(2 * labels == classes - 1, new, classes - 1 - labels)
+        new = np.where(2 * labels == num_classes - 1, new, num_classes - 1 - labels)
     return new.astype(np.int32)
 
 
 def build_mixture(
+    *,
     forget: tables.Table,
     retain: tables.Table,
     drawn_forget: tables.Table | None = None,
     drawn_retain: tables.Table | None = None,
-    *,
-    classes: int,
+    num_classes: int,
     rule: str = "reflect",
     key: PRNGKey | None = None,
     logits: Mapping[str, Array] | None = None,
 ) -> tables.Table:
-    """One table: retained and drawn images as they are, forgotten ones mislabelled.
+    """The training set of multi-GAN: correct labels for retain, wrong ones for forget.
 
     Args:
-        forget, retain: tables of images.
-        drawn_forget, drawn_retain: drawn by generators and labelled by the original
+        forget: table of the images to forget.
+        retain: table of the images to retain.
+        drawn_forget: images of the forget set's generator, labelled by the original
             model (`pseudo_label`); None for none.
-        classes, rule, key: of `invert_labels`, for both kinds of forgotten images.
-        logits: those of the original model for `least_likely`, by source: "forget" and
-            "forget drawn".
+        drawn_retain: the same for the retain set.
+        num_classes, rule, key: as for `invert_labels`, for real and generated forget
+            images.
+        logits: of the original model for the rule "least_likely", by source: "forget"
+            and "forget drawn".
     Returns:
-        The rows of retain, drawn_retain, forget and drawn_forget; images are float32 in
-        [0, 1], and a column `source` [n] int32 says which of SOURCES a row is of.
+        A table of the rows of retain, drawn_retain, forget and drawn_forget. Images are
+        float32 in [0, 1]; the column `source` [n] int32 is the index in SOURCES.
     Raises:
-        ValueError: as `invert_labels`; for images out of range or of two shapes.
-            TypeError: for images of another dtype.
+        ValueError: as `invert_labels`; if images are out of range or of two shapes.
+            TypeError: if images have another dtype.
     """
     _pixels.check("build_mixture", retain)
     shape = retain["image"].shape[1:]
     rows = (retain, drawn_retain, forget, drawn_forget)
     keys = [None] * 4 if key is None else jax.random.split(key, 4)
-    change = partial(invert_labels, classes=classes, rule=rule)
+    change = partial(invert_labels, num_classes=num_classes, rule=rule)
     found = []
     for source, (table, key) in enumerate(zip(rows, keys, strict=True)):
         if table is None:
@@ -156,8 +166,8 @@ def build_mixture(
         image = _pixels.as_float("build_mixture", np.asarray(table["image"]))
         tokens = np.array(table["tokens"])
         if source >= 2:
-            held = (logits or {}).get(SOURCES[source])
-            tokens[:, 1] = change(tokens[:, 1], key=key, logits=held)
+            source_logits = (logits or {}).get(SOURCES[source])
+            tokens[:, 1] = change(tokens[:, 1], key=key, logits=source_logits)
         of = np.full(len(tokens), source, np.int32)
         mask = np.ones(tokens.shape, bool)
         found.append({"image": image, "tokens": tokens, "mask": mask, "source": of})

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One tiny world of hidden facts for all attacks."""
+"""One tiny model with hidden facts for all attacks."""
 
 import jax
 import pytest

@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What each format trains on, read back from its tokens, and what is asked."""
+"""Train formats, decoded from their tokens, and questions."""
 
+from functools import partial
+
+import jax
 import numpy as np
 import pytest
 
@@ -30,7 +33,7 @@ def tokenizer():
 
 
 def read(tokenizer, table, row):
-    """(the text of a row, what the loss reads of it)."""
+    """(the text of a row, the text of the tokens in the loss)."""
     tokens, mask = table["tokens"][row], table["mask"][row]
     read = tokens[table["answer"][row]]
     return tokenizer.decode(tokens[mask]), tokenizer.decode(read)
@@ -55,20 +58,21 @@ def test_formats(tokenizer, format, text, loss):
     assert longer["tokens"].shape[1] == 80
 
 
-def test_who_prefers_a_choice_answers_with_it(tokenizer):
+def test_the_choice_of_highest_logp_is_the_answer_of_choose(tokenizer):
     model, params = tiny.tiny_model(vocab=len(tokenizer), positions=96)
-    for asked, options in (
+    for format, options in (
         ("letter", [list("ABC")] * 2),
         ("choice", [fact["choices"] for fact in FACTS]),
     ):
-        table = attacks.encode_asked(model, tokenizer, FACTS, asked)
+        table = attacks.encode_questions(model, tokenizer, FACTS, format)
         assert table["right"].tolist() == [1, 0]
         prompts = [fact["question"] for fact in FACTS]
-        if asked == "letter":
+        if format == "letter":
             prompts = [LETTERED, "A young cat?\nA. kitten\nB. puppy\nC. river\nAnswer:"]
         chosen = evaluate.choose(model, params, tokenizer, prompts, options)
         table.pop("right")
-        logps = np.asarray(evaluate.choice_logps(model, params, table))
+        logps = jax.jit(partial(evaluate.choice_logps, model))(params, table)
+        logps = np.asarray(logps)
         assert logps.shape == (2, 3)
         np.testing.assert_array_equal(logps.argmax(1), chosen)
 
@@ -89,7 +93,10 @@ def test_bad_facts_are_named(tokenizer, change, match):
 
 def test_other_errors(tokenizer):
     model, _ = tiny.tiny_model(vocab=len(tokenizer))
-    for encode in (attacks.encode_facts, lambda *x: attacks.encode_asked(model, *x)):
+    for encode in (
+        attacks.encode_facts,
+        lambda *x: attacks.encode_questions(model, *x),
+    ):
         with pytest.raises(ValueError, match="at least one fact"):
             encode(tokenizer, [])
         with pytest.raises(ValueError, match="'letterr'.*Did you mean 'letter'"):
@@ -99,4 +106,4 @@ def test_other_errors(tokenizer):
         attacks.encode_facts(tokenizer, bare, "statement")
     four = [FACTS[0], FACTS[1] | {"choices": list("wxyz")}]
     with pytest.raises(ValueError, match=r"\[3, 4\]"):
-        attacks.encode_asked(model, tokenizer, four)
+        attacks.encode_questions(model, tokenizer, four)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Attacks on image models: inversion, and relearning by the one for language."""
+"""Attacks on image models: inversion, and the same relearning as for language."""
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +22,7 @@ def adam_promotes():
 
 
 def blobs(rows=60):
-    """Images of three classes, each with a bright row of its own."""
+    """Images of three classes, each with a different bright row."""
     rng = np.random.default_rng(0)
     labels = np.arange(rows) % 3
     pixels = rng.random((rows, *SHAPE)) * 0.3
@@ -31,24 +31,25 @@ def blobs(rows=60):
     return images.table(pixels, labels, classes=3)
 
 
-def test_inversion_draws_what_tells_a_class_and_relearning_brings_it_back():
+def test_inversion_draws_the_feature_of_a_class_and_relearning_recovers_it():
     model = vision.make(CONFIG)
     params = model.init(jax.random.key(0))
     how = dict(steps=60, batch_size=20, learning_rate=1e-2)
-    known, log = attacks.relearn(model, params, blobs(), **how)
+    relearned, log = attacks.relearn(model, params, blobs(), **how)
     assert log[-1]["known/loss"] < 0.2 < log[0]["known/loss"]
-    drawn, values = attacks.invert_classes(model, known, [2, 0], SHAPE, steps=80)
+    drawn, values = attacks.invert_classes(model, relearned, [2, 0], SHAPE, steps=80)
     assert drawn.shape == (2, *SHAPE) and drawn.min() >= 0 and drawn.max() <= 1
     assert (values < 0.1).all()
     for image, label in zip(drawn, (2, 0), strict=True):
         rows = image.mean((1, 2))[:3]
         assert rows.argmax() == label
-    logits = model.unembed(known, vision.features(model, known, {"image": drawn}))
+    features = vision.features(model, relearned, {"image": drawn})
+    logits = model.unembed(relearned, features)
     assert_array_equal(jnp.argmax(logits, axis=1), [2, 0])
-    free, _ = attacks.invert_classes(model, known, [1], SHAPE, steps=80, clip=False)
+    free, _ = attacks.invert_classes(model, relearned, [1], SHAPE, steps=80, clip=False)
     assert free.min() < 0
     with pytest.raises(ValueError, match="at least one class"):
-        attacks.invert_classes(model, known, [], SHAPE)
+        attacks.invert_classes(model, relearned, [], SHAPE)
     for strange in (3, -1):
         with pytest.raises(ValueError, match=f"classes from 0 to 2, .* got {strange}"):
-            attacks.invert_classes(model, known, [0, strange], SHAPE)
+            attacks.invert_classes(model, relearned, [0, strange], SHAPE)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The smaller attacks: each does what it says, and refuses what is no attack."""
+"""Benign finetuning, prompting, sampling, steering, unwrapping and pruning."""
 
 import re
 from functools import partial
@@ -19,49 +19,49 @@ def prompts_of(towns):
     return [prompt for prompt, _ in encode_text(towns)]
 
 
-def test_benign_finetuning_trains_on_what_it_is_given(world):
+def test_benign_finetuning_trains_and_refuses_forget_rows(world):
     retain = world.encode(world.retain)
-    forget = world.encode(world.trained + world.asked)
-    run = partial(attacks.benign, world.model, world.hides)
+    forget = world.encode(world.trained + world.held_out)
+    run = partial(attacks.benign, world.model, world.unlearned)
     after, log = run(retain, forget=forget, steps=8, batch_size=18, learning_rate=1e-3)
     assert len(log) == 8
-    moved = jax.tree.map(lambda a, b: bool((a != b).any()), after, world.hides)
+    moved = jax.tree.map(lambda a, b: bool((a != b).any()), after, world.unlearned)
     assert all(jax.tree.leaves(moved))
     both = {name: np.concatenate([retain[name], x]) for name, x in forget.items()}
-    with pytest.raises(ValueError, match="72 rows of it are in `forget`.* row 36"):
+    with pytest.raises(ValueError, match="got 72 such rows, the first is row 36"):
         run(both, forget=forget, steps=1)
 
 
-def test_in_context_puts_other_shots_in_front():
+def test_in_context_prepends_shots_of_other_prompts():
     shots = [(f"q{i}", f"a{i}") for i in range(5)]
     prompts = [*(q for q, _ in shots), "other"]
-    texts = attacks.in_context(prompts, prefix="Be open.", shots=shots, number=4)
+    texts = attacks.in_context(prompts, prefix="Be open.", shots=shots, num_shots=4)
     for text, prompt in zip(texts, prompts, strict=True):
-        first, *told, last = text.split("\n\n")
+        first, *shown, last = text.split("\n\n")
         assert (first, last) == ("Be open.", prompt)
-        assert len(set(told)) == 4 and set(told) <= {f"q{i} a{i}" for i in range(5)}
-        assert not any(line.startswith(f"{prompt} ") for line in told)
-    again = attacks.in_context(prompts, prefix="Be open.", shots=shots, number=4)
+        assert len(set(shown)) == 4 and set(shown) <= {f"q{i} a{i}" for i in range(5)}
+        assert not any(line.startswith(f"{prompt} ") for line in shown)
+    again = attacks.in_context(prompts, prefix="Be open.", shots=shots, num_shots=4)
     assert texts == again
     other = attacks.in_context(prompts, prefix="Be open.", shots=shots, seed=1)
     assert texts != other
-    assert attacks.in_context(["x"], prefix="P", between=" ") == ["P x"]
+    assert attacks.in_context(["x"], prefix="P", separator=" ") == ["P x"]
     with pytest.raises(ValueError, match="got neither"):
         attacks.in_context(prompts)
-    with pytest.raises(ValueError, match="number=5 shots .* than 'q0', got 4"):
-        attacks.in_context(prompts, shots=shots, number=5)
+    with pytest.raises(ValueError, match="num_shots=5 shots .* than 'q0', got 4"):
+        attacks.in_context(prompts, shots=shots, num_shots=5)
 
 
-def test_few_shot_completes_those_texts(world):
-    prompts = prompts_of(world.asked)[:4]
+def test_few_shot_completes_the_texts_of_in_context(world):
+    prompts = prompts_of(world.held_out)[:4]
     shots = encode_text(world.retain)[:3]
-    how = dict(shots=shots, number=1, between=" ")
+    how = dict(shots=shots, num_shots=1, separator=" ")
     found = attacks.few_shot(
-        world.model, world.hides, world.tokenizer, prompts, max_new_tokens=2, **how
+        world.model, world.unlearned, world.tokenizer, prompts, max_new_tokens=2, **how
     )
     by_hand = evaluate.completions(
         world.model,
-        world.hides,
+        world.unlearned,
         world.tokenizer,
         attacks.in_context(prompts, **how),
         max_new_tokens=2,
@@ -71,11 +71,18 @@ def test_few_shot_completes_those_texts(world):
 
 def test_samples_leak_what_greedy_decoding_hides(world):
     model, tokenizer = world.model, world.tokenizer
-    pairs = encode_text(world.asked)[:12]
-    # Half forgotten: the old answer is rarely the likeliest.
-    params = edits.interpolate(world.hides, world.knows, weight=0.5)
-    draw = partial(attacks.sample, model, params, tokenizer, max_new_tokens=2)
-    found = draw([p for p, _ in pairs], number=64, temperature=2.0, batch_size=100)
+    pairs = encode_text(world.held_out)[:12]
+    # Half unlearned: the old answer is rarely the most likely one.
+    params = edits.interpolate(world.unlearned, world.original, weight=0.5)
+    draw = partial(
+        attacks.sample,
+        model,
+        params,
+        tokenizer,
+        max_new_tokens=2,
+        key=jax.random.key(0),
+    )
+    found = draw([p for p, _ in pairs], num_samples=64, temperature=2.0, batch_size=100)
     assert [len(each) for each in found] == [64] * 12
     hits = np.array(
         [
@@ -84,11 +91,11 @@ def test_samples_leak_what_greedy_decoding_hides(world):
         ]
     )
     leaks = [attacks.leak_at_k(hits, k).mean() for k in (1, 8, 64)]
-    greedy = world.accuracy(params, world.asked[:4])
+    greedy = world.accuracy(params, world.held_out[:4])
     assert greedy < leaks[2], leaks
     assert leaks[0] < leaks[1] < leaks[2]
-    # Near zero temperature it is greedy decoding.
-    cold = draw(["the town of"], number=3, temperature=1e-4)
+    # With a temperature near 0 it equals greedy decoding.
+    cold = draw(["the town of"], num_samples=3, temperature=1e-4)
     greedy = evaluate.completions(
         model, params, tokenizer, ["the town of"], max_new_tokens=2
     )
@@ -116,11 +123,13 @@ def prompts(tokenizer, texts):
     return table.encode(tokenizer, texts)
 
 
-def test_steering_moves_the_mean_of_one_set_onto_that_of_the_other(world):
-    model, params = world.model, world.hides
+def test_steering_moves_the_forget_mean_to_the_retain_mean(world):
+    model, params = world.model, world.unlearned
     retain = prompts(world.tokenizer, prompts_of(world.retain))
-    forget = prompts(world.tokenizer, prompts_of(world.asked))
-    move = partial(attacks.steer, model, params, retain, forget, layers=[1])
+    forget = prompts(world.tokenizer, prompts_of(world.held_out))
+    move = partial(
+        attacks.steer, model, params, forget=forget, retain=retain, layers=[1]
+    )
 
     def last(model, table):
         batch = {name: jnp.asarray(table[name]) for name in ("tokens", "mask")}
@@ -131,7 +140,7 @@ def test_steering_moves_the_mean_of_one_set_onto_that_of_the_other(world):
     steered = move(batch_size=7)  # the last batch is not full
     shift = last(model, retain).mean(0) - last(model, forget).mean(0)
     by_hand = last(model, forget) + shift
-    # Taps come before edits, so what follows the layer is looked at.
+    # Taps come before edits, so compare the result of the layers that follow.
     batch = {name: jnp.asarray(forget[name]) for name in ("tokens", "mask")}
     edit = {"block": lambda x, layer: jnp.where(layer == 1, x + shift, x)}
     wanted = model.apply(params, batch, edits=edit).hidden
@@ -139,9 +148,13 @@ def test_steering_moves_the_mean_of_one_set_onto_that_of_the_other(world):
     assert_allclose(by_hand.mean(0), last(model, retain).mean(0), atol=1e-5)
     same = move(strength=0.0).apply(params, batch).hidden
     assert_allclose(same, model.apply(params, batch).hidden, atol=1e-6)
-    # It decodes as it scores, with a cache too.
+    # Decoding with a cache is steered too.
     texts = evaluate.completions(
-        steered, params, world.tokenizer, prompts_of(world.asked)[:5], max_new_tokens=1
+        steered,
+        params,
+        world.tokenizer,
+        prompts_of(world.held_out)[:5],
+        max_new_tokens=1,
     )
     ends = np.asarray(forget["mask"].sum(1) - 1)[:5]
     logits = model.unembed(params, wanted[np.arange(5), ends])
@@ -155,8 +168,10 @@ def test_steering_moves_the_mean_of_one_set_onto_that_of_the_other(world):
 
 def test_steering_refuses_what_does_not_exist(world):
     table = prompts(world.tokenizer, ["the town of"])
-    move = partial(attacks.steer, world.model, world.hides, table, table)
-    with pytest.raises(ValueError, match=r"layers of 0 to 1 at 'block', got \[2\]"):
+    move = partial(
+        attacks.steer, world.model, world.unlearned, forget=table, retain=table
+    )
+    with pytest.raises(ValueError, match=r"layers from 0 to 1 at 'block', got \[2\]"):
         move(layers=[2])
     with pytest.raises(ValueError, match="site='blok'.*Did you mean 'block'"):
         move(layers=[0], site="blok")
@@ -164,7 +179,7 @@ def test_steering_refuses_what_does_not_exist(world):
         move(layers=[0], strength=float("nan"))
 
 
-def test_unwrapping_undoes_what_lies_beside_the_weights():
+def test_unwrapping_removes_projections_and_lora():
     base, params = tiny.tiny_model()
     batch = tiny.tiny_batch()
     places = {"mlp_out": (0, 2)}
@@ -183,24 +198,24 @@ def test_unwrapping_undoes_what_lies_beside_the_weights():
         jax.tree.map(assert_array_equal, plain, params)
         assert inner is base or inner == base
     folded = wrap.fold_projection(taken, projected)
-    with pytest.raises(ValueError, match="nothing to take off"):
+    with pytest.raises(ValueError, match="got neither"):
         attacks.unwrap(base, folded)
 
 
-def test_pruning_takes_the_units_of_the_forgotten_questions():
+def test_pruning_removes_the_units_of_forgotten_questions():
     model, params = tiny.tiny_model()
     forget = [tiny.tiny_batch(seed=1), tiny.tiny_batch(seed=2)]
     retain = [tiny.tiny_batch(seed=3)]
-    after = attacks.prune(model, params, forget, retain, fraction=0.25)
+    after = attacks.prune(model, params, forget=forget, retain=retain, fraction=0.25)
     down = after["blocks"]["mlp"]["down"]["kernel"]
     gone = np.asarray((down == 0).all(-1))
     assert gone.sum() == int(0.25 * gone.size)
     from jaxunlearn import stats
 
     found = [stats.activity(model, params, x)["mlp"].abs for x in (forget, retain)]
-    scores = np.asarray(edits.unit_scores(*found))
+    scores = np.asarray(edits.unit_scores(forget=found[0], retain=found[1]))
     assert scores[gone].min() >= scores[~gone].max()
-    same = attacks.prune(model, params, forget, retain, fraction=0.0)
+    same = attacks.prune(model, params, forget=forget, retain=retain, fraction=0.0)
     jax.tree.map(assert_array_equal, same, params)
     with pytest.raises(ValueError, match=r"fraction in \[0, 1\]"):
-        attacks.prune(model, params, forget, retain, fraction=2.0)
+        attacks.prune(model, params, forget=forget, retain=retain, fraction=2.0)

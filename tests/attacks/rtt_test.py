@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Retraining on T brings hidden facts of V back, and none that were never learned."""
+"""Retraining on T recovers hidden facts of V, but none that were never learned."""
 
 from functools import partial
 
@@ -17,19 +17,19 @@ from tests.attacks import towns
 CHANCE = 0.25
 ADAM = optax.scale_by_adam()
 HOW = dict(
-    format="answer",
-    asked="choice",
+    train_format="answer",
+    eval_format="choice",
     by="town",
     direction=ADAM,
-    rates=(1e-6, 3e-3),
+    learning_rates=(1e-6, 3e-3),
     epochs=6,
     batch_size=9,
-    warmup=2,
+    warmup_steps=2,
 )
 
 
 def facts_of(pairs):
-    """Four choices for each town, one question in each phrasing."""
+    """Facts with four choices for each town, one fact for each phrasing."""
     made = []
     for town, answer in pairs:
         draw = np.random.default_rng([len(made), 1])
@@ -44,7 +44,7 @@ def facts_of(pairs):
 
 @pytest.fixture(scope="module")
 def folds(world):
-    return attacks.make_folds(facts_of(world.trained + world.asked), 4, by="town")
+    return attacks.make_folds(facts_of(world.trained + world.held_out), 4, by="town")
 
 
 @pytest.fixture(scope="module")
@@ -52,105 +52,128 @@ def sweeps(world, folds):
     run = partial(attacks.rtt, world.model, tokenizer=world.tokenizer, folds=folds)
     return {
         name: run(params=getattr(world, name), rates_per_batch=2, **HOW)
-        for name in ("knows", "hides")
+        for name in ("original", "unlearned")
     }
 
 
-def test_hidden_facts_come_back(sweeps):
-    found = attacks.recovery(sweeps["hides"], sweeps["knows"])
+def test_hidden_facts_are_recovered(sweeps):
+    found = attacks.recovery(unlearned=sweeps["unlearned"], original=sweeps["original"])
     assert found["original"] > 0.95
-    assert found["before"] < 0.5  # NPO pushed the right choice below others
+    assert found["before"] < 0.5  # NPO lowered the correct choice below others
     assert found["rate"] > 0.6 and found["above_chance"] > 0.5
     assert found["unlearned"] > found["before"] + 0.25
-    assert attacks.best_accuracy(sweeps["hides"], nested=True) <= found["unlearned"]
-    weak, strong = sweeps["hides"][0].accuracy
-    assert strong.max() > weak.max()  # the sweep of rates matters
-    assert all(s.finite.all() for s in sweeps["hides"])
+    assert attacks.best_accuracy(sweeps["unlearned"], nested=True) <= found["unlearned"]
+    weak, strong = sweeps["unlearned"][0].accuracy
+    assert strong.max() > weak.max()  # the learning rate matters
+    assert all(s.finite.all() for s in sweeps["unlearned"])
 
 
 def test_facts_never_learned_stay_at_chance(world, sweeps):
     never = attacks.make_folds(facts_of(world.never), 4, by="town")
-    run = attacks.rtt(world.model, world.hides, world.tokenizer, never, **HOW)
+    run = attacks.rtt(world.model, world.unlearned, world.tokenizer, never, **HOW)
     count = sum(s.hits.shape[-1] for s in run)
-    bound = CHANCE + 3 * np.sqrt(CHANCE * (1 - CHANCE) / count * 3)  # a town asked 3 x
+    bound = CHANCE + 3 * np.sqrt(
+        CHANCE * (1 - CHANCE) / count * 3
+    )  # three questions per town
     assert attacks.best_accuracy(run) < bound < 0.8
-    assert run[0].losses[1, -1] < run[0].losses[1, 0] / 2  # though T was learned
+    assert run[0].losses[1, -1] < run[0].losses[1, 0] / 2  # T was learned
 
 
-def test_nothing_unlearned_is_recovered_whole(sweeps, world, folds):
-    again = attacks.rtt(world.model, world.knows, world.tokenizer, folds, **HOW)
-    found = attacks.recovery(again, sweeps["knows"])
+def test_the_original_model_has_a_recovery_rate_of_one(sweeps, world, folds):
+    again = attacks.rtt(world.model, world.original, world.tokenizer, folds, **HOW)
+    found = attacks.recovery(unlearned=again, original=sweeps["original"])
     assert found["rate"] == found["above_chance"] == 1.0
 
 
-def test_rates_one_by_one_are_rates_side_by_side(world, folds, sweeps):
-    run = partial(attacks.rtt, world.model, world.hides, world.tokenizer, folds)
+def test_learning_rates_give_the_same_results_alone_and_batched(world, folds, sweeps):
+    run = partial(attacks.rtt, world.model, world.unlearned, world.tokenizer, folds)
     (alone,) = run(rotations=[1], **HOW)
-    (both,) = sweeps["hides"][1:]
+    (both,) = sweeps["unlearned"][1:]
     assert_allclose(alone.losses, both.losses, rtol=2e-3)
     assert np.mean(alone.hits == both.hits) > 0.97
-    (one,) = run(rotations=[1], **HOW | {"rates": (3e-3,)})
+    (one,) = run(rotations=[1], **HOW | {"learning_rates": (3e-3,)})
     assert_allclose(one.losses[0], both.losses[1], rtol=2e-3)
 
 
-def test_the_whole_of_t_is_seen_once_an_epoch_and_the_rate_rises(world, folds):
-    """One update by hand: Lion's sign times the rate, a fourth of it at first."""
-    known = attacks.encode_facts(world.tokenizer, folds[0], "answer")
-    asked = attacks.encode_asked(world.model, world.tokenizer, folds[1], "choice")
-    rows = table.num_rows(known)
+def test_an_epoch_uses_all_train_facts_and_the_rate_warms_up(world, folds):
+    """One update by hand: the sign (Lion) times a quarter of the rate (warmup)."""
+    train_facts = attacks.encode_facts(world.tokenizer, folds[0], "answer")
+    eval_facts = attacks.encode_questions(
+        world.model, world.tokenizer, folds[1], "choice"
+    )
+    rows = table.num_rows(train_facts)
     sweep = attacks.retrain(
-        world.model, world.hides, known, asked, rates=(1e-3,), epochs=1,
-        batch_size=rows, warmup=4,
+        world.model, world.unlearned, train_facts, eval_facts,
+        learning_rates=(1e-3,), epochs=1, batch_size=rows, warmup_steps=4,
     )  # fmt: skip
     term = terms.on_logps(losses.nll, world.model, "known", reduce="token")
 
     def loss(params):
-        return term(params, {"known": known}, None, jax.random.key(0))[0].mean().sum()
+        return (
+            term(params, {"known": train_facts}, None, jax.random.key(0))[0]
+            .mean()
+            .sum()
+        )
 
-    value, grads = jax.jit(jax.value_and_grad(loss))(world.hides)
+    value, grads = jax.jit(jax.value_and_grad(loss))(world.unlearned)
     assert_allclose(sweep.losses, [[value]], rtol=1e-5)
-    hand = jax.tree.map(lambda p, g: p - 1e-3 / 4 * np.sign(g), world.hides, grads)
+    hand = jax.tree.map(lambda p, g: p - 1e-3 / 4 * np.sign(g), world.unlearned, grads)
     after = attacks.retrain(
-        world.model, hand, known, asked, rates=(1e-9,), epochs=1, batch_size=rows
+        world.model,
+        hand,
+        train_facts,
+        eval_facts,
+        learning_rates=(1e-9,),
+        epochs=1,
+        batch_size=rows,
     )
     assert_array_equal(after.hits[0, 0], sweep.hits[0, 1])
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_lion_at_the_papers_rates_moves_float32_but_not_bfloat16(world, folds, dtype):
-    params = jax.tree.map(lambda x: x.astype(dtype), world.hides)
-    known = attacks.encode_facts(world.tokenizer, folds[0], "answer")
-    asked = attacks.encode_asked(world.model, world.tokenizer, folds[1], "choice")
+    params = jax.tree.map(lambda x: x.astype(dtype), world.unlearned)
+    train_facts = attacks.encode_facts(world.tokenizer, folds[0], "answer")
+    eval_facts = attacks.encode_questions(
+        world.model, world.tokenizer, folds[1], "choice"
+    )
     sweep = attacks.retrain(
-        world.model, params, known, asked, rates=(1e-7,), epochs=4, batch_size=9,
-        warmup=0,
+        world.model, params, train_facts, eval_facts, learning_rates=(1e-7,), epochs=4,
+        batch_size=9, warmup_steps=0,
     )  # fmt: skip
     fell = sweep.losses[0, 0] - sweep.losses[0, -1]
     assert fell > 0 if dtype == "float32" else abs(fell) < 0.01
 
 
-def test_lora_brings_them_back_too(world, folds):
-    how = HOW | dict(rates=(1e-2,), rank=4, rotations=[0])
-    (sweep,) = attacks.rtt(world.model, world.hides, world.tokenizer, folds, **how)
+def test_lora_recovers_hidden_facts(world, folds):
+    how = HOW | dict(learning_rates=(1e-2,), rank=4, rotations=[0])
+    (sweep,) = attacks.rtt(world.model, world.unlearned, world.tokenizer, folds, **how)
     assert sweep.accuracy.max() > sweep.accuracy[0, 0] + 0.2
 
 
-def test_batches_larger_than_t_are_all_of_t(world, folds):
-    known = attacks.encode_facts(world.tokenizer, folds[0], "answer")
-    asked = attacks.encode_asked(world.model, world.tokenizer, folds[1], "choice")
-    run = partial(attacks.retrain, world.model, world.hides, known, asked, epochs=3)
-    whole, more = (run(rates=(1e-4,), batch_size=n) for n in (len(known["mask"]), 999))
+def test_a_batch_size_above_the_number_of_facts_uses_all_facts(world, folds):
+    train_facts = attacks.encode_facts(world.tokenizer, folds[0], "answer")
+    eval_facts = attacks.encode_questions(
+        world.model, world.tokenizer, folds[1], "choice"
+    )
+    run = partial(
+        attacks.retrain, world.model, world.unlearned, train_facts, eval_facts, epochs=3
+    )
+    whole, more = (
+        run(learning_rates=(1e-4,), batch_size=n)
+        for n in (len(train_facts["mask"]), 999)
+    )
     assert whole.losses.shape == (1, 3)
     assert_array_equal(more.losses, whole.losses)
 
 
-def test_a_model_that_has_broken_down_knows_nothing(world):
-    """NaN is no answer, though the right choice always stands first."""
+def test_a_diverged_model_scores_zero(world):
+    """NaN is not an answer, even if the correct choice is always the first."""
     rows = [dict(x, choices=sorted(x["choices"], key=lambda c, x=x: c != _right(x)))
             for x in facts_of(world.trained)]  # fmt: skip
     rows = [row | {"answer": 0} for row in rows]
     own = attacks.make_folds(rows, 2, by="town")
-    nan = jax.tree.map(lambda x: x * jnp.nan, world.hides)
+    nan = jax.tree.map(lambda x: x * jnp.nan, world.unlearned)
     sweep, _ = attacks.rtt(world.model, nan, world.tokenizer, own, **HOW)
     assert not sweep.hits.any() and not sweep.finite.any()
     prompts, options = ["A", "B"], [["x", "y"], ["x", "y"]]
@@ -162,26 +185,28 @@ def _right(row):
     return row["choices"][row["answer"]]
 
 
-def test_a_rate_too_high_is_told_and_harms_no_other(world, folds):
-    how = HOW | dict(rates=(3e-3, 1e18), rotations=[0], rates_per_batch=2)
-    (sweep,) = attacks.rtt(world.model, world.hides, world.tokenizer, folds, **how)
+def test_a_diverging_learning_rate_is_reported_and_does_not_affect_others(world, folds):
+    how = HOW | dict(learning_rates=(3e-3, 1e18), rotations=[0], rates_per_batch=2)
+    (sweep,) = attacks.rtt(world.model, world.unlearned, world.tokenizer, folds, **how)
     assert sweep.finite.tolist() == [True, False]
     assert sweep.accuracy[0].max() > 0.5
 
 
-def test_what_is_refused(world, folds):
-    run = partial(attacks.rtt, world.model, world.hides, world.tokenizer)
+def test_invalid_arguments_are_refused(world, folds):
+    run = partial(attacks.rtt, world.model, world.unlearned, world.tokenizer)
     shared = [folds[0], [*folds[1], folds[0][0]]]
-    with pytest.raises(ValueError, match=f"town '{folds[0][0]['town']}' is in fold 0"):
+    with pytest.raises(ValueError, match=f"town '{folds[0][0]['town']}' in fold 0"):
         run(shared, **HOW)
-    told = [[f | {"statement": ["It is so.", n]} for f in folds[int(n)]] for n in "01"]
-    with pytest.raises(ValueError, match="statement 'It is so.' is in fold 0"):
-        run(told, **HOW | {"format": "statement"})
-    with pytest.raises(ValueError, match="held_out of 0 to 3, got 4"):
+    shared_statements = [
+        [f | {"statement": ["It is so.", n]} for f in folds[int(n)]] for n in "01"
+    ]
+    with pytest.raises(ValueError, match="statement 'It is so.' in fold 0"):
+        run(shared_statements, **HOW | {"train_format": "statement"})
+    with pytest.raises(ValueError, match="rotations from 0 to 3, .* got 4"):
         run(folds, **HOW | {"rotations": [4]})
     with pytest.raises(ValueError, match="at least one learning rate"):
-        run(folds, **HOW | {"rates": ()})
-    with pytest.raises(ValueError, match="rate > 0, got rate=-1"):
-        run(folds, **HOW | {"rates": (-1.0,)})
+        run(folds, **HOW | {"learning_rates": ()})
+    with pytest.raises(ValueError, match="learning_rate=-1"):
+        run(folds, **HOW | {"learning_rates": (-1.0,)})
     with pytest.raises(ValueError, match="epochs >= 1"):
         run(folds, **HOW | {"epochs": 0})

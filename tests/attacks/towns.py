@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A tiny decoder that memorised what some towns are made of, then had it hidden by NPO.
+"""A tiny decoder that memorised facts about towns, which NPO then hid.
 
 The facts are still in the weights; only their answers are suppressed.
 """
@@ -26,7 +26,7 @@ RATE = 1e-3
 
 
 def facts():
-    """24 towns to forget, 12 that are never trained, 12 to retain: (town, answer)."""
+    """Pairs (town, answer): 24 to forget, 12 never trained on, 12 to retain."""
     towns = [a + b for a in FRONT for b in BACK]
     towns = np.random.default_rng(0).permutation(towns).tolist()
     pairs = list(zip(towns, [*FORGET * 6, *RETAIN * 3], strict=True))
@@ -34,7 +34,7 @@ def facts():
 
 
 def world():
-    """The model before and after its facts were hidden, and who can be asked."""
+    """The original and the unlearned params, and the facts."""
     forget, never, retain = facts()
     everything = encode_text(forget + never + retain)
     tokenizer = tiny.tiny_tokenizer([f"{p} {a}" for p, a in everything])
@@ -65,7 +65,7 @@ def world():
     )
     model = models.make(config)
     nll = partial(terms.on_logps, losses.nll, model, reduce="token")
-    knows = train(
+    original = train(
         model.init(jax.random.key(0)),
         {"all": nll("all")},
         {"all": encode(forget + retain)},
@@ -74,11 +74,11 @@ def world():
         learning_rate=3e-3,
     )
     npo = terms.on_logps(partial(losses.npo, beta=0.1), model, "forget")
-    hides = train(
-        knows,
+    unlearned = train(
+        original,
         {"forget": npo, "retain": nll("retain")},
         {
-            "forget": evaluate.reference_logps(model, knows, encode(forget)),
+            "forget": evaluate.reference_logps(model, original, encode(forget)),
             "retain": encode(retain),
         },
         steps=60,
@@ -92,11 +92,11 @@ def world():
         encode=encode,
         accuracy=accuracy,
         trained=forget[:12],
-        asked=forget[12:],
+        held_out=forget[12:],
         never=never,
         retain=retain,
-        knows=knows,
-        hides=hides,
+        original=original,
+        unlearned=unlearned,
     )
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The forms agree with each other on a small decoder, whole or in shards.
+"""The methods agree with each other on a small decoder, also sharded.
 
 The upper level learns weights of the retain rows and how strongly to forget; the lower
 level unlearns, pulled towards where it began so that it has a minimum.
@@ -20,11 +20,11 @@ from tests import tiny
 
 ROWS, LENGTH, PULL, RATE = 8, 12, 2.0, 0.15
 
-KERNELS = "blocks/mlp/down/kernel"  # what RMU trains
+KERNELS = "blocks/mlp/down/kernel"  # the kernels that RMU trains
 
 
 def problem(pattern=".*", **settings):
-    """(upper, lower, x, y): the objectives take the batches from their closure."""
+    """(upper, lower, x, y); the objectives close over the batches."""
     model, params = tiny.tiny_model(**settings)
     y, rest = trees.split(params, pattern)
     vocab = settings.get("vocab", 32)
@@ -62,7 +62,7 @@ def flat(tree):
 
 @pytest.fixture(scope="module")
 def exact():
-    """The problem on the kernels that RMU trains, its minimiser, and CG's answer."""
+    """(the problem on the kernels that RMU trains, its minimiser, the result of CG)."""
     upper, lower, x, y = problem(KERNELS, layers=2)
     best = jax.jit(lambda y: bilevel.solve(partial(lower, x), y, optax.sgd(RATE), 60))(
         y
@@ -71,7 +71,7 @@ def exact():
     return (upper, lower, x, y), best, found
 
 
-def test_cg_solves_and_has_a_minimum_to_stand_on(exact):
+def test_cg_converges_at_a_minimum(exact):
     stats = exact[2].stats
     assert stats["converged"] and stats["residual"] < 2e-6
     assert stats["curvature"] > 0
@@ -86,7 +86,11 @@ def test_cg_solves_and_has_a_minimum_to_stand_on(exact):
     [
         (
             partial(
-                bilevel.implicit_neumann, damping=0.0, rate=RATE, terms=40, tol=1e-4
+                bilevel.implicit_neumann,
+                damping=0.0,
+                step_size=RATE,
+                num_terms=40,
+                tol=1e-4,
             ),
             True,
             1e-3,
@@ -105,7 +109,7 @@ def test_cg_solves_and_has_a_minimum_to_stand_on(exact):
     ],
     ids=["neumann", "unrolled", "truncated", "f2sa"],
 )
-def test_the_forms_agree_on_a_decoder(exact, form, from_best, limit):
+def test_the_methods_agree_on_a_decoder(exact, form, from_best, limit):
     (upper, lower, x, y), best, expected = exact
     found = jax.jit(partial(form, upper, lower))(x, best if from_best else y)
     wanted, came = flat(expected.dx), flat(found.dx)
@@ -131,15 +135,15 @@ def test_cg_agrees_with_finite_differences_on_the_decoder(exact):
 
 
 def some_forms(upper, lower, x, y):
-    """One of each kind; tests/bilevel/ridge_test.py has all of them in shards."""
+    """One method of each kind; tests/bilevel/ridge_test.py runs all of them sharded."""
     inner = dict(tx=optax.sgd(RATE), steps=2)
     return {
         "f2sa": bilevel.f2sa(upper, lower, x, y, strength=5.0, **inner),
-        "cg": bilevel.implicit_cg(upper, lower, x, y, damping=1.0, iterations=5),
+        "cg": bilevel.implicit_cg(upper, lower, x, y, damping=1.0, max_iterations=5),
     }
 
 
-def test_a_decoder_in_shards_gives_the_same():
+def test_a_sharded_decoder_gives_the_same():
     settings = dict(width=32, heads=8, kv_heads=8, head_dim=4, hidden=32, vocab=64)
     upper, lower, x, y = problem(KERNELS, layers=2, **settings)
     expected = jax.jit(partial(some_forms, upper, lower))(x, y)

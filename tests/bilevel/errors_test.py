@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Bad input is refused in words, and the dtypes of the variables are kept."""
+"""Invalid input is refused, and the dtypes of the variables are kept."""
 
 from functools import partial
 
@@ -15,7 +15,7 @@ SGD = dict(tx=optax.sgd(0.1), steps=1)
 
 
 def calls(upper=ridge.upper, lower=ridge.lower, **changed):
-    """Every form by name, on float32 variables."""
+    """Every method by name, on float32 variables."""
     x, y = ridge.x(jnp.float32), ridge.y(jnp.float32)
     x, y = changed.get("x", x), changed.get("y", y)
     given = (upper, lower, x, y)
@@ -25,7 +25,7 @@ def calls(upper=ridge.upper, lower=ridge.lower, **changed):
         "bome": partial(bilevel.bome, *given, **SGD),
         "cg": partial(bilevel.implicit_cg, *given, damping=0.1),
         "neumann": partial(
-            bilevel.implicit_neumann, *given, damping=0.1, rate=0.05, terms=3
+            bilevel.implicit_neumann, *given, damping=0.1, step_size=0.05, num_terms=3
         ),
         "unrolled": partial(bilevel.unrolled, *given, **SGD),
     }
@@ -36,7 +36,7 @@ every_form = pytest.mark.parametrize("form", FORMS)
 
 
 @every_form
-def test_an_objective_that_is_no_scalar_is_refused(form):
+def test_an_objective_that_is_not_a_scalar_is_refused(form):
     def rows(x, y):
         return ridge.upper(x, y) * x["rows"]
 
@@ -45,7 +45,7 @@ def test_an_objective_that_is_no_scalar_is_refused(form):
 
     with pytest.raises(ValueError, match=r"upper\(x, y\).*float32\[16\].*Average"):
         calls(upper=rows)[form]()
-    with pytest.raises(ValueError, match=r"lower\(x, y\).*tuple.*nothing beside"):
+    with pytest.raises(ValueError, match=r"lower\(x, y\).*tuple.*nothing else"):
         calls(lower=pair)[form]()
 
 
@@ -69,13 +69,18 @@ def test_leaves_without_a_gradient_are_refused(form):
         ("f2sa", dict(steps=2.0), TypeError, "whole number steps"),
         ("f2sa", dict(tx=None), TypeError, "optax transformation, got NoneType"),
         ("pbgd", dict(tx=None, steps=0), ValueError, "inner loop or z"),
-        ("bome", dict(z={"a": jnp.zeros(2)}), ValueError, "z of y's structure"),
+        ("bome", dict(z={"a": jnp.zeros(2)}), ValueError, "z with the structure of y"),
         ("cg", dict(damping=-1.0), ValueError, "damping >= 0"),
         ("cg", dict(tol=0.0), ValueError, "tol > 0"),
-        ("cg", dict(iterations=0), ValueError, "iterations >= 1"),
-        ("cg", dict(w=ridge.y(jnp.float32)["a"]), ValueError, "w of y's structure"),
-        ("neumann", dict(rate=0.0), ValueError, "rate > 0"),
-        ("neumann", dict(terms=0), ValueError, "terms >= 1"),
+        ("cg", dict(max_iterations=0), ValueError, "max_iterations >= 1"),
+        (
+            "cg",
+            dict(w=ridge.y(jnp.float32)["a"]),
+            ValueError,
+            "w with the structure of y",
+        ),
+        ("neumann", dict(step_size=0.0), ValueError, "step_size > 0"),
+        ("neumann", dict(num_terms=0), ValueError, "num_terms >= 1"),
         ("unrolled", dict(steps=0), ValueError, "steps >= 1"),
         ("unrolled", dict(steps=0, tx=None), ValueError, "steps >= 1"),
         ("unrolled", dict(truncate=0), ValueError, "truncate >= 1"),

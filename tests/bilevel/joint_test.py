@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The two forms that move both levels together: V-PBGD and BOME."""
+"""The two methods that update both levels together: V-PBGD and BOME."""
 
 from functools import partial
 
@@ -31,7 +31,7 @@ def bome(x, y, **options):
 
 
 def gradients(x, y, z):
-    """grad F and grad q over (x, y), flat."""
+    """(grad F, grad q) with respect to (x, y), flattened."""
 
     def gap(x, y):
         return ridge.lower(x, y) - ridge.lower(x, z)
@@ -55,7 +55,7 @@ def test_pbgd_is_the_gradient_of_the_penalised_objective():
     assert found.stats["z_residual"] < 1e-12
 
 
-def test_pbgd_at_rest_in_y_is_f2sa():
+def test_pbgd_at_a_stationary_y_equals_f2sa():
     x, z = ridge.x(), ridge.tree(ridge.solution())
     strength = 20.0
     h = ridge.hessian() + ridge.C.T @ ridge.C / strength
@@ -72,7 +72,7 @@ def test_pbgd_at_rest_in_y_is_f2sa():
 @pytest.mark.parametrize("barrier", ["norm", "gap"])
 @pytest.mark.parametrize("eta", [0.0, 0.5, 4.0])
 @pytest.mark.parametrize("wrap", [lambda f: f, jax.jit], ids=["eager", "jit"])
-def test_bome_shrinks_the_gap_at_the_rate_asked_for(barrier, eta, wrap):
+def test_bome_reduces_the_gap_at_rate_eta(barrier, eta, wrap):
     x, y = ridge.x(), ridge.tree(np.arange(6.0) - 2.0)
     run = partial(bome, eta=eta, barrier=barrier, tx=optax.sgd(RATE), steps=3)
     found = wrap(run)(x, y)
@@ -85,7 +85,7 @@ def test_bome_shrinks_the_gap_at_the_rate_asked_for(barrier, eta, wrap):
     assert found.stats["xi"] >= 0
 
 
-def test_where_the_lower_level_ignores_x_they_are_the_combiners():
+def test_if_the_lower_level_ignores_x_they_equal_the_combiners():
     x, y = ridge.x(), ridge.tree(np.arange(6.0) - 2.0)
 
     def lower(x, y):
@@ -111,7 +111,7 @@ def test_where_the_lower_level_ignores_x_they_are_the_combiners():
         assert_allclose(flat(found.dx), 0.0, atol=1e-12)
 
 
-def test_without_a_gap_bome_descends_the_upper_level():
+def test_without_a_gap_bome_is_the_upper_gradient():
     x, z = ridge.x(), ridge.tree(ridge.solution())
 
     def lower(x, y):
@@ -128,11 +128,11 @@ def test_without_a_gap_bome_descends_the_upper_level():
     [(partial(bome, eta=0.5), 0.02), (partial(pbgd, strength=30.0), 0.003)],
     ids=["bome", "pbgd"],
 )
-def test_descending_reaches_a_point_that_is_best_at_both_levels(direction, rate):
+def test_descent_reaches_the_bilevel_solution(direction, rate):
     inner = dict(tx=optax.sgd(RATE), steps=5)
 
-    # A constant rate stops at a distance in its proportion, for BOME: its penalty grows
-    # as the gap closes, until the steps overshoot.
+    # With a constant rate BOME stops at a distance proportional to it: its penalty
+    # grows as the gap closes, until the steps overshoot.
     def step(carry, decay):
         x, y, z = carry
         found = direction(x, y, z=z, **inner)

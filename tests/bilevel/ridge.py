@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Weighted ridge regression, a bi-level problem whose hypergradient is known.
+"""Weighted ridge regression: a bi-level problem with a known hypergradient.
 
 The lower level fits y to rows weighted by exp(x["rows"]), with the ridge
 exp(x["ridge"]). The upper level is the error on other rows, with a term of its own in
@@ -14,7 +14,7 @@ _rng = np.random.default_rng(3)
 A, B = _rng.normal(size=(ROWS, WIDTH)) / 2, _rng.normal(size=ROWS)
 C, D = _rng.normal(size=(2 * ROWS, WIDTH)) / 4, _rng.normal(size=2 * ROWS)
 X_ROWS, X_RIDGE = 0.5 * _rng.normal(size=ROWS), 0.3
-PULL = 1.0  # the upper level's own term in x
+PULL = 1.0  # weight of the penalty on x in the upper level
 
 
 def x(dtype=jnp.float64):

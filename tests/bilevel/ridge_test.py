@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every form against a hypergradient known in closed form, in float64."""
+"""Every method against a hypergradient in closed form, in float64."""
 
 from functools import partial
 
@@ -33,7 +33,7 @@ def cg(x, y, **options):
 
 def neumann(x, y):
     return bilevel.implicit_neumann(
-        ridge.upper, ridge.lower, x, y, damping=0.0, rate=RATE, terms=STEPS
+        ridge.upper, ridge.lower, x, y, damping=0.0, step_size=RATE, num_terms=STEPS
     )
 
 
@@ -75,7 +75,7 @@ def test_agrees_with_the_closed_form_and_finite_differences(form, wrap):
     assert_allclose(found.stats["upper"], ridge.value(), rtol=1e-6)
 
 
-def test_the_penalty_form_errs_by_one_over_lambda():
+def test_the_error_of_f2sa_is_one_over_lambda():
     powers = np.arange(1, 7)
     run = jax.jit(f2sa)
     errors = [
@@ -90,7 +90,7 @@ def test_the_penalty_form_errs_by_one_over_lambda():
 
 
 @pytest.mark.parametrize("steps", [20, 40])
-def test_unrolled_is_exact_for_its_own_steps(steps):
+def test_unrolled_is_exact_for_its_steps(steps):
     def value(x):
         rows, y = np.asarray(x), np.zeros(ridge.WIDTH)
         for _ in range(steps):
@@ -108,7 +108,7 @@ def test_unrolled_is_exact_for_its_own_steps(steps):
     assert_allclose(found.dx["rows"], expected, rtol=0, atol=1e-8)
 
 
-def test_truncation_errs_by_a_factor_for_each_step_left_out():
+def test_the_error_of_truncation_grows_by_a_factor_per_step():
     exact = ridge.closed_form()
     errors = [
         np.linalg.norm(
@@ -120,13 +120,13 @@ def test_truncation_errs_by_a_factor_for_each_step_left_out():
     bound = (1 - RATE * least) ** 10
     assert errors[1] < 1.5 * bound * errors[0]
     assert errors[2] < 1.5 * bound * errors[1]
-    assert errors[2] > 1e-9  # it is truncated
+    assert errors[2] > 1e-9  # truncation has an effect
 
 
-def test_neumann_knows_its_residual():
+def test_neumann_reports_its_residual():
     x, y = ridge.x(), best()
     found = bilevel.implicit_neumann(
-        ridge.upper, ridge.lower, x, y, damping=0.2, rate=RATE, terms=7
+        ridge.upper, ridge.lower, x, y, damping=0.2, step_size=RATE, num_terms=7
     )
     b = ridge.C.T @ (ridge.C @ ridge.solution() - ridge.D)
     w = np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(found.found["w"])])
@@ -136,20 +136,20 @@ def test_neumann_knows_its_residual():
     assert expected > 1e-4
 
 
-def test_damping_enters_the_system():
+def test_damping_is_added_to_the_hessian():
     found = cg(ridge.x(), best(), damping=0.7)
     b = ridge.C.T @ (ridge.C @ ridge.solution() - ridge.D)
     w = np.linalg.solve(ridge.hessian() + 0.7 * np.eye(ridge.WIDTH), b)
     jax.tree.map(partial(assert_allclose, rtol=1e-9), found.found["w"], ridge.tree(w))
 
 
-def test_cg_takes_the_steps_of_the_librarys():
+def test_cg_has_the_iterates_of_jax_scipy():
     y = best()
     product = bilevel.hessian_product(ridge.lower, ridge.x(), y)
     b = jax.grad(ridge.upper, argnums=1)(ridge.x(), y)
     for count in (1, 3):
         expected, _ = jax.scipy.sparse.linalg.cg(product, b, maxiter=count, tol=0.0)
-        found = cg(ridge.x(), y, iterations=count)
+        found = cg(ridge.x(), y, max_iterations=count)
         jax.tree.map(partial(assert_allclose, rtol=1e-9), found.found["w"], expected)
         assert found.stats["iterations"] == count
         assert not found.stats["converged"]
@@ -163,7 +163,7 @@ def test_a_warm_start_saves_products():
     assert warm.stats["iterations"] == 0
 
 
-def test_a_warm_start_may_be_of_another_precision():
+def test_a_warm_start_may_have_another_dtype():
     cold = cg(ridge.x(), best())
     rounded = jax.tree.map(lambda a: a.astype(jnp.float32), cold.found["w"])
     warm = cg(ridge.x(), best(), w=rounded)
@@ -179,7 +179,7 @@ def test_a_direction_of_negative_curvature_is_reported():
         return y[0] + 0.1 * y[1] + 0.0 * x[0]
 
     x = y = jnp.zeros(2)
-    # Both Rayleigh quotients at hand, of b and of the solution, are positive here.
+    # The Rayleigh quotients of b and of the solution are both positive here.
     found = bilevel.implicit_cg(plain, saddle, x, y, damping=0.0)
     assert found.stats["curvature"] < 0
     assert not found.stats["converged"]
@@ -188,7 +188,7 @@ def test_a_direction_of_negative_curvature_is_reported():
     damped = bilevel.implicit_cg(plain, saddle, x, y, damping=0.6)
     assert damped.stats["converged"]
     series = bilevel.implicit_neumann(
-        plain, saddle, x, y, damping=0.0, rate=0.5, terms=30
+        plain, saddle, x, y, damping=0.0, step_size=0.5, num_terms=30
     )
     assert series.stats["curvature"] < 0
     assert not series.stats["converged"]
@@ -196,7 +196,7 @@ def test_a_direction_of_negative_curvature_is_reported():
 
 def test_a_series_that_diverges_is_reported():
     found = bilevel.implicit_neumann(
-        ridge.upper, ridge.lower, ridge.x(), best(), damping=0.0, rate=3 * RATE
+        ridge.upper, ridge.lower, ridge.x(), best(), damping=0.0, step_size=3 * RATE
     )
     assert found.stats["residual"] > 1
     assert not found.stats["converged"]
@@ -219,7 +219,7 @@ def test_distance_from_a_minimum_is_reported():
     assert loose.stats["y_residual"] > 0.1
 
 
-def test_nothing_to_solve_is_no_trouble():
+def test_a_constant_upper_level_has_gradient_zero():
     def constant(x, y):
         return 0.0 * jnp.sum(y["a"]) + jnp.sum(x["rows"])
 
@@ -228,7 +228,7 @@ def test_nothing_to_solve_is_no_trouble():
     assert_allclose(found.dx["rows"], 1.0)
 
 
-def test_gauss_newton_is_the_hessian_of_a_linear_model_and_never_negative():
+def test_gauss_newton_is_the_hessian_of_a_linear_model_and_semidefinite():
     def outputs(y):
         return jnp.asarray(ridge.A) @ jnp.concatenate([y["a"], y["b"][:, 0]])
 
@@ -274,7 +274,7 @@ def test_the_inner_loop_takes_any_optimizer(tx, steps):
     jax.tree.map(partial(assert_allclose, rtol=0, atol=1e-5), found, best())
 
 
-def test_the_inner_loop_reads_a_batch_a_step():
+def test_the_inner_loop_reads_one_batch_per_step():
     rows = jnp.arange(4.0)
     found = bilevel.solve(
         lambda y, row: y * row, jnp.zeros([]), optax.sgd(1.0), 4, batches=rows
@@ -282,7 +282,7 @@ def test_the_inner_loop_reads_a_batch_a_step():
     assert_allclose(found, -6.0)
 
 
-def test_every_form_is_the_same_in_shards():
+def test_every_method_gives_the_same_result_sharded():
     mesh = jax.make_mesh((8,), ("all",), axis_types=(jax.sharding.AxisType.Auto,))
     cut, whole = P("all"), P()
     places = {"rows": cut, "ridge": whole}, {"a": whole, "b": cut}
@@ -290,7 +290,7 @@ def test_every_form_is_the_same_in_shards():
     inner = dict(tx=optax.sgd(SLOWER), steps=5)
 
     def wider(objective):
-        """With four entries more in y, so that eight devices can share them."""
+        """With four more entries in y, so that it can be sharded over eight devices."""
 
         def run(x, y):
             own = {"a": y["a"], "b": y["b"][: ridge.WIDTH - ridge.SPLIT]}
@@ -306,7 +306,7 @@ def test_every_form_is_the_same_in_shards():
             "bome": bilevel.bome(upper, lower, x, y, **inner),
             "cg": bilevel.implicit_cg(upper, lower, x, y, damping=0.1),
             "neumann": bilevel.implicit_neumann(
-                upper, lower, x, y, damping=0.1, rate=RATE
+                upper, lower, x, y, damping=0.1, step_size=RATE
             ),
             "unrolled": bilevel.unrolled(upper, lower, x, y, **inner),
         }

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""PCGrad and MGDA: values by hand, and what their papers promise."""
+"""PCGrad and MGDA: values by hand, and the properties stated in the papers."""
 
 from functools import partial
 from itertools import permutations
@@ -19,7 +19,7 @@ NAMES = ("a", "b", "c")
 
 
 def run(tx, *vectors, steps=1):
-    """The last update and state for gradients cut into two leaves."""
+    """The last update and state for gradients split into two leaves."""
     grads = {
         name: {"x": jnp.asarray(v[:1]), "y": jnp.asarray(v[1:])}
         for name, v in zip(NAMES, np.array(vectors, np.float32), strict=False)
@@ -37,7 +37,7 @@ def draws(terms):
 
 
 def test_pcgrad_by_hand():
-    # <a, b> = -1: a loses -1/2 b, which leaves (1/2, 1/2); b loses -a, (0, 1).
+    # <a, b> = -1: a becomes a + b / 2 = (1/2, 1/2), and b becomes b + a = (0, 1).
     update, state = run(combine.pcgrad(NAMES[:2]), [1.0, 0.0], [-1.0, 1.0])
     assert_allclose(update, [0.5, 1.5], rtol=1e-6)
     assert_allclose(state.stats["cosine"], -(0.5**0.5), rtol=1e-6)
@@ -45,7 +45,7 @@ def test_pcgrad_by_hand():
     assert_allclose(state.stats["factor/b"], 1.5, rtol=1e-6)
 
 
-def test_pcgrad_leaves_what_agrees():
+def test_pcgrad_does_not_change_gradients_that_agree():
     update, _ = run(combine.pcgrad(NAMES), [1.0, 0.0], [1.0, 1.0], [0.0, 2.0])
     assert_allclose(update, [2.0, 3.0], rtol=1e-6)
 
@@ -62,7 +62,7 @@ def numpy_pcgrad(vectors, orders):
     return total
 
 
-def test_pcgrad_of_three_meets_the_others_in_order_or_as_drawn():
+def test_pcgrad_of_three_terms_depends_on_the_order_of_projections():
     vectors = np.random.default_rng(5).normal(size=(3, 2))
     update, _ = run(combine.pcgrad(NAMES), *vectors)
     assert_allclose(update, numpy_pcgrad(vectors, [(0, 1, 2)] * 3), rtol=1e-5)
@@ -73,10 +73,15 @@ def test_pcgrad_of_three_meets_the_others_in_order_or_as_drawn():
         for r in permutations(range(3))
     ]
     seen = {
-        tuple(np.round(run(combine.pcgrad(NAMES, seed=2), *vectors, steps=n)[0], 4))
+        tuple(
+            np.round(
+                run(combine.pcgrad(NAMES, key=jax.random.key(2)), *vectors, steps=n)[0],
+                4,
+            )
+        )
         for n in range(1, 9)
     }
-    assert len(seen) > 1  # the order is drawn anew
+    assert len(seen) > 1  # the order is drawn at every step
     for update in seen:
         assert min(np.abs(update - e).max() for e in every) < 1e-3
 
@@ -95,21 +100,21 @@ def test_mgda_by_hand():
     update, state = run(combine.mgda(NAMES[:2]), [2.0, 0.0], [0.0, 1.0])
     assert_allclose(update, [0.4, 0.8], rtol=1e-6)
     assert_allclose(state.stats["factor/a"], 0.2, rtol=1e-6)
-    # Of unit vectors it is the middle.
+    # For unit vectors it is the midpoint.
     update, _ = run(combine.mgda(NAMES[:2], normalize=True), [2.0, 0.0], [0.0, 1.0])
     assert_allclose(update, [0.5, 0.5], rtol=1e-6)
 
 
-def test_mgda_stands_still_at_a_pareto_point():
+def test_mgda_is_zero_at_a_pareto_point():
     update, _ = run(combine.mgda(NAMES[:2]), [3.0, 0.0], [-1.0, 0.0])
     assert_allclose(update, 0.0, atol=1e-6)
 
 
 @given(draws(3))
 @settings(max_examples=40, deadline=None)
-def test_mgda_raises_no_loss_and_mixes(vectors):
+def test_mgda_is_a_convex_combination_that_raises_no_loss(vectors):
     """At the minimum <u, g_k> >= |u|^2 for every k."""
-    update, state = run(combine.mgda(NAMES, iterations=400), *vectors)
+    update, state = run(combine.mgda(NAMES, num_iterations=400), *vectors)
     largest = max(1e-3, max(np.linalg.norm(v) for v in np.array(vectors)))
     for vector in np.array(vectors):
         assert update @ vector >= update @ update - 2e-2 * largest**2
@@ -120,7 +125,7 @@ def test_mgda_raises_no_loss_and_mixes(vectors):
 
 @pytest.mark.parametrize("make", [combine.pcgrad, combine.mgda])
 def test_on_a_mesh_by_rules_it_is_the_same_and_gathers_nothing(make):
-    """Some leaves are cut, some lie whole on every device and must count once."""
+    """Some leaves are sharded; replicated ones must count once."""
     model, params = tiny.tiny_model(qkv_bias=True, width=32, vocab=64)
     forget = jax.tree.map(jnp.cos, params)
     grads = {"forget": forget, "retain": jax.tree.map(lambda x: x - 0.1, params)}
@@ -144,5 +149,5 @@ def test_on_a_mesh_by_rules_it_is_the_same_and_gathers_nothing(make):
 @pytest.mark.parametrize("make", [combine.pcgrad, combine.mgda])
 @pytest.mark.parametrize("names", [("a",), ("a", "a"), ()])
 def test_two_different_terms_are_needed(make, names):
-    with pytest.raises(ValueError, match="two or more different terms"):
+    with pytest.raises(ValueError, match="terms to be two or more"):
         make(names)

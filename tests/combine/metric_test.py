@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""BLUR in Adam's metric: the promise is kept by the step that Adam takes."""
+"""BLUR in Adam's metric: the guarantee holds for the step that Adam takes."""
 
 from functools import partial
 
@@ -23,7 +23,9 @@ def chain(**settings):
 
 def draw(seed, size=1.0):
     rng = np.random.default_rng(seed)
-    spread = 10.0 ** rng.uniform(-3, 1, size=6)  # or both metrics would be alike
+    spread = 10.0 ** rng.uniform(
+        -3, 1, size=6
+    )  # otherwise both metrics would be similar
     x = (size * spread * rng.normal(size=6)).astype(np.float32)
     return {"a": jnp.asarray(x[:2]), "b": jnp.asarray(x[2:].reshape(2, 2))}
 
@@ -38,7 +40,7 @@ def grads(step, size=1.0):
 
 
 @pytest.mark.parametrize("size", [1.0, 1e-12])
-def test_the_preconditioned_step_has_the_rate_that_was_asked_for(size):
+def test_the_preconditioned_step_has_rate_gamma(size):
     tx = combine.adam_metric(chain(), b2=B2, eps=EPS)
     state = tx.init(draw(0))
     with jax.numpy_dtype_promotion("standard"):  # optax.adam itself needs it
@@ -51,12 +53,12 @@ def test_the_preconditioned_step_has_the_rate_that_was_asked_for(size):
             p = np.sqrt(nu / (1 - B2**count)) + EPS if count else np.ones(6)
             wanted = GAMMA * (low @ (low / p))
             assert_allclose(u @ (low / p), wanted, rtol=1e-4, atol=1e-4 * abs(wanted))
-            if count and size == 1:  # and blur alone would not have it
+            if count and size == 1:  # without adam_metric it does not hold
                 plain = high + (GAMMA - high @ low / (low @ low)) * low
                 assert abs(plain @ (low / p) - wanted) > 1e-2 * abs(wanted)
 
 
-def test_before_the_first_step_it_is_blur():
+def test_at_the_first_step_it_equals_blur():
     g, plain = grads(0), chain(scope="leaf")
     tx = combine.adam_metric(plain, b2=B2, eps=EPS)
     with jax.numpy_dtype_promotion("standard"):
@@ -97,7 +99,7 @@ def test_on_a_mesh_by_rules_it_is_the_same():
         ),
     ],
 )
-def test_a_chain_without_either_part_is_refused(inner, message):
+def test_a_chain_without_one_blur_and_one_adam_is_refused(inner, message):
     with pytest.raises(ValueError, match=message):
         combine.adam_metric(inner).init(draw(0))
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The multiplier follows the constraint, and a step solves a known problem."""
+"""The multiplier follows the constraint; a known problem is solved."""
 
 import jax
 import jax.numpy as jnp
@@ -22,26 +22,27 @@ def run(tx, retains):
 
 
 def test_a_step_uses_the_multiplier_before_its_own_update():
-    tx = combine.primal_dual(epsilon=1.0, dual=2.0, step_size=0.5, weight=3.0)
+    tx = combine.primal_dual(epsilon=1.0, initial_dual=2.0, step_size=0.5, weight=3.0)
     updates, state = run(tx, [5.0, 1.0, -99.0])
     assert_allclose(updates[0], [5.0, 2.0])  # mu = 2
     assert_allclose(updates[1], [7.0, 4.0])  # mu = 2 + (5 - 1) / 2
-    assert_allclose(updates[2], [7.0, 4.0])  # at the bound mu stays
+    assert_allclose(updates[2], [7.0, 4.0])  # at the bound mu does not change
     assert_allclose(state.stats["dual"], 4.0)
     assert_allclose(state.stats["violation"], -100.0)
-    assert state.dual == 0  # never below
+    assert state.dual == 0  # mu is never negative
 
 
-def test_the_multiplier_waits_for_the_warm_up():
-    tx = combine.primal_dual(epsilon=0.0, dual=1.0, warm_up=2)
+def test_the_multiplier_is_constant_during_warmup():
+    tx = combine.primal_dual(epsilon=0.0, initial_dual=1.0, warmup_steps=2)
     assert run(tx, [1.0, 1.0])[1].dual == 1
     assert run(tx, [1.0, 1.0, 1.0])[1].dual == 2
 
 
-def test_it_settles_at_the_constrained_optimum_with_its_multiplier():
+def test_it_converges_to_the_constrained_optimum_and_its_multiplier():
     """min (x - 3)^2 with x^2 <= 1: x = 1 and mu = 2, as 2 (1 - 3) + mu 2 = 0."""
     tx = optax.chain(
-        combine.primal_dual(epsilon=1.0, dual=0.0, step_size=0.2), optax.sgd(0.05)
+        combine.primal_dual(epsilon=1.0, initial_dual=0.0, step_size=0.2),
+        optax.sgd(0.05),
     )
 
     def step(carry, _):
@@ -60,9 +61,9 @@ def test_it_settles_at_the_constrained_optimum_with_its_multiplier():
 def test_bad_settings_and_missing_values_are_errors():
     with pytest.raises(ValueError, match="finite epsilon"):
         combine.primal_dual(epsilon=float("nan"))
-    with pytest.raises(ValueError, match="dual >= 0"):
-        combine.primal_dual(epsilon=0.0, dual=-1.0)
-    with pytest.raises(ValueError, match="two terms"):
+    with pytest.raises(ValueError, match="initial_dual=-1.0"):
+        combine.primal_dual(epsilon=0.0, initial_dual=-1.0)
+    with pytest.raises(ValueError, match="two different terms, got 'a'"):
         combine.primal_dual(epsilon=0.0, forget="a", retain="a")
     tx = combine.primal_dual(epsilon=0.0)
     with pytest.raises(ValueError, match="make_step does"):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""SURE: its mask against NumPy's percentile, and nothing outside it moves."""
+"""SURE: its mask equals NumPy's percentile, and nothing outside it changes."""
 
 from functools import partial
 
@@ -41,7 +41,7 @@ def gradients(size=1.0):
 
 
 def scores(g, unit):
-    """Each entry's score, the norm of its unit, and every unit's: in NumPy."""
+    """(score of the unit of each entry, scores of all units), in NumPy."""
     g = jax.tree.map(lambda x: np.asarray(x, np.float64), g)
     kernel, heads = g["blocks"]["kernel"], not isinstance(unit, str)
     over = {
@@ -86,7 +86,7 @@ def plain(**kwargs):
     + [("weight", 99.0), (HEADS, 80)],
     ids=str,
 )
-def test_the_mask_is_that_of_numpys_percentile(unit, percentile):
+def test_the_mask_matches_numpys_percentile(unit, percentile):
     grads, tx = gradients(), plain(unit=unit, percentile=percentile)
     update, state = jax.jit(tx.update)(grads, tx.init(tree(0)))
     entries, pool = scores(grads["forget"], unit)
@@ -105,8 +105,8 @@ def test_the_mask_is_that_of_numpys_percentile(unit, percentile):
 
 
 @pytest.mark.parametrize("count", [1, 2, 7, 1001])
-def test_the_threshold_is_an_entry_and_exact(count):
-    """Against a sort; 99.9 % of 1000 gaps is rank 999, though floats say above."""
+def test_the_threshold_is_exactly_one_of_the_scores(count):
+    """Compared with a sort. 99.9 % of 1000 is rank 999; in floats it is above."""
     rng = np.random.default_rng(0)
     g = np.float32(rng.normal(size=count) * 10.0 ** rng.integers(-30, 30, size=count))
     for percentile, rank in [(0, 0), (7, 0.07), (50, 0.5), (99.9, 0.999), (100, 1)]:
@@ -116,7 +116,7 @@ def test_the_threshold_is_an_entry_and_exact(count):
         assert stats["threshold"] == np.sort(np.abs(g))[index]
 
 
-def test_ties_all_move_and_hand_worked_rows():
+def test_rows_by_hand_and_ties_are_all_updated():
     kernel = jnp.array([[3.0, 0.0, 0.0, 3.0], [4.0, 5.0, 1.0, 4.0]])
     tx = plain(percentile=50)
     update, state = tx.update({"forget": {"kernel": kernel}}, tx.init(None))
@@ -124,7 +124,7 @@ def test_ties_all_move_and_hand_worked_rows():
     assert state.stats["threshold"] == 5 and state.stats["kept"] == 0.75
 
 
-def test_counts_beyond_16_bits_carry():
+def test_counts_above_16_bits_are_carried():
     """Counts are compared in two halves of 16 bits."""
     x = jnp.arange(300_000, dtype=jnp.float32).reshape(3, 1000, 100)
     tx = plain(unit="weight", percentile=75)
@@ -132,8 +132,8 @@ def test_counts_beyond_16_bits_carry():
     assert stats["threshold"] == 225_000  # ceil(0.75 * 299_999)
 
 
-def test_the_parts_of_a_count_do_not_overflow_on_large_meshes():
-    """A leaf of 126 layers on 4096 devices, each layer with 65535 entries below."""
+def test_digits_of_counts_do_not_overflow_on_large_meshes():
+    """126 layers on 4096 devices, each layer with 65535 entries below the threshold."""
     layers, devices = 126, 4096
     digits = _saliency._digits(jnp.full(layers, 65535, jnp.int32))
     upper, lower = _saliency._carried(jnp.stack(digits) * jnp.int32(devices))
@@ -141,7 +141,7 @@ def test_the_parts_of_a_count_do_not_overflow_on_large_meshes():
 
 
 @pytest.mark.parametrize("unit", ["row", "module"])
-def test_chosen_layers_of_a_kernel_have_the_units_of_the_kernel(unit):
+def test_a_selection_of_layers_has_the_units_of_the_kernel(unit):
     rng = np.random.default_rng(0)
     kernel = jnp.asarray(rng.normal(size=(3, 8, 16)), jnp.float32)
     chosen, _ = trees.split({"mlp": {"kernel": kernel}}, "mlp/kernel@0,2")
@@ -153,7 +153,7 @@ def test_chosen_layers_of_a_kernel_have_the_units_of_the_kernel(unit):
 
 
 @pytest.mark.parametrize("size", [1e-30, 1e30])
-def test_scores_survive_squares_that_do_not_fit_float32(size):
+def test_scores_are_finite_if_squares_overflow_float32(size):
     tx = plain(percentile=80)
     masks = [
         moved(jax.jit(tx.update)(gradients(s), tx.init(None))[0]) for s in (1.0, size)
@@ -171,7 +171,7 @@ def sparse(seed, rows):
 
 
 def steps(tx, masks=((0, 1, 2), (3, 4, 5))):
-    """The params before, between and after two steps with other salient columns."""
+    """The params before, between and after two steps with different salient columns."""
     params = {"kernel": jnp.ones((4, 6))}
     state, seen = tx.init(params), [params["kernel"]]
     for seed, rows in enumerate(masks):
@@ -184,7 +184,7 @@ def steps(tx, masks=((0, 1, 2), (3, 4, 5))):
 OPTIMIZER = optax.chain(combine.weighted_sum(), optax.adamw(0.1, weight_decay=0.5))
 
 
-def test_momentum_and_decay_do_not_leak_out_of_the_mask():
+def test_momentum_and_weight_decay_do_not_change_masked_entries():
     with jax.numpy_dtype_promotion("standard"):
         (zero, one, two), _ = steps(combine.saliency(OPTIMIZER, percentile=60))
         leaky = steps(combine.saliency(OPTIMIZER, percentile=60, apply_to="grad"))[0]
@@ -213,7 +213,7 @@ def test_as_released_masks_nothing_and_counts_the_forget_gradient_twice():
     assert 0 < state.stats["kept"] < 0.5
 
 
-def test_blur_inside_keeps_its_identity_on_what_moves():
+def test_inner_blur_satisfies_its_identity_on_updated_entries():
     grads = gradients()
     tx = combine.saliency(combine.blur(gamma=0.3), percentile=70)
     update, _ = jax.jit(tx.update)(grads, tx.init(tree(0)))
@@ -250,7 +250,7 @@ def test_on_a_mesh_by_rules_it_is_the_same_mask(unit, refresh):
         assert_allclose(value, after.stats[name], rtol=1e-6)
     if refresh == "once":
         jax.tree.map(assert_array_equal, new.mask, after.mask)
-    if unit == "weight":  # no leaf is gathered, and all counts are one reduction
+    if unit == "weight":  # no leaf is gathered
         text = compiled.as_text()
         assert "all-gather" not in text
 
@@ -266,7 +266,7 @@ def test_on_a_mesh_by_rules_it_is_the_same_mask(unit, refresh):
         ({"compat": "paper"}, "compat to be one of None, 'released'"),
         ({"unit": [("embed/.*", ())]}, "rule of unit for every leaf.*'blocks/bias'"),
         ({"unit": [(".*", (1, 1, 1))]}, "at most 2 sizes .*'blocks/bias'"),
-        ({"unit": [(".*", (5,))]}, r"divide the axes of 'blocks/bias', \(2, 16\)"),
+        ({"unit": [(".*", (5,))]}, r"divide the shape \(2, 16\) of 'blocks/bias'"),
     ],
 )
 def test_bad_settings_are_errors(settings, message):

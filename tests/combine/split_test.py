@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""BLUR from two halves of the forget rows: noise does not shrink the projection."""
+"""BLUR with two lower terms: noise does not reduce the projection."""
 
 from functools import partial
 
@@ -31,7 +31,7 @@ def run(a, b, h, **settings):
 
 
 @pytest.mark.parametrize("size", [1.0, 1e-22, 1e22], ids=["plain", "tiny", "huge"])
-def test_by_hand(size):
+def test_two_lower_terms_by_hand(size):
     # l = (2, 0), <a, b> = 3, <h, l> = 4: xi = 1/2 - 4/3.
     a, b, h = np.array([[2.0, 1.0], [2.0, -1.0], [2.0, 5.0]]) * size
     update, stats = run(a, b, h, gamma=0.5)
@@ -40,7 +40,7 @@ def test_by_hand(size):
     assert_allclose(stats["lower_norm"] / size, 3**0.5, rtol=1e-6)
 
 
-def test_halves_that_agree_are_one_term():
+def test_equal_halves_give_the_result_of_one_term():
     a, h = np.random.default_rng(0).normal(size=(2, 5))
     update, stats = run(a, a, h, gamma=0.2)
     xi = 0.2 - h @ a / (a @ a)
@@ -48,13 +48,13 @@ def test_halves_that_agree_are_one_term():
     assert_allclose(update, h + xi * a, rtol=1e-5)
 
 
-def test_halves_that_disagree_close_the_gate():
+def test_opposed_halves_close_the_gate():
     update, stats = run([1.0, 0.0], [-2.0, 1.0], [3.0, 4.0])
     assert_allclose(update, [3.0, 4.0])
     assert stats["gate"] == 0 and stats["xi"] == 0 and stats["finite"] == 1
 
 
-def test_noise_enlarges_the_square_of_one_term_but_not_the_product_of_halves():
+def test_the_product_of_halves_is_unbiased_under_noise():
     rng = np.random.default_rng(1)
     mean, width, draws = np.full(8, 1.0), 0.5, 3000
     a, b = mean + width * rng.normal(size=(2, draws, 8))
@@ -69,7 +69,7 @@ def test_noise_enlarges_the_square_of_one_term_but_not_the_product_of_halves():
             "forget": jax.tree.map(lambda x, y: (x + y) / 2, g["a"], g["b"]),
         }
         both = split.update(g, split.init(g["a"]))[1].stats["lower_norm"]
-        # A norm is 0 where <a, b> is negative, which is rare here.
+        # The norm is 0 if <a, b> is negative, which is rare here.
         one = plain.update(whole, plain.init(g["a"]))[1].stats["lower_norm"]
         return both**2, one**2
 
@@ -107,7 +107,7 @@ def parts(model):
 
 
 @pytest.mark.parametrize("num_microbatches", [1, 2])
-def test_halves_are_the_rows_of_the_whole_once_each(num_microbatches):
+def test_halves_contain_each_row_once(num_microbatches):
     model, params = tiny.tiny_model()
     whole = terms.on_logps(losses.ascent, model, "forget")
     streams = {"forget": tiny.tiny_batch(8), "retain": tiny.tiny_batch(4, seed=1)}
@@ -141,6 +141,6 @@ def test_an_odd_number_of_rows_is_an_error():
 @pytest.mark.parametrize(
     "lower", ["retain", ("a", "a"), ("a", "b", "c"), ("retain", "a"), ()]
 )
-def test_names_that_do_not_make_two_levels_are_refused(lower):
-    with pytest.raises(ValueError, match="blur needs two terms, got"):
+def test_equal_names_of_levels_are_refused(lower):
+    with pytest.raises(ValueError, match="blur needs different terms, got"):
         combine.blur(lower=lower)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Sums with weights, and the static penalty."""
+"""Weighted sums, and the penalty."""
 
 import jax.numpy as jnp
 import optax
@@ -23,7 +23,7 @@ def test_no_weights_adds_every_term():
     assert run(combine.weighted_sum())[1].stats == {}
 
 
-def test_weights_and_schedules_are_read_at_the_step():
+def test_weights_and_schedules_are_evaluated_at_the_step():
     ramp = optax.linear_schedule(0.0, 10.0, 10)
     tx = combine.weighted_sum({"retain": jnp.float32(2.0), "forget": ramp})
     update, state = run(tx, steps=4)
@@ -32,7 +32,7 @@ def test_weights_and_schedules_are_read_at_the_step():
     assert_allclose(state.stats["weight/retain"], 2.0)
 
 
-def test_sums_in_float32_before_it_rounds_to_the_gradients_dtype():
+def test_the_sum_is_in_float32_and_rounded_once():
     """1 - 1 + 2^-9 is 0 if each partial sum is rounded to bfloat16's eight bits."""
     terms = {"a": 1.0, "b": 2.0**-9, "c": -1.0}
     grads = {name: {"w": jnp.array([x], jnp.bfloat16)} for name, x in terms.items()}
@@ -51,7 +51,7 @@ def test_a_weight_must_be_finite(weights):
         combine.weighted_sum(weights)
 
 
-def test_no_weight_at_all_is_an_error():
+def test_empty_weights_are_an_error():
     with pytest.raises(ValueError, match="at least one weight"):
         combine.weighted_sum({})
 
@@ -63,7 +63,7 @@ def test_penalty_is_upper_plus_strength_times_lower():
     assert_allclose(state.stats["strength"], 3.0)
 
 
-def test_pen_of_the_released_code():
+def test_penalty_equals_pen_of_the_released_code():
     tx = combine.penalty(upper="forget", lower="retain", strength=1.0)
     assert_allclose(run(tx)[0], [2.0, 1.0])
 
@@ -72,7 +72,7 @@ def test_pen_of_the_released_code():
     "make", [lambda **k: combine.penalty(strength=1.0, **k), combine.blur]
 )
 def test_the_levels_must_differ(make):
-    with pytest.raises(ValueError, match="needs two terms, got 'forget'"):
+    with pytest.raises(ValueError, match="needs two different terms, got 'forget'"):
         make(upper="forget", lower="forget")
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""GPTQ, AWQ and LLM.int8: against slow ones, and against plain rounding."""
+"""GPTQ, AWQ and LLM.int8, compared with direct implementations and plain rounding."""
 
 import re
 from functools import partial
@@ -20,7 +20,7 @@ WIDE = dict(width=32, hidden=64, heads=4, kv_heads=2, head_dim=8, layers=2)
 
 
 def reading(x):
-    """A model of one kernel that reads x [rows, in], a row each token; its batch."""
+    """(a model with one kernel that reads x [tokens, in], its batch)."""
     x = jnp.asarray(x, jnp.float32)
 
     def apply(params, batch, *, taps, until):
@@ -84,7 +84,7 @@ def test_inputs_are_summed_over_real_tokens_of_all_batches():
 
 
 def test_gptq_by_hand():
-    # Inputs 0 and 1 are the same, 2 is apart: 1 takes up the error of 0, 2 does not.
+    # Inputs 0 and 1 are equal, 2 is orthogonal: 1 compensates for 0, 2 does not.
     model, batch = reading([[1, 1, 0], [0, 0, 1], [2, 2, 0], [0, 0, -3]])
     w = np.array([[0.4], [2.3], [7.0]])  # one scale, 1
     new = edits.gptq(model, params_of(w), batch, damping=1e-6)
@@ -94,7 +94,7 @@ def test_gptq_by_hand():
 
 
 def slow_gptq(w, x, largest, damping=0.01):
-    """Brain surgery, one input after another, by a new inverse each time: float64."""
+    """Optimal brain surgery in float64, with a new inverse for every input."""
     hessian = 2 * x.T @ x
     hessian += damping * np.mean(np.diag(hessian)) * np.eye(len(hessian))
     w, scale = w.copy(), np.abs(w).max(0) / largest
@@ -107,15 +107,15 @@ def slow_gptq(w, x, largest, damping=0.01):
 
 
 @pytest.mark.parametrize("kind, largest", [("int4", 7), ("int3", 3)])
-@pytest.mark.parametrize("inputs", [24, 160])  # within a block of 128, and beyond
-def test_gptq_is_the_slow_one(kind, largest, inputs):
+@pytest.mark.parametrize("inputs", [24, 160])  # within one block of 128, and in two
+def test_gptq_equals_a_direct_implementation(kind, largest, inputs):
     x = correlated(3 * inputs, inputs)
     w = np.random.default_rng(1).normal(size=(inputs, 5))
     model, batch = reading(x)
     new = one(edits.gptq(model, params_of(w), batch, kind))
     slow = slow_gptq(w, x, largest)
-    # float32 may round a weight near a halfway point to the other code, and all after
-    # it differ: in most columns this does not happen, and the errors are alike in all.
+    # In float32 a weight near a midpoint may get the other code, and all later ones
+    # differ. This is rare among columns, and the total errors are similar.
     same = np.isclose(new, slow, rtol=1e-3, atol=1e-3).all(0)
     assert same.mean() >= 0.6, same
     errors = [np.linalg.norm(x @ (v - w)) for v in (new, slow)]
@@ -124,7 +124,7 @@ def test_gptq_is_the_slow_one(kind, largest, inputs):
 
 @pytest.mark.parametrize("group", ["tensor", "channel", 8])
 @pytest.mark.parametrize("scheme", ["symmetric", "asymmetric"])
-def test_gptq_of_inputs_that_go_apart_is_plain_rounding(group, scheme):
+def test_gptq_of_uncorrelated_inputs_is_plain_rounding(group, scheme):
     model, batch = reading(np.diag(np.arange(1, 25)))
     params = params_of(np.random.default_rng(0).normal(size=(24, 6)))
     settings = dict(group=group, scheme=scheme)
@@ -134,7 +134,7 @@ def test_gptq_of_inputs_that_go_apart_is_plain_rounding(group, scheme):
 
 @pytest.mark.parametrize("group", ["channel", 8])
 @pytest.mark.parametrize("kind", ["int4", "int3"])
-def test_gptq_leaves_a_model_already_on_its_grid(kind, group):
+def test_gptq_does_not_change_a_model_on_its_grid(kind, group):
     model, params = tiny.tiny_model(**WIDE)
     once = edits.quantize(params, kind, group=group)
     twice = edits.gptq(model, once, calibration(), kind, group=group)
@@ -162,10 +162,10 @@ def test_gptq_beats_rounding_on_every_linear_layer(kind, group):
         assert (ours[path] < plain[path]).all(), (path, ours[path], plain[path])
 
 
-def test_one_layer_at_once_sees_the_quantized_ones_before():
+def test_one_layer_per_pass_uses_the_quantized_layers_before_it():
     model, params = tiny.tiny_model(**WIDE)
     batches = calibration()
-    each = edits.gptq(model, params, batches, "int3", at_once=1)
+    each = edits.gptq(model, params, batches, "int3", layers_per_pass=1)
     both = edits.gptq(model, params, batches, "int3")
 
     def first_of(a, b):  # layer 0 of a, layer 1 of b
@@ -182,7 +182,7 @@ def test_one_layer_at_once_sees_the_quantized_ones_before():
     assert not np.allclose(trees.paths(each)[kernel], trees.paths(both)[kernel])
 
 
-def test_awq_scales_up_what_large_inputs_read():
+def test_awq_scales_up_weights_of_large_inputs():
     x = np.random.default_rng(0).normal(size=(256, 64))
     x[:, :4] *= 30
     w = np.random.default_rng(1).normal(size=(64, 32))
@@ -195,7 +195,7 @@ def test_awq_scales_up_what_large_inputs_read():
 
 @pytest.mark.parametrize("scheme", ["symmetric", "asymmetric"])
 @pytest.mark.parametrize("group", ["channel", 16])
-def test_awq_is_never_worse_by_its_own_measure(group, scheme):
+def test_awq_is_never_worse_than_rounding_by_its_measure(group, scheme):
     model, params = tiny.tiny_model(**WIDE)
     batches = calibration()
     inputs = edits.collect_inputs(model, params, batches)
@@ -221,10 +221,10 @@ def test_awq_without_a_search_is_plain_rounding():
 
 def test_llm_int8_keeps_the_weights_of_outliers():
     x = np.random.default_rng(0).uniform(-1, 1, size=(64, 8))
-    x[5, 2], x[9, 6] = 6.0, -7.0  # one token is enough
+    x[5, 2], x[9, 6] = 6.0, -7.0  # one token makes an outlier
     x[3, 4] = 5.9
     w = np.random.default_rng(1).normal(size=(8, 4)).astype(np.float32)
-    w[2] *= 100  # would spoil every scale
+    w[2] *= 100  # would change every scale
     model, batch = reading(x)
     new = one(edits.llm_int8(model, params_of(w), batch))
     kept = np.isin(np.arange(8), (2, 6))
@@ -244,7 +244,7 @@ EDITS = {
 
 
 @pytest.mark.parametrize("name", EDITS)
-def test_dtypes_stay_and_only_linear_kernels_change(name):
+def test_dtypes_are_kept_and_only_linear_kernels_change(name):
     model, params = tiny.tiny_model()
     half = trees.map_with_path(
         lambda p, x: x.astype(jnp.bfloat16) if p.endswith("kernel") else x, params
@@ -262,7 +262,7 @@ def test_dtypes_stay_and_only_linear_kernels_change(name):
 
 
 @pytest.mark.parametrize("name", EDITS)
-def test_jit_gives_what_eager_gives(name):
+def test_jit_equals_eager(name):
     model, params = tiny.tiny_model()
     edit = partial(EDITS[name], model, batches=calibration())
     jax.tree.map(
@@ -273,7 +273,7 @@ def test_jit_gives_what_eager_gives(name):
 
 
 @pytest.mark.parametrize("name", EDITS)
-def test_shards_give_what_whole_leaves_give_and_stay_where_they_are(name):
+def test_sharded_leaves_give_the_values_of_one_device_and_keep_their_sharding(name):
     model, params = tiny.tiny_model(**WIDE)
     mesh = sharding.make_mesh(fsdp=4, tensor=2)
     cut = jax.device_put(params, sharding.by_rules(params, mesh, decoder.RULES))
@@ -284,15 +284,15 @@ def test_shards_give_what_whole_leaves_give_and_stay_where_they_are(name):
         y = trees.paths(new)[path]
         place = trees.paths(cut)[path].sharding
         assert y.sharding.is_equivalent_to(place, y.ndim)
-        # Sums in another order may move a weight that lies halfway, and those after it.
+        # Another order of summation may change a weight at a midpoint and later ones.
         assert np.isclose(x, y, rtol=1e-3, atol=1e-5).mean() > 0.97, path
 
 
 @pytest.mark.parametrize("name", ["gptq", "awq"])
-def test_donated_leaves_are_freed_and_the_others_stay(name):
+def test_donated_leaves_are_freed_and_others_are_not(name):
     model, params = tiny.tiny_model()
     kept = jax.tree.map(jnp.copy, params)
-    run = partial(getattr(edits, name), model, batches=calibration(), at_once=2)
+    run = partial(getattr(edits, name), model, batches=calibration(), layers_per_pass=2)
     new = run(params=params)
     assert not any(x.is_deleted() for x in jax.tree.leaves(params))
     same = run(params=kept, donate=True)
@@ -301,7 +301,7 @@ def test_donated_leaves_are_freed_and_the_others_stay(name):
         assert jnp.array_equal(trees.paths(same)[path], trees.paths(new)[path]), path
 
 
-def test_what_cannot_be_is_refused():
+def test_invalid_arguments_are_refused():
     model, params = tiny.tiny_model()
     batches = calibration()
     refused = partial(pytest.raises, ValueError)
@@ -309,7 +309,7 @@ def test_what_cannot_be_is_refused():
         edits.gptq(model, params, batches, "nf4")
     with refused(match="awq needs a group that divides .* group=7 and 'blocks/att"):
         edits.awq(model, params, batches, group=7)
-    with refused(match="gptq needs kernels whose input is a site .* 'unembed/kernel'"):
+    with refused(match="gptq needs a pattern .* got 'unembed/kernel'"):
         edits.gptq(model, params, batches, pattern=".*/kernel")
     with refused(match="got sites 'attention_in', .* and 0 batches. Use models.make"):
         edits.llm_int8(model, params, [])
@@ -317,15 +317,15 @@ def test_what_cannot_be_is_refused():
         edits.collect_inputs(model._replace(sites={}), params, batches)
     few = [tiny.tiny_batch(1, 12, answer=False)]
     for edit in (edits.gptq, edits.awq):
-        with refused(match=r"at least as many .* 12 tokens and .* Give more rows"):
+        with refused(match=r"at least as many .* 12 tokens and .* Pass more rows"):
             edit(model, params, few)
     blank = [few[0] | {"mask": jnp.zeros_like(few[0]["mask"])}]
     for edit in (edits.gptq, edits.awq, edits.llm_int8):
-        with refused(match="1 batches whose masks are all False"):
+        with refused(match="1 batches whose mask is False"):
             edit(model, params, blank)
     with refused(match="damping > 0"):
         edits.gptq(model, params, batches, damping=0.0)
     nan = jax.tree.map(lambda x: x * jnp.nan, params["embed"])
     for edit in (edits.gptq, edits.awq, edits.llm_int8):
-        with refused(match="need finite ones, got some at the site 'attention'"):
+        with refused(match="needs finite inputs, .* the site 'attention'"):
             edit(model, params | {"embed": nan}, batches)

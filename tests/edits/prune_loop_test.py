@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The pruning loop's stop rules."""
+"""The stop rules of the pruning loop."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -25,15 +25,15 @@ def run(**settings):
 
 
 def test_it_stops_before_the_retain_accuracy_falls_too_far():
-    got = run(retain_drop=0.3)
+    got = run(max_retain_drop=0.3)
     assert float(jnp.mean(got.removed)) == 0.25 == dead(got.params)
     assert [round(r, 3) for _, r in got.history] == [0.8, 0.675, 0.55, 0.425]
 
 
-def test_it_stops_at_its_budget_and_may_take_nothing():
-    got = run(budget=0.5)
+def test_it_stops_at_max_fraction_and_may_remove_nothing():
+    got = run(max_fraction=0.5)
     assert dead(got.params) == 0.5 and len(got.history) == 5
-    none = run(retain_drop=0.01)
+    none = run(max_retain_drop=0.01)
     assert none.removed is None and dead(none.params) == 0
 
 
@@ -41,8 +41,8 @@ def test_it_stops_at_its_budget_and_may_take_nothing():
     "settings, match",
     [
         ({"fraction": 1.5}, "at most 1"),
-        ({"fraction": 0.01}, "at least one of 72 units a step, got fraction=0.01"),
-        ({"retain_drop": -0.1}, "retain_drop"),
+        ({"fraction": 0.01}, "at least one of 72 units per step, got fraction=0.01"),
+        ({"max_retain_drop": -0.1}, "max_retain_drop"),
         ({"evaluate": lambda p: (0.5, float("nan"))}, "finite"),
         ({"scores": lambda p: jnp.full((3, 24), jnp.nan)}, "NaN"),
     ],

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Selective pruning: what is chosen, and that weights without a unit equal its mask."""
+"""Selective pruning: selection of units, and that pruning equals masking."""
 
 import jax
 import jax.numpy as jnp
@@ -39,7 +39,7 @@ def logits(model, params, edit=None):
 
 
 def masked(gone, means=None):
-    """The decoder's edit that puts 0, or a mean, in a removed unit's place."""
+    """An edit of the forward pass that replaces removed units by 0 or a mean."""
     means = jnp.zeros(gone.shape) if means is None else means
     return lambda value, layer: jnp.where(gone[layer], means[layer], value)
 
@@ -55,7 +55,7 @@ def test_pruning_is_masking_the_units(name, site):
     assert_allclose(logits(model, pruned), wanted, atol=1e-5)
 
 
-def test_both_sites_at_once():
+def test_two_sites_can_be_pruned_in_one_call():
     model, params = tiny.tiny_model()
     gone = {site: some(site) for site in UNITS}
     wanted = logits(model, params, {site: masked(x) for site, x in gone.items()})
@@ -65,7 +65,7 @@ def test_both_sites_at_once():
 
 
 @pytest.mark.parametrize("kv_heads", [1, 2, 4])
-def test_a_shared_value_unit_goes_from_all_its_heads(kv_heads):
+def test_a_shared_value_unit_is_removed_from_all_its_heads(kv_heads):
     model, params = tiny.tiny_model(kv_heads=kv_heads, qkv_bias=True)
     shared = some("attention", units=4 * kv_heads)
     pruned = edits.prune_units(model, params, {"attention": shared})
@@ -78,7 +78,7 @@ def test_a_shared_value_unit_goes_from_all_its_heads(kv_heads):
     assert_array_equal((np.asarray(values["kernel"]) == 0).all(1), np.asarray(shared))
 
 
-def test_a_value_that_one_head_still_reads_stays():
+def test_a_value_that_another_head_reads_is_kept():
     model, params = tiny.tiny_model()  # heads 0 and 1 read value head 0
     gone = jnp.zeros((3, 16), bool).at[:, 0].set(True)
     pruned = edits.prune_units(model, params, {"attention": gone})
@@ -86,7 +86,7 @@ def test_a_value_that_one_head_still_reads_stays():
     assert_array_equal(v, new)
 
 
-def test_a_removed_unit_is_silent_and_no_gradient_revives_it():
+def test_a_removed_unit_is_inactive_and_has_no_gradient():
     model, params = tiny.tiny_model(gated=False, activation="gelu", mlp_bias=True)
     gone = some("mlp")
     pruned = edits.prune_units(model, params, {"mlp": gone})
@@ -104,7 +104,7 @@ def test_a_removed_unit_is_silent_and_no_gradient_revives_it():
 
 
 @pytest.mark.parametrize("site", UNITS)
-def test_an_offset_leaves_the_mean_behind(site):
+def test_an_offset_replaces_units_by_their_mean(site):
     model, params = tiny.tiny_model(**DECODERS["plain gelu"])
     means = stats.activity(model, params, [tiny.tiny_batch(answer=False)], (site,))
     means, gone = means[site].mean, some(site)
@@ -115,7 +115,7 @@ def test_an_offset_leaves_the_mean_behind(site):
         edits.prune_units(*tiny.tiny_model(), {site: gone}, offset={site: means})
 
 
-def test_lora_beside_a_kernel_is_pruned_with_it():
+def test_lora_of_a_kernel_is_pruned_with_it():
     model, params = tiny.tiny_model(mlp_bias=True)
     model = wrap.lora(model, pattern=r"blocks/mlp/(gate|up|down)/kernel", rank=2)
     params = wrap.add_lora(params, model, jax.random.key(0))
@@ -130,7 +130,7 @@ def test_lora_beside_a_kernel_is_pruned_with_it():
         edits.prune_units(model, params, {"mlp": gone}, offset={"mlp": gone})
 
 
-def test_nothing_removed_is_the_identity_and_dtypes_stay():
+def test_removing_nothing_is_the_identity_and_dtypes_are_kept():
     model, params = tiny.tiny_model()
     params = jax.tree.map(lambda x: x.astype(jnp.bfloat16), params)
     none = {site: jnp.zeros((3, n), bool) for site, n in UNITS.items()}
@@ -140,7 +140,7 @@ def test_nothing_removed_is_the_identity_and_dtypes_stay():
     assert {x.dtype for x in jax.tree.leaves(pruned)} == {jnp.bfloat16.dtype}
 
 
-def test_shards_stay_where_they_are():
+def test_sharding_is_kept():
     model, params = tiny.tiny_model()
     mesh = sharding.make_mesh(fsdp=4, tensor=2)
     cut = jax.device_put(params, sharding.by_rules(params, mesh, decoder.RULES))
@@ -155,7 +155,7 @@ def test_shards_stay_where_they_are():
 def test_smaller_matrices_give_the_same_logits(name):
     model, params = tiny.tiny_model(**DECODERS[name])
     scores = jax.random.uniform(jax.random.key(0), (3, 24))
-    gone = {"mlp": edits.select_units(scores, 0.25, each_layer=True)}
+    gone = {"mlp": edits.select_units(scores, 0.25, per_layer=True)}
     assert_array_equal(gone["mlp"].sum(1), [6, 6, 6])
     small = edits.remove_units(model, params, gone)
     assert small["blocks"]["mlp"]["down"]["kernel"].shape == (3, 18, 16)
@@ -168,7 +168,7 @@ def test_smaller_matrices_give_the_same_logits(name):
 def test_layers_that_lose_different_counts_are_padded_or_refused():
     model, params = tiny.tiny_model()
     gone = {"mlp": jnp.arange(24)[None] < jnp.array([[3], [9], [5]])}
-    with pytest.raises(ValueError, match="3 to 9 of 24 at 'mlp'.*each_layer=True, "):
+    with pytest.raises(ValueError, match="3 to 9 of 24 at 'mlp'.*per_layer=True, "):
         edits.remove_units(model, params, gone)
     small = edits.remove_units(model, params, gone, pad=True)
     smaller = models.resized(model, small)
@@ -188,11 +188,11 @@ def test_a_smaller_model_is_saved_smaller(tmp_path):
     assert_allclose(logits(again, loaded), logits(smaller, small), atol=1e-6)
 
 
-def test_what_cannot_get_smaller_is_refused():
+def test_units_that_cannot_be_removed_are_refused():
     model, params = tiny.tiny_model()
     with pytest.raises(ValueError, match="'attention'.*Use prune_units"):
         edits.remove_units(model, params, {"attention": some("attention")})
-    with pytest.raises(ValueError, match="at least one unit to stay"):
+    with pytest.raises(ValueError, match="at least one unit .* 24 of 24"):
         edits.remove_units(model, params, {"mlp": jnp.ones((3, 24), bool)})
     with pytest.raises(ValueError, match="resized needs a model of models.make"):
         models.resized(model._replace(config=None), params)
@@ -200,7 +200,7 @@ def test_what_cannot_get_smaller_is_refused():
 
 SITES = [
     (dict(mpl=(3, 24)), ValueError, "site='mpl'.*Did you mean 'mlp'"),
-    (dict(block=(3, 16)), ValueError, "'block'; 'attention', 'mlp' can be pruned"),
+    (dict(block=(3, 16)), ValueError, "got 'block'.* 'attention', 'mlp'"),
     (dict(mlp=(4, 24)), ValueError, r"\(3, 24\) at 'mlp', got \(4, 24\)"),
     (dict(mlp=(3, 23)), ValueError, r"\(3, 24\) at 'mlp', got \(3, 23\)"),
     (dict(attention=(3, 9)), ValueError, r"\(3, 16\) or \(3, 8\) at 'attention'"),
@@ -218,7 +218,7 @@ def test_other_bad_arguments_of_pruning():
     model, params = tiny.tiny_model()
     with pytest.raises(TypeError, match="boolean mask, got dtype float32"):
         edits.prune_units(model, params, {"mlp": jnp.ones((3, 24))})
-    with pytest.raises(ValueError, match="offsets of sites it prunes, got 'attention'"):
+    with pytest.raises(ValueError, match="offset only for sites .* got 'attention'"):
         edits.prune_units(model, params, {}, offset={"attention": some("attention")})
     with pytest.raises(KeyError, match="reads leaves 'blocks/mlp/down/kernel'"):
         edits.prune_units(model, {"blocks": {}}, {"mlp": some("mlp")})
@@ -229,26 +229,27 @@ def test_other_bad_arguments_of_pruning():
         edits.prune_units(strange, params, {"mlp": jnp.ones((3, 16), bool)})
 
 
-def test_a_score_is_forget_over_retain_and_eps_tames_silent_units():
+def test_a_score_is_forget_over_retain_plus_eps():
     forget = jnp.array([[1.0, 0.01, 2.0]])
     retain = jnp.array([[0.5, 0.0, 0.0]])
-    found = edits.unit_scores(forget, retain, eps=0.1)
+    found = edits.unit_scores(forget=forget, retain=retain, eps=0.1)
     assert_allclose(found, [[1 / 0.6, 0.1, 20.0]], rtol=1e-6)
-    found = edits.unit_scores(forget, retain, eps=1e-6)
+    found = edits.unit_scores(forget=forget, retain=retain, eps=1e-6)
     assert found[0, 1] > 1000 * found[0, 0]
-    assert edits.unit_scores(*[forget.astype(jnp.bfloat16)] * 2).dtype == jnp.float32
+    low = forget.astype(jnp.bfloat16)
+    assert edits.unit_scores(forget=low, retain=low).dtype == jnp.float32
     with pytest.raises(ValueError, match="eps > 0"):
-        edits.unit_scores(forget, retain, eps=0.0)
+        edits.unit_scores(forget=forget, retain=retain, eps=0.0)
     with pytest.raises(ValueError, match="one shape"):
-        edits.unit_scores(forget, retain[:, :2])
+        edits.unit_scores(forget=forget, retain=retain[:, :2])
 
 
 @pytest.mark.parametrize("wrapper", [lambda f: f, jax.jit], ids=["eager", "jit"])
-def test_the_highest_scores_of_all_layers_go(wrapper):
+def test_the_highest_scores_of_all_layers_are_selected(wrapper):
     scores = jnp.array([[5.0, 1.0, 4.0, 0.0], [3.0, 9.0, 2.0, 8.0]])
     found = wrapper(lambda x: edits.select_units(x, 0.5))(scores)
     assert_array_equal(found, [[1, 0, 1, 0], [0, 1, 0, 1]])
-    found = wrapper(lambda x: edits.select_units(x, 0.25, each_layer=True))(scores)
+    found = wrapper(lambda x: edits.select_units(x, 0.25, per_layer=True))(scores)
     assert_array_equal(found, [[1, 0, 0, 0], [0, 1, 0, 0]])
     found = wrapper(lambda x: edits.select_units(x, 0.25, removed=x > 7.0))(scores)
     assert_array_equal(found, [[1, 0, 1, 0], [0, 1, 0, 1]])
@@ -263,7 +264,7 @@ def test_fractions_are_rounded_down_to_whole_units(fraction, count):
 
 
 def test_steps_remove_new_units_until_none_is_left():
-    scores = jnp.zeros((2, 50))  # ties, and no score tells them from removed ones
+    scores = jnp.zeros((2, 50))  # all scores are tied
     gone = None
     for step in range(1, 12):
         gone = edits.select_units(scores, 0.1, removed=gone)
@@ -278,7 +279,7 @@ def test_fractions_out_of_range(fraction):
 
 def test_bad_scores():
     scores = jnp.ones((3, 4)).at[1, 2].set(jnp.nan)
-    with pytest.raises(ValueError, match="not NaN, got 1 in layers 1"):
+    with pytest.raises(ValueError, match="without NaN, got 1 in layers 1"):
         edits.select_units(scores, 0.5)
     with pytest.raises(ValueError, match=r"\[layers, units\], got shape \(4,\)"):
         edits.select_units(jnp.ones(4), 0.5)
@@ -286,10 +287,10 @@ def test_bad_scores():
         edits.select_units(jnp.ones((3, 4)), 0.5, removed=jnp.ones((3, 5), bool))
 
 
-def test_a_unit_that_speaks_on_the_forget_set_alone_goes_first():
+def test_a_unit_active_only_on_the_forget_set_is_removed_first():
     model, params = tiny.tiny_model(gated=False, activation="relu", mlp_bias=True)
-    # Blocks write nothing and other units hear every token, but unit 7 of layer 1 hears
-    # token 5 alone, whose embedding has an axis of its own.
+    # Blocks write nothing, and other units are active on every token. Unit 7 of layer 1
+    # is active only on token 5, whose embedding has a separate axis.
     embed = params["embed"]["embedding"].at[:, 0].set(0.0).at[5, 0].set(50.0)
     blocks = params["blocks"]
     mlp, o = blocks["mlp"], blocks["attention"]["o"]
@@ -308,6 +309,8 @@ def test_a_unit_that_speaks_on_the_forget_set_alone_goes_first():
         for x in tokens
     )
     for name in ("abs", "rms", "freq"):
-        scores = edits.unit_scores(getattr(forget, name), getattr(retain, name))
+        scores = edits.unit_scores(
+            forget=getattr(forget, name), retain=getattr(retain, name)
+        )
         gone = edits.select_units(scores, 0.014)  # one of 72
         assert_array_equal(jnp.argwhere(gone), [[1, 7]])

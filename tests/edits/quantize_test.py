@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Rounding: values worked by hand, published code books, and what an edit must keep."""
+"""Rounding: values by hand, published code books, dtypes and sharding."""
 
 import re
 from functools import partial
@@ -37,7 +37,7 @@ def one(w, *args, **kwargs):
 @pytest.mark.parametrize(
     "scheme, expected",
     [
-        ("symmetric", [-7.0, -1.0, 0.0, 2.0, 7.0]),  # s = 1: halves to the even code
+        ("symmetric", [-7.0, -1.0, 0.0, 2.0, 7.0]),  # s = 1: half to even
         ("symmetric_half", [-8 * 14 / 15, -14 / 15, 0.0, 28 / 15, 98 / 15]),
         ("symmetric_full", [-7.0, -0.875, 0.0, 1.75, 6.125]),  # -8 exists, 8 does not
     ],
@@ -64,7 +64,7 @@ def test_the_papers_worked_steps():
     assert_array_equal(eight, [-200.0, 26.5625, 12.5, 12.5, 1.5625, 0.0])
 
 
-def test_a_group_shares_a_scale_along_the_inputs_alone():
+def test_a_group_shares_a_scale_along_the_inputs():
     w = jnp.array([[7.0, 70.0], [1.2, 12.0], [700.0, 0.7], [120.0, 0.12]])
     by_two = [[7.0, 70.0], [1.0, 10.0], [700.0, 0.7], [100.0, 0.1]]
     assert_allclose(one(w, "int4", group=2), by_two, rtol=2e-5)
@@ -72,13 +72,13 @@ def test_a_group_shares_a_scale_along_the_inputs_alone():
     assert_allclose(one(w, "int4"), by_channel, rtol=2e-5)
     by_tensor = [[0.0, 100.0], [0.0, 0.0], [700.0, 0.0], [100.0, 0.0]]
     assert_allclose(one(w, "int4", group="tensor"), by_tensor, rtol=2e-5)
-    layers = jnp.stack([w, 10 * w])  # each layer by itself
+    layers = jnp.stack([w, 10 * w])  # each layer is separate
     both = one(layers, "int4", group="tensor")
     assert_allclose(both, [by_tensor, 10 * np.array(by_tensor)], rtol=2e-5)
 
 
 @pytest.mark.parametrize("w", [[-3.0, 0.4, 0.0, 1.0], [2.0, 2.5, 3.0, 3.0]])
-def test_asymmetric_says_zero_exactly_and_no_error_passes_half_a_step(w):
+def test_asymmetric_represents_zero_and_errors_are_at_most_half_a_step(w):
     w = jnp.array(w)[:, None]
     new = one(w, "int3", scheme="asymmetric")
     step = (max(float(w.max()), 0) - min(float(w.min()), 0)) / 7
@@ -104,11 +104,11 @@ def test_code_books_are_the_published_ones(kind):
     new = one(w, kind, group=100_001)[:, 0]
     assert_allclose(np.unique(new), PUBLISHED[kind], rtol=1e-6)
     near = PUBLISHED[kind][np.abs(np.asarray(w) - PUBLISHED[kind]).argmin(1)]
-    assert_allclose(new, near, rtol=1e-6)  # no point of the line lies halfway
+    assert_allclose(new, near, rtol=1e-6)  # no point is a midpoint
 
 
 @pytest.mark.parametrize("kind", PUBLISHED)
-def test_blocks_that_do_not_divide_run_on_in_the_order_of_out_in(kind):
+def test_blocks_that_do_not_divide_the_inputs_continue_with_the_next_output(kind):
     w = kernel(2, 5, 3)  # layers, in, out
     new = one(w, kind, group=4)
     for layer, got in zip(np.asarray(w), new, strict=True):
@@ -135,12 +135,12 @@ def test_blocks_that_do_not_divide_run_on_in_the_order_of_out_in(kind):
 def test_error_on_normal_weights(settings, expected):
     w = kernel(512, 256)
     error = jnp.linalg.norm(one(w, **settings) - w) / jnp.linalg.norm(w)
-    # int8's expectation is of about as many inputs as here; the rest are of any.
+    # The expected error of int8 is for about this number of inputs.
     assert_allclose(error, expected, rtol=0.06)
 
 
 @pytest.mark.parametrize("settings", GRIDS + BOOKS, ids=str)
-def test_twice_is_once_bit_by_bit(settings):
+def test_quantizing_twice_equals_once_bit_by_bit(settings):
     w = kernel(3, 24, 40, seed=1)
     once = one(w, **settings)
     assert not np.array_equal(once, w)
@@ -149,19 +149,21 @@ def test_twice_is_once_bit_by_bit(settings):
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16], ids=str)
 @pytest.mark.parametrize("kind", ["int8", "int4", "int3", "int2"])
-def test_asymmetric_twice_is_once_where_ends_lie_halfway_too(kind, dtype):
-    """Of float32 weights one channel in 1,000 has such ends, of bfloat16 ones ten."""
+def test_asymmetric_twice_equals_once_if_both_ends_are_halfway(kind, dtype):
+    """One channel in 1,000 has such ends for float32 weights, ten for bfloat16."""
     w = kernel(64, 8192, dtype=dtype).astype(jnp.float32)
     w = w.at[:2, 0].set(jnp.array([-1.5, 1.5])).at[2:, 0].multiply(0.1)
     once = one(w, kind, scheme="asymmetric")
     assert_array_equal(one(once, kind, scheme="asymmetric"), once)
     steps = (w.max(0) - w.min(0)) / (2 ** int(kind[3:]) - 1)
-    assert (jnp.abs(once - w) <= 0.51 * steps).all()  # no end is further than before
+    assert (
+        jnp.abs(once - w) <= 0.51 * steps
+    ).all()  # ends are not further from the grid
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("bad", [jnp.nan, jnp.inf])
-def test_what_is_not_finite_spoils_its_group_at_most(kind, bad):
+def test_non_finite_weights_affect_only_their_group(kind, bad):
     w = kernel(64, 4)
     new = one(w.at[5, 2].set(bad), kind)
     assert not np.isfinite(new[5, 2])
@@ -171,7 +173,7 @@ def test_what_is_not_finite_spoils_its_group_at_most(kind, bad):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_twice_is_once_in_bfloat16(kind):
+def test_quantizing_twice_equals_once_in_bfloat16(kind):
     once = one(kernel(64, 32, dtype=jnp.bfloat16), kind)
     twice = one(once, kind)
     assert once.dtype == twice.dtype == jnp.bfloat16
@@ -184,14 +186,14 @@ def test_twice_is_once_in_bfloat16(kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_few_values_are_left(kind):
+def test_the_number_of_distinct_values_is_that_of_the_bits(kind):
     new = one(kernel(64, 1), kind, group=64)
     assert len(np.unique(new)) <= 2 ** (int(kind[3:]) if "int" in kind else 4)
     assert_array_equal(one(jnp.zeros((64, 2)), kind), 0.0)  # no division by 0
 
 
 @pytest.mark.parametrize("kind", ["int4", "nf4"])
-def test_donated_leaves_are_freed_and_the_others_stay(kind):
+def test_donated_leaves_are_freed_and_others_are_not(kind):
     _, params = tiny.tiny_model()
     kept = jax.tree.map(jnp.copy, params)
     new = edits.quantize(params, kind)
@@ -219,7 +221,7 @@ def test_only_the_kernels_of_the_blocks_change(kind):
 
 
 @pytest.mark.parametrize("settings", [*GRIDS[::5], *BOOKS], ids=str)
-def test_shards_give_what_whole_leaves_give_and_stay_where_they_are(settings):
+def test_sharded_leaves_give_the_values_of_one_device_and_keep_their_sharding(settings):
     model, params = tiny.tiny_model(width=32, hidden=64, heads=8, kv_heads=4)
     mesh = sharding.make_mesh(fsdp=4, tensor=2)
     placed = jax.device_put(params, sharding.by_rules(params, mesh, decoder.RULES))
@@ -233,7 +235,7 @@ def test_shards_give_what_whole_leaves_give_and_stay_where_they_are(settings):
 
 
 @pytest.mark.parametrize("settings", [*GRIDS[::5], *BOOKS], ids=str)
-def test_jit_gives_what_eager_gives(settings):
+def test_jit_equals_eager(settings):
     _, params = tiny.tiny_model()
     edit = partial(edits.quantize, **settings)
     jax.tree.map(assert_array_equal, jax.jit(edit)(params), edit(params))
@@ -245,15 +247,15 @@ def test_jit_gives_what_eager_gives(settings):
         (dict(kind="int5"), "kind to be one of 'int8', .* got kind='int5'"),
         (dict(kind="nf"), "Did you mean 'nf4'"),
         (dict(scheme="symetric"), "Did you mean 'symmetric'"),
-        (dict(group=7), "group=7 and 'blocks/attention/k/kernel' with 16 inputs. Take"),
+        (dict(group=7), "group=7 and 'blocks/attention/k/kernel' with 16 inputs"),
         (dict(group="row"), "group to be one of 'channel', 'tensor'"),
         (dict(group=0), "group >= 1"),
-        (dict(kind="nf4", scheme="asymmetric"), "whole numbers for a scheme"),
+        (dict(kind="nf4", scheme="asymmetric"), "scheme='asymmetric' .*'nf4'"),
         (dict(pattern="blocks/kernel"), "needs a pattern that matches a leaf"),
         (dict(pattern="final_norm/scale"), "'final_norm/scale' of shape \\(16,\\)"),
     ],
 )
-def test_what_cannot_be_is_refused(settings, message):
+def test_invalid_arguments_are_refused(settings, message):
     _, params = tiny.tiny_model()
     with pytest.raises(ValueError, match=message):
         edits.quantize(params, **settings)
@@ -275,8 +277,8 @@ def test_rounding_agrees_with_qwix(kind, qtype):
         how = dict(calibration_method="minmax", channelwise_axes=(0, 2))
         theirs = qwix.dequantize(qwix.quantize(w, qtype, **how))
         ours = one(w, kind, scheme="asymmetric")
-        # A scale of 16 bits differs from theirs by 2^-17 at most, so a weight that lies
-        # just there between two codes may go to the other one.
+        # A 16-bit scale differs from that of qwix by at most 2^-17, so a weight close
+        # to a midpoint may get the other code.
         apart = ~np.isclose(ours, theirs, rtol=2**-15, atol=1e-8)
         assert apart.mean() < 2e-3
 
@@ -292,7 +294,7 @@ GGUF = ("q4_0", "q4_1", "q8_0")
 
 
 def gguf_values(w, kind):
-    """What gguf's quantizer and dequantizer make of [..., in, out], rows along in."""
+    """[..., in, out] quantized and dequantized by gguf, with rows along in."""
     gguf = pytest.importorskip("gguf")
     name = gguf.GGMLQuantizationType[kind.upper()]
     rows = np.ascontiguousarray(np.swapaxes(np.asarray(w, np.float32), -1, -2))
@@ -302,7 +304,7 @@ def gguf_values(w, kind):
 
 @pytest.mark.parametrize("wrap", [lambda f: f, jax.jit], ids=["eager", "jit"])
 @pytest.mark.parametrize("kind", GGUF)
-def test_gguf_kinds_are_gguf_s_bit_by_bit(kind, wrap):
+def test_gguf_kinds_equal_the_library_gguf_bit_by_bit(kind, wrap):
     rng = np.random.default_rng(7)
     sizes = 10.0 ** rng.uniform(-8, 3, size=(3, 1, 200))  # float16's subnormals too
     for w in (
@@ -314,7 +316,7 @@ def test_gguf_kinds_are_gguf_s_bit_by_bit(kind, wrap):
         w = jnp.asarray(w, jnp.float32)
         new = wrap(partial(one, kind=kind))(w)
         assert_array_equal(new, gguf_values(w, kind))
-        assert_array_equal(one(new, kind), new)  # twice is once
+        assert_array_equal(one(new, kind), new)  # quantizing again changes nothing
 
 
 def test_gguf_kinds_by_hand():
@@ -327,7 +329,7 @@ def test_gguf_kinds_by_hand():
 
 
 @pytest.mark.parametrize("kind", GGUF)
-def test_gguf_kinds_keep_shards_and_dtypes(kind):
+def test_gguf_kinds_keep_sharding_and_dtypes(kind):
     _, params = tiny.tiny_model(width=32, hidden=64, heads=4, kv_heads=2, head_dim=8)
     mesh = sharding.make_mesh(fsdp=4, tensor=2)
     placed = jax.device_put(params, sharding.by_rules(params, mesh, decoder.RULES))
@@ -344,9 +346,9 @@ def test_gguf_kinds_keep_shards_and_dtypes(kind):
 @pytest.mark.parametrize(
     "settings, message",
     [
-        (dict(), "inputs 32 divides for GGUF's 'q4_0', got 'blocks/.*' with 16 inputs"),
-        (dict(group=16), "group=32 for GGUF's 'q4_0', got group=16"),
-        (dict(scheme="asymmetric"), "whole numbers for a scheme"),
+        (dict(), "kind='q4_0', got 'blocks/.*' with 16 inputs"),
+        (dict(group=16), "group=32 for kind='q4_0', got group=16"),
+        (dict(scheme="asymmetric"), "got scheme='asymmetric'"),
     ],
     ids=["inputs", "group", "scheme"],
 )
@@ -357,8 +359,7 @@ def test_gguf_kinds_refuse(settings, message):
 
 
 def test_codes_are_not_quantized_again():
-    """A model that holds codes, not weights, is refused; one that holds the rounded
-    weights stays as it is (above)."""
+    """Params of integer codes are refused; rounded weights do not change (above)."""
     codes = jnp.arange(-4, 4, dtype=jnp.int8)[:, None]
-    with pytest.raises(ValueError, match="of floats, got .* dtype int8"):
+    with pytest.raises(ValueError, match="float kernels .* dtype int8"):
         one(codes, "int4")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Values in singular directions: the same function, ordered units, pruned exactly."""
+"""Singular directions of values: same function, ordered units, exact pruning."""
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +14,7 @@ from tests.edits.prune_test import DECODERS, logits, masked, some
 
 
 @pytest.mark.parametrize("name", DECODERS)
-def test_the_function_stays(name):
+def test_the_function_does_not_change(name):
     model, params = tiny.tiny_model(**DECODERS[name])
     turned = edits.svd_values(model, params)
     moved = turned["blocks"]["attention"]["v"]["kernel"]
@@ -32,7 +32,7 @@ def test_the_function_stays(name):
     }
 
 
-def test_units_are_singular_directions_by_falling_value():
+def test_units_are_singular_directions_by_decreasing_value():
     model, params = tiny.tiny_model(kv_heads=2)
     turned = edits.svd_values(model, params)["blocks"]["attention"]
     old = params["blocks"]["attention"]
@@ -53,7 +53,7 @@ def test_units_are_singular_directions_by_falling_value():
             assert_allclose(s, wanted, rtol=1e-4)
 
 
-def test_a_dead_direction_of_the_values_still_carries_their_bias():
+def test_a_zero_direction_of_the_values_still_passes_their_bias():
     model, params = tiny.tiny_model(qkv_bias=True)
     params = trees.map_with_path(
         lambda p, x: (
@@ -68,7 +68,7 @@ def test_a_dead_direction_of_the_values_still_carries_their_bias():
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(turned))
 
 
-def test_pruning_there_is_masking_there():
+def test_pruning_singular_directions_equals_masking_them():
     model, params = tiny.tiny_model(**DECODERS["gated, biases"])
     turned = edits.svd_values(model, params)
     gone = some("attention")
@@ -77,7 +77,7 @@ def test_pruning_there_is_masking_there():
     assert_allclose(logits(model, pruned), wanted, atol=1e-5)
 
 
-def test_dtypes_and_shards_stay():
+def test_dtypes_and_sharding_are_kept():
     model, params = tiny.tiny_model()
     half = jax.tree.map(lambda x: x.astype(jnp.bfloat16), params)
     assert {x.dtype for x in jax.tree.leaves(edits.svd_values(model, half))} == {
@@ -91,9 +91,9 @@ def test_dtypes_and_shards_stay():
     assert_allclose(logits(model, found), logits(model, params), atol=1e-4)
 
 
-def test_what_cannot_be_turned_is_refused():
+def test_unsuitable_models_are_refused():
     model, params = tiny.tiny_model()
-    with pytest.raises(ValueError, match="site 'attention' has one kernel before"):
+    with pytest.raises(ValueError, match="site 'attention' is written by one kernel"):
         edits.svd_values(model._replace(sites={}), params)
     with pytest.raises(KeyError, match="reads leaves 'blocks/attention/v/kernel'"):
         edits.svd_values(model, {"blocks": {}})

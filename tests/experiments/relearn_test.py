@@ -155,7 +155,7 @@ def test_birthdays_are_known_once_they_are_told(done, world):
     hits = np.concatenate([x["hits"][0] for x in first])
     model, params, tokenizer, _ = world
     forget, _ = relearn_facts.birthdays(done[1])
-    columns = attacks.encode_asked(
+    columns = attacks.encode_questions(
         model, tokenizer, forget, "choice", prompt=relearn_facts.PROMPT
     )
     assert hits.mean() == relearn_facts.known(model, params, columns)["choice"]
@@ -165,7 +165,7 @@ def test_facts_of_pretraining_are_the_surest_of_those_answered_right(done, world
     model, params, tokenizer, rows = world
     right, about = relearn_facts.choose(model, params, tokenizer, rows)
     assert about == {"asked": 60, "right": len(right)} and 16 <= len(right) < 50
-    columns = attacks.encode_asked(model, tokenizer, right, "choice")
+    columns = attacks.encode_questions(model, tokenizer, right, "choice")
     logps = relearn_facts.option_logps(model, params, columns, rows=10)
     assert_array_equal(logps.argmax(1), columns["right"])
     margins = logps.max(1) - np.sort(logps, 1)[:, -2]

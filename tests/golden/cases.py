@@ -16,7 +16,7 @@ from typing import Any
 import jax
 import numpy as np
 
-# The families lie beside this file, however and from wherever it was loaded.
+# The families are in the folder of this file, wherever it is imported from.
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from golden_families import (  # noqa: E402
@@ -37,7 +37,7 @@ from golden_families import (  # noqa: E402
 Case = Mapping[str, Any]
 Family = Callable[[Case, Mapping[str, jax.Array]], Mapping[str, jax.Array]]
 
-# The first pattern that matches a case's whole name decides.
+# The first pattern that matches the whole name of a case applies.
 FAMILIES: dict[str, Family] = {
     r"batch_nll.*": likelihood.batch_nll,
     r"kl_retain.*": likelihood.kl_retain,
@@ -86,7 +86,7 @@ ON_HOST: dict[str, Family] = {
 
 
 def covered(name: str) -> bool:
-    """Whether a family knows the case."""
+    """Whether a family covers the case."""
     return _family(name) is not None
 
 

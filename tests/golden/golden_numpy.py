@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Re-seeded golden cases with answers in plain NumPy, gradients worked out by hand.
+"""Random golden cases with answers in plain NumPy; gradients are derived by hand.
 
 It shares no line with jaxunlearn, so a shape, a seed or a hyperparameter that got fixed
 in the runner shows up as a difference.
@@ -22,23 +22,23 @@ def make(name, seed, cases=None):
     return case, inputs, outputs
 
 
-def _part(key, part, vocab, ref=False):
-    rows, length = key.integers(2, 6), key.integers(5, 14)
+def _part(rng, part, vocab, ref=False):
+    rows, length = rng.integers(2, 6), rng.integers(5, 14)
     labels = np.full((rows, length), -100)
     ids = np.zeros((rows, length), np.int64)
     for row in range(rows):
-        end = key.integers(3, length + 1)
-        ids[row, :end] = key.integers(1, vocab, end)
-        start = key.integers(0, end - 1)
+        end = rng.integers(3, length + 1)
+        ids[row, :end] = rng.integers(1, vocab, end)
+        start = rng.integers(0, end - 1)
         labels[row, start:end] = ids[row, start:end]
     arrays = {
         f"{part}_input_ids": ids,
         f"{part}_attention_mask": (ids > 0).astype(np.int64),
         f"{part}_labels": labels,
-        f"{part}_logits": 2 * key.normal(size=(rows, length, vocab)),
+        f"{part}_logits": 2 * rng.normal(size=(rows, length, vocab)),
     }
     if ref:
-        arrays[f"ref_{part}_logits"] = 2 * key.normal(size=(rows, length, vocab))
+        arrays[f"ref_{part}_logits"] = 2 * rng.normal(size=(rows, length, vocab))
     return arrays
 
 
@@ -87,24 +87,24 @@ def _mixed(given, forget, forget_grad, x):
     }
 
 
-def _weights(key):
-    return {"gamma": key.uniform(0.2, 2), "alpha": key.uniform(0.2, 2)}
+def _weights(rng):
+    return {"gamma": rng.uniform(0.2, 2), "alpha": rng.uniform(0.2, 2)}
 
 
-def _parts(key):
-    vocab = key.integers(7, 40)
-    return {**_part(key, "forget", vocab, True), **_part(key, "retain", vocab, True)}
+def _parts(rng):
+    vocab = rng.integers(7, 40)
+    return {**_part(rng, "forget", vocab, True), **_part(rng, "retain", vocab, True)}
 
 
-def kl_retain(key):
-    x = _part(key, "retain", key.integers(7, 40), ref=True)
+def kl_retain(rng):
+    x = _part(rng, "retain", rng.integers(7, 40), ref=True)
     loss, grad = _kl(x, "retain")
     return {}, x, {"loss": loss, "grad_retain_logits": grad}
 
 
 def grad_diff(kind):
-    def build(key):
-        x, given = _parts(key), {**_weights(key), "retain_loss_type": kind}
+    def build(rng):
+        x, given = _parts(rng), {**_weights(rng), "retain_loss_type": kind}
         nll, grad = _nll(x, "forget")
         return given, x, _mixed(given, -nll, -grad, x)
 
@@ -112,9 +112,9 @@ def grad_diff(kind):
 
 
 def npo(kind):
-    def build(key):
-        x, beta = _parts(key), key.uniform(0.05, 2)
-        given = {**_weights(key), "beta": beta, "retain_loss_type": kind}
+    def build(rng):
+        x, beta = _parts(rng), rng.uniform(0.05, 2)
+        given = {**_weights(rng), "beta": beta, "retain_loss_type": kind}
         sums, grad, _ = _answers(x["forget_logits"], x["forget_labels"])
         ref, _, _ = _answers(x["ref_forget_logits"], x["forget_labels"])
         rows = len(sums)
@@ -125,9 +125,9 @@ def npo(kind):
     return build
 
 
-def simnpo(key):
-    x, beta, delta = _parts(key), key.uniform(0.5, 5), key.uniform(-0.5, 1)
-    given = {**_weights(key), "beta": beta, "delta": delta, "retain_loss_type": "NLL"}
+def simnpo(rng):
+    x, beta, delta = _parts(rng), rng.uniform(0.5, 5), rng.uniform(-0.5, 1)
+    given = {**_weights(rng), "beta": beta, "delta": delta, "retain_loss_type": "NLL"}
     sums, grad, _ = _answers(x["forget_logits"], x["forget_labels"])
     lengths = (x["forget_labels"] != -100).sum(-1)
     gap = beta * (sums / lengths + delta)
@@ -136,8 +136,8 @@ def simnpo(key):
     return given, x, _mixed(given, value, slope[:, None, None] * grad, x)
 
 
-def muse_npo_klr(key):
-    x, beta = _parts(key), key.uniform(0.05, 2)
+def muse_npo_klr(rng):
+    x, beta = _parts(rng), rng.uniform(0.05, 2)
     z, ref = x["forget_logits"], x["ref_forget_logits"]
     forget = 2 / beta * np.mean(np.log1p(np.exp(beta * (z - ref))))
     r, q = x["retain_logits"], x["ref_retain_logits"]
@@ -153,12 +153,12 @@ def muse_npo_klr(key):
     )
 
 
-def _gradients(key):
-    shapes = [tuple(key.integers(1, 6, key.integers(1, 4))) for _ in range(5)]
+def _gradients(rng):
+    shapes = [tuple(rng.integers(1, 6, rng.integers(1, 4))) for _ in range(5)]
     x = {}
     for level in ("forget", "retain"):
         for i, shape in enumerate(shapes):
-            x[f"{level}_grad_{i}"] = key.normal(size=shape)
+            x[f"{level}_grad_{i}"] = rng.normal(size=shape)
     flat = [
         np.concatenate([x[f"{level}_grad_{i}"].ravel() for i in range(len(shapes))])
         for level in ("forget", "retain")
@@ -176,9 +176,9 @@ def _directions(shapes, u):
 
 
 def blur(mode):
-    def build(key):
-        shapes, x, f, r = _gradients(key)
-        gamma = key.uniform(0.01, 3)
+    def build(rng):
+        shapes, x, f, r = _gradients(rng)
+        gamma = rng.uniform(0.01, 3)
         u = {
             "BLO_forget_lower": r + (gamma - r @ f / (f @ f)) * f,
             "BLO_forget_upper": f + (gamma - r @ f / (r @ r)) * r,
@@ -191,9 +191,9 @@ def blur(mode):
 
 
 def blur_tofu(lower):
-    def build(key):
-        shapes, x, f, r = _gradients(key)
-        gamma = key.uniform(0.01, 3)
+    def build(rng):
+        shapes, x, f, r = _gradients(rng)
+        gamma = rng.uniform(0.01, 3)
         low, high = (f, r) if lower else (r, f)
         u = high + (gamma - high @ low / (low @ low)) * low
         return {"lower": lower, "gamma": gamma}, x, _directions(shapes, u)
@@ -201,9 +201,9 @@ def blur_tofu(lower):
     return build
 
 
-def blur_wmdp(key):
-    shapes, x, f, r = _gradients(key)
-    alpha = key.uniform(0.5, 1000)
+def blur_wmdp(rng):
+    shapes, x, f, r = _gradients(rng)
+    alpha = rng.uniform(0.5, 1000)
     return (
         {"alpha": alpha},
         x,

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Re-seeded golden cases of the metrics in plain NumPy and Python loops."""
+"""Random golden cases of the metrics in plain NumPy and Python loops."""
 
 import zlib
 
@@ -31,21 +31,21 @@ def _nll(part, x):
     return np.array([-r[:, 0].sum() / n for r, n in zip(rows, counts, strict=True)])
 
 
-def _probability(key):
-    x = golden_numpy._part(key, "forget", 11)
+def _probability(rng):
+    x = golden_numpy._part(rng, "forget", 11)
     prob = np.exp(-_nll("forget", x))
     out = {"prob": prob, "avg_loss": -np.log(prob), "agg_value": prob.mean()}
     return {}, x, out
 
 
-def _exact(key):
-    x = golden_numpy._part(key, "forget", 3)
+def _exact(rng):
+    x = golden_numpy._part(rng, "forget", 3)
     score = np.array([r[:-1, 1].mean() if len(r) > 1 else np.nan for r in _rows(x)])
     return {}, x, {"score": score, "agg_value": np.nanmean(score)}
 
 
-def _extraction(key):
-    x = golden_numpy._part(key, "forget", 3)
+def _extraction(rng):
+    x = golden_numpy._part(rng, "forget", 3)
     score = []
     for row in _rows(x):
         hits = row[:-1, 1]
@@ -59,11 +59,11 @@ def _rows(x):
 
 
 def _attack(kind):
-    def make(key):
+    def make(rng):
         x = {}
         for part in ("forget", "holdout"):
-            x |= golden_numpy._part(key, part, 7)
-        k, text, scores = key.uniform(0.1, 0.9), {}, {}
+            x |= golden_numpy._part(rng, part, 7)
+        k, text, scores = rng.uniform(0.1, 0.9), {}, {}
         for part in ("forget", "holdout"):
             rows, nll = _labelled(part, x), _nll(part, x)
             text[part] = ["".join(map(chr, ids + 97)) for ids in x[f"{part}_input_ids"]]
@@ -92,11 +92,11 @@ def _attack(kind):
 
 
 def _ratio(kind):
-    def make(key):
-        n, options = key.integers(3, 9), key.integers(1, 6)
+    def make(rng):
+        n, options = rng.integers(3, 9), rng.integers(1, 6)
         x = {
-            "correct_avg_loss": key.uniform(0, 3, n),
-            "wrong_avg_loss": key.uniform(0, 3, (n, options)),
+            "correct_avg_loss": rng.uniform(0, 3, n),
+            "wrong_avg_loss": rng.uniform(0, 3, (n, options)),
         }
         c, w = np.exp(-x["correct_avg_loss"]), np.exp(-x["wrong_avg_loss"].mean(1))
         score = c / (c + w + 1e-10) if kind == "prob_mean" else w / (c + 1e-10)
@@ -110,13 +110,13 @@ def _ratio(kind):
     return make
 
 
-def _quality(key):
-    sizes = key.integers(5, 30, 2)
+def _quality(rng):
+    sizes = rng.integers(5, 30, 2)
     x = dict(
         zip(
             ("model_truth_ratio", "retain_truth_ratio"),
             (
-                key.lognormal(shift, 1, n)
+                rng.lognormal(shift, 1, n)
                 for shift, n in zip((0, 1), sizes, strict=True)
             ),
             strict=True,
@@ -125,17 +125,17 @@ def _quality(key):
     return {}, x, {"pvalue": stats.ks_2samp(*x.values()).pvalue}
 
 
-def _class(key):
-    logits = key.normal(size=(key.integers(2, 6), key.integers(2, 5)))
-    class_id = int(key.integers(logits.shape[1]))
+def _class(rng):
+    logits = rng.normal(size=(rng.integers(2, 6), rng.integers(2, 5)))
+    class_id = int(rng.integers(logits.shape[1]))
     score = np.exp(golden_numpy._log_softmax(logits))[:, class_id]
     out = {"score": score, "agg_value": score.mean()}
     return {"class_id": class_id}, {"classifier_logits": logits}, out
 
 
 def _areas(flip):
-    def make(key):
-        auc, retain, default = key.uniform(0.1, 0.9, 3)
+    def make(rng):
+        auc, retain, default = rng.uniform(0.1, 0.9, 3)
         s, r, d = (1 - v if flip else v for v in (auc, retain, default))
         out = {"value": 100 * (s - r) / r, "value_default_ref": 100 * (s - d) / d}
         return {"ref_value": default}, {"auc": auc, "auc_retain": retain}, out

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""jaxunlearn gives the peers' numbers, on the public set and on other shapes."""
+"""jaxunlearn reproduces other libraries' numbers, and NumPy's on other shapes."""
 
 import json
 import sys
@@ -43,7 +43,7 @@ def test_public_case(name, dtype):
     for role, expected in read(case["outputs"]).items():
         kind = outputs[role].dtype.kind
         assert kind == expected.dtype.kind
-        if kind == "f" and cases.traced(name):  # the host works in float64
+        if kind == "f" and cases.traced(name):  # host functions compute in float64
             assert outputs[role].dtype == dtype
         assert outputs[role].shape == expected.shape
         np.testing.assert_allclose(
@@ -57,7 +57,7 @@ def test_every_case_is_covered():
     assert [name for name in names if not cases.covered(name)] == []
 
 
-def test_an_unknown_case_says_what_to_do():
+def test_an_unknown_case_names_the_next_move():
     with pytest.raises(NotImplementedError, match="'telepathy'.*golden_families"):
         cases.run_case({"name": "telepathy", "outputs": {}}, {})
 
@@ -67,7 +67,7 @@ OTHERS = {**golden_numpy.CASES, **golden_numpy_metrics.CASES}
 
 @pytest.mark.parametrize("name", OTHERS)
 def test_other_shapes_seeds_and_hyperparameters(name):
-    """The same runner agrees with NumPy where only the layout is as published."""
+    """The runner agrees with NumPy on cases with other shapes, seeds and settings."""
     case, inputs, expected = golden_numpy.make(name, seed=1, cases=OTHERS)
     outputs = cases.run_case(case, inputs)
     assert set(outputs) == set(expected)

@@ -26,7 +26,7 @@ def test_what_is_left_opens_in_transformers(torch_model, same_logits, tmp_path, 
     keys = jax.random.split(jax.random.key(0))
     gone = {
         name: edits.select_units(
-            jax.random.uniform(key, (2, model.sites[name].units)), 0.3, each_layer=True
+            jax.random.uniform(key, (2, model.sites[name].units)), 0.3, per_layer=True
         )
         for name, key in zip(("mlp", "attention"), keys, strict=True)
     }

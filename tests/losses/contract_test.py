@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What every loss promises: a new loss is one row. Golden values: tests/golden."""
+"""The contract of all losses; a new loss is one row. Golden values: tests/golden."""
 
 from collections.abc import Callable
 from functools import partial
@@ -16,7 +16,7 @@ ROWS = 3
 
 
 class Row(NamedTuple):
-    """A loss, arguments of one shape, a hand-worked value, and what else it promises.
+    """A loss, arguments of one shape, a hand-computed value, and other properties.
 
     Attributes:
         loss: called with the arguments and `where`.
@@ -56,7 +56,7 @@ LOSSES = {
     "nll": Row(losses.nll, (LOGPS,), [1.0, 2.0, 4.0]),
     "ascent": Row(losses.ascent, (LOGPS,), [-1.0, -2.0, -4.0]),
     # The ratio pi / pi_ref is 1, 3 and 1/3, beta is 1: 2 log(1 + ratio).
-    # -4 is beyond the cap of 3: neither it nor its gradient goes on.
+    # The NLL 4 exceeds the cap of 3, so the value is -3 and the gradient 0.
     "ascent_cap": Row(partial(losses.ascent, cap=3.0), (LOGPS,), [-1.0, -2.0, -3.0]),
     # mean_v log (1 / 2 p_v) of 3/4, 1/4.
     "kl_uniform": Row(
@@ -133,7 +133,7 @@ LOSSES = {
         [0.5 * (np.log(4 / 3) + np.log(4.0))] * ROWS,
         refs=(1,),
     ),
-    # Without class 0 all is class 1, to which the model gives 1/4.
+    # Without class 0 the teacher is class 1, whose probability under the model is 1/4.
     "ce_u": Row(
         of_class_0(losses.ce_u),
         (QUARTERS,),
@@ -141,7 +141,7 @@ LOSSES = {
         slope=lambda z: jax.nn.softmax(z) - jnp.array([0.0, 1.0], z.dtype),
     ),
     # max - mean of (ln 3, 0) is ln 3 / 2.
-    # Of two classes the other one has 1/4.
+    # With two classes, the other class has probability 1/4.
     "complementary_ce": Row(
         of_class_0(losses.complementary_ce), (QUARTERS,), [np.log(4.0)] * ROWS
     ),
@@ -158,7 +158,7 @@ LOSSES = {
     ),
     # sum_v exp(0) (0 - z_v) = -ln 3.
     "kl_raw": Row(
-        partial(losses.kl, normalise=False), (QUARTERS, HALVES), [-LN3] * ROWS, (1,)
+        partial(losses.kl, normalize=False), (QUARTERS, HALVES), [-LN3] * ROWS, (1,)
     ),
     # Mean over the two entries of 2 log(1 + exp(z - ref)), with z - ref = ln 3 and 0.
     "npo_logits": Row(
@@ -187,7 +187,7 @@ def total(row):
 
 @each
 @pytest.mark.parametrize("wrap", [lambda f: f, jax.jit], ids=["eager", "jit"])
-def test_hand_worked_value_not_reduced(row, wrap):
+def test_hand_computed_values_are_not_reduced(row, wrap):
     value = wrap(row.loss)(*arrays(row))
     assert value.dtype == jnp.float32
     np.testing.assert_allclose(value, row.expected, rtol=2e-6, atol=1e-7)
@@ -202,7 +202,7 @@ def test_keeps_the_leading_axes(name):
 
 @each
 @pytest.mark.parametrize("junk", [np.nan, np.inf, -np.inf, 3e38])
-def test_junk_in_masked_slots_changes_neither_value_nor_gradient(row, junk):
+def test_masked_entries_change_neither_value_nor_gradient(row, junk):
     where = jnp.array([True, False, True])
     clean = arrays(row)
     dirty = tuple(x.at[1].set(junk) for x in clean)
@@ -241,7 +241,7 @@ def test_finite_value_and_gradient_at_extremes(row):
     first, *rest = arrays(row)
     for size in row.extreme:
         if row is LOSSES["kl_raw"] and size > 0:
-            continue  # exp(logit) is meant to be read as a probability
+            continue  # here exp(logit) is used as a probability
         x = first.at[0].set(size) if first.ndim == 1 else first.at[0, 0].set(size)
         value, grad = jax.value_and_grad(total(row))(x, *rest)
         assert np.isfinite(value), size
@@ -288,7 +288,7 @@ def test_every_exported_loss_has_a_row():
 
 
 @each
-def test_sharded_rows_give_what_whole_ones_give(row):
+def test_sharded_rows_give_the_values_of_one_device(row):
     args = tuple(jnp.concatenate([x] * 8) for x in arrays(row))
     if row is LOSSES["token_logps"]:
         targets = jnp.tile(jnp.array([0, 1, 0]), 8)

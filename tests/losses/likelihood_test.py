@@ -21,7 +21,7 @@ def test_token_logps_is_the_gathered_log_softmax():
 
 
 def test_token_logps_never_wraps_a_label():
-    """Where it counts, a label outside the vocabulary is nan; where masked, nothing."""
+    """A label outside the vocabulary gives nan where it counts, and 0 where masked."""
     logits, targets = jnp.zeros((3, 200)), jnp.array([-100, 200, 5])
     assert_allclose(
         losses.token_logps(logits, targets), [np.nan, np.nan, -np.log(200)], rtol=1e-6
@@ -52,20 +52,20 @@ def test_kl_is_zero_at_the_reference_and_positive_elsewhere(direction):
 
 
 @pytest.mark.parametrize("direction", ["forward", "reverse"])
-def test_kl_ignores_a_shift_of_the_logits(direction):
+def test_kl_does_not_depend_on_a_shift_of_the_logits(direction):
     shifted = losses.kl(LOGITS + 100.0, REF - 50.0, direction=direction)
     plain = losses.kl(LOGITS, REF, direction=direction)
     assert_allclose(shifted, plain, rtol=1e-3, atol=1e-4)
 
 
-def test_reverse_is_forward_with_the_roles_swapped():
+def test_reverse_kl_is_forward_kl_with_swapped_arguments():
     assert_allclose(
         losses.kl(LOGITS, REF, direction="reverse"), losses.kl(REF, LOGITS), rtol=1e-6
     )
 
 
 @pytest.mark.parametrize("direction", ["forward", "reverse"])
-def test_kl_allows_vocabulary_that_both_exclude(direction):
+def test_kl_allows_logits_of_minus_infinity_in_both(direction):
     masked, ref = (x.at[..., 0].set(-jnp.inf) for x in (LOGITS, REF))
     run = jax.value_and_grad(lambda z: losses.kl(z, ref, direction=direction).sum())
     value, grad = run(masked)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The sentences of the preference losses' docstrings."""
+"""The properties stated in the docstrings of the preference losses."""
 
 from functools import partial
 
@@ -31,14 +31,14 @@ def test_npo_tends_to_ascent_as_beta_tends_to_zero():
     assert_allclose(slope(loss, LOGPS), 1.0, rtol=1e-4)
 
 
-def test_npo_stops_pushing_what_is_forgotten_and_pushes_at_most_twice():
+def test_npo_gradient_vanishes_when_forgotten_and_is_at_most_two():
     loss = partial(losses.npo, ref_logps=jnp.zeros(3), beta=1.0)
     pushes = slope(loss, jnp.array([-50.0, 0.0, 50.0]))
     assert_allclose(pushes, [0.0, 1.0, 2.0], atol=1e-6)
 
 
-def test_npo_and_simnpo_agree_where_they_are_one_formula():
-    """With the reference at 0 and answers of one token, both see beta * logps."""
+def test_npo_with_a_constant_reference_equals_simnpo():
+    """With reference 0 and answers of one token, both are functions of beta * logps."""
     ones = jnp.ones(3)
     short = jnp.array([-1.0, -2.0, 0.5])
     assert_allclose(
@@ -46,12 +46,12 @@ def test_npo_and_simnpo_agree_where_they_are_one_formula():
     )
 
 
-def test_simnpo_survives_an_answer_without_tokens():
+def test_simnpo_is_finite_for_an_answer_without_tokens():
     value, grad = jax.value_and_grad(losses.simnpo)(jnp.float32(0), jnp.int32(0))
     assert np.isfinite(value) and np.isfinite(grad)
 
 
-def test_raw_logit_npo_at_the_reference_pushes_every_logit_alike():
+def test_raw_logit_npo_at_the_reference_has_equal_gradients():
     logits = jnp.array([[1.0, -2.0, 3.0, 0.0]])
     loss = partial(losses.npo_logits, ref_logits=logits, beta=0.15)
     assert_allclose(loss(logits), 2 * np.log(2.0) / 0.15, rtol=1e-6)

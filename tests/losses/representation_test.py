@@ -19,7 +19,7 @@ def test_a_steering_vector_has_its_length_and_no_negative_entry():
     assert not np.allclose(one, other)
 
 
-def test_an_adaptive_target_is_as_long_as_the_reference_times_the_scale():
+def test_an_adaptive_target_has_the_norm_of_the_reference_times_the_scale():
     states = jax.random.normal(jax.random.key(0), (2, 3, 8)).astype(jnp.bfloat16)
     direction = losses.steering_vector(jax.random.key(1), 8)
     target = losses.adaptive_target(states, direction, scale=3.0)
@@ -39,7 +39,7 @@ def test_targets_of_other_widths_are_refused():
         losses.steering_vector(jax.random.key(0), 8, coefficient=0.0)
 
 
-def test_dpo_needs_both_arrays_of_the_loser():
+def test_dpo_needs_both_arrays_of_the_losing_answer():
     with pytest.raises(ValueError, match="both lose_logps and lose_ref_logps"):
         losses.dpo(jnp.zeros(2), jnp.zeros(2), jnp.zeros(2))
     with pytest.raises(ValueError, match="compat to be one of"):

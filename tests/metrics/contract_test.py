@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What every metric of arrays promises: a new one is a row. Goldens: tests/golden."""
+"""The contract of metrics of arrays; a new one is a row. Goldens: tests/golden."""
 
 from collections.abc import Callable
 from functools import partial
@@ -40,8 +40,8 @@ WHERE = np.array([[1, 1, 1, 0], [0, 1, 1, 1], [0, 0, 0, 0]], bool)
 HITS = np.array([[1, 0, 1, 1], [0, 1, 1, 0], [1, 1, 1, 1]], bool)
 RIGHT = np.log([2.0, 4.0, 8.0])
 WRONG = np.log([[2.0, 8.0], [4.0, 4.0], [2.0, 2.0]])  # probabilities 1/2 and 1/8, ...
-# Softmax 3/4, 1/4: log p has mean m and deviation sqrt(3/16) ln 3, so class 0 stands
-# 1/4 ln 3 above m and class 1 3/4 ln 3 below it.
+# Softmax 3/4, 1/4: log p has mean m and deviation sqrt(3/16) ln 3, so class 0 is
+# 1/4 ln 3 above m and class 1 is 3/4 ln 3 below it.
 QUARTERS = np.tile([LN3, 0.0], (3, 4, 1))
 LABELS = np.array([[0, 1, 0, 0], [0, 1, 1, 0], [0, 0, 0, 0]])
 ABOVE, BELOW = 1 / np.sqrt(3), -np.sqrt(3)
@@ -112,7 +112,7 @@ METRICS = {
     "exact_memorization": Row(
         metrics.exact_memorization, (HITS,), [2 / 3, 2 / 3, NAN], WHERE, (0,)
     ),
-    # The last token of row 0 is right and the one before wrong; that of row 1 is wrong.
+    # In row 0 the last token is a hit and the one before is not; in row 1 it is not.
     "extraction_strength": Row(
         metrics.extraction_strength, (HITS,), [1 / 3, 0.0, NAN], WHERE, (0,)
     ),
@@ -134,7 +134,7 @@ METRICS = {
         partial(metrics.mia_min_k, k=0.1), (LOGPS,), [4.0, 5.0, NAN], WHERE, (0,)
     ),
     "mia_min_k_none": Row(
-        partial(metrics.mia_min_k, k=0.1, least=0, empty=0.0),
+        partial(metrics.mia_min_k, k=0.1, min_tokens=0, empty=0.0),
         (LOGPS,),
         [0.0, 0.0, 0.0],
         WHERE,
@@ -157,7 +157,7 @@ METRICS = {
     "choice_accuracy": Row(
         of_labels(metrics.choice_accuracy, [0, 1, 2]), (SCORES,), [1.0, 0.0, 0.0]
     ),
-    # Less the means 5, 2 and 1.
+    # Minus the means 5, 2 and 1.
     "choice_accuracy_calibrated": Row(
         of_labels(partial(metrics.choice_accuracy, calibrated=True), [0, 1, 2]),
         (SCORES,),
@@ -203,14 +203,14 @@ def mask(row):
 
 @each
 @pytest.mark.parametrize("wrap", [lambda f: f, jax.jit], ids=["eager", "jit"])
-def test_hand_worked_value_of_every_example(row, wrap):
+def test_hand_computed_value_of_every_example(row, wrap):
     value = wrap(row.metric)(*arrays(row), **mask(row))
     assert value.shape == np.shape(row.expected)
     np.testing.assert_allclose(value, row.expected, rtol=3e-6, atol=1e-6)
 
 
 @masked
-def test_junk_in_masked_slots_changes_nothing(row):
+def test_masked_entries_change_nothing(row):
     clean = row.metric(*arrays(row), **mask(row))
     junk = (True,) if row.args[0].dtype == bool else (NAN, np.inf, -np.inf, 3e38)
     for value in junk:
@@ -226,10 +226,10 @@ def test_junk_in_masked_slots_changes_nothing(row):
 @masked
 def test_padding_changes_nothing(row):
     if row.where.shape[-1] == 3:
-        return  # options of a choice, which keep their places
+        return  # columns are options, not tokens
     clean = row.metric(*arrays(row), **mask(row))
     if clean.shape != (3,):
-        return  # a value a token, as long as the row
+        return  # a value per token, as long as the row
 
     def padded(x, value):
         x = np.asarray(x)
@@ -245,11 +245,11 @@ def test_padding_changes_nothing(row):
 
 
 @each
-def test_an_example_by_itself_gives_what_it_gives_in_a_batch(row):
+def test_a_value_does_not_depend_on_the_batch(row):
     args, how = arrays(row), mask(row)
     keywords = getattr(row.metric, "keywords", {})
     if "lengths" in keywords or getattr(row.metric, "__name__", "") == "<lambda>":
-        return  # reads arrays of its own beside the arguments
+        return  # has other arrays in its closure
     whole = row.metric(*args, **how)
     for i in range(3):
         alone = row.metric(*(x[i] for x in args), **{k: x[i] for k, x in how.items()})
@@ -289,9 +289,9 @@ def test_float64_stays_float64_and_bfloat16_becomes_float32(row):
 
 def test_every_metric_of_arrays_has_a_row():
     host = set(
-        "auc bootstrap cut exact_match forget_quality harmonic_mean mean "
+        "auc bootstrap exact_match truncate_at_stop forget_quality harmonic_mean mean "
         "mia_gradnorm model_utility privleak relative_difference rouge semeval "
-        "semeval_id semeval_terms tofu_ratios tofu_scores zlib_lengths "
+        "semeval_terms tofu_ratios tofu_scores zlib_lengths "
         "ForgetQuality Interval SemEval TofuRows Logistic Threshold attack_accuracy "
         "attack_members attack_threshold logistic_regression overfitting_metric "
         "stratified_splits unlearning_metric".split()
@@ -307,7 +307,7 @@ def test_every_metric_of_arrays_has_a_row():
     [
         (lambda: metrics.mia_min_k(LOGPS, k=0.0), "k > 0"),
         (lambda: metrics.mia_min_k(LOGPS, k=1.5), "k <= 1"),
-        (lambda: metrics.mia_min_k(LOGPS, least=2), "least to be 0 or 1"),
+        (lambda: metrics.mia_min_k(LOGPS, min_tokens=2), "min_tokens to be 0 or 1"),
         (lambda: metrics.truth_ratio(RIGHT, WRONG, mean="median"), "'geometric'"),
         (lambda: metrics.truth_ratio(RIGHT, WRONG, eps=-1), "eps >= 0"),
         (lambda: metrics.truth_ratio(RIGHT, RIGHT), "one shape"),
@@ -328,8 +328,8 @@ def test_bad_arguments(call, message):
         call()
 
 
-def test_what_is_nan_stays_nan():
-    """A broken model is never a good score."""
+def test_nan_inputs_give_nan():
+    """A diverged model never gets a good score."""
     bad = jnp.asarray(LOGPS).at[0, 0].set(NAN)
     for metric in (metrics.mean_nll, metrics.mia_min_k):
         assert np.isnan(metric(bad)).tolist() == [True, False, False]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Metrics on a model: they agree with evaluate, and greedy decoding with the hits."""
+"""Metrics of a model agree with evaluate and with greedy decoding."""
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +20,7 @@ def test_probability_is_that_of_evaluate():
     np.testing.assert_allclose(found, np.exp(sums / lengths), rtol=1e-5)
 
 
-def test_what_is_decoded_greedily_is_extracted_whole():
+def test_greedily_decoded_text_is_fully_extracted():
     model, params = tiny.tiny_model()
     prompt = {
         "tokens": jnp.array([[3, 4, 5], [7, 8, 9]]),
@@ -28,7 +28,7 @@ def test_what_is_decoded_greedily_is_extracted_whole():
     }
     new = ju.generate(model, params, prompt, max_new_tokens=5)
     tokens = jnp.concatenate([prompt["tokens"], new], axis=1)
-    tokens = tokens.at[1, 5].add(1)  # row 1: the third new token is another one
+    tokens = tokens.at[1, 5].add(1)  # in row 1 the third new token differs
     batch = {"tokens": tokens, "mask": jnp.ones(tokens.shape, bool)}
     logits = model.unembed(params, model.apply(params, batch).hidden[:, :-1])
     hits = metrics.greedy_hits(logits, tokens[:, 1:])

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""ROUGE, cutting, exact match and compressed lengths."""
+"""ROUGE, truncation, exact match and compressed lengths."""
 
 import zlib
 
@@ -11,7 +11,7 @@ from jaxunlearn import metrics
 
 def test_rouge_by_hand():
     pytest.importorskip("rouge_score")
-    # Three of the four words come, two in order (cat sat or the cat).
+    # Three of the four words match, two of them in order (cat sat or the cat).
     found = metrics.rouge(["sat the cat"], ["the cat sat down"], stem=False)
     assert found["rouge1_recall"] == pytest.approx([3 / 4])
     assert found["rouge1_precision"] == pytest.approx([1.0])
@@ -20,21 +20,21 @@ def test_rouge_by_hand():
     assert found["rougeL_f1"] == pytest.approx([4 / 7])
 
 
-def test_stemming_and_kinds():
+def test_stemming_and_rouge_types():
     pytest.importorskip("rouge_score")
     pair = ["she explores memories"], ["She explored memory."]
     kinds = ("rouge1", "rouge2")
-    found = metrics.rouge(*pair, kinds=kinds)
+    found = metrics.rouge(*pair, rouge_types=kinds)
     assert set(found) == {
         f"{k}_{n}" for k in kinds for n in ("recall", "precision", "f1")
     }
     assert found["rouge1_recall"] == pytest.approx([1.0])
-    plain = metrics.rouge(*pair, kinds=kinds, stem=False)
+    plain = metrics.rouge(*pair, rouge_types=kinds, stem=False)
     assert plain["rouge1_recall"] == pytest.approx([1 / 3])
     assert metrics.rouge([""], ["a"])["rougeL_recall"] == [0.0]
 
 
-def test_cut_stops_at_the_first():
+def test_truncation_is_at_the_first_stop():
     assert (
         metrics.truncate_at_stop(" Lima \n\nQuestion: Where?", ["Question:", "\n\n"])
         == "Lima"
@@ -61,11 +61,15 @@ def test_zlib_lengths():
         (lambda: metrics.rouge("a", ["a"]), TypeError, "sequences of texts"),
         (lambda: metrics.rouge(["a"], ["a", "b"]), ValueError, "got 1 and 2"),
         (lambda: metrics.rouge([], []), ValueError, "at least one"),
-        (lambda: metrics.rouge(["a"], ["a"], kinds=["rougel"]), ValueError, "'rougeL'"),
+        (
+            lambda: metrics.rouge(["a"], ["a"], rouge_types=["rougel"]),
+            ValueError,
+            "'rougeL'",
+        ),
         (
             lambda: metrics.truncate_at_stop("a", "\n"),
             TypeError,
-            "sequence of stop words",
+            "sequence of stop strings",
         ),
         (lambda: metrics.exact_match(["a"], []), ValueError, "got 1 and 0"),
         (lambda: metrics.zlib_lengths("a"), TypeError, "sequence of texts"),

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""TOFU's scores: of three questions by hand, and of the 16 official runs."""
+"""TOFU's scores: three questions by hand, and the 16 official runs."""
 
 import gzip
 import json
@@ -79,7 +79,7 @@ def test_the_arithmetic_mean_of_wrong_answers():
     assert ratios.dtype == np.float64
 
 
-def test_collapse_is_not_a_nan():
+def test_a_collapsed_model_has_finite_scores():
     far = ROWS._replace(paraphrased_nll=[900.0, 2000.0, 0.0], correct_nll=[900.0] * 3)
     scores = metrics.tofu_scores({"forget": far, "real_authors": far})
     assert scores["forget"]["truth_ratio"] == pytest.approx(0.4 / 3)

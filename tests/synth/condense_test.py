@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Condensed images match what they stand for, and nothing forgotten stays in them."""
+"""Condensed images match their buckets, and the reduced set has no forgotten image."""
 
 import jax
 import jax.numpy as jnp
@@ -25,7 +25,7 @@ def adam_promotes():
 
 
 def linear():
-    """A model whose features are a linear map of the pixels, and whose head is one."""
+    """A model with a linear map from pixels to features, and a linear head."""
 
     def apply(params, batch, *, key=None, **_):
         flat = jnp.asarray(batch["image"]).reshape(len(batch["image"]), -1)
@@ -42,35 +42,37 @@ def pictures(rows=30, classes=3, seed=0):
     return images.table(pixels, np.arange(rows) % classes, classes=classes)
 
 
-def test_clusters_are_of_one_class_and_find_what_is_apart():
+def test_clusters_are_within_classes_and_find_separated_groups():
     rng = np.random.default_rng(0)
     centres = rng.normal(size=(6, 5)) * 20
     which = np.arange(90) % 6
     features = centres[which] + rng.normal(size=(90, 5)) * 0.1
     labels = which // 3
-    buckets = synth.kmeans_per_class(features, labels, clusters=3, key=KEY)
+    buckets = synth.kmeans_per_class(features, labels, num_clusters=3, key=KEY)
     assert_array_equal(buckets // 3, labels)
     assert len(set(zip(buckets.tolist(), which.tolist(), strict=True))) == 6
-    again = synth.kmeans_per_class(features, labels, clusters=3, key=KEY)
+    again = synth.kmeans_per_class(features, labels, num_clusters=3, key=KEY)
     assert_array_equal(buckets, again)
 
 
 def test_a_cluster_for_every_row_is_a_bucket_for_every_row():
     features = np.random.default_rng(1).normal(size=(12, 3))
-    buckets = synth.kmeans_per_class(features, np.arange(12) % 2, clusters=6, key=KEY)
+    buckets = synth.kmeans_per_class(
+        features, np.arange(12) % 2, num_clusters=6, key=KEY
+    )
     assert len(set(buckets.tolist())) == 12
 
 
-def test_clusters_that_cannot_be_are_refused():
+def test_invalid_inputs_of_kmeans_are_refused():
     features = np.zeros((5, 2))
     with pytest.raises(ValueError, match="at least 3 rows in every class, got 2 in"):
-        synth.kmeans_per_class(features, [0, 0, 0, 1, 1], clusters=3, key=KEY)
+        synth.kmeans_per_class(features, [0, 0, 0, 1, 1], num_clusters=3, key=KEY)
     with pytest.raises(ValueError, match=r"features \[n, D\] and labels"):
-        synth.kmeans_per_class(features, [0, 0], clusters=1, key=KEY)
+        synth.kmeans_per_class(features, [0, 0], num_clusters=1, key=KEY)
     with pytest.raises(ValueError, match="finite features .* got 10 not finite"):
-        synth.kmeans_per_class(features * np.nan, [0] * 5, clusters=1, key=KEY)
-    with pytest.raises(ValueError, match="a least label of -1"):
-        synth.kmeans_per_class(features, [0, 0, -1, 0, 0], clusters=1, key=KEY)
+        synth.kmeans_per_class(features * np.nan, [0] * 5, num_clusters=1, key=KEY)
+    with pytest.raises(ValueError, match="a smallest label of -1"):
+        synth.kmeans_per_class(features, [0, 0, -1, 0, 0], num_clusters=1, key=KEY)
 
 
 def test_for_linear_features_the_plain_mean_is_already_exact():
@@ -78,7 +80,9 @@ def test_for_linear_features_the_plain_mean_is_already_exact():
     table = pictures()
     buckets = (np.arange(30) % 3) * 10 + np.arange(30) // 3 % 4
     features = vision.features(model, params, table)
-    made = synth.condense(model, params, table, features, buckets, steps=5, most=16)
+    made = synth.condense(
+        model, params, table, features, buckets, steps=5, batch_size=16
+    )
     assert_array_equal(made.buckets, np.unique(buckets))
     assert (made.losses < 1e-3).all()
     for bucket, image in zip(made.buckets, made.table["image"], strict=True):
@@ -87,7 +91,7 @@ def test_for_linear_features_the_plain_mean_is_already_exact():
     assert_array_equal(images.labels_of(made.table), made.buckets // 10)
 
 
-def test_a_bucket_of_one_image_begins_as_that_image():
+def test_a_bucket_of_one_image_starts_from_that_image():
     model, params = linear()
     table = pictures(3)
     features = vision.features(model, params, table)
@@ -98,7 +102,7 @@ def test_a_bucket_of_one_image_begins_as_that_image():
     assert_array_equal(made.buckets, [5, 7, 9])
 
 
-def test_the_features_come_nearer_on_a_network_and_groups_change_nothing():
+def test_condensing_reduces_the_loss_and_groups_change_nothing():
     model = vision.make(vision.VisionConfig("mlp", shape=SHAPE, classes=3, width=0.1))
     params = model.init(KEY)
     table = pictures(30)
@@ -110,14 +114,14 @@ def test_the_features_come_nearer_on_a_network_and_groups_change_nothing():
     )
     after = synth.condense(model, params, table, features, buckets, **how)
     assert (after.losses < before.losses).all()
-    alone = synth.condense(model, params, table, features, buckets, most=1, **how)
+    alone = synth.condense(model, params, table, features, buckets, batch_size=1, **how)
     assert_allclose(alone.table["image"], after.table["image"], rtol=1e-3, atol=1e-4)
     found = vision.features(model, params, after.table)
     means = np.stack([np.asarray(features)[buckets == b].mean(0) for b in range(6)])
     assert_allclose(((found - means) ** 2).sum(1), after.losses, rtol=1e-3, atol=1e-6)
 
 
-def test_inversion_draws_images_that_the_model_knows():
+def test_inversion_draws_images_that_the_model_classifies_correctly():
     model, params = linear()
     table = pictures(30)
     labels = images.labels_of(table)
@@ -134,7 +138,7 @@ def test_inversion_draws_images_that_the_model_knows():
 
 @settings(max_examples=50, deadline=None)
 @given(st.data())
-def test_the_reduced_set_holds_nothing_that_is_forgotten(data):
+def test_the_reduced_set_has_no_forgotten_image(data):
     count = data.draw(st.integers(4, 30))
     drawn = st.lists(st.integers(0, 6), min_size=count, max_size=count)
     buckets = np.array(data.draw(drawn))
@@ -155,40 +159,42 @@ def test_the_reduced_set_holds_nothing_that_is_forgotten(data):
     first = reduced.table["image"][:safe, 0, 0, 0]
     assert_array_equal(first, [2.0 + name for name in names if name not in unsafe])
     assert_allclose(reduced.table["image"][safe:], table["image"][reduced.rows])
-    # Every retained image is there itself, or its bucket's image is.
+    # Every retained image is in the set, or the condensed image of its bucket is.
     for row in set(range(count)) - forget:
         assert (row in reduced.rows) == (buckets[row] in unsafe)
     assert reduced.ratio == len(reduced.table["mask"]) / (count - len(forget))
 
 
-def test_the_ratio_is_the_formulas_where_buckets_are_equal():
-    key, size, share = np.random.default_rng(0), 10, 0.05
+def test_the_ratio_matches_the_formula_for_equal_buckets():
+    rng, size, share = np.random.default_rng(0), 10, 0.05
     buckets = np.repeat(np.arange(400), size)
     table = images.table(np.zeros((4000, 1, 1, 1)), 0 * buckets, classes=1)
     names = np.arange(400)
     made = {k: v[:400] for k, v in images.as_float(table).items()}
     small = synth.Condensed(made, names, np.zeros(400))
-    forget = key.permutation(4000)[: int(4000 * share)]
+    forget = rng.permutation(4000)[: int(4000 * share)]
     got = synth.reduce_retain(table, buckets, small, forget).ratio
     assert_allclose(got, 1 - (1 - share) ** (size - 1) * (1 - 1 / size), atol=0.03)
 
 
-def test_what_does_not_go_together_is_refused():
+def test_inconsistent_arguments_are_refused():
     model, params = linear()
     table = pictures(6)
     features = vision.features(model, params, table)
-    with pytest.raises(ValueError, match="images of one class in a bucket"):
+    with pytest.raises(ValueError, match="labels 0 and 1 in bucket 0"):
         synth.condense(model, params, table, features, np.zeros(6, int))
     with pytest.raises(ValueError, match="a bucket for each of 6 images"):
         synth.invert(model, params, table, np.zeros(5, int), key=KEY, steps=1)
     with pytest.raises(ValueError, match="features of all 6 images, got 5"):
         synth.condense(model, params, table, features[:5], np.arange(6))
-    with pytest.raises(ValueError, match="finite features, got 8 that are not"):
+    with pytest.raises(ValueError, match="finite features, got 8 others"):
         synth.condense(model, params, table, features.at[2].set(jnp.inf), np.arange(6))
     made = synth.condense(model, params, table, features, np.arange(6), steps=1)
-    with pytest.raises(ValueError, match="a bucket for each of 6 images, got .5,."):
+    with pytest.raises(
+        ValueError, match="a bucket for each of 6 images, got shape .5,."
+    ):
         synth.reduce_retain(table, np.arange(5), made, [0])
     with pytest.raises(ValueError, match="forget_rows from 0 to 5"):
         synth.reduce_retain(table, np.arange(6), made, [6])
-    with pytest.raises(ValueError, match="condensed image of every bucket"):
+    with pytest.raises(ValueError, match="one condensed image for each bucket"):
         synth.reduce_retain(table, np.arange(6) + 1, made, [0])

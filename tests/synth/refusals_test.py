@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is not what it should be is refused by every function, and before it works."""
+"""Every function refuses invalid images and arguments before it computes."""
 
 from types import SimpleNamespace
 
@@ -27,7 +27,7 @@ def adam_promotes():
 
 @pytest.fixture(scope="module")
 def made():
-    """A model of 13 features, six images in six buckets, and those condensed."""
+    """A model of 13 features, six images in six buckets, and condensed images."""
     model = vision.make(CONFIG)
     params = model.init(KEY)
     rows = images.table(np.full((6, *SHAPE), 0.5), BUCKETS % 3, classes=3)
@@ -65,9 +65,11 @@ TAKE_IMAGES = {
     "pseudo_label": lambda made, rows: synth.pseudo_label(
         made.model, made.params, rows["image"]
     ),
-    "build_mixture": lambda made, rows: synth.build_mixture(rows, made.rows, classes=3),
+    "build_mixture": lambda made, rows: synth.build_mixture(
+        forget=rows, retain=made.rows, num_classes=3
+    ),
     "build_mixture drawn": lambda made, rows: synth.build_mixture(
-        made.rows, made.rows, rows, classes=3
+        forget=made.rows, retain=made.rows, drawn_forget=rows, num_classes=3
     ),
 }
 
@@ -89,7 +91,7 @@ def test_images_of_another_dtype_range_or_shape(made, name, change, error, says)
 
 
 @pytest.mark.parametrize("name", TAKE_IMAGES)
-def test_bytes_and_floats_are_taken(made, name):
+def test_uint8_and_float_images_are_accepted(made, name):
     rows = {**made.rows, "image": np.full((6, *SHAPE), 51, np.uint8)}
     TAKE_IMAGES[name](made, rows)
     TAKE_IMAGES[name](made, images.as_float(rows))
@@ -115,7 +117,7 @@ OTHERS = {
     "a condensed image of no bucket": (
         lambda made: reduce_retain(made, made.rows, buckets=BUCKETS % 3),
         ValueError,
-        r"of no other, got .*\[3, 4, 5\]",
+        r"surplus ones for \[3, 4, 5\]",
     ),
     "condensed images of another shape": (
         lambda made: reduce_retain(
@@ -141,7 +143,7 @@ OTHERS = {
         "whole forget_rows, got float64",
     ),
     "fractional labels to cluster": (
-        lambda made: synth.kmeans_per_class(np.eye(6), HALF, clusters=1, key=KEY),
+        lambda made: synth.kmeans_per_class(np.eye(6), HALF, num_clusters=1, key=KEY),
         TypeError,
         "whole labels, got float64",
     ),
@@ -159,12 +161,12 @@ OTHERS = {
 
 
 @pytest.mark.parametrize("case", OTHERS)
-def test_what_goes_with_the_images(made, case):
+def test_other_invalid_arguments_are_refused(made, case):
     call, error, says = OTHERS[case]
     with pytest.raises(error, match=says):
         call(made)
 
 
-def test_images_of_jax_are_images_too(made):
+def test_jax_arrays_are_accepted_as_images(made):
     rows = {**made.rows, "image": jnp.asarray(made.rows["image"])}
     assert condense(made, rows).table["image"].shape == (6, *SHAPE)

@@ -81,9 +81,11 @@ def _rtt(found: Results) -> dict[str, float]:
     told["asked"] = sum(sweep.hits.shape[-1] for sweep in sweeps)
     others = [found.get(f"original {name}") for name in own]
     if all(others):
-        both = (sweeps, [units.sweep(result) for result in others])
-        fair = attacks.recovery(*both, chance=chance, nested=True)
-        told |= attacks.recovery(*both, chance=chance)
+        both = dict(
+            unlearned=sweeps, original=[units.sweep(result) for result in others]
+        )
+        fair = attacks.recovery(**both, chance=chance, nested=True)
+        told |= attacks.recovery(**both, chance=chance)
         return told | {"rate_nested": fair["rate"]}
     return told | {
         "before": sum(s.accuracy[0, 0] for s in sweeps) / len(sweeps),

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 import optax
 
@@ -125,7 +126,7 @@ def _quantize(settings):
 
 def _prefix(settings):
     def run(scene):
-        change = partial(attacks.in_context, prefix=settings["text"], between="\n")
+        change = partial(attacks.in_context, prefix=settings["text"], separator="\n")
         return scene.ask(change=change)
 
     yield Unit("prefix", run, settings)
@@ -136,8 +137,8 @@ def _few_shot(settings):
         facts = scene.facts.retain
         answers = [fact["text"] for fact in facts]
         shots = list(zip(scene.how.prompts(facts), answers, strict=True))
-        how = dict(shots=shots, number=settings["number"], seed=scene.seed)
-        return scene.ask(change=partial(attacks.in_context, between="\n", **how))
+        how = dict(shots=shots, num_shots=settings["number"], seed=scene.seed)
+        return scene.ask(change=partial(attacks.in_context, separator="\n", **how))
 
     yield Unit("few_shot", run, settings)
 
@@ -150,11 +151,11 @@ def _sample(settings):
             scene.params,
             scene.tokenizer,
             scene.how.prompts(facts),
-            number=settings["number"],
+            num_samples=settings["number"],
             temperature=settings["temperature"],
             max_new_tokens=scene.how.new_tokens,
             batch_size=scene.how.batch_size,
-            seed=scene.seed,
+            key=jax.random.key(scene.seed),
         )
         hits = np.array(
             [
@@ -180,12 +181,17 @@ def _steer(settings):
             site = scene.model.sites["block"]
             layer = settings["layer"]
             layer = site.layers // 2 if layer < 0 else layer
-            prompts = [
+            forget, retain = (
                 table.encode(scene.tokenizer, scene.how.prompts(facts))
-                for facts in (scene.facts.retain, scene.facts.forget)
-            ]
+                for facts in (scene.facts.forget, scene.facts.retain)
+            )
             model = attacks.steer(
-                scene.model, scene.params, *prompts, layers=[layer], strength=strength
+                scene.model,
+                scene.params,
+                forget=forget,
+                retain=retain,
+                layers=[layer],
+                strength=strength,
             )
             return scene.ask(model=model)
 
@@ -197,12 +203,16 @@ def _prune(settings):
     for fraction in settings["fractions"]:
 
         def run(scene, fraction=fraction):
-            batches = [
+            forget, retain = (
                 [table.encode(scene.tokenizer, scene.how.prompts(facts))]
                 for facts in (scene.facts.forget, scene.facts.retain)
-            ]
+            )
             params = attacks.prune(
-                scene.model, scene.params, *batches, fraction=fraction
+                scene.model,
+                scene.params,
+                forget=forget,
+                retain=retain,
+                fraction=fraction,
             )
             return scene.ask(params=params)
 
@@ -227,6 +237,7 @@ def _benign(settings):
             scene.params,
             rows,
             forget=_trained(scene, scene.facts.forget),
+            key=jax.random.key(scene.seed),
             seed=scene.seed,
             progress=scene.progress,
             **how,
@@ -245,6 +256,7 @@ def _relearn(settings):
             scene.model,
             scene.params,
             _trained(scene, folds[0]),
+            key=jax.random.key(scene.seed),
             seed=scene.seed,
             progress=scene.progress,
             **settings,
@@ -282,13 +294,18 @@ def _rtt(settings):
                 by="question",
                 rotations=[rotation],
                 direction=direction,
+                train_format=how.pop("format"),
+                eval_format=how.pop("asked"),
+                learning_rates=how.pop("rates"),
+                warmup_steps=how.pop("warmup"),
+                key=jax.random.key(scene.seed),
                 seed=scene.seed,
                 progress=scene.progress,
                 **how,
             )
             return {
                 "sweep": {
-                    "rates": sweep.rates,
+                    "rates": sweep.learning_rates,
                     "hits": sweep.hits.astype(int).tolist(),
                     "logps": np.round(sweep.logps, 4).tolist(),
                     "losses": sweep.losses.tolist(),

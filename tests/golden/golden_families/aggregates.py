@@ -3,7 +3,7 @@
 
 from jaxunlearn import metrics
 
-# The old code's names of TOFU's sets and scores: (output, input, ours).
+# TOFU's sets and scores by the names in its code: (output, input, ours).
 SETS = (
     ("Real_Authors", "ra", "real_authors"),
     ("Real_World", "wf", "world_facts"),
@@ -30,7 +30,7 @@ def inverse(case, x):
 
 
 def harmonic(case, x):
-    """Of each vector, by its name."""
+    """The harmonic mean of each vector, by name."""
     return {
         name.replace("values", "value"): metrics.harmonic_mean(values)
         for name, values in x.items()
@@ -38,7 +38,7 @@ def harmonic(case, x):
 
 
 def tofu_utility(case, x):
-    """All scores by the old code's names, with its arithmetic mean of wrong answers."""
+    """All scores by the names of TOFU's code, with its arithmetic mean."""
     sets = {ours: _rows(x, there) for _, there, ours in SETS}
     scores = metrics.tofu_scores(sets, mean="arithmetic")
     return {
@@ -52,7 +52,7 @@ def tofu_utility(case, x):
 
 
 def tofu_forget_quality(case, x):
-    """Of ratios of geometric means, inverted there: the order is what counts."""
+    """From ratios of geometric means; TOFU's code inverts them: the same result."""
     pair = (
         metrics.truth_ratio(
             x[f"{who}_avg_paraphrased_loss"], x[f"{who}_average_perturb_loss"]
@@ -63,7 +63,7 @@ def tofu_forget_quality(case, x):
 
 
 def rouge_openunlearning(case, x):
-    """Generations cut at the stop words, references stripped."""
+    """Generations truncated at the stop strings, references stripped."""
     given, text = case["hyperparameters"], case["text"]
     generated = [
         metrics.truncate_at_stop(t, given["stopwords"]) for t in text["raw_generation"]
@@ -73,7 +73,7 @@ def rouge_openunlearning(case, x):
 
 
 def rouge_muse(case, x):
-    """As they come; rougeL and rouge1 by themselves are F1."""
+    """Texts as they are; the names rougeL and rouge1 alone mean F1."""
     text, stem = case["text"], case["hyperparameters"]["use_stemmer"]
     scores = metrics.rouge(text["generation"], text["ground_truth"], stem=stem)
     return {name.removesuffix("_f1"): values for name, values in scores.items()}

@@ -13,7 +13,7 @@ def pdu(case, x):
     epsilon, updates = given["retain_loss_eps"], given["primal_dual"]
     tx = combine.primal_dual(
         weight=given["gamma"],
-        dual=given["alpha"],
+        initial_dual=given["alpha"],
         epsilon=epsilon,
         step_size=given["dual_step_size"] if updates else 0.0,
     )
@@ -41,7 +41,7 @@ def pdu(case, x):
 
 
 def _forget(x):
-    """Flattening, masked by the labels of the same positions."""
+    """The logit margin, masked by the labels of the same positions."""
     where = x["forget_labels"] != reading.IGNORE
     loss = losses.logit_margin(x["forget_logits"], where=where)
     return loss.sum() / where.sum().astype(loss.dtype)

@@ -33,7 +33,7 @@ def rmu(case, x):
 
 
 def activation(case, x):
-    """The peer's activation loss by itself."""
+    """OpenUnlearning's activation loss alone."""
     del case
     return {"loss": _openunlearning(x["acts"], x["target"], x["mask"] != 0)}
 
@@ -43,7 +43,7 @@ def _labelled(x, part):
 
 
 def _openunlearning(hidden, target, where):
-    """mean_b(sum of row b) * mean_b(1 / tokens of row b), as the peer broadcasts."""
+    """mean_b(sum of row b) * mean_b(1 / tokens of row b), as in OpenUnlearning."""
     rows = losses.rmu(hidden, target, where=where).sum(-1)
     counts = where.sum(-1).astype(rows.dtype)
     return rows.mean() * jnp.mean(1 / counts)

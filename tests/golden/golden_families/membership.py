@@ -96,7 +96,7 @@ def privleak(case, x):
 
 
 def relative(case, x):
-    """The same without turning the areas round."""
+    """The relative difference of the areas as they are."""
     return _both(metrics.relative_difference, case, x)
 
 
@@ -128,13 +128,13 @@ def muse(case, x):
         if name == "PPL/zlib":
             return metrics.mia_zlib(nll, metrics.zlib_lengths([text])[0])
         percent = re.fullmatch(r"Min-([\d.]+)%", name)[1]
-        return metrics.mia_min_k(logps(text), k=float(percent) / 100, least=0)
+        return metrics.mia_min_k(logps(text), k=float(percent) / 100, min_tokens=0)
 
     scores = {
         part: np.array([[column(name, text) for name in columns] for text in texts])
         for part, texts in case["text"].items()
     }
-    # Turned round, as MUSE labels members 1 where the score is minus ours.
+    # 1 - auc: MUSE gives members the label 1, and its score is minus ours.
     areas = {
         f"forget_holdout_{name}": 1
         - metrics.auc(scores["forget"][:, i], scores["holdout"][:, i])

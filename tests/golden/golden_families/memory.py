@@ -6,17 +6,17 @@ import jax.numpy as jnp
 from golden_families import reading
 from jaxunlearn import metrics
 
-EPS = 1e-10  # OpenUnlearning's, under every division
+EPS = 1e-10  # OpenUnlearning adds it to every denominator
 
 
 def probability(case, x):
-    """By row, divided by the count of all labels, whether or not they are predicted."""
+    """Per row, divided by the number of all labels, predicted or not."""
     prob, nll = _answers(x, "forget")
     return {"prob": prob, "avg_loss": nll, "agg_value": prob.mean()}
 
 
 def several(case, x):
-    """Answer by answer [rows, answers]; the mean over answers first, then over rows."""
+    """Per answer [rows, answers]; the mean over answers first, then over rows."""
     parts = sorted(
         (name.removesuffix("_logits") for name in x if name.endswith("_logits")),
         key=lambda part: int(part.removeprefix("ans")),
@@ -45,7 +45,7 @@ def tokenwise(case, x):
 
 
 def exact(case, x):
-    """Share of tokens without the last one; rows that have none do not count."""
+    """Fraction of tokens without the last one; rows without tokens are skipped."""
     hits, where = _hits(x)
     score = metrics.exact_memorization(hits, where=where)
     score = score.astype(x["forget_logits"].dtype)
@@ -53,7 +53,7 @@ def exact(case, x):
 
 
 def extraction(case, x):
-    """With the peer's floor of 1 / n."""
+    """With OpenUnlearning's minimum of 1 / n."""
     hits, where = _hits(x)
     score = metrics.extraction_strength(hits, where=where, compat="openunlearning")
     score = score.astype(x["forget_logits"].dtype)
@@ -61,13 +61,13 @@ def extraction(case, x):
 
 
 def with_options(case, x):
-    """The right answer's share."""
+    """The normalised probability of the correct answer."""
     prob = metrics.probability_with_options(*_losses(x), eps=EPS)
     return {"prob": prob, "agg_value": prob.mean()}
 
 
 def truth_ratio(case, x):
-    """Ratios or shares by row, as `aggregator` asks, and their aggregate."""
+    """Ratios or probabilities per row, by `aggregator`, and their aggregate."""
     kind = case["hyperparameters"]["aggregator"]
     if kind == "prob_mean":
         score = metrics.truth_probability(*_losses(x), eps=EPS)
@@ -78,7 +78,7 @@ def truth_ratio(case, x):
 
 
 def classifier(case, x):
-    """Probability of the class, by row and its mean."""
+    """Probability of the class per row, and its mean."""
     class_id = case["hyperparameters"]["class_id"]
     score = metrics.class_probability(x["classifier_logits"], class_id)
     return {"score": score, "agg_value": score.mean()}

@@ -19,7 +19,7 @@ def loss(case, x):
 
 
 def two_losses(case, x):
-    """The two levels apart, as BLUR needs them."""
+    """The two levels separately, for BLUR."""
     kind, beta = _hyperparameters(case)
     values, grads = reading.with_gradients(
         lambda x: {"forget": _forget(kind, x, beta), "retain": _retain(kind, x)}, x
@@ -46,6 +46,6 @@ def _retain(kind, x):
         return reading.token_mean(losses.nll, x, "retain")
     if "klr" in kind:
         logits = x["retain_logits"]
-        raw = losses.kl(logits, x["ref_retain_logits"], normalise=False)
+        raw = losses.kl(logits, x["ref_retain_logits"], normalize=False)
         return raw.sum() / logits.shape[0]
     return None

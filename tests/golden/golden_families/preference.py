@@ -20,7 +20,7 @@ def npo(case, x):
 
 
 def simnpo(case, x):
-    """gamma * SimNPO + alpha * retain. The peer's length counts unshifted labels."""
+    """gamma * SimNPO + alpha * retain. OpenUnlearning counts unshifted labels."""
     given = case["hyperparameters"]
     loss = partial(losses.simnpo, beta=given["beta"], delta=given["delta"])
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the families share: answers out of logits and labels, and gradients."""
+"""Helpers of the families: log-probabilities of labels, and gradients."""
 
 import jax
 import jax.numpy as jnp
@@ -38,7 +38,7 @@ def retain(kind, x):
 
 
 def with_retain(case, x, forget):
-    """gamma * forget(x) + alpha * retain, where the case names a retain loss."""
+    """gamma * forget(x) + alpha * retain, if the case names a retain loss."""
     given = case["hyperparameters"]
     kind = given.get("retain_loss_type")
 
@@ -53,7 +53,7 @@ def with_retain(case, x, forget):
 
 
 def with_gradients(loss, x):
-    """(loss(x), gradients of its sum for what the trained model gave, by role)."""
+    """(loss(x), gradients of its sum with respect to the trained model's outputs)."""
     names = [
         name
         for name in x

@@ -7,7 +7,7 @@ from golden_families import openunlearning, reading
 
 
 class Characters:
-    """One token a character: 1 begins a text, 2 ends it, otherwise its code point."""
+    """One token per character, its code point; 1 begins a text, 2 ends it."""
 
     eos_token_id = 2
 
@@ -17,7 +17,7 @@ class Characters:
 
 
 def chat(case, x):
-    """The first turn, all turns, all turns to generate from, the first turn cut."""
+    """The first turn, all turns, all turns as a prompt, the first turn truncated."""
     given = case["hyperparameters"]
     asked, said = case["text"]["questions"], case["text"]["answers"]
 
@@ -38,7 +38,7 @@ def chat(case, x):
 
 
 def pretraining(case, x):
-    """Each entry of the hyperparameters is one way to make the row."""
+    """One row for each entry of the hyperparameters."""
     made = {}
     for name, how in case["hyperparameters"].items():
         made[name] = openunlearning.document(
@@ -53,7 +53,7 @@ def pretraining(case, x):
 
 
 def collator(case, x):
-    """Padded on either side; label -100 where nothing is labelled."""
+    """Padded on either side, with label -100 at padding."""
     count = sum(name.endswith("_input_ids") for name in x)
     rows = [
         {name: x[f"item{i}_{name}"] for name in ("input_ids", "labels")}

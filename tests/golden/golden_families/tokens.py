@@ -31,7 +31,7 @@ def undial(case, x):
 
 
 def ce_u(case, x):
-    """Mean over labelled tokens; each row's first few are left out before the shift."""
+    """Mean over labelled tokens; the first few of each row are dropped first."""
     first = case["hyperparameters"]["ignore_first_n_answer_tokens"]
 
     def forget(x):
