@@ -17,7 +17,16 @@ ROOT = Path(__file__).resolve().parent.parent
 
 # From the floor up. A room may import the rows below it and, except on the maths row,
 # its neighbours. Rooms that do not exist yet already have their place.
-LEAVES = ("typing", "trees", "_checks", "_pixels", "_hosts", "_mesh", "sharding")
+LEAVES = (
+    "typing",
+    "trees",
+    "_checks",
+    "_precision",
+    "_pixels",
+    "_hosts",
+    "_mesh",
+    "sharding",
+)
 MATHS = ("losses", "combine", "edits", "metrics")
 GLUE = ("_step", "terms", "stats", "wrap", "_generate", "bilevel")
 PROCEDURES = ("attacks", "synth", "evaluate", "_fit", "plan")

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxunlearn import _checks
+from jaxunlearn import _checks, _precision
 from jaxunlearn.typing import Array, PyTree
 
 Objective = Callable[[PyTree, PyTree], Array]
@@ -161,7 +161,7 @@ def _optimizer(owner: str, tx: Any, steps: int) -> None:
 
 def widen(tree: PyTree) -> PyTree:
     """The tree with leaves in float32, or float64 where they are float64."""
-    return jax.tree.map(lambda a: a.astype(_wide(a)), tree)
+    return jax.tree.map(_precision.at_least_float32, tree)
 
 
 def like(tree: PyTree, template: PyTree) -> PyTree:
@@ -173,7 +173,7 @@ def add(a: PyTree, factor: Array | float, b: PyTree) -> PyTree:
     """a + factor * b in at least float32."""
 
     def leaf(a, b):
-        dtype = _wide(a, b)
+        dtype = _precision.widest([a, b])
         return a.astype(dtype) + jnp.asarray(factor).astype(dtype) * b.astype(dtype)
 
     return jax.tree.map(leaf, a, b)
@@ -182,7 +182,7 @@ def add(a: PyTree, factor: Array | float, b: PyTree) -> PyTree:
 def vdot(a: PyTree, b: PyTree) -> Array:
     """Inner product over all leaves, in float32, or float64 if a leaf is float64."""
     pairs = list(zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
-    dtype = _wide(*(leaf for pair in pairs for leaf in pair))
+    dtype = _precision.widest([leaf for pair in pairs for leaf in pair])
     dots = [jnp.sum(x.astype(dtype) * y.astype(dtype)) for x, y in pairs]
     return sum(dots[1:], start=dots[0])
 
@@ -195,8 +195,3 @@ def norm(tree: PyTree) -> Array:
 def arrays(tree: PyTree) -> PyTree:
     """The tree with arrays as leaves, so that a Python float can be a variable."""
     return jax.tree.map(jnp.asarray, tree)
-
-
-def _wide(*leaves: Array) -> jnp.dtype:
-    wide = any(leaf.dtype == jnp.float64 for leaf in leaves)
-    return jnp.dtype(jnp.float64 if wide else jnp.float32)

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxunlearn import _checks, sharding, trees
+from jaxunlearn import _checks, _precision, sharding, trees
 from jaxunlearn.combine import _common
 from jaxunlearn.typing import Array, Rules
 
@@ -174,7 +174,7 @@ def blur(
         groups = _groups(paths, scope)
         columns = [list(x) for x in zip(highs, *lows, strict=True)]
         if metric is not None:
-            dtype = _common.widest(sum(columns, []))
+            dtype = _precision.widest(sum(columns, []))
             scaled = [
                 [s.astype(dtype) * x.astype(dtype) for x in column]
                 for s, column in zip(jax.tree.leaves(metric), columns, strict=True)
@@ -228,7 +228,7 @@ def _products(
     One sum of products over each leaf is the fastest form on a CPU: XLA reads the leaf
     in place and adds in blocks, so a sum of 1e8 float32 squares has seven digits.
     """
-    dtype = _common.widest([x for column in leaves.values() for x in column])
+    dtype = _precision.widest([x for column in leaves.values() for x in column])
 
     def plain(_, high, *lows):
         high, lows = high.astype(dtype), [x.astype(dtype) for x in lows]

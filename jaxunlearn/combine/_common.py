@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 import jax
 import jax.numpy as jnp
 
-from jaxunlearn import _checks
+from jaxunlearn import _checks, _precision
 from jaxunlearn.typing import Array, PyTree
 
 Schedule = Callable[[Array], Array]
@@ -66,19 +66,13 @@ def same_trees(owner: str, grads: Mapping[str, PyTree]) -> None:
 
 def mix(leaves: Sequence[Array], factors: Sequence[Array | None]) -> Array:
     """Sum of factor * leaf (None: 1) in float32 or wider, cast to the first's dtype."""
-    dtype = widest(leaves)
+    dtype = _precision.widest(leaves)
     total = None
     for leaf, factor in zip(leaves, factors, strict=True):
         part = leaf.astype(dtype)
         part = part if factor is None else factor.astype(dtype) * part
         total = part if total is None else total + part
     return total.astype(leaves[0].dtype)
-
-
-def widest(leaves: Sequence[Array]) -> jnp.dtype:
-    """The dtype to compute in: float64 if a leaf has it, else float32."""
-    wide = any(leaf.dtype == jnp.float64 for leaf in leaves)
-    return jnp.dtype(jnp.float64 if wide else jnp.float32)
 
 
 def different(owner: str, upper: str, lower: str) -> None:

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxunlearn import _checks, sharding, trees
+from jaxunlearn import _checks, _precision, sharding, trees
 from jaxunlearn.combine import _common
 from jaxunlearn.typing import Array, PRNGKey, PyTree, Rules
 
@@ -198,7 +198,7 @@ def _products(
     columns = [
         list(x) for x in zip(*(jax.tree.leaves(g) for g in gradients), strict=True)
     ]
-    dtype = _common.widest([x for column in columns for x in column])
+    dtype = _precision.widest([x for column in columns for x in column])
     sizes = jnp.stack(
         [
             jnp.stack([jnp.max(jnp.abs(x), initial=0).astype(dtype) for x in column])

@@ -7,7 +7,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
-from jaxunlearn import _checks
+from jaxunlearn import _checks, _precision
 from jaxunlearn.edits import _inputs, _quantize
 from jaxunlearn.typing import Array, Batch, Model, Params
 
@@ -127,7 +127,7 @@ def llm_int8(
 @jax.jit
 def _round_others(kernels: Array, outlier: Array) -> Array:
     """int8 values of kernels [n, in, out]; rows of outlier inputs [n, in] are kept."""
-    w, outlier = _quantize.wide(kernels), outlier[:, :, None]
+    w, outlier = _precision.at_least_float32(kernels), outlier[:, :, None]
     new = _quantize.rounded(
         jnp.where(outlier, 0, w), bits=8, scheme="symmetric", group="channel"
     )
@@ -140,7 +140,7 @@ def _search(kernels, gram, mean, *, bits, scheme, group, steps):
 
     def one(layer):
         kernels, gram, mean = layer
-        wide = {path: _quantize.wide(x) for path, x in kernels.items()}
+        wide = {path: _precision.at_least_float32(x) for path, x in kernels.items()}
 
         def at(ratio):
             s = jnp.maximum(mean**ratio, 1e-4)

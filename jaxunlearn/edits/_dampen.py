@@ -4,7 +4,7 @@
 import jax
 import jax.numpy as jnp
 
-from jaxunlearn import _checks, trees
+from jaxunlearn import _checks, _precision, trees
 from jaxunlearn.edits import _quantize, _task_vector
 from jaxunlearn.typing import Params, PyTree
 
@@ -46,7 +46,7 @@ def dampen(
     _check_importances(forget=forget, all_data=all_data)
 
     def leaf(x, f, d):
-        wide = jnp.float64 if x.dtype == jnp.float64 else jnp.float32
+        wide = _precision.widest([x])
         f, d = f.astype(wide), d.astype(wide)
         chosen = f > alpha * d
         factor = jnp.minimum(lambda_ * d / jnp.where(chosen, f, 1), 1)

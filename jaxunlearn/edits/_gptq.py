@@ -7,7 +7,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
-from jaxunlearn import _checks
+from jaxunlearn import _checks, _precision
 from jaxunlearn.edits import _inputs, _quantize
 from jaxunlearn.typing import Array, Batch, Model, Params
 
@@ -117,7 +117,7 @@ def _solve(kernels: Array, factors: Array, *, bits, scheme, group) -> Array:
     def one(layer):
         return _layer(*layer, bits=bits, scheme=scheme, group=group)
 
-    wide = _quantize.wide(kernels)
+    wide = _precision.at_least_float32(kernels)
     new = jax.lax.map(one, (wide, factors.astype(wide.dtype)))
     return new.astype(kernels.dtype)
 

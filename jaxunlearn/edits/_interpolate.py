@@ -4,6 +4,7 @@
 import jax
 import jax.numpy as jnp
 
+from jaxunlearn import _precision
 from jaxunlearn.edits import _quantize, _task_vector
 from jaxunlearn.typing import Params
 
@@ -34,7 +35,7 @@ def interpolate(params: Params, other: Params, *, weight: float = 0.5) -> Params
     _task_vector.check_same("interpolate", params, other=other)
 
     def leaf(x, y):
-        wide = jnp.float64 if x.dtype == jnp.float64 else jnp.float32
+        wide = _precision.widest([x])
         w = jnp.asarray(weight, wide)
         new = (1 - w) * x.astype(wide) + w * y.astype(wide)
         return _quantize.placed(new.astype(x.dtype), x)

@@ -12,7 +12,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
-from jaxunlearn import _checks, trees
+from jaxunlearn import _checks, _precision, trees
 from jaxunlearn.edits import _ggml
 from jaxunlearn.typing import Array, Params
 
@@ -169,11 +169,6 @@ def placed(new: Array, x: Array, *, free: bool = False) -> Array:
     return new
 
 
-def wide(x: Array) -> Array:
-    """x in the dtype in which it is rounded."""
-    return x.astype(jnp.float64 if x.dtype == jnp.float64 else jnp.float32)
-
-
 def grid(w: Array, bits: int, scheme: str, axes: tuple[int, ...]):
     """(scale, zero point) of the weights along `axes`, which keep length 1."""
     half = 2 ** (bits - 1)
@@ -238,7 +233,9 @@ def _to_grid(path, x, *, bits, scheme, group):
 
 @partial(jax.jit, static_argnames=("bits", "scheme", "group"))
 def _round_leaf(x, *, bits, scheme, group):
-    return rounded(wide(x), bits=bits, scheme=scheme, group=group).astype(x.dtype)
+    return rounded(
+        _precision.at_least_float32(x), bits=bits, scheme=scheme, group=group
+    ).astype(x.dtype)
 
 
 def _to_book(path, x, *, kind, block):
@@ -248,7 +245,7 @@ def _to_book(path, x, *, kind, block):
 
 @partial(jax.jit, static_argnames=("kind", "block"))
 def _look_up_leaf(x, *, kind, block):
-    w, (inputs, outputs) = wide(x), x.shape[-2:]
+    w, (inputs, outputs) = _precision.at_least_float32(x), x.shape[-2:]
     if inputs % block == 0:
         blocks = w.reshape(*w.shape[:-2], -1, block, outputs)
         return _in_book(blocks, kind, -2).reshape(x.shape).astype(x.dtype)

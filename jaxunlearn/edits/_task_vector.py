@@ -4,7 +4,7 @@
 import jax
 import jax.numpy as jnp
 
-from jaxunlearn import _checks, trees
+from jaxunlearn import _checks, _precision, trees
 from jaxunlearn.typing import Params
 
 
@@ -31,7 +31,7 @@ def task_vector(
     check_same("task_vector", params, tuned=tuned, base=base)
 
     def leaf(x, tuned, base):
-        wide = jnp.float64 if x.dtype == jnp.float64 else jnp.float32
+        wide = _precision.widest([x])
         vector = tuned.astype(wide) - base.astype(wide)
         return (x.astype(wide) - jnp.asarray(scale, wide) * vector).astype(x.dtype)
 

@@ -9,8 +9,7 @@ the target is less likely (`undial`, `ce_u`, `complementary_ce`), or flatten it
 import jax
 import jax.numpy as jnp
 
-from jaxunlearn import _checks
-from jaxunlearn.losses._likelihood import at_least_float32
+from jaxunlearn import _checks, _precision
 from jaxunlearn.typing import Array
 
 
@@ -202,7 +201,7 @@ def logit_margin(logits: Array, *, where: Array | None = None) -> Array:
     References: https://arxiv.org/abs/2506.05314
     """
     _checks.mask("logit_margin", where, logits=logits[..., 0])
-    logits = at_least_float32(logits)
+    logits = _precision.at_least_float32(logits)
     if where is not None:
         logits = jnp.where(where[..., None], logits, 0.0)
     return (jnp.max(logits, axis=-1) - jnp.mean(logits, axis=-1)) ** 2
@@ -212,8 +211,8 @@ def _pair(owner, logits, ref_logits, where):
     """(logits, ref_logits) in one dtype, 0 where masked, no gradient to the second."""
     _checks.same_shape(owner, logits=logits, ref_logits=ref_logits)
     _checks.mask(owner, where, logits=logits[..., 0])
-    p = at_least_float32(logits)
-    q = at_least_float32(jax.lax.stop_gradient(ref_logits)).astype(p.dtype)
+    p = _precision.at_least_float32(logits)
+    q = _precision.at_least_float32(jax.lax.stop_gradient(ref_logits)).astype(p.dtype)
     if where is not None:
         p = jnp.where(where[..., None], p, 0.0)
         q = jnp.where(where[..., None], q, 0.0)
@@ -224,7 +223,7 @@ def _with_targets(owner, logits, targets, where):
     """(logits, targets) checked, in float32 at least, and 0 where masked."""
     _checks.same_shape(owner, logits=logits[..., 0], targets=targets)
     _checks.mask(owner, where, targets=targets)
-    logits = at_least_float32(logits)
+    logits = _precision.at_least_float32(logits)
     if where is not None:
         logits = jnp.where(where[..., None], logits, 0.0)
         targets = jnp.where(where, targets, jnp.zeros_like(targets))

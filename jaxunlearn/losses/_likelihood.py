@@ -9,7 +9,7 @@ minimising `ascent` lowers them. To bind a loss to a model and a stream, use
 import jax
 import jax.numpy as jnp
 
-from jaxunlearn import _checks
+from jaxunlearn import _checks, _precision
 from jaxunlearn.typing import Array
 
 
@@ -37,7 +37,7 @@ def token_logps(logits: Array, targets: Array, *, where: Array | None = None) ->
     if where is not None:
         logits = jnp.where(where[..., None], logits, jnp.zeros_like(logits))
         targets = jnp.where(where, targets, jnp.zeros_like(targets))
-    logits = at_least_float32(logits)
+    logits = _precision.at_least_float32(logits)
     inside = (targets >= 0) & (targets < logits.shape[-1])
     index = jnp.where(inside, targets, jnp.full_like(targets, logits.shape[-1]))
     chosen = jnp.take_along_axis(logits, index[..., None], axis=-1, mode="fill")
@@ -58,7 +58,7 @@ def nll(logps: Array, *, where: Array | None = None) -> Array:
         ValueError: if where has another shape. TypeError: if it is not boolean.
     """
     _checks.mask("nll", where, logps=logps)
-    loss = -at_least_float32(logps)
+    loss = -_precision.at_least_float32(logps)
     return loss if where is None else jnp.where(where, loss, 0.0)
 
 
@@ -85,14 +85,8 @@ def ascent(
     References: Jang et al. 2022, https://arxiv.org/abs/2210.01504
     """
     _checks.mask("ascent", where, logps=logps)
-    loss = at_least_float32(logps)
+    loss = _precision.at_least_float32(logps)
     if cap is not None:
         _checks.positive("ascent", cap=cap)
         loss = jnp.maximum(loss, jnp.asarray(-cap, loss.dtype))
     return loss if where is None else jnp.where(where, loss, 0.0)
-
-
-def at_least_float32(x: Array) -> Array:
-    """float32, unless the array is float64 (promotion by hand: it may be strict)."""
-    x = jnp.asarray(x)
-    return x if x.dtype == jnp.float64 else x.astype(jnp.float32)

@@ -9,8 +9,7 @@ log-probability falls; the gradient of plain ascent does not. To bind a loss, us
 import jax
 import jax.numpy as jnp
 
-from jaxunlearn import _checks
-from jaxunlearn.losses._likelihood import at_least_float32
+from jaxunlearn import _checks, _precision
 from jaxunlearn.typing import Array
 
 
@@ -85,7 +84,7 @@ def simnpo(
     _checks.finite("simnpo", delta=delta)
     _checks.same_shape("simnpo", logps=logps, lengths=lengths)
     _checks.mask("simnpo", where, logps=logps)
-    logps = at_least_float32(logps)
+    logps = _precision.at_least_float32(logps)
     lengths = jnp.asarray(lengths).astype(logps.dtype)
     if where is not None:
         logps = jnp.where(where, logps, 0.0)
@@ -195,8 +194,8 @@ def npo_logits(
 
 def _difference(x: Array, ref: Array, where: Array | None) -> Array:
     """x - ref, in float32 at least; 0 where masked, so that NaN reaches no gradient."""
-    x = at_least_float32(x)
-    ref = at_least_float32(ref).astype(x.dtype)
+    x = _precision.at_least_float32(x)
+    ref = _precision.at_least_float32(ref).astype(x.dtype)
     if where is not None:
         x, ref = jnp.where(where, x, 0.0), jnp.where(where, ref, 0.0)
     return x - ref

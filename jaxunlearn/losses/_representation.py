@@ -8,8 +8,7 @@ those of the reference. Both are `rmu`, with different targets.
 import jax
 import jax.numpy as jnp
 
-from jaxunlearn import _checks
-from jaxunlearn.losses._likelihood import at_least_float32
+from jaxunlearn import _checks, _precision
 from jaxunlearn.typing import Array, PRNGKey
 
 
@@ -34,8 +33,10 @@ def rmu(hidden: Array, target: Array, *, where: Array | None = None) -> Array:
         lengths.
     References: https://arxiv.org/abs/2403.03218
     """
-    hidden = at_least_float32(hidden)
-    target = at_least_float32(jax.lax.stop_gradient(target)).astype(hidden.dtype)
+    hidden = _precision.at_least_float32(hidden)
+    target = _precision.at_least_float32(jax.lax.stop_gradient(target)).astype(
+        hidden.dtype
+    )
     _checks.mask("rmu", where, hidden=hidden[..., 0])
     try:
         target = jnp.broadcast_to(target, hidden.shape)
@@ -93,8 +94,8 @@ def adaptive_target(
     References: https://arxiv.org/abs/2408.06223
     """
     _checks.positive("adaptive_target", scale=scale)
-    ref_hidden = at_least_float32(ref_hidden)
-    direction = at_least_float32(direction).astype(ref_hidden.dtype)
+    ref_hidden = _precision.at_least_float32(ref_hidden)
+    direction = _precision.at_least_float32(direction).astype(ref_hidden.dtype)
     if direction.shape[-1] != ref_hidden.shape[-1]:
         raise ValueError(
             "adaptive_target needs a direction as wide as ref_hidden, got widths "

@@ -9,8 +9,7 @@ them. To bind a loss, use
 import jax
 import jax.numpy as jnp
 
-from jaxunlearn import _checks
-from jaxunlearn.losses._likelihood import at_least_float32
+from jaxunlearn import _checks, _precision
 from jaxunlearn.typing import Array
 
 
@@ -71,7 +70,7 @@ def satimp(
 def _weighted(owner, logps, where, weight):
     """weight(logps) * logps with no gradient through the weight."""
     _checks.mask(owner, where, logps=logps)
-    logps = at_least_float32(logps)
+    logps = _precision.at_least_float32(logps)
     if where is not None:
         logps = jnp.where(where, logps, 0.0)
     fixed = jax.lax.stop_gradient(weight(jnp.minimum(logps, 0.0)))

@@ -4,7 +4,7 @@
 import jax
 import jax.numpy as jnp
 
-from jaxunlearn import _checks
+from jaxunlearn import _checks, _precision
 from jaxunlearn.metrics import _common
 from jaxunlearn.typing import Array
 
@@ -37,7 +37,7 @@ def choice_accuracy(
     References: calibration as in Deeb and Roger 2024, https://arxiv.org/abs/2410.08827
     """
     name = "choice_accuracy"
-    scores = _common.at_least_float32(scores)
+    scores = _precision.at_least_float32(scores)
     labels = jnp.asarray(labels).astype(jnp.int32)
     if scores.ndim != 2 or not scores.size:
         raise ValueError(
@@ -73,7 +73,7 @@ def class_probability(logits: Array, class_id: int) -> Array:
     Raises:
         ValueError: if class_id is outside [0, C).
     """
-    logits = _common.at_least_float32(logits)
+    logits = _precision.at_least_float32(logits)
     if not logits.ndim or not 0 <= class_id < logits.shape[-1]:
         raise ValueError(
             f"class_probability needs logits [..., C] and class_id in [0, C), got "

@@ -9,12 +9,6 @@ import numpy as np
 from jaxunlearn.typing import Array
 
 
-def at_least_float32(x: Any) -> Array:
-    """float32, unless the array is float64 (promotion by hand: it may be strict)."""
-    x = jnp.asarray(x)
-    return x if x.dtype == jnp.float64 else x.astype(jnp.float32)
-
-
 def counted(logps: Array, where: Array | None) -> Array:
     """where, or a mask with the shape of logps that is True everywhere."""
     if where is None:

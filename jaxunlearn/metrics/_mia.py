@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxunlearn import _checks, trees
+from jaxunlearn import _checks, _precision, trees
 from jaxunlearn.metrics import _common, _probability
 from jaxunlearn.typing import Array, PyTree
 
@@ -44,7 +44,7 @@ def mia_reference(nll: Array, ref_nll: Array) -> Array:
     References: Carlini et al. 2021, https://arxiv.org/abs/2012.07805
     """
     _checks.same_shape("mia_reference", nll=nll, ref_nll=ref_nll)
-    return _common.at_least_float32(nll) - _common.at_least_float32(ref_nll)
+    return _precision.at_least_float32(nll) - _precision.at_least_float32(ref_nll)
 
 
 def mia_zlib(nll: Array, lengths: Array) -> Array:
@@ -63,7 +63,7 @@ def mia_zlib(nll: Array, lengths: Array) -> Array:
     References: Carlini et al. 2021, https://arxiv.org/abs/2012.07805
     """
     _checks.same_shape("mia_zlib", nll=nll, lengths=lengths)
-    nll = _common.at_least_float32(nll)
+    nll = _precision.at_least_float32(nll)
     return nll / jnp.asarray(lengths).astype(nll.dtype)
 
 
@@ -87,7 +87,7 @@ def mia_lowercase(nll: Array, lower_nll: Array) -> Array:
     References: Carlini et al. 2021, https://arxiv.org/abs/2012.07805
     """
     _checks.same_shape("mia_lowercase", nll=nll, lower_nll=lower_nll)
-    return _common.at_least_float32(nll) / _common.at_least_float32(lower_nll)
+    return _precision.at_least_float32(nll) / _precision.at_least_float32(lower_nll)
 
 
 def mia_min_k(
@@ -126,7 +126,7 @@ def mia_min_k(
             f"mia_min_k needs min_tokens to be 0 or 1, got min_tokens={min_tokens}."
         )
     _checks.mask("mia_min_k", where, logps=logps)
-    logps = _common.at_least_float32(logps)
+    logps = _precision.at_least_float32(logps)
     where = _common.counted(logps, where)
     length = logps.shape[-1]
     counts = [min(n, max(min_tokens, int(k * n))) for n in range(length + 1)]
@@ -194,7 +194,7 @@ def standardised_logps(
     if where is not None:
         logits = jnp.where(where[..., None], logits, jnp.zeros_like(logits))
         targets = jnp.where(where, targets, jnp.zeros_like(targets))
-    logits = _common.at_least_float32(logits)
+    logits = _precision.at_least_float32(logits)
     # Logits minus their maximum are log p plus a constant. They are small where p is
     # near one token or near uniform, so that mean and variance are accurate.
     shifted = logits - jnp.max(logits, axis=-1, keepdims=True)
@@ -258,7 +258,7 @@ def mia_gradnorm(
         )
     norms = []
     for path, leaf in leaves.items():
-        leaf = jnp.abs(_common.at_least_float32(leaf))
+        leaf = jnp.abs(_precision.at_least_float32(leaf))
         rows = leaf.reshape(leaf.shape[0] if path in layered else 1, -1)
         norms.append(jnp.linalg.norm(rows, ord=p, axis=1))
     return jnp.concatenate(norms).mean()

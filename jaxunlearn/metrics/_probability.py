@@ -9,7 +9,7 @@ They are computed from the log-probabilities of the answer's tokens, which
 import jax
 import jax.numpy as jnp
 
-from jaxunlearn import _checks
+from jaxunlearn import _checks, _precision
 from jaxunlearn.metrics import _common
 from jaxunlearn.typing import Array
 
@@ -37,7 +37,7 @@ def mean_nll(
         lengths to reproduce it.
     """
     _checks.mask("mean_nll", where, logps=logps)
-    logps = _common.at_least_float32(logps)
+    logps = _precision.at_least_float32(logps)
     where = _common.counted(logps, where)
     count = where.sum(-1) if lengths is None else jnp.asarray(lengths)
     total = jnp.where(where, logps, 0.0).sum(-1)
@@ -159,7 +159,7 @@ def truth_score(ratio: Array, *, better: str, eps: float = 0.0) -> Array:
     """
     _checks.one_of("truth_score", BETTER, better=better)
     _checks.not_negative("truth_score", eps=eps)
-    ratio = _common.at_least_float32(ratio)
+    ratio = _precision.at_least_float32(ratio)
     if better == "true_better":
         return jnp.maximum(1.0 - ratio, 0.0)
     return jnp.minimum(ratio, 1.0 / (ratio + eps))
@@ -167,7 +167,7 @@ def truth_score(ratio: Array, *, better: str, eps: float = 0.0) -> Array:
 
 def _pair(owner, correct_nll, wrong_nll, eps):
     _checks.not_negative(owner, eps=eps)
-    correct, wrong = map(_common.at_least_float32, (correct_nll, wrong_nll))
+    correct, wrong = map(_precision.at_least_float32, (correct_nll, wrong_nll))
     if not wrong.ndim or not wrong.shape[-1]:
         raise ValueError(
             f"{owner} needs wrong_nll [..., K] with K >= 1 wrong answers, got shape "
