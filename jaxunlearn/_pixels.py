@@ -10,34 +10,38 @@ from jaxunlearn import _checks
 
 
 def as_float(owner: str, pixels: Any) -> Any:
-    """Pixels as float32, bytes divided by 255; NumPy's stay NumPy's, traced ones pass.
+    """Pixels as float32 in [0, 1]; uint8 is divided by 255.
 
+    Args:
+        owner: the caller, for error messages.
+        pixels: a NumPy or JAX array; the result is of the same kind.
     Raises:
-        TypeError: if they are neither uint8 nor float.
+        TypeError: if the dtype is neither uint8 nor float.
     """
-    _look_at_dtype(owner, pixels)
+    _check_dtype(owner, pixels)
     if pixels.dtype == jnp.uint8:
         return pixels.astype("float32") / 255
     return pixels if pixels.dtype == jnp.float32 else pixels.astype("float32")
 
 
 def check(owner: str, table: Mapping[str, Any], shape: Sequence | None = None) -> None:
-    """Raises unless a table's images are what image models take; on the host alone.
+    """Checks the images of a table, with concrete values (not under jit).
 
     Args:
-        owner: who needs them.
+        owner: the caller, for error messages.
         table: `image` [n, H, W, C], uint8 in [0, 255] or float in [0, 1].
-        shape: (H, W, C) that they must have; any if None.
+        shape: the required (H, W, C); None for any.
     Raises:
-        KeyError: without images. ValueError: for another shape, no image, or values out
-            of range or not finite. TypeError: for another dtype.
+        KeyError: without the column `image`.
+        ValueError: for another shape, no image, or values out of range or not finite.
+        TypeError: for another dtype.
     """
     has_shape(owner, table, shape)
     pixels = table["image"]
     if pixels.dtype == jnp.uint8:
         return
     low, high = float(pixels.min()), float(pixels.max())
-    if not (low >= 0 and high <= 1):  # of NaN too
+    if not (low >= 0 and high <= 1):  # true for NaN
         raise ValueError(
             f"{owner} needs floats in [0, 1], got {low:g} to {high:g}. Divide by 255, "
             "or give the pixels as uint8."
@@ -45,7 +49,7 @@ def check(owner: str, table: Mapping[str, Any], shape: Sequence | None = None) -
 
 
 def has_shape(owner: str, table: Mapping[str, Any], shape: Sequence | None) -> None:
-    """`check` without the range, which blends of images may leave a little."""
+    """`check` without the range, which mixtures of images can exceed slightly."""
     fix = "data.images.table makes them."
     _checks.has_keys(owner, "columns", ("image",), table, fix)
     pixels = table["image"]
@@ -56,10 +60,10 @@ def has_shape(owner: str, table: Mapping[str, Any], shape: Sequence | None) -> N
             f"{owner} needs images [n, {sides}], n >= 1, got shape {came}. Channels "
             "come last; resize or pad the images."
         )
-    _look_at_dtype(owner, pixels)
+    _check_dtype(owner, pixels)
 
 
-def _look_at_dtype(owner: str, pixels: Any) -> None:
+def _check_dtype(owner: str, pixels: Any) -> None:
     if pixels.dtype != jnp.uint8 and not jnp.issubdtype(pixels.dtype, jnp.floating):
         raise TypeError(
             f"{owner} needs uint8 pixels in [0, 255] or floats in [0, 1], got "

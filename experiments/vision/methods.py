@@ -246,7 +246,7 @@ def multi_gan(case: Case) -> Result:
     drawn = {}
     for name, pair in pairs.items():
         made = synth.draw_images(
-            net.draw, pair["generator"], counts[name], latent=64, key=case.key
+            net.generate, pair["generator"], counts[name], latent=64, key=case.key
         )
         drawn[name], _ = synth.pseudo_label(world.model, case.params, made)
     case.shared["drawn"] = {k: v["image"][:50] for k, v in drawn.items()}

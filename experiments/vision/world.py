@@ -59,7 +59,7 @@ class World:
     test: table.Table
 
     def part(self, part: str) -> Model:
-        return vision.make(self.model.config, trains=(part,))
+        return vision.make(self.model.config, train_parts=(part,))
 
 
 def make(config: ConfigDict) -> World:
@@ -167,7 +167,7 @@ def measured(
     batches = (
         table.select(rows, order[i * size : (i + 1) * size]) for i in range(full)
     )
-    return vision.with_statistics(model or world.model, params, batches)
+    return vision.with_batch_stats(model or world.model, params, batches)
 
 
 def _shuffled(count: int) -> np.ndarray:

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From the tensors of a checkpoint to the leaves of the decoder, and back.
+"""Converts the tensors of a checkpoint to the leaves of the decoder, and back.
 
-Both directions walk the tables in `_names`. Leaves are filled one after another and
-tensors are read one at a time, so the host never holds much more than its params: all
-of them, or on a mesh the shards of its own devices.
+Both directions use the tables in `_names`. Leaves are filled one after another and
+tensors are read one at a time, so the host needs little more memory than its params:
+all of them, or on a mesh the shards of its devices.
 """
 
 import functools
@@ -22,12 +22,21 @@ from jaxunlearn.io import _names, _safetensors
 from jaxunlearn.models import _config, decoder
 from jaxunlearn.typing import Array, Params, PyTree
 
-Rows = list[tuple[str, _names.Tensor, _names.Part]]  # what one leaf is filled from
-_COMPARED = 1024  # rows of two tensors that are compared at a time
+Rows = list[tuple[str, _names.Tensor, _names.Part]]  # the tensors that fill one leaf
+_COMPARED_ROWS = 1024  # of two tensors, compared at a time
 
 
 class Source(NamedTuple):
-    """A checkpoint on disk: settings, where each tensor lies, how to read of one."""
+    """A checkpoint on disk.
+
+    Attributes:
+        config: the model.
+        kind: whose tensor names, "hf" or "gguf".
+        where: folder or file, for error messages.
+        tensors: name -> entry, as `read` takes it.
+        read: (entry, index) -> values.
+        tokenizer: a transformers tokenizer, or None.
+    """
 
     config: _config.DecoderConfig
     kind: str
@@ -38,16 +47,16 @@ class Source(NamedTuple):
 
 
 def assemble(source: Source, dtype: np.dtype, shardings: PyTree | None) -> Params:
-    """Fills the leaves one after another, the largest first to keep the peak low.
+    """Fills the leaves one after another, the largest first to lower the memory peak.
 
     Args:
         source: the checkpoint.
-        dtype: of every leaf.
+        dtype: dtype of every leaf.
         shardings: a NamedSharding for each leaf; None for the default device.
     Returns:
-        The params tree of the source's config.
+        The params of the source's config.
     Raises:
-        ValueError: tensors missing, left over or misshaped, all reported together.
+        ValueError: naming all tensors that are missing, unexpected or of another shape.
     """
     wanted = _names.tensors(source.config, source.kind)
     _check(source, wanted)
@@ -61,7 +70,7 @@ def assemble(source: Source, dtype: np.dtype, shardings: PyTree | None) -> Param
     for path in sorted(shapes, key=lambda path: -shapes[path].size):
         leaf = _leaf(source, leaves[path], shapes[path].shape, dtype, places.get(path))
         filled[path] = jax.block_until_ready(leaf)
-        gc.collect(0)  # JAX lets go of the NumPy array only in a collection's callback
+        gc.collect(0)  # JAX releases the NumPy array only in a garbage collection
     return trees.map_with_path(
         lambda path, _: filled[path], decoder.shapes(source.config)
     )
@@ -70,13 +79,14 @@ def assemble(source: Source, dtype: np.dtype, shardings: PyTree | None) -> Param
 def specs(
     params: Params, config: _config.DecoderConfig, kind: str = "hf"
 ) -> list[_safetensors.Spec]:
-    """What to write, after checking that the params are those of the config.
+    """The tensors to write, after checking that the params are those of the config.
 
     Args:
-        params, config: what belongs together.
+        params: all params of the model.
+        config: the model.
         kind: whose names and shapes, "hf" or "gguf".
     Raises:
-        ValueError: leaves missing, left over or misshaped, all reported together.
+        ValueError: naming all leaves that are missing, unexpected or of another shape.
     """
     needed = {
         path: leaf.shape for path, leaf in trees.paths(decoder.shapes(config)).items()
@@ -87,7 +97,7 @@ def specs(
         "the params",
         needed,
         {path: tuple(leaf.shape) for path, leaf in leaves.items()},
-        "Pass the whole tree (trees.merge) and the model it belongs to.",
+        "Pass all params (trees.merge) and the model they belong to.",
     )
 
     def values(tensor: _names.Tensor) -> np.ndarray:
@@ -106,14 +116,14 @@ def specs(
 
 
 def _leaf(source: Source, rows: Rows, shape: tuple[int, ...], dtype, place) -> Array:
-    """One leaf on the default device, or of its shards those that are this host's."""
+    """One leaf on the default device, or the shards of it on this host's devices."""
     if place is None:
         return jnp.array(_piece(source, rows, _all_of(shape), dtype))
-    if source.kind == "gguf":  # a tensor is read whole for any part of it: only once
-        whole = _piece(source, rows, _all_of(shape), dtype)
-        return jax.make_array_from_callback(shape, place, whole.__getitem__, dtype)
+    if source.kind == "gguf":  # reading a part reads the complete tensor: do it once
+        values = _piece(source, rows, _all_of(shape), dtype)
+        return jax.make_array_from_callback(shape, place, values.__getitem__, dtype)
 
-    @functools.cache  # devices with the same piece share one reading
+    @functools.cache  # replicas of a piece are read once
     def piece(*ends):
         return _piece(source, rows, tuple(slice(*pair) for pair in ends), dtype)
 
@@ -127,7 +137,7 @@ def _leaf(source: Source, rows: Rows, shape: tuple[int, ...], dtype, place) -> A
 def _piece(
     source: Source, rows: Rows, index: tuple[slice, ...], dtype: np.dtype
 ) -> np.ndarray:
-    """The part of a leaf that `index` names, a tensor's share after another."""
+    """The part of a leaf at `index`, filled from one tensor after another."""
     buffer = _aligned(tuple(cut.stop - cut.start for cut in index), dtype)
     for name, tensor, part in rows:
         target, inner = buffer, index
@@ -171,7 +181,9 @@ def _check_tied(source: Source, head: str) -> None:
     embedding = _names.name_of(source.config, source.kind, "embed/embedding")
     one, other = source.tensors[embedding], source.tensors[head]
     rows, *width = one.shape
-    step = rows if source.kind == "gguf" else _COMPARED  # _gguf reads whole tensors
+    step = (
+        rows if source.kind == "gguf" else _COMPARED_ROWS
+    )  # _gguf reads complete tensors
     parts = [
         (slice(first, min(first + step, rows)), *_all_of(width))
         for first in range(0, rows, step)
@@ -181,14 +193,14 @@ def _check_tied(source: Source, head: str) -> None:
         for part in parts
     ):
         raise ValueError(
-            f"hf.load needs {head} to equal {embedding} where tie_word_embeddings is "
-            f"true, got different ones in {source.where}. Set tie_word_embeddings to "
-            "false in config.json if the model has its own output matrix."
+            f"hf.load needs {head} to equal {embedding} with tie_word_embeddings=true, "
+            f"got different values in {source.where}. Set tie_word_embeddings to false "
+            "in config.json if the model has a separate output matrix."
         )
 
 
 def _aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-    """An empty array that JAX can read in place: one copy fewer on the way."""
+    """An empty array aligned to 64 bytes, which JAX can use without a copy."""
     raw = np.empty(math.prod(shape) * dtype.itemsize + 64, np.uint8)
     first = -raw.ctypes.data % 64
     return raw[first : raw.size - 64 + first].view(dtype).reshape(shape)

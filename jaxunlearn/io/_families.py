@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What each family's config.json means: its names, its silent defaults, its settings.
+"""How each family's config.json is read and written: names, defaults and settings.
 
-A setting we do not know how to compute is refused here by name.
+A setting that the decoder does not support is refused by name.
 """
 
 from collections.abc import Callable, Mapping
@@ -21,24 +21,24 @@ _ACTIVATIONS = {
     "relu": "relu",
 }
 _WRITTEN = {"gelu_tanh": "gelu_pytorch_tanh"}
-# Names that transformers reads under both spellings.
+# Settings that transformers also reads under their common names.
 _ALIASED = (
     "hidden_size",
     "num_hidden_layers",
     "num_attention_heads",
     "max_position_embeddings",
 )
-_OWN_HEADS = ("gpt2", "opt", "gpt_neox")  # families without head_dim or shared heads
+_PLAIN_HEADS = ("gpt2", "opt", "gpt_neox")  # no head_dim and no grouped heads
 
 
 class Family(NamedTuple):
-    """How one model_type spells its settings.
+    """The settings of one model_type.
 
     Attributes:
         architecture: the transformers class.
         fields: settings under common names -> DecoderConfig fields of this family.
-        defaults: what transformers assumes where config.json is silent.
-        names: common name -> the family's own.
+        defaults: what transformers assumes for settings missing in config.json.
+        names: common name -> name in this family.
         written: DecoderConfig -> settings that only this family writes.
     """
 
@@ -50,32 +50,32 @@ class Family(NamedTuple):
 
 
 def common(given: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings under common names, silent ones filled in."""
+    """The settings under common names, with defaults for missing ones."""
     family = given["model_type"]
     _, _, defaults, names, _ = FAMILIES[family]
     drop = {name for name in names if name not in _ALIASED}
-    drop |= {"num_key_value_heads", "head_dim"} if family in _OWN_HEADS else set()
+    drop |= {"num_key_value_heads", "head_dim"} if family in _PLAIN_HEADS else set()
     c = {**defaults, **{n: v for n, v in given.items() if n not in drop}}
-    c |= {name: given[own] for name, own in names.items() if own in given}
+    c |= {name: given[theirs] for name, theirs in names.items() if theirs in given}
     if family == "gpt2" and c.get("intermediate_size") is None and c.get("hidden_size"):
         c["intermediate_size"] = 4 * c["hidden_size"]
     return c
 
 
 def activation(c: Mapping[str, Any]) -> str:
-    """The DecoderConfig's name of the activation."""
+    """The name of the activation in DecoderConfig."""
     family = c["model_type"]
     name = c.get("hidden_act", "silu")
     if name not in _ACTIVATIONS:
-        own = FAMILIES[family].names.get("hidden_act", "hidden_act")
-        raise _hf_layers.unsupported(own, repr(name), _checks.listed(_ACTIVATIONS))
-    if family == "gemma" and name == "gelu":  # what early releases call the tanh form
+        setting = FAMILIES[family].names.get("hidden_act", "hidden_act")
+        raise _hf_layers.unsupported(setting, repr(name), _checks.listed(_ACTIVATIONS))
+    if family == "gemma" and name == "gelu":  # early releases call the tanh form so
         return "gelu_tanh"
     return _ACTIVATIONS[name]
 
 
 def settings(c: _config.DecoderConfig) -> dict[str, Any]:
-    """config.json in the transformers 4 spelling, which transformers 5 reads too."""
+    """config.json in the transformers 4 spelling, which transformers 5 also reads."""
     family = FAMILIES[c.family]
     found = {
         "hidden_act": _WRITTEN.get(c.activation, c.activation),
@@ -96,7 +96,7 @@ def settings(c: _config.DecoderConfig) -> dict[str, Any]:
             "rope_scaling": _hf_layers.scaling(c.rope),
         }
     found |= family.written(c)
-    dropped = ("num_key_value_heads", "head_dim") if c.family in _OWN_HEADS else ()
+    dropped = ("num_key_value_heads", "head_dim") if c.family in _PLAIN_HEADS else ()
     return {
         "architectures": [family.architecture],
         "model_type": c.family,

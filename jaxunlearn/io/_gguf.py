@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""GGUF files: settings, weights widened to float32, and the tokenizer in the metadata.
+"""Reads GGUF files: settings, weights as float32, and the tokenizer in the metadata.
 
-Two traps. Files of architecture `llama` keep the rows of q and k so that neighbouring
-units turn together; ours (Hugging Face's) turn unit i with unit i + half, so those rows
-are put back. And quantized weights stay what they were rounded to: widening them does
-not restore the original release.
+Two traps. In files of architecture `llama` the rows of q and k are ordered so that
+rotary positions rotate neighbouring units; ours (and Hugging Face's) rotate unit i with
+unit i + half, so the rows are permuted. And quantized weights have their rounded
+values: converting them to float32 does not restore the original release.
 
 Reference: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 """
@@ -23,11 +23,11 @@ from jaxunlearn.models import _config, _rope
 _ARCHITECTURES = {"llama": "llama", "qwen2": "qwen2", "qwen3": "qwen3"}
 _OWNER = "hf.load"
 _AGAIN = "Copy or download it again."
-_ROWS = 4096  # rows widened at a time, which bounds the temporary memory
+_ROWS = 4096  # rows converted at a time, which limits temporary memory
 
 
 class Entry(NamedTuple):
-    """Where a tensor lies and how it is stored; `shape` is that of the values."""
+    """The location and storage type of a tensor; `shape` is that of its values."""
 
     file: Path
     kind: Any
@@ -38,7 +38,7 @@ class Entry(NamedTuple):
 
 
 class File(NamedTuple):
-    """A GGUF file without its weights: metadata by key, and where each tensor lies."""
+    """A GGUF file without its weights: metadata by key, and tensors by name."""
 
     path: Path
     fields: dict[str, Any]
@@ -49,14 +49,14 @@ def open_file(path: Path) -> File:
     """Reads the metadata and the list of tensors; the weights stay on disk.
 
     Raises:
-        ImportError: without the `gguf` package.
-        ValueError: if the file is truncated, corrupt or of another kind.
+        ImportError: without the `gguf` library.
+        ValueError: if the file is truncated, corrupt or not a GGUF file.
     """
     gguf = library()
     try:
         reader = gguf.GGUFReader(path)
         if reader.byte_order != "I":
-            raise ValueError("its bytes are in the other order")
+            raise ValueError("its byte order is not that of this machine")
         fields = {name: field.contents() for name, field in reader.fields.items()}
         arch = fields.get("general.architecture")
         heads = fields.get("llama.attention.head_count")
@@ -74,9 +74,9 @@ def open_file(path: Path) -> File:
         }
     except PermissionError:
         raise
-    except Exception as error:  # the reader raises whatever numpy meets
+    except Exception as error:  # the reader raises errors of many types
         raise ValueError(
-            f"{_OWNER} needs a whole GGUF file, got {path}, which does not read "
+            f"{_OWNER} needs a complete GGUF file, got {path}, which cannot be read "
             f"({type(error).__name__}: {error}). {_AGAIN}"
         ) from error
     return File(path, fields, tensors)
@@ -88,10 +88,10 @@ def library() -> Any:
 
 
 def config(file: File, *, compute_dtype: str, remat: str) -> _config.DecoderConfig:
-    """The DecoderConfig of a file; its `source` is a config.json that says the same.
+    """The DecoderConfig of a file; its `source` is an equivalent config.json.
 
     Raises:
-        ValueError: if the architecture or a setting is one we lack.
+        ValueError: for an unsupported architecture or setting.
     """
     settings = _settings(file)
     text = json.dumps(settings, indent=2)
@@ -99,9 +99,9 @@ def config(file: File, *, compute_dtype: str, remat: str) -> _config.DecoderConf
 
 
 def read(entry: Entry, index: Any = ...) -> np.ndarray:
-    """A block of a tensor in float32, rows of q and k in Hugging Face's order.
+    """A block of a tensor in float32, with rows of q and k in Hugging Face's order.
 
-    The whole tensor is read for it: quantized blocks do not follow our cuts.
+    The complete tensor is read, because quantized blocks need not align with `index`.
     """
     gguf = library()
     rows = math.prod(entry.shape[:-1])
@@ -121,9 +121,9 @@ def read(entry: Entry, index: Any = ...) -> np.ndarray:
 
 
 def tokenizer(file: File):
-    """The tokenizer in the metadata as a transformers fast tokenizer, or None.
+    """The tokenizer in the metadata as a transformers fast tokenizer.
 
-    None where the file has none, or one of a kind we cannot rebuild exactly.
+    None if the file has none, or one that cannot be reconstructed exactly.
     """
     from jaxunlearn.io import _gguf_tokenizer
 
@@ -131,7 +131,7 @@ def tokenizer(file: File):
 
 
 def heads_of(arch: str | None, name: str, heads: int, kv_heads: int) -> int | None:
-    """How many heads the rows of a permuted tensor belong to, None if not permuted."""
+    """The number of heads of a tensor with permuted rows; None if not permuted."""
     part = name.split(".")[2:3]
     permuted = {"attn_q": heads, "attn_k": kv_heads} if arch == "llama" else {}
     return permuted.get(part[0]) if part else None
@@ -169,17 +169,17 @@ def _settings(file: File) -> dict[str, Any]:
         lacking.append("token_embd.weight")
     if lacking:
         raise ValueError(
-            f"{_OWNER} needs {_checks.listed(lacking)} in the GGUF file, got "
-            f"{file.path} without. {_AGAIN}"
+            f"{_OWNER} needs {_checks.listed(lacking)} in the GGUF file, which "
+            f"{file.path} lacks. {_AGAIN}"
         )
     if get("expert_count"):
         raise ValueError(
             f"{_OWNER} needs a dense model, got a mixture of {get('expert_count')} "
-            f"experts in {file.path}. Bring another network in with models.from_nnx."
+            f"experts in {file.path}. Convert other networks with models.from_nnx."
         )
     width, heads = get("embedding_length"), get("attention.head_count")
-    turning = get("rope.dimension_count")
-    head_dim = get("attention.key_length", turning or width // heads)
+    rotated = get("rope.dimension_count")
+    head_dim = get("attention.key_length", rotated or width // heads)
     settings = {
         "architectures": [_hf_config.architecture(_ARCHITECTURES[arch])],
         "model_type": _ARCHITECTURES[arch],
@@ -197,8 +197,8 @@ def _settings(file: File) -> dict[str, Any]:
         "rope_theta": _short(get("rope.freq_base", 10000.0)),
         "rope_scaling": _scaling(file, get, head_dim),
     }
-    if turning is not None and turning != head_dim:
-        settings["partial_rotary_factor"] = turning / head_dim
+    if rotated is not None and rotated != head_dim:
+        settings["partial_rotary_factor"] = rotated / head_dim
     if arch == "llama":
         settings["attention_bias"] = "blk.0.attn_q.bias" in file.tensors
         settings["mlp_bias"] = "blk.0.ffn_up.bias" in file.tensors
@@ -227,7 +227,7 @@ def _scaling(file: File, get, head_dim: int) -> dict[str, Any] | None:
         scaling |= {"rope_type": "longrope", "attention_factor": _short(stretch)}
         return scaling | {"original_max_position_embeddings": original}
     kind = get("rope.scaling.type", "none" if factor is None else "linear")
-    if factor is None and get("rope.scale_linear"):  # how older files spell it
+    if factor is None and get("rope.scale_linear"):  # the key in older files
         kind, factor = "linear", get("rope.scale_linear")
     if kind == "none" or not factor:
         return None
@@ -245,9 +245,9 @@ def _scaling(file: File, get, head_dim: int) -> dict[str, Any] | None:
 def _divided(divisors: np.ndarray, theta: float, head_dim: int) -> dict[str, Any]:
     """Llama 3's scaling, which GGUF stores as one divisor per plane.
 
-    The published Llama 3.1 to 3.3 models differ only in the factor, so those numbers
-    are tried first; anything else becomes `longrope` with the divisors themselves,
-    which is the same arithmetic.
+    The published Llama 3.1 to 3.3 models differ only in the factor, so their settings
+    are tried first. Other divisors become `longrope` with these divisors, which
+    computes the same.
     """
     guess = _config.RopeConfig(
         theta=theta,
@@ -266,16 +266,16 @@ def _divided(divisors: np.ndarray, theta: float, head_dim: int) -> dict[str, Any
                 "high_freq_factor": guess.high_freq_factor,
                 "original_max_position_embeddings": guess.original_positions,
             }
-    both = divisors.tolist()
+    factors = divisors.tolist()
     return {
         "rope_type": "longrope",
-        "short_factor": both,
-        "long_factor": both,
+        "short_factor": factors,
+        "long_factor": factors,
         "attention_factor": 1.0,
         "original_max_position_embeddings": 8192,
     }
 
 
 def _short(number: float) -> float:
-    """1e-05 rather than 9.999999747378752e-06: the shortest text of a float32."""
+    """The float with the shortest text of a float32: 1e-05, not 9.99999974e-06."""
     return float(str(np.float32(number)))

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The tokenizer inside a GGUF file, rebuilt with the `tokenizers` package.
+"""Reconstructs the tokenizer in a GGUF file with the `tokenizers` library.
 
-transformers can do this too, but only with torch installed. We rebuild byte-level BPE,
-whose pieces and merges the file holds; only the rule that cuts a text into words is
-named, not stored, so a rule we do not know gives no tokenizer rather than a slightly
-wrong one.
+transformers can do this too, but only with torch installed. Byte-level BPE is
+supported: the file contains its pieces and merges. The rule that splits a text into
+words is not stored, only its name, so an unknown rule gives no tokenizer rather than a
+slightly wrong one.
 """
 
 import warnings
@@ -16,7 +16,7 @@ _KEY = "tokenizer.ggml"
 _CONTROL, _USER = 3, 4  # token types: special, and added by a user
 _TAIL = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 _HEAD = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|"
-# Name of the word rule -> its regular expression; None is GPT-2's own rule.
+# Name of the word rule -> its regular expression; None is the rule of GPT-2.
 _WORDS = {
     "default": None,
     "gpt-2": None,
@@ -24,7 +24,7 @@ _WORDS = {
     "llama-bpe": _HEAD + r"\p{N}{1,3}" + _TAIL,
     "qwen2": _HEAD + r"\p{N}" + _TAIL,
 }
-RULES = tuple(rule for rule in _WORDS if rule != "default")  # those that say one thing
+RULES = tuple(rule for rule in _WORDS if rule != "default")  # unambiguous names
 
 
 def build(fields: dict[str, Any]):
@@ -33,8 +33,8 @@ def build(fields: dict[str, Any]):
     Args:
         fields: metadata of the file by key.
     Returns:
-        The tokenizer. None where the metadata holds none; None and a warning where it
-        is not byte-level BPE with a known word rule.
+        The tokenizer. None if the metadata has none; None and a warning if it is not
+        byte-level BPE with a known word rule.
     Raises:
         ImportError: without transformers or tokenizers.
     """
@@ -44,8 +44,8 @@ def build(fields: dict[str, Any]):
     kind, rule = fields.get(f"{_KEY}.model"), fields.get(f"{_KEY}.pre", "default")
     if kind != "gpt2" or rule not in _WORDS or not fields.get(f"{_KEY}.merges"):
         warnings.warn(
-            f"The tokenizer of this GGUF file ({kind!r}, words cut by {rule!r}) cannot "
-            "be rebuilt exactly, so hf.load returns None for it. Take it from the "
+            f"The tokenizer of this GGUF file ({kind!r}, word rule {rule!r}) cannot be "
+            "reconstructed exactly, so hf.load returns None instead. Load that of the "
             "original release with transformers.AutoTokenizer.",
             stacklevel=4,
         )

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Writing GGUF files, a tensor at a time, through the `gguf` package.
+"""Writes GGUF files, one tensor at a time, with the `gguf` library.
 
-The metadata says what the decoder is and how its tokenizer cuts text. Neither is taken
-on trust: the file is read again before it gets its name, and a tokenizer goes in only
-if the one rebuilt from the metadata gives the same tokens.
+The metadata describe the decoder and its tokenizer, and both are verified: the
+metadata are read again from the file, and a tokenizer is stored only if the one
+reconstructed from the metadata gives the same tokens.
 
 Reference: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 """
@@ -35,8 +35,8 @@ _BLOCK = 32
 _TABLES = ("token_embd.weight", "output.weight")  # float16 where kernels have less
 _LARGEST = {"f16": 65504.0, "q8_0": 65504.0 * 127, "q4_0": 65504.0 * 8}
 _UNUSED, _NORMAL, _CONTROL, _USER = 5, 1, 3, 4  # kinds of tokens
-# What tokenizers differ on: digits, contractions, spaces, lines, capitals, accents.
-_PIECES = 2000  # of the tokenizer's own, spelt one after another
+_PIECES = 2000  # of the vocabulary, concatenated to one text for the comparison
+# Text on which tokenizers differ: digits, contractions, spaces, lines, case, accents.
 _PROBE = (
     "Hello world, it's 3 o'clock; I'LL say 12345678 things we'd\n\n  indent\tand\r\n"
     "   trailing   \n naïve cafe\u0301 — 中文字符 日本語 Здравствуйте ½ ² 😀 x1y22z333 "
@@ -45,9 +45,9 @@ _PROBE = (
 
 
 def check(config: _config.DecoderConfig, scheme: str) -> None:
-    """Raises ValueError where the format has no words for the decoder."""
+    """Raises ValueError if GGUF cannot represent this decoder."""
     _checks.one_of(_OWNER, SCHEMES, scheme=scheme)
-    wanted = {
+    supported = {
         "family": (config.family, tuple(_ARCHITECTURES)),
         "windows": (config.windows, (None,)),
         "rope.kind": (
@@ -55,11 +55,11 @@ def check(config: _config.DecoderConfig, scheme: str) -> None:
             ("default", "linear", "yarn", "llama3"),
         ),
     }
-    for name, (came, known) in wanted.items():
-        if came not in known:
+    for name, (came, allowed) in supported.items():
+        if came not in allowed:
             raise ValueError(
-                f"{_OWNER} needs {name} to be one of {_checks.listed(known)}, got "
-                f"{came!r}. Save it with hf.save, and convert it with llama.cpp."
+                f"{_OWNER} needs {name} to be one of {_checks.listed(allowed)}, got "
+                f"{came!r}. Use hf.save, and convert the folder with llama.cpp."
             )
 
 
@@ -70,17 +70,18 @@ def write(
     tokenizer: Any,
     scheme: str,
 ) -> None:
-    """Writes the file and reads its metadata again.
+    """Writes the file and verifies its metadata.
 
     Args:
-        file: where it goes; not there yet.
-        config: that `check` accepted.
+        file: a path that does not exist yet.
+        config: a config that `check` accepts.
         specs: every tensor under its name in GGUF.
         tokenizer: a transformers fast tokenizer of byte-level BPE, or None.
         scheme: of the kernels, one of SCHEMES.
     Raises:
-        ValueError: if the tokenizer or a setting does not come back as it was, a row
-            does not end where a block does, or values are too large for the scheme.
+        ValueError: if the tokenizer or a setting is not the same when it is read again,
+            32 does not divide a kernel's inputs, or values are too large for the
+            scheme.
     """
     gguf = _gguf.library()
     arch = _ARCHITECTURES[config.family] or config.family
@@ -110,11 +111,11 @@ def write(
             writer.write_tensor_data(_packed(gguf, spec, kind, config, arch))
     finally:
         writer.close()
-    _read_again(file, config)
+    _verify(file, config)
 
 
 def _kind(gguf, spec: _safetensors.Spec, scheme: str):
-    """The type of a tensor: vectors whole, tables in float16 at least."""
+    """The type of a tensor: vectors are float32, embeddings float16 or float32."""
     if len(spec.shape) == 1:
         scheme = "f32"
     elif spec.name in _TABLES and scheme != "f32":
@@ -122,7 +123,7 @@ def _kind(gguf, spec: _safetensors.Spec, scheme: str):
     elif scheme.startswith("q") and spec.shape[-1] % _BLOCK:
         raise ValueError(
             f"{_OWNER} needs kernels whose inputs {_BLOCK} divides for "
-            f"scheme={scheme!r}, got {spec.name!r} with {spec.shape[-1]} inputs. Take "
+            f"scheme={scheme!r}, got {spec.name!r} with {spec.shape[-1]} inputs. Use "
             "scheme='f16'."
         )
     return gguf.GGMLQuantizationType[scheme.upper()]
@@ -135,7 +136,7 @@ def _packed(gguf, spec, kind, config, arch) -> np.ndarray:
     if not largest <= (np.finfo(np.float32).max if kind.name == "F32" else limit):
         raise ValueError(
             f"{_OWNER} needs finite values up to {limit:g} for {kind.name}, got "
-            f"{largest:g} in {spec.name!r}. Look at the params, or take scheme='f32'."
+            f"{largest:g} in {spec.name!r}. Check the params, or use scheme='f32'."
         )
     heads = _gguf.heads_of(arch, spec.name, config.heads, config.kv_heads)
     values = values if heads is None else _permute(values, heads)
@@ -201,8 +202,8 @@ def _add_tokens(writer, tokens: dict[str, Any], vocab: int) -> None:
 def _tokens(tokenizer, config, arch: str) -> dict[str, Any]:
     """The metadata of a tokenizer, by key.
 
-    The rule that cuts a text into words has a name alone, so every name we know is
-    tried, and the first whose tokenizer gives the same tokens is taken.
+    GGUF stores only the name of the rule that splits a text into words. Every known
+    name is tried, and the first whose tokenizer gives the same tokens is used.
     """
     backend = getattr(tokenizer, "backend_tokenizer", None)
     state = json.loads(backend.to_str()) if backend is not None else {}
@@ -210,8 +211,8 @@ def _tokens(tokenizer, config, arch: str) -> dict[str, Any]:
     if core.get("type") != "BPE":
         raise ValueError(
             f"{_OWNER} needs a fast tokenizer of byte-level BPE, got "
-            f"{type(tokenizer).__name__} of type {core.get('type')!r}. Leave it out, "
-            "or save with hf.save and convert with llama.cpp."
+            f"{type(tokenizer).__name__} of type {core.get('type')!r}. Pass None, or "
+            "use hf.save and convert the folder with llama.cpp."
         )
     pieces = dict(core["vocab"])
     kinds = dict.fromkeys(pieces, _NORMAL)
@@ -230,7 +231,7 @@ def _tokens(tokenizer, config, arch: str) -> dict[str, Any]:
         listed[index], types[index] = piece, kinds[piece]
     merges = [x if isinstance(x, str) else " ".join(x) for x in core["merges"]]
     plain = backend.encode("a", add_special_tokens=False).ids
-    whole, bos = backend.encode("a").ids, tokenizer.bos_token_id
+    full, bos = backend.encode("a").ids, tokenizer.bos_token_id
     fields = {
         "general.architecture": arch,
         f"{arch}.context_length": config.positions,
@@ -238,7 +239,7 @@ def _tokens(tokenizer, config, arch: str) -> dict[str, Any]:
         "tokenizer.ggml.tokens": listed,
         "tokenizer.ggml.token_type": types,
         "tokenizer.ggml.merges": merges,
-        "tokenizer.ggml.add_bos_token": bos is not None and whole == [bos, *plain],
+        "tokenizer.ggml.add_bos_token": bos is not None and full == [bos, *plain],
     }
     for name, index in (
         ("bos", bos),
@@ -251,13 +252,13 @@ def _tokens(tokenizer, config, arch: str) -> dict[str, Any]:
     if isinstance(tokenizer.chat_template, str):
         fields["tokenizer.chat_template"] = tokenizer.chat_template
     special = [piece for piece, kind in kinds.items() if kind != _NORMAL]
-    own = range(0, config.vocab, -(-config.vocab // _PIECES))
-    own = "".join(listed[i] for i in own if types[i] == _NORMAL)
+    sample = range(0, config.vocab, -(-config.vocab // _PIECES))
+    sample = "".join(listed[i] for i in sample if types[i] == _NORMAL)
     texts = [
         _PROBE,
         *_PROBE.split(" "),
         " ".join(special),
-        backend.decoder.decode([own]),
+        backend.decoder.decode([sample]),
     ]
     wanted = [backend.encode(text).ids for text in texts]
     for rule in _gguf_tokenizer.RULES:
@@ -266,14 +267,14 @@ def _tokens(tokenizer, config, arch: str) -> dict[str, Any]:
         if [again.encode(text).ids for text in texts] == wanted:
             return fields
     raise ValueError(
-        f"{_OWNER} needs a tokenizer that GGUF can name, got one that cuts text as "
-        f"none of {_checks.listed(_gguf_tokenizer.RULES)} does. Leave it out, or save "
-        "with hf.save and convert with llama.cpp."
+        f"{_OWNER} needs a tokenizer that splits text as one of "
+        f"{_checks.listed(_gguf_tokenizer.RULES)}, got another one. Pass None, or use "
+        "hf.save and convert the folder with llama.cpp."
     )
 
 
-def _read_again(file: Path, config: _config.DecoderConfig) -> None:
-    """Raises ValueError unless the file's metadata describe the same arithmetic."""
+def _verify(file: Path, config: _config.DecoderConfig) -> None:
+    """Raises ValueError unless the file's metadata describe the same computation."""
     found = _gguf.config(
         _gguf.open_file(file), compute_dtype=config.compute_dtype, remat=config.remat
     )
@@ -289,6 +290,6 @@ def _read_again(file: Path, config: _config.DecoderConfig) -> None:
             changed.append(f"{field.name}={was!r}, read back as {now!r}")
     if changed:
         raise ValueError(
-            f"{_OWNER} needs settings that GGUF holds, got {'; '.join(changed)}. Save "
-            "it with hf.save, and convert it with llama.cpp."
+            f"{_OWNER} needs settings that GGUF can represent, got "
+            f"{'; '.join(changed)}. Use hf.save, and convert the folder with llama.cpp."
         )

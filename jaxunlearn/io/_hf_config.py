@@ -2,8 +2,9 @@
 """config.json of a Hugging Face checkpoint, to DecoderConfig and back.
 
 Both spellings of rotary positions are read: `rope_theta` with `rope_scaling`
-(transformers 4) and `rope_parameters` (transformers 5). A setting we do not know how to
-compute is refused, never ignored: what loads computes what transformers computes.
+(transformers 4) and `rope_parameters` (transformers 5). A setting that the decoder
+does not support is an error and never ignored, so every model that loads computes what
+transformers computes.
 """
 
 import dataclasses
@@ -23,7 +24,7 @@ _NEEDED = (
     "num_hidden_layers",
     "num_attention_heads",
 )
-# DecoderConfig fields that say how to run the model, not which model it is.
+# DecoderConfig fields that determine how the model runs, not which model it is.
 _RUNNING = ("compute_dtype", "remat", "attention", "source")
 _OWNER = "hf.load"
 
@@ -32,12 +33,12 @@ def parse(text: str, *, compute_dtype: str = "float32", remat: str = "full"):
     """The DecoderConfig that a config.json describes.
 
     Args:
-        text: the file, kept in the result's `source`.
+        text: the content of the file, stored in the result's `source`.
         compute_dtype: dtype of the activations.
         remat: what the backward pass recomputes.
     Raises:
-        ValueError: if the text is not JSON, or names an architecture or setting we
-        lack.
+        ValueError: if the text is not JSON, or has an unsupported architecture or
+            setting.
     """
     try:
         given = json.loads(text)
@@ -45,14 +46,14 @@ def parse(text: str, *, compute_dtype: str = "float32", remat: str = "full"):
             raise ValueError("not an object")
     except ValueError as error:
         raise ValueError(
-            f"{_OWNER} needs a config.json in JSON, got text that does not parse "
+            f"{_OWNER} needs JSON in config.json, got text that does not parse "
             f"({error}). Copy or download it again."
         ) from error
     family = given.get("model_type")
     if family not in FAMILIES:
         raise ValueError(
             f"{_OWNER} needs model_type to be one of {_checks.listed(FAMILIES)}, got "
-            f"{family!r}. Bring another network in with models.from_nnx."
+            f"{family!r}. Convert other networks with models.from_nnx."
         )
     c = _families.common(given)
     missing = [name for name in _NEEDED if c.get(name) is None]
@@ -60,7 +61,7 @@ def parse(text: str, *, compute_dtype: str = "float32", remat: str = "full"):
         names = _families.FAMILIES[family].names
         raise ValueError(
             f"{_OWNER} needs {_checks.listed(names.get(n, n) for n in missing)} in "
-            f"config.json, got only {_checks.listed(given, 20)}. Take config.json from "
+            f"config.json, got only {_checks.listed(given, 20)}. Use config.json of "
             "the original release."
         )
     _refuse(given)
@@ -91,15 +92,15 @@ def parse(text: str, *, compute_dtype: str = "float32", remat: str = "full"):
 def write(config: _config.DecoderConfig, dtype: str) -> str:
     """config.json for a checkpoint saved in `dtype`.
 
-    The settings the model came with are kept as they were, known to us or not; where
-    they no longer describe the model, or there were none, they are written from
-    `config`.
+    All settings of the original config.json are written unchanged if they describe the
+    model. Otherwise, or if there were none, the settings that the decoder has are
+    written from `config`.
     """
     settings = json.loads(config.source)
     if not _describes(config):
         rope = ("rope_parameters", "rope_scaling", "rope_theta")
-        kept = {name: v for name, v in settings.items() if name not in rope}
-        settings = kept | _settings(config)
+        others = {name: v for name, v in settings.items() if name not in rope}
+        settings = others | _settings(config)
     names = [name for name in ("dtype", "torch_dtype") if name in settings]
     settings |= dict.fromkeys(names or ["torch_dtype"], dtype)
     return json.dumps(settings, indent=2) + "\n"
@@ -111,7 +112,7 @@ def architecture(family: str) -> str:
 
 
 def _describes(config: _config.DecoderConfig) -> bool:
-    """Whether the source still says what the config says."""
+    """Whether the config's source parses to the config."""
     try:
         parsed = parse(config.source)
     except ValueError:
@@ -121,7 +122,7 @@ def _describes(config: _config.DecoderConfig) -> bool:
 
 
 def _settings(config: _config.DecoderConfig) -> dict[str, Any]:
-    """The transformers 4 spelling, which transformers 5 and servers read too."""
+    """The transformers 4 spelling, which transformers 5 and servers also read."""
     c = config
     if c.family not in FAMILIES:
         raise ValueError(
@@ -130,15 +131,11 @@ def _settings(config: _config.DecoderConfig) -> dict[str, Any]:
         )
     settings = _families.settings(c)
     back = parse(json.dumps(settings))
-    if (
-        c.rope and back.rope and c.rope.kind in ("default", "linear")
-    ):  # the length plays no part in these
-        back = dataclasses.replace(
-            back,
-            rope=dataclasses.replace(
-                back.rope, original_positions=c.rope.original_positions
-            ),
-        )
+    if c.rope and back.rope and c.rope.kind in ("default", "linear"):
+        # These kinds do not use the original length, so it may differ.
+        original = c.rope.original_positions
+        rope = dataclasses.replace(back.rope, original_positions=original)
+        back = dataclasses.replace(back, rope=rope)
     lost = [
         field.name
         for field in dataclasses.fields(back)
@@ -155,7 +152,7 @@ def _settings(config: _config.DecoderConfig) -> dict[str, Any]:
 
 
 def _refuse(given: Mapping[str, Any]) -> None:
-    """Raises for settings that would change the arithmetic in a way we do not have."""
+    """Raises for settings that would change the computation in an unsupported way."""
     if given.get("quantization_config"):
         method = given["quantization_config"].get("quant_method")
         raise ValueError(

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Rotary positions and windows of a config.json, read and written."""
+"""Reads and writes the rotary positions and windows of a config.json."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -11,17 +11,18 @@ _OWNER = "hf.load"
 
 
 def rope(c: Mapping[str, Any]) -> _config.RopeConfig:
+    """The rotary positions of a config.json with one set for all layers."""
     given = c.get("rope_scaling") or c.get("rope_parameters") or {}
     nested = [item for item in given.values() if isinstance(item, Mapping)]
     if nested and all(item == nested[0] for item in nested):
         given = nested[0]
     elif nested:
         raise unsupported(
-            "rope_parameters", "different ones per kind of layer", "one set"
+            "rope_parameters", "different sets per type of layer", "one set"
         )
     kind = given.get("rope_type", given.get("type", "default"))
     if c["model_type"] == "phi3" and kind in ("su", "yarn"):
-        kind = "longrope"  # earlier names of it
+        kind = "longrope"  # its earlier names
     if kind not in _config.ROPE_KINDS:
         raise unsupported("rope_type", repr(kind), _checks.listed(_config.ROPE_KINDS))
     partial = given.get("partial_rotary_factor", c.get("partial_rotary_factor"))
@@ -38,12 +39,12 @@ def rope(c: Mapping[str, Any]) -> _config.RopeConfig:
     if lacking:
         raise ValueError(
             f"{_OWNER} needs {_checks.listed(lacking)} for rope_type {kind!r} in "
-            f"config.json, got {_checks.listed(given)}. Take config.json from the "
+            f"config.json, got {_checks.listed(given)}. Use config.json of the "
             "original release."
         )
     positions = c["max_position_embeddings"]
     original = None
-    if kind == "dynamic":  # transformers reads no other length here
+    if kind == "dynamic":  # transformers uses no other length here
         original = positions
     elif kind in ("llama3", "yarn", "longrope"):
         inside = given.get("original_max_position_embeddings")
@@ -73,7 +74,7 @@ def rope(c: Mapping[str, Any]) -> _config.RopeConfig:
 
 
 def ropes(c: Mapping[str, Any]) -> dict[str, _config.RopeConfig]:
-    """Gemma 3's two sets: of full layers, and of those with a window."""
+    """Gemma 3's two sets: for layers with full attention, and with a window."""
     nested, scaled = c.get("rope_parameters") or {}, c.get("rope_scaling") or {}
     kinds = {"full_attention", "sliding_attention"}
     if not set(nested) <= kinds:
@@ -90,6 +91,7 @@ def ropes(c: Mapping[str, Any]) -> dict[str, _config.RopeConfig]:
 
 
 def scaling(rope: _config.RopeConfig) -> dict[str, Any] | None:
+    """`rope_scaling` in config.json; None for unscaled positions."""
     if rope.kind == "default":
         return None
     scaling: dict[str, Any] = {"rope_type": rope.kind, "factor": rope.factor}
@@ -112,6 +114,7 @@ def scaling(rope: _config.RopeConfig) -> dict[str, Any] | None:
 
 
 def windows(family: str, c: Mapping[str, Any]) -> tuple[int | None, ...] | None:
+    """The window of every layer, in tokens, as DecoderConfig.windows."""
     layers, window = c["num_hidden_layers"], c.get("sliding_window")
     if family in ("llama", "gemma", "gpt2", "opt", "gpt_neox"):
         return None
@@ -132,11 +135,10 @@ def windows(family: str, c: Mapping[str, Any]) -> tuple[int | None, ...] | None:
             "full_attention" if window is None or i < first else "sliding_attention"
             for i in range(layers)
         ]
-    known = {"full_attention": None, "sliding_attention": window}
-    strange = [kind for kind in types if kind not in known]
-    if strange or len(types) != layers:
+    supported = {"full_attention": None, "sliding_attention": window}
+    if len(types) != layers or any(kind not in supported for kind in types):
         raise unsupported(
-            "layer_types", types, f"{layers} entries from {_checks.listed(known)}"
+            "layer_types", types, f"{layers} entries from {_checks.listed(supported)}"
         )
     if window is None and "sliding_attention" in types:
         raise unsupported(
@@ -145,14 +147,15 @@ def windows(family: str, c: Mapping[str, Any]) -> tuple[int | None, ...] | None:
             f"sliding_window={c.get('sliding_window')!r}",
             "a window size in tokens",
         )
-    windows = tuple(known[kind] for kind in types)
+    windows = tuple(supported[kind] for kind in types)
     return None if all(w is None for w in windows) else windows
 
 
 def unsupported(name: str, came: Any, supported: str) -> ValueError:
+    """The error for a setting of config.json that the decoder does not support."""
     return ValueError(
         f"{_OWNER} needs {name} to be {supported}, got {came}. "
-        "Bring another network in with models.from_nnx."
+        "Convert other networks with models.from_nnx."
     )
 
 

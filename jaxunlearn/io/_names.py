@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Tables of names: our leaves, Hugging Face tensors and GGUF tensors.
 
-Every row says where a tensor lives in each of the three and whether its two axes swap:
-torch keeps a linear weight as [out, in], we keep a kernel as [in, out]. A tensor may
-hold several of our leaves side by side on its out axis. Loading and saving read the
-same table, so what is saved is what was loaded.
+Every row names a tensor in each of the three and says whether its two axes are swapped:
+torch stores a linear weight as [out, in], we store a kernel as [in, out]. A tensor may
+contain several of our leaves, concatenated along its out axis. Loading and saving use
+the same table.
 """
 
 import re
@@ -18,13 +18,13 @@ KEEP, TRANSPOSE = False, True
 
 
 class Row(NamedTuple):
-    """One kind of tensor; `{}` in a name stands for the layer.
+    """One kind of tensor; `{}` in a name is the index of the layer.
 
     Attributes:
-        paths: our leaves, in the order in which they lie on the tensor's out axis.
-        hf, gguf: the tensor's name there.
-        transpose: whether the file holds the two axes the other way round.
-        by_head: whether the leaves take turns on the out axis, head after head.
+        paths: our leaves, in their order on the tensor's out axis.
+        hf, gguf: the tensor's name in each format.
+        transpose: whether the two axes are swapped in the file.
+        by_head: whether the leaves alternate on the out axis, head by head.
     """
 
     paths: tuple[str, ...]
@@ -175,10 +175,10 @@ TABLES = {
     "opt": _opt(),
     "gpt_neox": _neox(),
 }
-# What transformers puts before the names of a model saved without its head.
+# Prefixes that are missing in the names of a model saved without its head.
 _PREFIXES = ("transformer.", "model.", "gpt_neox.")
 
-# Buffers that older exporters wrote beside the weights; the decoder computes them.
+# Buffers that older exporters saved with the weights; the decoder computes them.
 _BUFFERS = re.compile(
     r".*\.rotary_emb\.(inv_freq|cos_cached|sin_cached)|.*\.masked_bias|"
     r"(.*\.)?h\.\d+\.attn\.bias|.*\.attention\.bias|"
@@ -187,13 +187,17 @@ _BUFFERS = re.compile(
 
 
 class Part(NamedTuple):
-    """What one leaf takes of a tensor: units `start` to `start + size` of each group.
+    """The part of a tensor that belongs to one leaf.
+
+    The tensor's out axis has `groups` equal groups; the leaf has units `start` to
+    `start + size` of each group, in order.
 
     Attributes:
         path: our leaf.
-        layer: index on the leaf's first axis, None where the tensor is for all of it.
-        groups: how many equal groups the tensor's out axis is cut into first.
-        start, size: units of every group that are this leaf's, in order.
+        layer: index on the leaf's first axis; None if the tensor holds all layers or
+            the leaf has none.
+        groups: number of groups.
+        start, size: first unit within a group, and number of units.
     """
 
     path: str
@@ -204,7 +208,7 @@ class Part(NamedTuple):
 
 
 class Tensor(NamedTuple):
-    """One tensor in a file: `shape` as in the file, and the leaves it holds."""
+    """One tensor in a file: its shape in the file, and the leaves it contains."""
 
     shape: tuple[int, ...]
     transpose: bool
@@ -212,7 +216,7 @@ class Tensor(NamedTuple):
 
 
 def tensors(config: _config.DecoderConfig, kind: str = "hf") -> dict[str, Tensor]:
-    """The tensors a file of this model holds, by name, leaf after leaf.
+    """The tensors of a checkpoint of this model, by name, in the order of our leaves.
 
     Args:
         config: the model.
@@ -242,7 +246,7 @@ def tensors(config: _config.DecoderConfig, kind: str = "hf") -> dict[str, Tensor
 
 
 def name_of(config: _config.DecoderConfig, kind: str, path: str) -> str:
-    """The name of the tensor that holds the leaf `path`, which has no layers."""
+    """The name of the tensor that contains the leaf `path`, which has no layers."""
     row = next(row for row in TABLES[config.family] if path in row.paths)
     return getattr(row, kind)
 
@@ -252,9 +256,9 @@ def renamed(
 ) -> dict[str, Any]:
     """The entries of a folder under the names of `tensors`.
 
-    Two other spellings are known: a model saved without its head leaves out the first
-    part of every name, as the original GPT-2 does, and transformers 5 may call
-    GPT-NeoX's embed_out lm_head.
+    Two other spellings are recognised: a model saved without its head, such as the
+    original GPT-2, has names without their first part, and transformers 5 may call
+    embed_out of GPT-NeoX lm_head.
     """
     wanted = tensors(config)
     head = name_of(config, "hf", "unembed/kernel")
@@ -262,24 +266,24 @@ def renamed(
     for name, entry in entries.items():
         others = [prefix + name for prefix in _PREFIXES]
         others += [head] if name == "lm_head.weight" else []
-        known = [other for other in others if other in wanted]
-        fits = name in wanted or not known or known[0] in entries
-        found[name if fits else known[0]] = entry
+        matches = [other for other in others if other in wanted]
+        unchanged = name in wanted or not matches or matches[0] in entries
+        found[name if unchanged else matches[0]] = entry
     return found
 
 
 def cuts(
     tensor: Tensor, part: Part, index: tuple[slice, ...]
 ) -> Iterator[tuple[Any, tuple[slice, ...]]]:
-    """Where a piece of a leaf lies in a tensor, group after group.
+    """Where the values of a piece of a leaf are in a tensor, one group at a time.
 
     Args:
-        tensor, part: which of them, from `tensors`.
-        index: the piece: a slice with start and stop for each axis of the part's leaf,
-            of its layer alone if it has layers.
+        tensor, part: from `tensors`.
+        index: the piece: a slice with start and stop for each axis of the leaf, without
+            the axis of layers.
     Yields:
-        (index into the piece, index into the tensor) of the same numbers. Where the
-        tensor is transposed, their two axes swap.
+        (index into the piece, index into the tensor) of the same values. If the tensor
+        is transposed, the two axes are swapped.
     """
     *inner, units = index
     group_units = tensor.shape[0 if tensor.transpose else -1] // part.groups
@@ -300,14 +304,13 @@ def check(
     came: Mapping[str, tuple[int, ...]],
     fix: str,
 ) -> None:
-    """Compares names and shapes, and reports everything that is wrong at once.
+    """Compares names and shapes and reports all differences together.
 
     Raises:
-        ValueError: listing what is missing, what is left over and what has another
-        shape.
+        ValueError: listing what is missing, unexpected or of another shape.
     """
     missing = [name for name in needed if name not in came]
-    surplus = [name for name in came if name not in needed]
+    unexpected = [name for name in came if name not in needed]
     misshaped = [
         f"{name} should be {tuple(needed[name])} and is {tuple(came[name])}"
         for name in needed
@@ -317,7 +320,7 @@ def check(
         f"{len(names)} {what}: {_checks.listed(names)}"
         for what, names in (
             ("missing", missing),
-            ("not expected", surplus),
+            ("unexpected", unexpected),
             ("of another shape", misshaped),
         )
         if names
@@ -330,5 +333,5 @@ def check(
 
 
 def buffers(names: Iterable[str]) -> set[str]:
-    """Those of `names` that are harmless extras and may be ignored."""
+    """The names of buffers, which may be ignored."""
     return {name for name in names if _BUFFERS.fullmatch(name)}

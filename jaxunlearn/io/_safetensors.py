@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Safetensors folders, read and written one tensor at a time.
 
-A file is eight bytes with the length of a header, the header in JSON, then the tensors
-end to end. We read it ourselves: a memory map of it all would keep every page of the
-checkpoint counted as ours, and bfloat16 needs `ml_dtypes`, which JAX brings.
+A file is eight bytes with the length of the header, the header in JSON, then the
+tensors without gaps. This reader needs no library. It does not map complete files,
+because every page of the checkpoint would count as memory of the process, and it
+supports bfloat16 with `ml_dtypes`.
 
 Reference: https://huggingface.co/docs/safetensors
 """
@@ -29,13 +30,13 @@ DTYPES = {
     "BF16": np.dtype(ml_dtypes.bfloat16),
 }
 _OWNER = "hf.load"
-_LONGEST_HEADER = 100_000_000  # bytes; the format's own limit
-_MAPPED = 2**26  # bytes mapped at a time where rows are cut
+_MAX_HEADER = 100_000_000  # bytes, the limit of the format
+_MAPPED_BYTES = 2**26  # mapped at a time when columns are sliced
 _AGAIN = "Copy or download it again."
 
 
 class Entry(NamedTuple):
-    """Where a tensor lies: bytes `start` to `start + size` of `file`."""
+    """The location of a tensor: bytes `start` to `start + size` of `file`."""
 
     file: Path
     dtype: str
@@ -45,7 +46,7 @@ class Entry(NamedTuple):
 
 
 class Spec(NamedTuple):
-    """A tensor to write; `make` gives its values when its turn comes."""
+    """A tensor to write; `make` returns its values when they are written."""
 
     name: str
     shape: tuple[int, ...]
@@ -53,11 +54,13 @@ class Spec(NamedTuple):
 
 
 def entries(folder: Path) -> dict[str, Entry]:
-    """Every tensor of a folder by name, from the headers alone.
+    """Every tensor of a folder by name, from the headers only.
 
     Raises:
-        FileNotFoundError: no safetensors there, or a shard of the index is absent.
-        ValueError: a file is truncated or corrupt, or two shards hold the same tensor.
+        FileNotFoundError: if there are no safetensors, or a shard of the index is
+            missing.
+        ValueError: if a file is truncated or corrupt, or two shards have the same
+            tensor.
     """
     found: dict[str, Entry] = {}
     for shard in _shards(folder):
@@ -72,12 +75,12 @@ def entries(folder: Path) -> dict[str, Entry]:
 
 
 def header(file: Path) -> dict[str, Entry]:
-    """The tensors of one file by name. Checks that the bytes they claim are there."""
+    """The tensors of one file by name, after checking that the file has their bytes."""
     size = file.stat().st_size
     with open(file, "rb") as stream:
         prefix = stream.read(8)
         length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else 0
-        if not 2 <= length <= _LONGEST_HEADER:
+        if not 2 <= length <= _MAX_HEADER:
             raise _corrupt(file, f"a header length of {length} bytes")
         if 8 + length > size:
             raise _truncated(file, 8 + length, size)
@@ -114,45 +117,46 @@ def header(file: Path) -> dict[str, Entry]:
 
 
 def check_dtypes(wanted: Mapping[str, Entry]) -> None:
-    """Raises ValueError naming the tensors whose dtype we cannot read."""
-    strange = {entry.dtype for entry in wanted.values()} - set(DTYPES)
-    if strange:
-        names = [name for name, entry in wanted.items() if entry.dtype in strange]
+    """Raises ValueError naming tensors of an unsupported dtype."""
+    unsupported = {entry.dtype for entry in wanted.values()} - set(DTYPES)
+    if unsupported:
+        names = [name for name, entry in wanted.items() if entry.dtype in unsupported]
         raise ValueError(
             f"{_OWNER} needs tensors in {_checks.listed(DTYPES)}, got "
-            f"{_checks.listed(sorted(strange))} in {_checks.listed(names, 3)}. "
+            f"{_checks.listed(sorted(unsupported))} in {_checks.listed(names, 3)}. "
             "Quantized checkpoints must be dequantized first; load the original "
             "release instead."
         )
 
 
 def read(entry: Entry, index: tuple[slice, ...]) -> np.ndarray:
-    """A block of one tensor, in the dtype of the file, and little else of it.
+    """A block of one tensor, in the dtype of the file.
 
     Args:
-        entry: which tensor.
-        index: a slice for each axis, with start and stop.
+        entry: the tensor.
+        index: a slice with start and stop for each axis.
     Returns:
-        The block; the memory is the caller's own. Where rows are cut, the file is
-        mapped some rows at a time, so that only pages with wanted entries are touched.
+        The block as a new array. If columns are sliced, the file is mapped a few rows
+        at a time, so that only pages with entries of the block are read.
     """
     dtype, (rows, *columns) = DTYPES[entry.dtype], index
     row = math.prod(entry.shape[1:])
 
-    def place(start, stop):  # where rows lie, as both ways of reading take it
+    def location(start, stop):
+        """(offset in the file, shape) of these rows."""
         offset = entry.start + start * row * dtype.itemsize
         return offset, (stop - start, *entry.shape[1:])
 
-    whole = zip(columns, entry.shape[1:], strict=True)
-    if all(cut == slice(0, size) for cut, size in whole):
-        offset, shape = place(rows.start, rows.stop)
+    sizes = entry.shape[1:]
+    if all(x == slice(0, size) for x, size in zip(columns, sizes, strict=True)):
+        offset, shape = location(rows.start, rows.stop)
         values = np.fromfile(entry.file, dtype, math.prod(shape), offset=offset)
         return values.reshape(shape)
-    values = np.empty([cut.stop - cut.start for cut in index], dtype)
-    step = max(1, _MAPPED // (row * dtype.itemsize))
+    values = np.empty([x.stop - x.start for x in index], dtype)
+    step = max(1, _MAPPED_BYTES // (row * dtype.itemsize))
     for start in range(rows.start, rows.stop, step):
         stop = min(start + step, rows.stop)
-        mapped = np.memmap(entry.file, dtype, "r", *place(start, stop))
+        mapped = np.memmap(entry.file, dtype, "r", *location(start, stop))
         values[start - rows.start : stop - rows.start] = mapped[:, *columns]
         del mapped
     return values
@@ -161,10 +165,10 @@ def read(entry: Entry, index: tuple[slice, ...]) -> np.ndarray:
 def write(
     folder: Path, specs: list[Spec], dtype: str, max_shard_bytes: int
 ) -> list[str]:
-    """Writes shards, and an index where there are several; returns the files' names.
+    """Writes shards, and an index if there are several; returns the names of the files.
 
     Args:
-        folder: an existing folder; nothing in it may be worth keeping.
+        folder: an existing folder, whose files may be overwritten.
         specs: the tensors in the order of writing.
         dtype: "float32", "bfloat16" or "float16".
         max_shard_bytes: largest size of a shard; one tensor alone may exceed it.
@@ -193,11 +197,11 @@ def write(
     return names
 
 
-def _fill(specs: list[Spec], itemsize: int, most: int) -> Iterator[list[Spec]]:
+def _fill(specs: list[Spec], itemsize: int, max_bytes: int) -> Iterator[list[Spec]]:
     shard, used = [], 0
     for spec in specs:
         size = math.prod(spec.shape) * itemsize
-        if shard and used + size > most:
+        if shard and used + size > max_bytes:
             yield shard
             shard, used = [], 0
         shard.append(spec)
@@ -226,12 +230,12 @@ def _write_shard(stream: BinaryIO, shard: list[Spec], code: str) -> None:
                 f"{np.max(np.abs(values))} in {spec.name!r}. Save with "
                 "dtype='bfloat16' or 'float32'."
             )
-        # ml_dtypes have no buffer protocol, so the bytes go out as a view.
+        # ml_dtypes have no buffer protocol, so the bytes are written through a view.
         stream.write(narrow.view(np.uint8).reshape(-1).data)
 
 
 def _shards(folder: Path) -> list[Path]:
-    """The weight files of a folder, chosen as transformers chooses them."""
+    """The weight files of a folder, selected as transformers selects them."""
     if (folder / SINGLE).is_file():
         return [folder / SINGLE]
     if (folder / INDEX).is_file():
@@ -252,7 +256,7 @@ def _shards(folder: Path) -> list[Path]:
         return others
     if others:
         raise FileNotFoundError(
-            f"{_OWNER} needs {SINGLE}, or {INDEX} beside the shards, got {folder} with "
+            f"{_OWNER} needs {SINGLE}, or shards and {INDEX}, got {folder} with "
             f"{_checks.listed(file.name for file in others)} and no index. "
             "Copy the index too."
         )
@@ -269,13 +273,13 @@ def _shards(folder: Path) -> list[Path]:
         )
         raise ValueError(
             f"{_OWNER} needs safetensors weights, got {_checks.listed(pickles)} in "
-            f"{folder}, which are Python pickles and could run code. Convert them, "
-            f'in an environment that has torch, with:\npython -c "{code}"'
+            f"{folder}, which are Python pickles and can run code. Convert them in an "
+            f'environment that has torch:\npython -c "{code}"'
         )
     raise FileNotFoundError(
         f"{_OWNER} needs weights ({SINGLE}, {INDEX} or one .gguf file), got {folder} "
         f"with {_checks.listed(sorted(file.name for file in folder.iterdir()))}. "
-        "Point at the folder that holds the weights."
+        "Give the folder that contains the weights."
     )
 
 
@@ -287,6 +291,6 @@ def _corrupt(file: Path, what: str) -> ValueError:
 
 def _truncated(file: Path, needed: int, came: int) -> ValueError:
     return ValueError(
-        f"{_OWNER} needs a whole safetensors file, got {file} cut short: its header "
+        f"{_OWNER} needs a complete safetensors file, got {file} truncated: its header "
         f"describes {needed} bytes and there are {came}. {_AGAIN}"
     )

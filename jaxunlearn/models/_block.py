@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One block of the decoder, and what goes into the first: embeddings and rotations."""
+"""One block of the decoder, and the input of the first: embeddings and rotations."""
 
 from collections.abc import Callable
 from functools import partial
@@ -20,16 +20,19 @@ _ACTIVATIONS = {
     "gelu_tanh": partial(jax.nn.gelu, approximate=True),
     "relu": jax.nn.relu,
 }
-_WIDEST = jnp.iinfo(jnp.int32).max  # the window of a layer that sees everything
+_NO_WINDOW = jnp.iinfo(jnp.int32).max  # of a layer that attends to all tokens
 
 
 def run(config, weights, x, rotation, attend, edits, index):
-    """One decoder block: (x [B, L, D], {site: value})."""
+    """One decoder block: (its output [B, L, D], {site: value})."""
     batch, length, _ = x.shape
     attention, mlp = weights["attention"], weights["mlp"]
-    read = _edit(edits, "attention_in", norm(config, attention["norm"], x), index)
+    attention_in = norm(config, attention["norm"], x)
+    attention_in = _edit(edits, "attention_in", attention_in, index)
     q, k, v = (
-        _dense(attention[name], read).reshape(batch, length, -1, config.head_dim)
+        _dense(attention[name], attention_in).reshape(
+            batch, length, -1, config.head_dim
+        )
         for name in ("q", "k", "v")
     )
     if config.qk_norm:
@@ -37,36 +40,43 @@ def run(config, weights, x, rotation, attend, edits, index):
         k = norm(config, attention["k_norm"], k)
     if rotation is not None:
         q, k = _rope.rotate(q, *rotation), _rope.rotate(k, *rotation)
-    # Each part of a sequence asks its own queries, of all keys and values.
+    # On the mesh axis `context` queries are sharded, keys and values are gathered.
     q = sharding.constrain(q, *ROWS, "tensor", None)
     k, v = (sharding.constrain(x, BATCH, None, "tensor", None) for x in (k, v))
     mixed = attend(q, k, v).reshape(batch, length, -1)
     mixed = _edit(edits, "attention", mixed, index)
-    added = _dense(attention["o"], mixed)
+    attention_out = _dense(attention["o"], mixed)
     if config.post_norms:
-        added = norm(config, attention["post_norm"], added)
-    attended = added = _edit(edits, "attention_out", added, index)
-    before, x = x, x + added
-    h = norm(config, mlp["norm"], before if config.parallel else x)
-    h = _edit(edits, "mlp_in", h, index)
-    active = _ACTIVATIONS[config.activation]
+        attention_out = norm(config, attention["post_norm"], attention_out)
+    attention_out = _edit(edits, "attention_out", attention_out, index)
+    before, x = x, x + attention_out
+    mlp_in = norm(config, mlp["norm"], before if config.parallel else x)
+    mlp_in = _edit(edits, "mlp_in", mlp_in, index)
+    activation = _ACTIVATIONS[config.activation]
     if config.gated:
-        units = active(_wide(mlp["gate"], h)) * _wide(mlp["up"], h)
+        units = activation(_wide(mlp["gate"], mlp_in)) * _wide(mlp["up"], mlp_in)
     else:
-        units = active(_wide(mlp["up"], h))
+        units = activation(_wide(mlp["up"], mlp_in))
     units = _edit(edits, "mlp", units, index)
-    added = _dense(mlp["down"], units)
+    mlp_out = _dense(mlp["down"], units)
     if config.post_norms:
-        added = norm(config, mlp["post_norm"], added)
-    added = _edit(edits, "mlp_out", added, index)
-    x = sharding.constrain(x + added, *ROWS, None)
+        mlp_out = norm(config, mlp["post_norm"], mlp_out)
+    mlp_out = _edit(edits, "mlp_out", mlp_out, index)
+    x = sharding.constrain(x + mlp_out, *ROWS, None)
     x = _edit(edits, "block", x, index)
-    values = {"attention_in": read, "attention": mixed, "attention_out": attended}
-    return x, values | {"mlp_in": h, "mlp": units, "mlp_out": added, "block": x}
+    return x, {
+        "attention_in": attention_in,
+        "attention": mixed,
+        "attention_out": attention_out,
+        "mlp_in": mlp_in,
+        "mlp": units,
+        "mlp_out": mlp_out,
+        "block": x,
+    }
 
 
 def attention(config: DecoderConfig, visible: Array) -> Callable[..., Array]:
-    """(q, k, v) -> mixed values, for queries that see what `visible` says."""
+    """(q, k, v) -> mixed values, where queries attend to `visible` [B, L, S] bool."""
     return partial(
         _attention.attend,
         visible=visible,
@@ -76,7 +86,7 @@ def attention(config: DecoderConfig, visible: Array) -> Callable[..., Array]:
 
 
 def norm(config: DecoderConfig, layer: Params, x: Array) -> Array:
-    """The norm that the settings ask for, over the last axis, in float32."""
+    """The norm that `config` names, over the last axis, computed in float32."""
     wide = x.astype(jnp.float32)
     if config.norm == "layer":
         wide = wide - jnp.mean(wide, axis=-1, keepdims=True)
@@ -95,7 +105,7 @@ def norm(config: DecoderConfig, layer: Params, x: Array) -> Array:
 def embed(
     config: DecoderConfig, params: Params, tokens: Array, positions: Array
 ) -> Array:
-    """What enters the first block, [B, L, D] in the compute dtype."""
+    """The input of the first block, [B, L, D] in the compute dtype."""
     dtype = jnp.dtype(config.compute_dtype)
     x = params["embed"]["embedding"][tokens].astype(dtype)
     if config.embed_scale is not None:
@@ -107,31 +117,35 @@ def embed(
 
 
 def rotations(config: DecoderConfig, positions: Array) -> PyTree:
-    """(rotation of most layers, that of layers with a window or None); None without."""
+    """(cos, sin) of layers without a window, and of layers with one if they differ.
+
+    None if the model has no rotary positions; the second is None if there is one kind.
+    """
     if config.rope is None:
         return None
-    plain = _rope.rotations(config.rope, config.head_dim, positions)
+    full = _rope.rotations(config.rope, config.head_dim, positions)
     if config.local_rope is None:
-        return plain, None
-    return plain, _rope.rotations(config.local_rope, config.head_dim, positions)
+        return full, None
+    return full, _rope.rotations(config.local_rope, config.head_dim, positions)
 
 
-def of_layer(rotations: PyTree, window: Array | None) -> PyTree:
-    """The rotation of a layer with this window."""
+def layer_rotation(rotations: PyTree, window: Array | None) -> PyTree:
+    """The rotation, from `rotations`, of a layer with this window."""
     if rotations is None or rotations[1] is None:
         return None if rotations is None else rotations[0]
-    plain, local = rotations
+    full, local = rotations
     return tuple(
-        jnp.where(window == _WIDEST, a, b) for a, b in zip(plain, local, strict=True)
+        jnp.where(window == _NO_WINDOW, a, b) for a, b in zip(full, local, strict=True)
     )
 
 
-def layers(config: DecoderConfig, blocks: Params, count: int) -> PyTree:
-    """What the scan hands to each layer: (weights, window or None, index)."""
+def scan_inputs(config: DecoderConfig, blocks: Params, num_layers: int) -> PyTree:
+    """The inputs of a scan over the first layers: (weights, windows or None, index)."""
     windows = None
     if config.windows is not None:
-        windows = jnp.array([w or _WIDEST for w in config.windows[:count]], jnp.int32)
-    return blocks, windows, jnp.arange(count)
+        windows = [w or _NO_WINDOW for w in config.windows[:num_layers]]
+        windows = jnp.array(windows, jnp.int32)
+    return blocks, windows, jnp.arange(num_layers)
 
 
 def _edit(edits, site, value, index):
@@ -139,9 +153,9 @@ def _edit(edits, site, value, index):
 
 
 def _dense(layer: Params, x: Array) -> Array:
-    # One axis of rows: the gradient of a product summed over two axes makes XLA copy
-    # activations into transposed order on CPU, an eighth of the step at 135M. Where
-    # both axes are cut they stay two, as one would have to be gathered first.
+    # Batch and sequence are merged into one axis: with two, the gradient makes XLA
+    # transpose activations on CPU, an eighth of the step's time at 135M parameters.
+    # When both are sharded they stay two axes, because merging would gather one.
     kernel = layer["kernel"].astype(x.dtype)
     rows = x if sharding.parts_of("context") > 1 else x.reshape(-1, x.shape[-1])
     y = rows @ kernel
@@ -152,10 +166,10 @@ def _dense(layer: Params, x: Array) -> Array:
 
 
 def _wide(layer: Params, x: Array) -> Array:
-    # Named, so that remat "mlp" can keep it.
+    # The name lets remat="mlp" save this product.
     return checkpoint_name(_dense(layer, x), "mlp")
 
 
 def low_rank(layer: Params, x: Array) -> Array:
-    """What LoRA's leaves add to a product, with no array of a kernel's size."""
+    """The product of x with LoRA's leaves, without forming an array like the kernel."""
     return (x @ layer["lora_a"].astype(x.dtype)) @ layer["lora_b"].astype(x.dtype)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The decoder's key-value cache: an empty one, and running tokens onto its end."""
+"""The decoder's key-value cache: creating one, and appending tokens to it."""
 
 from collections.abc import Callable, Mapping
 
@@ -15,24 +15,24 @@ from jaxunlearn.typing import Array, Batch, Params, PyTree
 def empty(config: DecoderConfig, batch_size: int, length: int) -> PyTree:
     """A key-value cache with room for `length` tokens of `batch_size` sequences.
 
-    Keys and values are [B, K, length, head_dim], as attention's products read them. On
-    CPUs they are one array a layer, so that a token is written in place and nothing
-    else is moved; elsewhere all layers are stacked, [N, ...], and scanned. On a mesh
-    rows are cut over data and fsdp, heads over tensor.
+    Keys and values are [B, K, length, head_dim], the layout of attention's products. On
+    CPUs each layer has its array, so that a token is written in place and nothing else
+    is copied; elsewhere all layers are stacked, [N, ...], and scanned. On a mesh rows
+    are sharded over data and fsdp, heads over tensor.
     """
-    cut = (("data", "fsdp"), "tensor")
+    axes = (("data", "fsdp"), "tensor")
     shape = (batch_size, config.kv_heads, length, config.head_dim)
-    dtype, count = jnp.dtype(config.compute_dtype), config.layers
+    dtype, num_layers = jnp.dtype(config.compute_dtype), config.layers
 
-    def room():
+    def zeros():
         if sharding.platform() == "cpu":
-            rooms = (jnp.zeros(shape, dtype) for _ in range(count))
-            return tuple(sharding.constrain(x, *cut) for x in rooms)
-        return sharding.constrain(jnp.zeros((count, *shape), dtype), None, *cut)
+            layers = (jnp.zeros(shape, dtype) for _ in range(num_layers))
+            return tuple(sharding.constrain(x, *axes) for x in layers)
+        return sharding.constrain(jnp.zeros((num_layers, *shape), dtype), None, *axes)
 
     return {
-        "keys": room(),
-        "values": room(),
+        "keys": zeros(),
+        "values": zeros(),
         "mask": jnp.zeros((batch_size, length), jnp.bool_),
         "positions": jnp.zeros((batch_size, length), jnp.int32),
         "used": jnp.int32(0),
@@ -40,10 +40,10 @@ def empty(config: DecoderConfig, batch_size: int, length: int) -> PyTree:
 
 
 def prepare_decode(config: DecoderConfig, params: Params) -> Params:
-    """The params as `extend` reads them fastest, for a loop that calls it many times.
+    """The params in the layout that `decode` reads fastest, for a loop over tokens.
 
-    On CPUs `blocks` becomes a tuple of layers, a copy of their weights: inside the loop
-    XLA would copy every layer out of the stack again for every token.
+    On CPUs `blocks` becomes a tuple with a copy of each layer's weights. Otherwise XLA
+    would copy every layer out of the stack for every token.
     """
     if sharding.platform() != "cpu" or isinstance(params["blocks"], tuple):
         return params
@@ -66,13 +66,13 @@ def decode(
 
     Args:
         config: the model.
-        params: tree as `shapes` or `ready` gives it.
+        params: from `decoder.init` or `prepare_decode`.
         batch: `tokens` [B, T] int32 and `mask` [B, T] bool, a prompt or the next token.
-        cache: from `empty` or an earlier call. The caller keeps used + T <=
-            length.
-        edits: as the decoder's `apply` takes them.
+        cache: from `empty` or an earlier call. The caller ensures used + T <= length,
+            which is not checked.
+        edits: as for the decoder's `apply`.
     Returns:
-        (hidden [B, T, D] final normed, the longer cache).
+        (hidden [B, T, D] after the final norm, the cache with the new tokens).
     """
     tokens, mask = batch["tokens"], batch["mask"]
     start = cache["used"]
@@ -100,16 +100,16 @@ def decode(
             swapped = jnp.swapaxes(keys, 1, 2), jnp.swapaxes(values, 1, 2)
             return _block.attention(config, visible)(q, *swapped)
 
-        rotation = _block.of_layer(rotations, window)
+        rotation = _block.layer_rotation(rotations, window)
         x, _ = _block.run(config, weights, x, rotation, attend, edits or {}, index)
         return x, (keys, values)
 
     x = _block.embed(config, params, tokens, positions)
     keys, values, blocks = cache["keys"], cache["values"], params["blocks"]
     if isinstance(keys, tuple):
-        x, keys, values = _one_by_one(config, body, x, blocks, keys, values)
+        x, keys, values = _unrolled(config, body, x, blocks, keys, values)
     else:
-        layers = _block.layers(config, blocks, config.layers)
+        layers = _block.scan_inputs(config, blocks, config.layers)
         x, (keys, values) = jax.lax.scan(body, x, (layers, keys, values))
     cache = {
         "keys": keys,
@@ -121,15 +121,14 @@ def decode(
     return _block.norm(config, params["final_norm"], x), cache
 
 
-def _one_by_one(config, body, x, blocks, keys, values):
-    """`lax.scan` of the body over layers that are arrays of their own."""
+def _unrolled(config, body, x, blocks, keys, values):
+    """Like `lax.scan` of the body, over layers in separate arrays."""
     if not isinstance(blocks, tuple):
         blocks = prepare_decode(config, {"blocks": blocks})["blocks"]
-    _, windows, numbers = _block.layers(config, None, config.layers)
-    found = []
-    for index, each in enumerate(zip(blocks, keys, values, strict=True)):
-        window = None if windows is None else windows[index]
-        layer = (each[0], window, numbers[index])
-        x, cached = body(x, (layer, *each[1:]))
-        found.append(cached)
-    return x, *zip(*found, strict=True)
+    _, windows, indices = _block.scan_inputs(config, None, config.layers)
+    caches = []
+    for i, (block, k, v) in enumerate(zip(blocks, keys, values, strict=True)):
+        window = None if windows is None else windows[i]
+        x, cached = body(x, ((block, window, indices[i]), k, v))
+        caches.append(cached)
+    return x, *zip(*caches, strict=True)

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Settings of the decoder: everything that tells one family of models from another."""
+"""Settings of the decoder: everything that distinguishes one model family from
+another."""
 
 import dataclasses
 
@@ -15,19 +16,20 @@ ATTENTION = ("xla", "cudnn", "splash", "auto")
 
 @dataclasses.dataclass(frozen=True)
 class RopeConfig:
-    """Rotary positions and how they are stretched; field names follow Hugging Face.
+    """Rotary positions and their scaling; names follow Hugging Face's config.json.
 
     Attributes:
         theta: base of the geometric series of wavelengths.
         kind: one of ROPE_KINDS.
-        factor: how many times longer than `original_positions` sequences may be.
-        original_positions: length the model was first trained for; the model's own if
-            None.
+        factor: longest sequence divided by `original_positions`.
+        original_positions: longest sequence of the original training, in tokens; None
+            for the `positions` of the model.
         partial: fraction of each head that rotates.
-        The rest belong to single kinds: `low_freq_factor` and `high_freq_factor` to
-        llama3; `beta_fast`, `beta_slow`, `mscale`, `mscale_all_dim` and `truncate` to
-        yarn; `short_factor` and `long_factor` to longrope; `attention_factor` to yarn
-        and longrope.
+
+    The other fields belong to one kind each: `low_freq_factor` and `high_freq_factor`
+    to llama3; `beta_fast`, `beta_slow`, `mscale`, `mscale_all_dim` and `truncate` to
+    yarn; `short_factor` and `long_factor` to longrope; `attention_factor` to yarn and
+    longrope.
     """
 
     theta: float = 10000.0
@@ -55,23 +57,24 @@ class RopeConfig:
 
 @dataclasses.dataclass(frozen=True)
 class DecoderConfig:
-    """One decoder-only language model.
+    """A decoder-only language model.
 
     Attributes:
-        family: Hugging Face's `model_type`; decides names in files, never the
-            arithmetic.
+        family: Hugging Face's `model_type`; it determines names in files, never the
+            computation.
         vocab, width, layers, hidden: V, D, N and F.
-        heads, kv_heads, head_dim: query heads, key-value heads (they divide `heads`),
-            head size.
+        heads, kv_heads, head_dim: number of query heads, number of key-value heads
+            (which divides `heads`), size of a head.
         positions: longest sequence the model is meant for, in tokens.
         norm_eps: added to the mean square (or variance) in every norm.
-        rope: rotary positions; None where the model learned a table of positions.
-        local_rope: rotary positions of the layers that have a window, where they differ
-            from the others' (Gemma 3).
-        position_offset: rows of a learned table before that of position 0 (OPT: 2).
-        norm: "rms", "rms_plus_one" (scale is stored minus 1, Gemma) or "layer" (mean
-            subtracted, with a bias).
-        post_norms: whether what attention and MLP add is normed too (Gemma 2 and 3).
+        rope: rotary positions; None if the model learned a table of positions.
+        local_rope: rotary positions of the layers with a window, if they differ from
+            those of the other layers (Gemma 3).
+        position_offset: number of rows of a learned table before position 0 (OPT: 2).
+        norm: "rms", "rms_plus_one" (the scale is stored minus 1, Gemma) or "layer"
+            (the mean is subtracted, and there is a bias).
+        post_norms: whether the outputs of attention and MLP are normed too (Gemma 2
+            and 3).
         activation: of the MLP's units, one of ACTIVATIONS.
         gated: whether the units are multiplied by a second projection.
         parallel: whether attention and MLP read the same input (GPT-NeoX).
@@ -79,22 +82,23 @@ class DecoderConfig:
         attention_scale: factor on q k^T; 1 / sqrt(head_dim) if None.
         attention_softcap, logit_softcap: c in c * tanh(x / c), on attention scores and
             on logits (Gemma 2).
-        tied: whether the unembedding is the embedding.
+        tied: whether the unembedding equals the embedding.
         qkv_bias, out_bias, mlp_bias: which projections add a bias.
         qk_norm: RMSNorm of queries and keys in each head (Qwen3).
-        windows: how many tokens back each layer sees, None in a layer that sees them
-            all; None instead of the tuple where every layer does.
-        compute_dtype: dtype of activations and of matrix products; masters stay as they
-            are.
-        remat: what the backward pass recomputes in each block: "none", "dots" (all but
-            the results of the weight matrices), "mlp" (all but what enters the MLP's
-            activation, half of a block's FLOPs for two arrays of its width) or "full".
-        attention: what runs over whole sequences: "xla", right on every platform;
-            "cudnn" on NVIDIA GPUs; "splash", a Pallas kernel, on TPUs, and slowly on
-            CPUs; or "auto", the kernel of the platform where it can do what the other
-            settings ask, else "xla". With "splash" and windows, real tokens must follow
-            one another. Decoding with a cache is always XLA's.
-        source: text of the config.json the model came from, kept for saving it again.
+        windows: for each layer, the number of tokens a query attends to, itself
+            included, or None for all; None instead of the tuple if all layers attend to
+            all tokens.
+        compute_dtype: dtype of activations and matrix products; params keep theirs.
+        remat: what the backward pass recomputes in each block: "none", "dots"
+            (everything but the products with weight matrices), "mlp" (everything but
+            the inputs of the MLP's activation: half of a block's FLOPs, for two arrays
+            of width F) or "full".
+        attention: implementation for complete sequences: "xla", correct on every
+            platform; "cudnn" on NVIDIA GPUs; "splash", a Pallas kernel, on TPUs, and
+            slowly on CPUs; or "auto", the kernel of the platform if it supports the
+            other settings, else "xla". With "splash" and windows, real tokens must be
+            contiguous. Decoding with a cache always uses "xla".
+        source: text of the config.json the model came from, for saving it again.
     """
 
     family: str
@@ -166,13 +170,13 @@ class DecoderConfig:
             )
         if self.windows is not None and len(self.windows) != self.layers:
             raise ValueError(
-                "DecoderConfig needs one window a layer, got "
+                "DecoderConfig needs one window per layer, got "
                 f"{len(self.windows)} windows and layers={self.layers}."
             )
 
     @property
     def max_length(self) -> int:
-        """Longest sequence in tokens, stretched positions included."""
+        """Longest sequence in tokens, scaled rotary positions included."""
         if self.rope is None:
             return self.positions
         if self.rope.kind == "yarn":

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Attention kernels of single platforms: cuDNN's on GPUs, Pallas' splash on TPUs.
+"""Attention kernels of single platforms: cuDNN on GPUs, splash (Pallas) on TPUs.
 
-Neither makes an array of scores, [B, H, L, L]. Both see what `_attention.attend` sees
-in the same call, for real tokens: a padded query sees something else, finite, that no
-real token reads. Neither partitions by itself under jit, so on a mesh each device runs
-its own rows and heads under shard_map.
+Neither creates an array of scores, [B, H, L, L]. For real tokens both compute what
+`_attention.attend` computes. A padded query gets other finite values, which no real
+token reads. Neither is partitioned automatically under jit, so on a mesh each device
+runs its rows and heads under shard_map.
 
-Splash in bfloat16 rounds the scaled queries once more than XLA's form does. In float32
+In bfloat16 splash rounds the scaled queries once more than XLA's form does. In float32
 a TPU multiplies with its default precision, as in XLA's form.
 """
 
@@ -23,39 +23,42 @@ from jaxunlearn.models._config import DecoderConfig
 from jaxunlearn.sharding import BATCH
 from jaxunlearn.typing import Array
 
-_BLOCKS = (512, 256, 128)  # tokens of a tile; what splash can do is a multiple of 128
+_BLOCKS = (512, 256, 128)  # tokens of a tile; splash needs a multiple of 128
 _BEST = {"tpu": "splash", "gpu": "cudnn"}
 
 
 def choose(config: DecoderConfig) -> str:
-    """Which kernel a call runs, or "xla": what config.attention says or "auto" finds.
+    """The implementation that runs: config.attention, or the one that "auto" selects.
 
-    The platform is that of the mesh of the caller's `jax.set_mesh`, described machines
-    included, else that of jax's default device.
+    The platform is that of the mesh in `jax.set_mesh` (which may be of described
+    devices), or else that of jax's default device.
 
     Raises:
-        ValueError: if a kernel that was asked for by name cannot do what is needed.
+        ValueError: if the named kernel does not support the config, the mesh or the
+            platform.
     """
     platform = sharding.platform()
     if config.attention == "auto":
         best = _BEST.get(platform, "xla")
-        return "xla" if _lacks(best, config, platform) else best
-    if lack := _lacks(config.attention, config, platform):
-        needed, came = lack
+        return "xla" if _unsupported(best, config, platform) else best
+    if unsupported := _unsupported(config.attention, config, platform):
+        needed, came = unsupported
         raise ValueError(
-            f"attention={config.attention!r} needs {needed}, got {came}. Change that, "
-            "or set attention='auto', which takes XLA's form where a kernel cannot run."
+            f"attention={config.attention!r} needs {needed}, got {came}. Change it, or "
+            "set attention='auto', which uses 'xla' where a kernel cannot run."
         )
     return config.attention
 
 
-def _lacks(kernel: str, config: DecoderConfig, platform: str) -> tuple[str, str] | None:
-    """(what a kernel needs, what came) where it cannot run, else None."""
+def _unsupported(
+    kernel: str, config: DecoderConfig, platform: str
+) -> tuple[str, str] | None:
+    """(what the kernel needs, what came) if it cannot run, else None."""
     if kernel == "xla":
         return None
     parts, dtype = sharding.parts_of("context"), config.compute_dtype
     if parts > 1:
-        return "whole sequences", f"a mesh with context={parts}"
+        return "unsharded sequences", f"a mesh with context={parts}"
     if kernel == "splash":
         if platform not in ("tpu", "cpu"):
             return "a TPU (or a CPU, where it is interpreted)", f"a {platform}"
@@ -89,20 +92,21 @@ def cudnn(
 ) -> Array:
     """cuDNN's attention through `jax.nn.dot_product_attention`, for one device.
 
-    cuDNN knows padding as a length, so tokens are brought to the front of their row and
-    back. That also makes the window count real tokens, wherever padding is.
+    cuDNN represents padding by a length, so real tokens are moved to the front of their
+    row, and the result is moved back. The window therefore counts real tokens only,
+    wherever the padding is.
 
     Args:
         q: [B, L, H, head_dim] bfloat16 or float16.
         k, v: [B, L, K, head_dim].
-        order: from `fronted`.
+        order: from `real_first`.
         scale: factor on the scores.
-        window: how many tokens back a query sees; None for all.
+        window: number of tokens a query attends to, itself included; None for all.
     Returns:
         [B, L, H, head_dim].
     """
     forth, back, lengths = order
-    q, k, v = (_rows(x, forth) for x in (q, k, v))
+    q, k, v = (_take(x, forth) for x in (q, k, v))
     mixed = jax.nn.dot_product_attention(
         q,
         k,
@@ -113,12 +117,16 @@ def cudnn(
         local_window_size=None if window is None else (window - 1, 0),
         implementation="cudnn",
     )
-    return _rows(mixed, back)
+    return _take(mixed, back)
 
 
-def fronted(mask: Array) -> tuple[Array, Array, Array]:
-    """(order [B, L] that brings real tokens to the front, its inverse, how many
-    there are, at least 1) of a token mask."""
+def real_first(mask: Array) -> tuple[Array, Array, Array]:
+    """Permutations that move the real tokens of a mask [B, L] to the front and back.
+
+    Returns:
+        (order [B, L] int32 with real tokens first, its inverse [B, L], number of real
+        tokens [B] int32, at least 1).
+    """
     forth = jnp.argsort(~mask, axis=1, stable=True).astype(jnp.int32)
     back = jnp.argsort(forth, axis=1).astype(jnp.int32)
     return forth, back, jnp.maximum(jnp.sum(mask, axis=1, dtype=jnp.int32), 1)
@@ -135,18 +143,19 @@ def splash(
     window: int | None = None,
     interpret: bool = False,
 ) -> Array:
-    """Splash attention, for one device. A length that 128 does not divide is padded.
+    """Splash attention, for one device. Lengths are padded to a multiple of 128.
 
-    Tiles are as long as 512, 256 or 128 divides the length: multiples of 512 run best.
+    A tile has 512, 256 or 128 tokens, the largest that divides the padded length;
+    multiples of 512 run fastest.
 
     Args:
         q: [B, L, H, head_dim].
         k, v: [B, L, K, head_dim].
-        mask: [B, L] bool, True at real tokens. With a window these must follow one
-            another, as tokens between are counted too.
+        mask: [B, L] bool, True at real tokens. With a window they must be contiguous,
+            because padding between them would count towards the window.
         scale: factor on the scores.
-        softcap: c where scaled scores x become c * tanh(x / c).
-        window: how many tokens back a query sees; None for all.
+        softcap: c, if scaled scores x become c * tanh(x / c).
+        window: number of tokens a query attends to, itself included; None for all.
         interpret: runs on a CPU, slowly.
     Returns:
         [B, L, H, head_dim].
@@ -160,26 +169,26 @@ def splash(
             jnp.pad(x, [(0, 0), (0, padding)] + [(0, 0)] * (x.ndim - 2))
             for x in (q, k, v, mask)
         )
-    whole = length + padding
-    block = next(size for size in _BLOCKS if whole % size == 0)
+    padded = length + padding
+    block = next(size for size in _BLOCKS if padded % size == 0)
     names = ("q", "kv", "kv_compute", "q_dkv", "kv_dkv", "kv_dkv_compute")
     sizes = {f"block_{name}": block for name in (*names, "q_dq", "kv_dq")}
     if window is None:
-        sees = pallas.CausalMask((whole, whole))
+        visible = pallas.CausalMask((padded, padded))
     else:
-        sees = pallas.LocalMask((whole, whole), (window - 1, 0), 0)
+        visible = pallas.LocalMask((padded, padded), (window - 1, 0), 0)
     kernel = pallas.make_splash_mha(
-        pallas.MultiHeadMask([sees] * q.shape[2]),
+        pallas.MultiHeadMask([visible] * q.shape[2]),
         block_sizes=pallas.BlockSizes(**sizes),
         head_shards=1,
         q_seq_shards=1,
         attn_logits_soft_cap=softcap,
         interpret=interpret,
     )
-    # Padding is a segment of its own: every query sees itself at least.
+    # Padding is a separate segment, so every query attends to itself at least.
     segments = mask.astype(jnp.int32)
     heads_first = (x.swapaxes(1, 2) for x in (q, k, v))
-    with jax.named_scope(f"runs{_share(whole // block, block, window)}"):
+    with jax.named_scope(f"runs{_tiles(padded // block, block, window)}"):
         mixed = jax.vmap(kernel)(*heads_first, pallas.SegmentIds(segments, segments))
     return mixed.swapaxes(1, 2)[:, :length]
 
@@ -187,13 +196,13 @@ def splash(
 def per_device(
     function: Callable[..., Array], q: Array, k: Array, v: Array, rows: tuple
 ) -> Array:
-    """function(q, k, v, rows) on the rows and heads of each device of the mesh.
+    """function(q, k, v, rows) on each device's rows and heads, under shard_map.
 
-    Where there are fewer key-value heads than parts of the axis tensor, each is
-    repeated. An axis that does not divide the rows or the query heads is left out.
+    Key-value heads are repeated if there are fewer than shards of the axis `tensor`. A
+    mesh axis that does not divide the rows or the query heads is not used.
 
     Args:
-        function: of local arrays, whose result is like q.
+        function: takes local arrays and returns an array shaped like q.
         q, k, v: [B, L, heads, head_dim].
         rows: arrays whose first axis is B.
     """
@@ -205,22 +214,25 @@ def per_device(
         times = parts // math.gcd(parts, k.shape[2])
         k, v = (jnp.repeat(x, times, axis=2) if times > 1 else x for x in (k, v))
     batch, _, heads, _ = sharding.spec(q.shape, BATCH, None, "tensor", None)
-    wide = PartitionSpec(batch, None, heads, None)
-    own = jax.tree.map(lambda _: PartitionSpec(batch), rows)
+    qkv_spec = PartitionSpec(batch, None, heads, None)
+    rows_spec = jax.tree.map(lambda _: PartitionSpec(batch), rows)
     return jax.shard_map(
-        function, in_specs=(wide, wide, wide, own), out_specs=wide, check_vma=False
+        function,
+        in_specs=(qkv_spec, qkv_spec, qkv_spec, rows_spec),
+        out_specs=qkv_spec,
+        check_vma=False,
     )(q, k, v, rows)
 
 
-def _share(blocks: int, block: int, window: int | None) -> str:
-    """Tiles that run and all tiles of splash's grid, for the plan to count FLOPs."""
+def _tiles(blocks: int, block: int, window: int | None) -> str:
+    """_RUN_ALL: the tiles that run and all tiles, by which `plan` counts FLOPs."""
     reach = blocks if window is None else -(-(window - 1) // block) + 1
     wide = min(reach, blocks)
     run = wide * (wide + 1) // 2 + (blocks - wide) * wide
     return f"_{run}_{blocks * wide}"
 
 
-def _rows(x: Array, order: Array) -> Array:
-    """x[b, order[b, l]], for an order that names every token once."""
+def _take(x: Array, order: Array) -> Array:
+    """x[b, order[b, l]], for an order that is a permutation of every row."""
     places = x.at[jnp.arange(x.shape[0])[:, None], order]
     return places.get(unique_indices=True, mode="promise_in_bounds")

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Rotary position embeddings of the Llama family, in every kind transformers knows.
+"""Rotary position embeddings of the Llama family, in every kind of transformers.
 
-A head of size d is d / 2 planes; plane i of a token at position p turns by p * w_i. The
-kinds differ only in the frequencies w_i, in a scale on the cosines and sines, and, for
-`dynamic` and `longrope`, in that the frequencies depend on the longest position in the
-batch.
+A head of size d has d / 2 planes; plane i of a token at position p is rotated by the
+angle p * w_i. The kinds differ in the frequencies w_i and in a scale on the cosines and
+sines. With `dynamic` and `longrope` the frequencies also depend on the longest position
+in the batch.
 
 References: RoPE https://arxiv.org/abs/2104.09864, position interpolation (`linear`)
 https://arxiv.org/abs/2306.15595, YaRN https://arxiv.org/abs/2309.00071, LongRoPE
@@ -23,17 +23,17 @@ from jaxunlearn.typing import Array
 def frequencies(
     rope: _config.RopeConfig, head_dim: int, length: Array | int
 ) -> tuple[Array, float]:
-    """Angle per position of each plane, and the scale of the cosines and sines.
+    """Angle per position of each plane, and the scale on the cosines and sines.
 
     Args:
         rope: the kind and its numbers.
         head_dim: size of one attention head.
         length: longest position in the batch plus one, in tokens; may be traced. Only
-            `dynamic` and `longrope` read it.
+            `dynamic` and `longrope` use it.
     Returns:
         (float32 [rotated / 2], scale), where rotated = head_dim * rope.partial.
     Raises:
-        ValueError: if the kind lacks a number it needs, or nothing is left to rotate.
+        ValueError: if a number that the kind needs is missing, or no unit would rotate.
     """
     rotated = int(head_dim * rope.partial)
     if rotated < 2 or rotated % 2:
@@ -62,8 +62,8 @@ def rotations(
 ) -> tuple[Array, Array]:
     """Cosine and sine of every token's angles, times the kind's attention scale.
 
-    The frequencies of `dynamic` and `longrope` follow the longest position of the whole
-    batch, as in transformers, so a row's values then depend on the rows beside it.
+    The frequencies of `dynamic` and `longrope` depend on the longest position of the
+    batch, as in transformers, so a row's values depend on the other rows.
 
     Args:
         rope: the kind and its numbers.
@@ -79,27 +79,27 @@ def rotations(
 
 
 def rotate(x: Array, cos: Array, sin: Array) -> Array:
-    """Turns each head's planes; plane i is units i and i + rotated / 2 ("rotate half").
+    """Rotates each head's planes; plane i is units i and i + rotated / 2.
 
     Args:
         x: [B, L, H, head_dim], queries or keys.
         cos: float32 [B, L, rotated / 2], from `rotations`.
         sin: the same.
     Returns:
-        [B, L, H, head_dim] in the dtype of x, computed in float32. Units past `rotated`
-        are x.
+        [B, L, H, head_dim] in the dtype of x, computed in float32. Units from `rotated`
+        on are those of x.
     """
     half = cos.shape[-1]
     cos, sin = cos[:, :, None, :], sin[:, :, None, :]
     first = x[..., :half].astype(jnp.float32)
     second = x[..., half : 2 * half].astype(jnp.float32)
-    turned = [first * cos - second * sin, second * cos + first * sin]
-    parts = [part.astype(x.dtype) for part in turned]
+    rotated = [first * cos - second * sin, second * cos + first * sin]
+    parts = [part.astype(x.dtype) for part in rotated]
     return jnp.concatenate([*parts, x[..., 2 * half :]], axis=-1)
 
 
 def _dynamic(rope, exponents: np.ndarray, length) -> Array:
-    """NTK: theta grows with the length beyond the trained one."""
+    """Dynamic NTK: theta grows with the length beyond the trained one."""
     trained = _trained(rope)
     rotated = 2 * len(exponents)
     if rotated == 2:
@@ -115,7 +115,7 @@ def _dynamic(rope, exponents: np.ndarray, length) -> Array:
 
 
 def _llama3(rope, plain: np.ndarray) -> np.ndarray:
-    """Divides slow planes by the factor, keeps fast ones, and blends in between."""
+    """Divides slow planes by the factor, leaves fast ones, and blends in between."""
     trained, low, high = _trained(rope), rope.low_freq_factor, rope.high_freq_factor
     wavelength = 2 * math.pi / plain
     blend = (trained / wavelength - low) / (high - low)
@@ -129,7 +129,7 @@ def _yarn(rope, plain: np.ndarray) -> np.ndarray:
     planes = len(plain)
 
     def plane(turns):
-        """The plane that makes `turns` whole turns over the trained length."""
+        """The plane that makes `turns` full turns over the trained length."""
         span = math.log(_trained(rope) / (turns * 2 * math.pi))
         return planes * span / math.log(rope.theta)
 
@@ -138,7 +138,7 @@ def _yarn(rope, plain: np.ndarray) -> np.ndarray:
         low, high = math.floor(low), math.ceil(high)
     low, high = max(low, 0), min(high, 2 * planes - 1)
     if low == high:
-        high += 0.001  # as transformers does: avoids 0 / 0
+        high += 0.001  # avoids 0 / 0, as transformers does
     ramp = np.clip((np.arange(planes) - low) / (high - low), 0, 1)
     return (plain / rope.factor * ramp + plain * (1 - ramp)).astype(np.float32)
 
@@ -156,7 +156,7 @@ def _yarn_scale(rope) -> float:
 
 
 def _longrope(rope, plain: np.ndarray, length) -> Array:
-    """One divisor per plane, from the long list for batches past the trained length."""
+    """One divisor per plane; the long list applies beyond the trained length."""
     divided = []
     for name in ("short_factor", "long_factor"):
         factors = getattr(rope, name)

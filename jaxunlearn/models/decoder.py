@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One decoder for many families: plain functions over a nested dict of arrays.
+"""One decoder for many model families: pure functions over a nested dict of arrays.
 
 Layers are stacked, [N, ...], and scanned, so compile time does not grow with depth. The
-forward pass ends at the hidden states: `Model.unembed` is applied by the terms, a few
-tokens at a time. Kernels are [in, out] and float32; each block casts its own to the
-compute dtype when it runs.
+forward pass returns hidden states; the terms apply `Model.unembed` to a few tokens at a
+time. Kernels are [in, out] and float32; each block casts them to the compute dtype when
+it runs.
 """
 
 import dataclasses
@@ -27,16 +27,16 @@ _POLICIES = {
 }
 
 
-# In the order of a block: the normed input of q, k and v, what o reads, what attention
-# adds to the residual stream, the normed input of gate and up, what down reads, what
-# the MLP adds, and the block's output.
+# In the order of a block: the normed input of q, k and v; the input of o; the output of
+# attention; the normed input of gate and up; the input of down; the output of the MLP;
+# and the output of the block.
 _SITES = (
     *("attention_in", "attention", "attention_out"),
     *("mlp_in", "mlp", "mlp_out", "block"),
 )
 
-# Width over fsdp; heads, hidden units and the vocabulary over tensor. Axis 0 of a
-# block's leaf is its layer, which the scan walks.
+# Width over fsdp; heads, hidden units and the vocabulary over tensor. Axis 0 of a leaf
+# in `blocks` is the layer, which is scanned and not sharded.
 RULES = (
     (r"embed/embedding", ("tensor", "fsdp")),
     (r"positions/embedding", (None, "fsdp")),
@@ -58,8 +58,8 @@ def make(config: DecoderConfig) -> Model:
     up = tuple(
         f"blocks/mlp/{x}/kernel" for x in (("gate", "up") if config.gated else ("up",))
     )
-    # A norm between a kernel and what it adds: no output is a unit of the site then.
-    adds = (lambda path: ()) if config.post_norms else (lambda path: (path,))
+    # With a norm after the kernel, an output of the kernel is not a unit of the site.
+    writers = (lambda path: ()) if config.post_norms else (lambda path: (path,))
     return Model(
         init=partial(init, config),
         apply=partial(apply, config),
@@ -69,10 +69,10 @@ def make(config: DecoderConfig) -> Model:
             "attention": Site(
                 units, n, o, readers=(o,), writers=qkv[2:], grouping=shared
             ),
-            "attention_out": Site(config.width, n, writers=adds(o)),
+            "attention_out": Site(config.width, n, writers=writers(o)),
             "mlp_in": Site(config.width, n, readers=up),
             "mlp": Site(config.hidden, n, down, readers=(down,), writers=up),
-            "mlp_out": Site(config.width, n, writers=adds(down)),
+            "mlp_out": Site(config.width, n, writers=writers(down)),
             "block": Site(config.width, n),
         },
         config=config,
@@ -85,17 +85,17 @@ def make(config: DecoderConfig) -> Model:
 
 
 def resized(model: Model, params: Params) -> Model:
-    """The decoder like `model` whose MLPs are as wide as those of `params`.
+    """The decoder `model` with MLPs as wide as those of `params`.
 
-    It runs what `edits.remove_units` leaves, and saves it with that width.
+    Use it to run and save the result of `edits.remove_units`.
 
     Raises:
-        ValueError: if model is no decoder.
+        ValueError: if model was not made by `make`.
     """
     if not isinstance(model.config, DecoderConfig):
         raise ValueError(
             "resized needs a model of models.make, got one whose config is a "
-            f"{type(model.config).__name__}. Build the smaller one yourself."
+            f"{type(model.config).__name__}. Construct the smaller model yourself."
         )
     hidden = params["blocks"]["mlp"]["down"]["kernel"].shape[1]
     return make(dataclasses.replace(model.config, hidden=hidden))
@@ -149,15 +149,15 @@ def shapes(config: DecoderConfig) -> Params:
 
 
 def init(config: DecoderConfig, key: PRNGKey) -> Params:
-    """Fresh float32 params: kernels and embeddings N(0, 0.02^2), biases 0, norms such
-    that they scale by 1."""
+    """Random float32 params: kernels and embeddings N(0, 0.02^2), biases 0, norms with
+    scale 1."""
     flat, tree = jax.tree_util.tree_flatten_with_path(shapes(config))
 
     def leaf(keys, shape, key):
         match keys[-1].key:
             case "scale":
-                plain = 0.0 if config.norm == "rms_plus_one" else 1.0
-                return jnp.full(shape.shape, plain, shape.dtype)
+                one = 0.0 if config.norm == "rms_plus_one" else 1.0
+                return jnp.full(shape.shape, one, shape.dtype)
             case "bias":
                 return jnp.zeros(shape.shape, shape.dtype)
         return 0.02 * jax.random.normal(key, shape.shape, shape.dtype)
@@ -178,17 +178,18 @@ def apply(
     until: int | None = None,
     key: PRNGKey | None = None,
 ) -> Outputs:
-    """Runs the decoder over whole sequences.
+    """Runs the decoder over complete sequences.
 
     Args:
         config: the model.
-        params: tree as `shapes` gives it.
-        batch: `tokens` [B, L] int32 and `mask` [B, L] bool; positions count the real
-            tokens.
+        params: params of the shapes of `shapes`.
+        batch: `tokens` [B, L] int32 and `mask` [B, L] bool; positions count real tokens
+            only.
         taps: site -> layers whose values to return.
         edits: site -> function (value, layer int32[]) -> value, applied in every layer.
-        until: index of the last block to run; hidden is then that block's raw output.
-        key: unused, the decoder has no dropout.
+        until: index of the last block to run; hidden is then the block's output,
+            without the final norm.
+        key: unused; the decoder has no dropout.
     Returns:
         Outputs; hidden is [B, L, D] in the compute dtype.
     Raises:
@@ -197,51 +198,53 @@ def apply(
     """
     del key
     taps, edits = dict(taps or {}), dict(edits or {})
-    count = config.layers if until is None else until + 1
-    _check_call(config, batch, taps, edits, count)
+    num_layers = config.layers if until is None else until + 1
+    _check_call(config, batch, taps, edits, num_layers)
     mask = batch["mask"]
     positions = jnp.maximum(jnp.cumsum(mask, axis=1, dtype=jnp.int32) - 1, 0)
     rotations = _block.rotations(config, positions)
-    attends = _attention.over_whole(config, mask, positions)
+    attends = _attention.for_sequences(config, mask, positions)
 
     def block(x, layer):
         weights, window, index = layer
         attend = attends(window, index)
-        rotation = _block.of_layer(rotations, window)
+        rotation = _block.layer_rotation(rotations, window)
         x, values = _block.run(config, weights, x, rotation, attend, edits, index)
         return x, {site: values[site] for site in taps}
 
     if config.remat != "none":
         block = jax.checkpoint(block, policy=_POLICIES[config.remat], prevent_cse=False)
 
-    slots = {site: _slots(layers, count) for site, layers in taps.items()}
+    slots = {site: _slots(layers, num_layers) for site, layers in taps.items()}
     x = _block.embed(config, params, batch["tokens"], positions)
-    kept = {
+    tapped = {
         site: jnp.zeros((len(layers), *mask.shape, _units(config, site)), x.dtype)
         for site, layers in taps.items()
     }
 
     def body(carry, layer):
-        x, kept = carry
+        x, tapped = carry
         x, values = block(x, layer)
         index = layer[-1]
-        kept = {
-            site: kept[site].at[slots[site][index]].set(values[site], mode="drop")
-            for site in kept
+        tapped = {
+            site: tapped[site].at[slots[site][index]].set(values[site], mode="drop")
+            for site in tapped
         }
-        return (x, kept), None
+        return (x, tapped), None
 
-    blocks = jax.tree.map(lambda leaf: leaf[:count], params["blocks"])
-    (x, kept), _ = jax.lax.scan(body, (x, kept), _block.layers(config, blocks, count))
-    return Outputs(
-        x if until is not None else _block.norm(config, params["final_norm"], x), kept
-    )
+    blocks = jax.tree.map(lambda leaf: leaf[:num_layers], params["blocks"])
+    layers = _block.scan_inputs(config, blocks, num_layers)
+    (x, tapped), _ = jax.lax.scan(body, (x, tapped), layers)
+    if until is None:
+        x = _block.norm(config, params["final_norm"], x)
+    return Outputs(x, tapped)
 
 
 def unembed(config: DecoderConfig, params: Params, hidden: Array) -> Array:
-    """Logits [..., V] float32 of final normed hidden states [..., D]."""
+    """Logits [..., V] float32 of hidden states [..., D] after the final norm."""
     dtype = jnp.dtype(config.compute_dtype)
-    # Without constraints every fsdp rank repeats the whole product, with right numbers.
+    # Without these constraints every fsdp rank computes the full product: the result is
+    # right but slow.
     if config.tied:
         kernel, form = params["embed"]["embedding"], "...d,vd->...v"
         kernel = sharding.constrain(kernel.astype(dtype), "tensor", None)
@@ -258,10 +261,9 @@ def unembed(config: DecoderConfig, params: Params, hidden: Array) -> Array:
     return logits if cap is None else cap * jnp.tanh(logits / cap)
 
 
-def _slots(layers: Sequence[int], count: int) -> Array:
-    """For each layer, its row among the layers asked for, or one past the end
-    (dropped)."""
-    slots = jnp.full(count, len(layers), jnp.int32)
+def _slots(layers: Sequence[int], num_layers: int) -> Array:
+    """For each layer its index in `layers`; out of range (dropped) if it is absent."""
+    slots = jnp.full(num_layers, len(layers), jnp.int32)
     return slots.at[jnp.array(layers, jnp.int32)].set(jnp.arange(len(layers)))
 
 
@@ -270,7 +272,7 @@ def _units(config: DecoderConfig, site: str) -> int:
     return sizes.get(site, config.width)
 
 
-def _check_call(config, batch, taps, edits, count):
+def _check_call(config, batch, taps, edits, num_layers):
     owner = f"The {config.family} decoder"
     fix = "Add the column to the batch (data.encode makes both)."
     _checks.has_keys(owner, "columns", ("tokens", "mask"), batch, fix)
@@ -278,19 +280,19 @@ def _check_call(config, batch, taps, edits, count):
     if length > config.max_length:
         raise ValueError(
             f"{owner} needs sequences of at most {config.max_length} tokens, got "
-            f"{length}. Cut the texts, or encode them with a smaller length."
+            f"{length}. Shorten the texts, or encode them with a smaller length."
         )
     _checks.same_shape(owner, tokens=batch["tokens"], mask=batch["mask"])
-    if not 1 <= count <= config.layers:
+    if not 1 <= num_layers <= config.layers:
         raise ValueError(
-            f"{owner} has layers 0 to {config.layers - 1}, got until={count - 1}."
+            f"{owner} has layers 0 to {config.layers - 1}, got until={num_layers - 1}."
         )
     for site in (*taps, *edits):
         _checks.one_of(owner, _SITES, site=site)
     for site, layers in taps.items():
-        once = len(set(layers)) == len(layers) > 0
-        if not once or any(not 0 <= layer < count for layer in layers):
+        distinct = len(set(layers)) == len(layers) > 0
+        if not distinct or any(not 0 <= layer < num_layers for layer in layers):
             raise ValueError(
-                f"{owner} runs layers 0 to {count - 1} here, got taps of layers "
+                f"{owner} needs taps of distinct layers 0 to {num_layers - 1}, got "
                 f"{list(layers)} at {site!r}."
             )

@@ -3,11 +3,11 @@
 
     net = models.gan.make(models.gan.GanConfig((28, 28, 1), ups=2))
     params = net.init(jax.random.key(0))
-    images = net.draw(params["generator"], latents)            # [B, H, W, C] in [0, 1]
+    images = net.generate(params["generator"], latents)        # [B, H, W, C] in [0, 1]
 
-The defaults are DCGAN's for 32 x 32 pixels. Pixels are in [0, 1] on both sides, as
-image models take them. Batch normalisation always uses the batch, and the
-discriminator sees real and drawn images in passes of their own.
+The defaults are those of DCGAN for 32 x 32 pixels. Both networks use pixels in [0, 1],
+as image models do. Batch normalisation always uses the statistics of the batch, and the
+discriminator runs on real and on generated images in separate batches.
 """
 
 import dataclasses
@@ -24,16 +24,16 @@ from jaxunlearn.typing import Array, Params, PRNGKey
 
 @dataclasses.dataclass(frozen=True)
 class GanConfig:
-    """A pair of networks.
+    """Settings of a generator and a discriminator.
 
     Attributes:
-        shape: (H, W, C) of an image; H and W are multiples of 2 ** ups.
-        latent: entries of a latent vector.
-        width: channels of the discriminator's first layer, doubled at each next; the
-            generator's the other way round.
-        ups: how often the generator doubles the sides.
-        norm: batch normalisation in the discriminator, after its first layer; the
-            losses with a gradient penalty want none.
+        shape: (H, W, C) of an image; 2 ** ups must divide H and W.
+        latent: size of a latent vector.
+        width: channels of the discriminator's first layer, doubled by each following
+            layer; the generator has the reverse.
+        ups: number of times that the generator doubles height and width.
+        norm: whether the discriminator normalises by batch after its first layer; use
+            False for losses with a gradient penalty.
     """
 
     shape: tuple[int, int, int] = (32, 32, 3)
@@ -44,26 +44,28 @@ class GanConfig:
 
 
 class Gan(NamedTuple):
-    """A pair of networks.
+    """A generator and a discriminator as pure functions.
 
     Attributes:
         init: key -> {"generator": params, "discriminator": params}.
-        draw: (generator's params, latents [B, latent]) -> images [B, H, W, C].
-        judge: (discriminator's params, images) -> logits [B] float32, high for real.
-        config: what built it.
+        generate: (generator params, latents [B, latent]) -> images [B, H, W, C].
+        discriminate: (discriminator params, images) -> logits [B] float32, large for
+            real images.
+        config: the settings.
     """
 
     init: Callable[[PRNGKey], Params]
-    draw: Callable[[Params, Array], Array]
-    judge: Callable[[Params, Array], Array]
+    generate: Callable[[Params, Array], Array]
+    discriminate: Callable[[Params, Array], Array]
     config: GanConfig
 
 
 def make(config: GanConfig) -> Gan:
-    """The pair that a config describes.
+    """The networks that a config describes.
 
     Raises:
-        ValueError: if the shape does not divide, or a number is below 1.
+        ValueError: if 2 ** ups does not divide height and width, or a number is below
+            1.
     """
     _checks.positive_int(
         "gan.make", latent=config.latent, width=config.width, ups=config.ups
@@ -71,7 +73,7 @@ def make(config: GanConfig) -> Gan:
     step = 2**config.ups
     if any(side % step for side in config.shape[:2]):
         raise ValueError(
-            f"gan.make needs sides that divide by 2 ** ups = {step}, got "
+            f"gan.make needs sides that 2 ** ups = {step} divides, got "
             f"shape={config.shape}. Change ups."
         )
     generator, discriminator = _Generator(config), _Discriminator(config)
@@ -85,21 +87,21 @@ def make(config: GanConfig) -> Gan:
             "discriminator": discriminator.init(b, images)["params"],
         }
 
-    def draw(params, latents):
+    def generate(params, latents):
         return generator.apply({"params": params}, latents)
 
-    def judge(params, images):
+    def discriminate(params, images):
         pixels = _pixels.as_float("A discriminator", images)
         return discriminator.apply({"params": params}, pixels)
 
-    return Gan(init, draw, judge, config)
+    return Gan(init, generate, discriminate, config)
 
 
-_START = nn.initializers.normal(0.02)
+_INIT = nn.initializers.normal(0.02)
 
 
 class _Norm(nn.Module):
-    """Batch normalisation by the batch at hand, in training and after."""
+    """Normalisation by the statistics of the current batch, also after training."""
 
     @nn.compact
     def __call__(self, x):
@@ -118,14 +120,14 @@ class _Generator(nn.Module):
         c = self.config
         height, width, colours = c.shape
         start = c.width * 2 ** (c.ups - 1)
-        few = height // 2**c.ups, width // 2**c.ups
-        x = nn.Dense(few[0] * few[1] * start, kernel_init=_START)(z)
-        x = nn.relu(_Norm()(x.reshape(-1, *few, start)))
+        sides = height // 2**c.ups, width // 2**c.ups
+        x = nn.Dense(sides[0] * sides[1] * start, kernel_init=_INIT)(z)
+        x = nn.relu(_Norm()(x.reshape(-1, *sides, start)))
         for i in range(c.ups - 1):
             channels = start // 2 ** (i + 1)
-            x = nn.ConvTranspose(channels, (4, 4), (2, 2), kernel_init=_START)(x)
+            x = nn.ConvTranspose(channels, (4, 4), (2, 2), kernel_init=_INIT)(x)
             x = nn.relu(_Norm()(x))
-        x = nn.ConvTranspose(colours, (4, 4), (2, 2), kernel_init=_START)(x)
+        x = nn.ConvTranspose(colours, (4, 4), (2, 2), kernel_init=_INIT)(x)
         return (jnp.tanh(x) + 1) / 2
 
 
@@ -137,8 +139,8 @@ class _Discriminator(nn.Module):
         c = self.config
         x = 2 * image - 1
         for i in range(c.ups):
-            x = nn.Conv(c.width * 2**i, (4, 4), 2, kernel_init=_START)(x)
+            x = nn.Conv(c.width * 2**i, (4, 4), 2, kernel_init=_INIT)(x)
             x = _Norm()(x) if c.norm and i else x
             x = nn.leaky_relu(x, 0.2)
-        x = nn.Dense(1, kernel_init=_START)(x.reshape(len(x), -1))
+        x = nn.Dense(1, kernel_init=_INIT)(x.reshape(len(x), -1))
         return x[:, 0].astype(jnp.float32)

@@ -5,22 +5,22 @@
     params = model.init(jax.random.key(0))
     train, rest = trees.split(params, models.vision.TRAINABLE)
     ...                                       # make_step, fit: as for language models
-    params = models.vision.with_statistics(model, params, batches)
+    params = models.vision.with_batch_stats(model, params, batches)
 
-An image is a row of two tokens, the picture and its label, of which the label is the
+An image is a sequence of two tokens, the image and its label, and the label is the
 answer: batches have `image` [B, H, W, C], `tokens` [B, 2] and `mask` [B, 2], as
-data.images.table makes them. The last features stand where a decoder has the hidden
-state before that answer, so every term, loss, recipe, metric and attack on language
-models reads image models too.
+data.images.table makes them. The last features take the place of a decoder's hidden
+state before the answer, so terms, losses, recipes, metrics and attacks for language
+models also work for image models.
 
-A network is three parts, `begin`, `middle` and `final`, cut where the condensation
-paper cuts it. In its condensed model, "translator", `begin` encodes an image, `middle`
-decodes that to an image of its own, and `final` classifies this one.
+A network has three parts, `begin`, `middle` and `final`, with the boundaries of the
+condensation paper. In its condensed model, "translator", `begin` encodes an image,
+`middle` decodes the code to another image, and `final` classifies that image.
 
-Statistics of batch normalisation are data: leaves under `batch_stats`, beside the
-parts, which no term ever moves. With an key, as terms pass it while training, the parts
-in `trains` use those of the batch (and dropout); all else uses the leaves.
-`with_statistics` measures them anew after training.
+Statistics of batch normalisation are leaves under `batch_stats`, which no term trains.
+If `apply` gets a key, as terms pass it in training, the parts in `train_parts` use the
+statistics of the batch, and dropout; otherwise the leaves are used. After training,
+`with_batch_stats` measures the leaves again.
 """
 
 import dataclasses
@@ -37,7 +37,7 @@ from jaxunlearn.typing import Array, Batch, Model, Outputs, Params, PRNGKey
 
 PARTS = ("begin", "middle", "final")
 TRAINABLE = r"(begin|middle|final)/.*"
-"""All leaves but the statistics, for trees.split."""
+"""Pattern of all leaves except the batch statistics, for trees.split."""
 
 _STATS = "batch_stats"
 _NORM = {"mlp": "none", "cnn": "batch", "vgg16": "none", "resnet18": "batch"}
@@ -46,19 +46,22 @@ FAMILIES = (*_NORM, "vit", "translator")
 
 @dataclasses.dataclass(frozen=True)
 class VisionConfig:
-    """A network for images.
+    """Settings of an image classifier.
 
     Attributes:
-        family: one of FAMILIES; "translator" needs sides that divide by 8.
+        family: one of FAMILIES; 8 must divide the sides for "translator".
         shape: (H, W, C) of an image, pixels.
         classes: number of classes.
-        width: factor on the width of every layer; 1 is the paper's.
-        norm: "batch" or "none" after convolutions; None is the paper's (none in VGG).
-        stem: of ResNet: "cifar" (3 x 3, nothing thrown away) or "imagenet" (7 x 7 with
-            stride 2 and pooling, what the paper's code runs on 32 x 32 images).
+        width: factor on the width of every layer; 1 is that of the paper.
+        norm: "batch" or "none" after convolutions; None for that of the paper ("none"
+            for VGG).
+        stem: of ResNet: "cifar" (3x3 convolution, no pooling) or "imagenet" (7x7 with
+            stride 2 and pooling, which the paper's code runs on 32 x 32 images).
         dropout: rate before the head of the CNN and of the translator.
-        depth, heads, patch: of the ViT: blocks, attention heads, pixels a patch side.
-        mean, std: what pixels in [0, 1] are normalised by; one number or one a channel.
+        depth, heads, patch: of the ViT: number of blocks, number of attention heads,
+            side of a patch in pixels.
+        mean, std: pixels in [0, 1] become (pixel - mean) / std; one number, or one per
+            channel.
     """
 
     family: str = "cnn"
@@ -75,47 +78,48 @@ class VisionConfig:
     std: tuple[float, ...] = (0.25,)
 
 
-def make(config: VisionConfig, *, trains: Sequence[str] = PARTS) -> Model:
+def make(config: VisionConfig, *, train_parts: Sequence[str] = PARTS) -> Model:
     """The network that a config describes.
 
     Args:
-        config: the network.
-        trains: parts that behave as in training where `apply` gets an key; name those
-            whose leaves train, so that a frozen part stays the function it was.
+        config: the settings.
+        train_parts: parts that use batch statistics and dropout when `apply` gets a
+            key. Name the parts that train, so that a frozen part stays the same
+            function.
     Returns:
-        A Model. `apply` gives features as hidden [B, 2, D], those of the image first;
-        its only tap, "statistics", is what batch normalisation saw in the parts that
-        used the batch. `unembed` gives logits of the classes.
+        A Model. `apply` returns features as hidden [B, 2, D], those of the image first;
+        its only tap, "statistics", is the batch statistics of the parts that used the
+        batch. `unembed` returns logits of the classes.
     Raises:
-        ValueError: for a family, norm, stem or part there is not, or a shape that is
-            too small or does not divide. `apply` raises for images of another shape,
-            TypeError for another dtype.
+        ValueError: for an unknown family, norm, stem or part, or a shape that is too
+            small or not divisible. `apply` raises ValueError for images of another
+            shape and TypeError for another dtype.
     """
     owner = "vision.make"
     _checks.one_of(owner, FAMILIES, family=config.family)
     _checks.one_of(owner, (None, "batch", "none"), norm=config.norm)
     _checks.one_of(owner, ("cifar", "imagenet"), stem=config.stem)
     _checks.positive(owner, width=config.width)
-    for part in trains:
-        _checks.one_of(owner, PARTS, trains=part)
-    least = 32 if config.family == "vgg16" else 16 if config.family == "cnn" else 1
-    if min(config.shape[:2]) < least:
+    for part in train_parts:
+        _checks.one_of(owner, PARTS, train_parts=part)
+    min_side = {"vgg16": 32, "cnn": 16}.get(config.family, 1)
+    if min(config.shape[:2]) < min_side:
         raise ValueError(
-            f"{owner} needs images of at least {least} x {least} pixels for "
-            f"{config.family!r}, got shape={config.shape}. Pad them, or take 'mlp'."
+            f"{owner} needs images of at least {min_side} x {min_side} pixels for "
+            f"{config.family!r}, got shape={config.shape}. Pad them, or use 'mlp'."
         )
     if config.family == "translator" and any(x % 8 for x in config.shape[:2]):
         raise ValueError(
-            f"{owner} needs sides that divide by 8 for 'translator', got "
+            f"{owner} needs sides that 8 divides for 'translator', got "
             f"shape={config.shape}. Pad the images."
         )
     net = _Net(config)
 
     def init(key: PRNGKey) -> Params:
         image = jnp.zeros((1, *config.shape), jnp.float32)
-        found = dict(net.init(key, image, (), method="logits"))
-        stats = {_STATS: found[_STATS]} if _STATS in found else {}
-        return {**found["params"], **stats}
+        variables = dict(net.init(key, image, (), method="logits"))
+        stats = {_STATS: variables[_STATS]} if _STATS in variables else {}
+        return {**variables["params"], **stats}
 
     def apply(
         params: Params,
@@ -128,11 +132,12 @@ def make(config: VisionConfig, *, trains: Sequence[str] = PARTS) -> Model:
     ) -> Outputs:
         if edits or until is not None or set(taps or ()) - {"statistics"}:
             raise ValueError(
-                "An image model has no sites but the tap 'statistics', so it takes no "
-                "other taps, no edits and no until."
+                "An image model needs taps=None or the tap 'statistics', and neither "
+                f"edits nor until, got taps={sorted(taps or ())}, "
+                f"edits={sorted(edits or ())}, until={until}."
             )
         image = _normalised(config, batch)
-        used = () if key is None else tuple(trains)  # the parts that use the batch's
+        used = () if key is None else tuple(train_parts)  # they use batch statistics
         out, new = net.apply(
             _variables(params),
             image,
@@ -141,8 +146,8 @@ def make(config: VisionConfig, *, trains: Sequence[str] = PARTS) -> Model:
             rngs=None if key is None else {"dropout": key},
             method="features",
         )
-        moved = {k: seen for k, seen in new.get(_STATS, {}).items() if k in used}
-        tapped = {"statistics": moved} if taps else {}
+        stats = {part: x for part, x in new.get(_STATS, {}).items() if part in used}
+        tapped = {"statistics": stats} if taps else {}
         return Outputs(jnp.stack([out, jnp.zeros_like(out)], axis=1), tapped)
 
     def unembed(params: Params, hidden: Array) -> Array:
@@ -154,26 +159,25 @@ def make(config: VisionConfig, *, trains: Sequence[str] = PARTS) -> Model:
 
 
 def features(model: Model, params: Params, batch: Batch) -> Array:
-    """The features [B, D] that the head reads, without dropout."""
+    """The features [B, D] that the classification head reads, without dropout."""
     return model.apply(params, batch).hidden[:, 0]
 
 
-def with_statistics(
+def with_batch_stats(
     model: Model, params: Params, batches: Iterable[Batch], key: PRNGKey | None = None
 ) -> Params:
-    """Params whose statistics of batch normalisation are those of these batches.
+    """Params with the batch normalisation statistics measured on these batches.
 
-    Means over the batches of the mean and the square of each channel, with all parts
-    that the model `trains` normalising by the batch, as training saw them: what the
-    running averages of other libraries estimate. Leaves of other parts stay, bit for
-    bit.
+    The statistics are averages over the batches of each channel's mean and mean square,
+    with the model's `train_parts` normalising by the batch, as in training. Running
+    averages of other libraries estimate the same. Leaves of other parts do not change.
 
     Args:
-        model: of `make`.
+        model: from `make`.
         params: its parameters, statistics included.
-        batches: of equal size, of the data that is kept; statistics of forgotten images
-            would stay in the model.
-        key: for dropout and augmentation; key 0 if None.
+        batches: batches of equal size of the data to retain. Statistics of forgotten
+            images would stay in the model.
+        key: for dropout and augmentation; jax.random.key(0) if None.
     Returns:
         A tree like params.
     Raises:
@@ -185,23 +189,23 @@ def with_statistics(
 
     total, count = None, 0
     for count, batch in enumerate(batches, 1):
-        new = _seen(params, dict(batch), jax.random.fold_in(key, count), model)
+        new = _batch_stats(params, dict(batch), jax.random.fold_in(key, count), model)
         total = new if total is None else jax.tree.map(jnp.add, total, new)
     if not count:
-        raise ValueError("with_statistics needs at least one batch, got none.")
+        raise ValueError("with_batch_stats needs at least one batch, got none.")
 
     def divided(sums):
         mean = sums["mean"] / count
         var = sums["square"] / count - jnp.square(mean)
-        return {"mean": mean, "var": jnp.maximum(var, 0)}  # rounding can go below
+        return {"mean": mean, "var": jnp.maximum(var, 0)}  # rounding can make it < 0
 
     stats = jax.tree.map(divided, total, is_leaf=lambda x: "square" in x)
     return {**params, _STATS: {**params[_STATS], **stats}}
 
 
 @partial(jax.jit, static_argnums=3)
-def _seen(params, batch, key, model):
-    """Mean and mean square of every norm's input in the batch."""
+def _batch_stats(params, batch, key, model):
+    """Mean and mean square of the input of every batch normalisation."""
     taps = {"statistics": (0,)}
     found = model.apply(params, batch, taps=taps, key=key).taps["statistics"]
     return jax.tree.map(
@@ -223,7 +227,7 @@ def _variables(params: Params) -> dict:
 
 
 def _normalised(config: VisionConfig, batch: Batch) -> Array:
-    """The batch's images, normalised, float32; its shape and dtype are looked at."""
+    """The batch's images, normalised, float32, after checking shape and dtype."""
     _checks.has_keys(
         "An image model", "columns", ("image",), batch, "data.images.table makes them."
     )
@@ -268,30 +272,30 @@ class _Final(nn.Module):
 
 
 class _Part(nn.Module):
-    """A run of layers, each a tuple: its kind and its numbers."""
+    """A sequence of layers; each is a tuple of its kind and its settings."""
 
     layers: tuple
     config: VisionConfig
 
     @nn.compact
     def __call__(self, x, train):
-        for kind, *numbers in self.layers:
-            x = _KINDS[kind](self.config, x, train, *numbers)
+        for kind, *settings in self.layers:
+            x = _LAYERS[kind](self.config, x, train, *settings)
         return x
 
 
 def _conv(config, x, train, width, size=3, stride=1, relu=True):
     norm = config.norm or _NORM.get(config.family, "none")
     padding = [((size - 1) // 2,) * 2] * 2
-    plain = norm == "none"
-    x = nn.Conv(width, (size, size), stride, padding=padding, use_bias=plain)(x)
-    # Momentum 0: what was seen is exactly the batch's; with_statistics averages it.
-    x = x if plain else nn.BatchNorm(not train, momentum=0.0, epsilon=1e-5)(x)
+    no_norm = norm == "none"
+    x = nn.Conv(width, (size, size), stride, padding=padding, use_bias=no_norm)(x)
+    # With momentum 0 the statistics are the batch's; with_batch_stats averages them.
+    x = x if no_norm else nn.BatchNorm(not train, momentum=0.0, epsilon=1e-5)(x)
     return nn.relu(x) if relu else x
 
 
 def _up(config, x, train, width, last):
-    """Twice the sides; the last gives pixels in [0, 1], normalised as images are."""
+    """Doubles the sides; the last layer returns pixels in [0, 1], then normalises."""
     x = nn.ConvTranspose(width, (4, 4), (2, 2))(x)
     if not last:
         return nn.relu(x)
@@ -301,14 +305,15 @@ def _up(config, x, train, width, last):
 def _pool(config, x, train, size=2, stride=2, pad=0):
     if (size, stride, pad) != (2, 2, 0):
         return nn.max_pool(x, (size, size), (stride, stride), [(pad, pad)] * 2)
-    # XLA's gradient of windows costs a CPU more than convolutions; ties share this one.
+    # On CPUs XLA's gradient of window maxima takes longer than the convolutions. Here
+    # entries that tie share the gradient.
     batch, height, width, channels = x.shape
     x = x[:, : height // 2 * 2, : width // 2 * 2]
     return x.reshape(batch, height // 2, 2, width // 2, 2, channels).max((2, 4))
 
 
 def _block(config, x, train, width, stride):
-    """Two convolutions beside a shortcut (He et al. 2015, arXiv 1512.03385)."""
+    """Two convolutions and a shortcut (He et al. 2015, arXiv 1512.03385)."""
     y = _conv(config, x, train, width, 3, stride)
     y = _conv(config, y, train, width, relu=False)
     if x.shape != y.shape:
@@ -317,7 +322,7 @@ def _block(config, x, train, width, stride):
 
 
 class _Patches(nn.Module):
-    """Patches as tokens, a token for the class before them, and learned positions."""
+    """Patches as tokens after a class token, with learned positions."""
 
     side: int
     width: int
@@ -339,7 +344,7 @@ def _attend(config, x, train, width):
     return x + nn.Dense(width)(nn.gelu(y))
 
 
-_KINDS = {
+_LAYERS = {
     "conv": _conv,
     "pool": _pool,
     "up": _up,

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Plans: compile the step for machines that are only described, and read the result.
+"""Plans: compiles a training step for described devices, and reads what it needs.
 
-    devices = plan.topology_devices("v5p:4x4x4")                    # needs libtpu, no TPU
+    devices = plan.topology_devices("v5p:4x4x4")             # needs libtpu, not a TPU
     mesh = sharding.make_mesh(fsdp=-1, devices=devices)
     step = sharding.jit_step(ju.make_step(terms, tx), mesh, model.rules, state)
     report = plan.compile_step(
@@ -11,10 +11,10 @@
 | name | gives |
 | --- | --- |
 | `topology_devices` | the devices of a topology such as v5e:8x8 or cpu:8 |
-| `compile_step` | a `Report` of the step that `sharding.jit_step` would run |
-| `CHIPS`, `Chip` | public peak numbers of each kind of chip |
-| `collectives` | bytes moved, read from a compiled text |
-| `model_flops`, `dot_flops` | FLOPs, counted by formula and from the program |
+| `compile_step` | a `Report` about a step of `sharding.jit_step` |
+| `CHIPS`, `Chip` | public peak numbers of each type of chip |
+| `collectives` | bytes sent between devices, from a compiled text |
+| `model_flops`, `dot_flops` | FLOPs, by formula and from the program |
 """
 
 from jaxunlearn.plan._chips import CHIPS, Chip, topology_devices

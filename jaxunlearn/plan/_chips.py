@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Public numbers of chips, and devices of topologies that are only described."""
+"""Public peak numbers of chips, and the devices of described topologies."""
 
 import os
 import re
@@ -19,10 +19,10 @@ class Chip(NamedTuple):
 
     Attributes:
         flops: bfloat16 FLOP/s.
-        hbm_bytes: capacity of its memory, in bytes.
-        hbm_rate: bytes/s between the chip and that memory.
-        ici_rate: bytes/s that a chip can send over all its links to neighbours: half
-            of the number for both directions that the vendor gives.
+        hbm_bytes: capacity of its memory, bytes.
+        hbm_rate: bandwidth of that memory, bytes/s.
+        ici_rate: bytes/s that a chip can send over all links to its neighbours, half of
+            the vendor's number, which counts both directions.
     """
 
     flops: float
@@ -38,40 +38,40 @@ CHIPS = {
     "v6e": Chip(918e12, 32 * GIB, 1.638e12, 400e9),
     "tpu7x": Chip(2307e12, 192 * GIB, 7.38e12, 600e9),
 }
-"""From the tables "key specifications" on Google Cloud's pages on each TPU version, as
-of 2026. Capacities there are called GB or GiB; both are read as 2^30 bytes."""
+"""From the tables "key specifications" on Google Cloud's pages about each TPU version,
+in 2026. These give capacities in GB or GiB; both are taken as 2^30 bytes."""
 
 
 def topology_devices(topology: str) -> Sequence[jax.Device]:
-    """The devices of a topology, to make a mesh of.
+    """The devices of a topology, for a mesh.
 
     Args:
         topology: chip and shape, such as "v5e:8x8" or "v5p:4x4x4", which the TPU
-            compiler describes without a TPU; or "cpu:8", devices that this process has.
+            compiler describes without a TPU; or "cpu:8", devices of this process.
     Returns:
-        Devices. On v4 and tpu7x a device is one of a chip's two cores.
+        Devices. On v4 and tpu7x a device is one of the two cores of a chip.
     Raises:
-        ValueError: for an unknown chip or shape, or more CPU devices than there are.
-        ImportError: for a TPU where libtpu is missing.
-        NotImplementedError: for GPUs, whose compiler needs one at hand.
+        ValueError: for an unknown chip or shape, or more CPU devices than exist.
+        ImportError: for a TPU topology without libtpu.
+        NotImplementedError: for GPUs, whose compiler needs a GPU.
     """
     found = re.fullmatch(r"(\w+):(\d+(?:x\d+)*)", topology)
     if not found:
         raise ValueError(
-            "plan.topology_devices needs a topology such as 'v5p:4x4x4', 'v5e:8x8' or 'cpu:8', "
-            f"got {topology!r}."
+            "plan.topology_devices needs a topology such as 'v5p:4x4x4', 'v5e:8x8' or "
+            f"'cpu:8', got {topology!r}."
         )
     kind, shape = found.groups()
     if kind == "cpu":
         return _cpus(shape, topology)
     if kind in ("gpu", "cuda", "rocm", "h100", "h200", "a100", "b200"):
         raise NotImplementedError(
-            f"plan.topology_devices cannot describe {topology!r}: jax describes only TPUs that "
-            "are not there. On a machine with such a GPU install '.[cuda]' and run the "
-            "step itself, or plan for 'cpu:<devices>' to see memory and collectives."
+            f"plan.topology_devices needs a TPU or CPU topology, got {topology!r}: jax "
+            "cannot describe GPUs. Run the step on a machine with such a GPU, or plan "
+            "for 'cpu:<devices>' to see memory and collectives."
         )
     _checks.one_of("plan.topology_devices", [*CHIPS, "cpu"], chip=kind)
-    # Ask no metadata server, and mind no other process: none touches a TPU.
+    # Skip the GCE metadata server and the libtpu lock; no TPU is used.
     os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
     os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
     try:
@@ -79,30 +79,31 @@ def topology_devices(topology: str) -> Sequence[jax.Device]:
     except RuntimeError as error:
         if "not installed" in str(error):
             raise ImportError(
-                f"A plan for {topology!r} needs the TPU compiler, libtpu. Install it "
-                'without a TPU by pip install -e ".[tpu]", or plan for "cpu:8".'
+                f"A plan for {topology!r} needs the TPU compiler, libtpu, which works "
+                "without a TPU. Run pip install 'jaxunlearn[tpu]', or plan for 'cpu:8'."
             ) from None
         reason = str(error).split("\n")[0]
         if "INVALID_ARGUMENT" not in reason:
-            raise  # not the topology's fault
+            raise  # an error that is not about the topology
         raise ValueError(
-            f"The TPU compiler knows no topology {topology!r}: {reason}. Sizes must be "
-            "slices that exist, such as v5e:4x4, v6e:16x16 or v5p:4x4x8."
+            "plan.topology_devices needs the size of an existing slice, such as "
+            f"v5e:4x4, v6e:16x16 or v5p:4x4x8, got {topology!r}: {reason}."
         ) from None
     return described.devices
 
 
 def per_chip(devices: Sequence[jax.Device]) -> int:
-    """How many devices make one chip."""
-    places = {tuple(getattr(d, "coords", (d.id,))) for d in devices}
-    return max(1, len(devices) // len(places))
+    """The number of devices per chip."""
+    chips = {tuple(getattr(d, "coords", (d.id,))) for d in devices}
+    return max(1, len(devices) // len(chips))
 
 
 def _cpus(shape: str, topology: str) -> Sequence[jax.Device]:
     devices = jax.devices("cpu")
     if not shape.isdigit() or not 1 <= int(shape) <= len(devices):
         raise ValueError(
-            f"This process has {len(devices)} CPU devices, got {topology!r}. Set "
-            "jax_num_cpu_devices before jax starts, or ask for fewer."
+            f"plan.topology_devices needs at most {len(devices)} CPU devices, as this "
+            f"process has, got {topology!r}. Set jax_num_cpu_devices before jax "
+            "starts, or use fewer."
         )
     return devices[: int(shape)]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""FLOPs of a step, twice: by the usual formula, and from the program that is run."""
+"""FLOPs of a step: by the usual formula, and counted in the traced program."""
 
 import math
 import re
@@ -22,47 +22,48 @@ def model_flops(
     terms: Mapping[str, Term],
     streams: Streams,
 ) -> float:
-    """FLOPs that the step needs by the usual formula, without what is computed again.
+    """FLOPs that a step needs by the usual formula, without recomputation.
 
-    A token costs 2 N forward, 2 N for the gradient of its activations and 2 T for that
-    of the kernels, N being all kernels and T those that train. N counts the unembedding
-    (the embedding where it is tied) and leaves out looked-up embeddings, norms and
-    biases. Attention costs 2 * 2 * heads * head_dim a token and key it may see in the
-    forward pass and twice that backward; only keys at or before the token, and in its
-    window, count.
-    A term with a reference pays its forward pass too. Norms, softmax and the optimizer
-    are left out.
+    A token costs 2 N in the forward pass, 2 N for the gradient of its activations and
+    2 T for the gradient of the kernels, where N is the number of entries of all kernels
+    and T of those that train. N includes the unembedding (the embedding if it is tied)
+    and excludes embedding lookups, norms and biases. Attention costs
+    2 * 2 * heads * head_dim per pair of token and visible key in the forward pass, and
+    twice that in the backward pass; visible keys are those at or before the token and
+    in its window. A term with a reference also costs the reference's forward pass.
+    Norms, softmax and the optimizer are not counted.
 
     Args:
-        model: its config tells heads and layers; without one attention is left out.
+        model: its config has the numbers of heads and layers; without a config
+            attention is not counted.
         train: params that train, or their shapes, None elsewhere.
-        rest: the others, or None.
+        rest: the other params, or None.
         terms: the terms of the step.
-        streams: batches or their shapes, `tokens` [B, L] in each.
+        streams: batches or their shapes, with `tokens` [B, L].
     Returns:
         FLOPs of one step over all devices.
     """
-    every = _kernels(trees.merge(train, rest), model)
-    own = _kernels(train, model)
+    all_kernels = _num_entries(trees.merge(train, rest), model)
+    trained = _num_entries(train, model)
     total = 0.0
     for term in terms.values():
         for stream in term.reads:
             rows, length = streams[stream]["tokens"].shape
             scores = _attention(model.config, length)
             passes = 3 if not term.needs_ref else 4
-            total += rows * length * ((passes - 1) * 2.0 * every + 2.0 * own)
+            total += rows * length * ((passes - 1) * 2.0 * all_kernels + 2.0 * trained)
             total += rows * passes * scores
     return total
 
 
 def dot_flops(jaxpr: core.ClosedJaxpr | core.Jaxpr) -> float:
-    """FLOPs of all matrix products in a traced program, recomputation included.
+    """FLOPs of all matrix products in a traced program, including recomputation.
 
-    What no output depends on is dropped first. Loops of known length multiply what is
-    in them; a conditional counts its largest branch; what is in a shard_map counts on
-    every device. A Pallas kernel counts at every point of its grid; where it stands in
-    jax.named_scope("runs_M_N"), at M of N, as it skips tiles that are masked.
-    Products inside cuDNN's attention are not seen.
+    Code on which no output depends is not counted. The body of a loop is multiplied by
+    its known length, a conditional counts as its largest branch, and the body of a
+    shard_map counts on every device. A Pallas kernel counts at every point of its grid,
+    or at M of N points under jax.named_scope("runs_M_N"), because it skips masked
+    tiles. Products inside cuDNN's attention are not counted.
     """
     if isinstance(jaxpr, core.ClosedJaxpr):
         jaxpr = jaxpr.jaxpr
@@ -70,8 +71,8 @@ def dot_flops(jaxpr: core.ClosedJaxpr | core.Jaxpr) -> float:
     return _products(partial_eval.dce_jaxpr(jaxpr, used)[0], 1.0)
 
 
-def _products(jaxpr, share: float) -> float:
-    """Matrix products of a jaxpr, whose kernels run at this share of their grid."""
+def _products(jaxpr, fraction: float) -> float:
+    """FLOPs of a jaxpr whose Pallas kernels run at a fraction of their grid."""
     total = 0.0
     for equation in jaxpr.eqns:
         name, given = equation.primitive.name, equation.params
@@ -81,8 +82,8 @@ def _products(jaxpr, share: float) -> float:
             inner = math.prod(shape[axis] for axis in contracted)
             total += 2.0 * inner * math.prod(equation.outvars[0].aval.shape)
             continue
-        said = _RUNS.search(str(equation.source_info.name_stack))
-        part = int(said[1]) / int(said[2]) if said else share
+        scope = _RUNS.search(str(equation.source_info.name_stack))
+        part = int(scope[1]) / int(scope[2]) if scope else fraction
         inside = [
             _products(getattr(inner, "jaxpr", inner), part)
             for inner in core.jaxprs_in_params(given)
@@ -101,7 +102,7 @@ def _products(jaxpr, share: float) -> float:
     return total
 
 
-def _kernels(tree: Params, model: Model) -> int:
+def _num_entries(tree: Params, model: Model) -> int:
     tied = getattr(model.config, "tied", False)
     return sum(
         math.prod(leaf.shape)
@@ -115,11 +116,11 @@ def _attention(config, length: int) -> float:
     if config is None:
         return 0.0
     windows = config.windows or (None,) * config.layers
-    seen = 0.0
+    pairs = 0.0  # of query and visible key
     for window in windows:
         w = min(window or length, length)
-        seen += w * (w + 1) / 2 + (length - w) * w
-    return 4.0 * config.heads * config.head_dim * seen
+        pairs += w * (w + 1) / 2 + (length - w) * w
+    return 4.0 * config.heads * config.head_dim * pairs
 
 
 def total_bytes(tree) -> float:

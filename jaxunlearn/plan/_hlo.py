@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Bytes moved between devices, read from the text of a compiled program.
+"""Bytes sent between devices, from the text of a compiled program.
 
-XLA's own cost analysis sees the body of a loop once. Here every collective counts as
-often as the loops around it turn.
+XLA's cost analysis counts the body of a loop once. Here every collective counts as many
+times as the loops around it run.
 """
 
 import math
@@ -24,11 +24,13 @@ _RARE = re.compile(r'op_name="[^"]*\brare\b')
 
 
 class Collective(NamedTuple):
-    """Attributes:
-    count: how often a collective of the kind runs in one step.
-    bytes: what a device sends in one step, if each runs as a ring: (n - 1) / n of the
-        whole for an all-gather, a reduce-scatter or an all-to-all among n devices,
-        twice that for an all-reduce, all of it for a permutation.
+    """All collectives of one kind in one step.
+
+    Attributes:
+        count: number of executions.
+        bytes: bytes that a device sends, if each runs as a ring among n devices:
+            (n - 1) / n of the full array for an all-gather, a reduce-scatter or an
+            all-to-all, twice that for an all-reduce, the full array for a permutation.
     """
 
     count: int
@@ -36,20 +38,20 @@ class Collective(NamedTuple):
 
 
 def collectives(text: str) -> dict[str, Collective]:
-    """What each kind of collective moves in one run of a compiled program.
+    """The collectives of one run of a compiled program, by kind.
 
-    Loops multiply what is in them by their trip count. Of a conditional the branch that
-    moves most counts, except branches under jax.named_scope("rare"). The TPU compiler
-    writes some gathers as all-reduces of arrays that are zero elsewhere; they count as
-    the all-reduces they are. Its fused all-reduce-scatter counts as a reduce-scatter. A
-    collective that it spreads over several fusions, to run beside other work, keeps its
-    channel in all of them and counts once.
+    The body of a loop is multiplied by its trip count. A conditional counts as the
+    branch that sends most, except branches under jax.named_scope("rare"). The TPU
+    compiler implements some gathers as all-reduces of arrays that are zero elsewhere;
+    these count as all-reduces. Its fused all-reduce-scatter counts as a reduce-scatter.
+    A collective that it splits over several fusions, to overlap with other work, has
+    the same channel in all of them and counts once.
 
     Args:
         text: compiled.as_text().
     Returns:
-        {kind: Collective}, only the kinds that occur; "unknown-loop" counts loops without a
-        constant trip count, whose bodies are counted once.
+        {kind: Collective} of the kinds that occur; "unknown-loop" counts loops without
+        a constant trip count, whose bodies count once.
     """
     computations, entry = _computations(text)
 
@@ -101,9 +103,9 @@ def _line(line: str, where: str, computations, total, seen) -> dict[str, Collect
             if branches
             else [_named(rest, f"{b}_computation") for b in ("true", "false")]
         )
-        often = [n for n in names if not any(map(_RARE.search, computations[n]))]
-        sums = [total(name, set()) for name in often or names]
-        return max(sums, key=lambda s: sum(moved.bytes for moved in s.values()))
+        common = [n for n in names if not any(map(_RARE.search, computations[n]))]
+        sums = [total(name, set()) for name in common or names]
+        return max(sums, key=lambda s: sum(each.bytes for each in s.values()))
     if op in ("fusion", "call", "async-start", "custom-call"):
         name = _named(rest, "calls") or (op == "call" and _named(rest, "to_apply"))
         return total(name, seen) if name else {}
@@ -114,7 +116,7 @@ def _collective(kind: str, op: str, result: str, rest: str, where: str):
     n = _group(rest)
     size = _bytes(result)
     if op == "all-gather-start":
-        size *= n / (n + 1)  # its type holds the operands too
+        size *= n / (n + 1)  # its result type includes the operands
     elif op == "collective-permute-start":
         size /= 2
     share = (n - 1) / n
@@ -141,7 +143,7 @@ def _bytes(result: str) -> float:
 
 
 def _group(rest: str) -> int:
-    """Devices that take part in one instance of a collective."""
+    """The number of devices in one group of a collective."""
     if mesh := re.search(r"replica_groups=mesh\[([^\]]*)\]\s*\{([^}]*)\}", rest):
         sizes = dict(re.findall(r"'([^']+)'=(\d+)", mesh.group(1)))
         return math.prod(int(sizes[a]) for a in re.findall(r"'([^']+)'", mesh.group(2)))
@@ -174,8 +176,8 @@ def _named(rest: str, key: str) -> str:
     return found.group(1) if found else ""
 
 
-def _times(moved: Mapping[str, Collective], trips: int) -> dict[str, Collective]:
-    return {k: Collective(trips * m.count, trips * m.bytes) for k, m in moved.items()}
+def _times(found: Mapping[str, Collective], trips: int) -> dict[str, Collective]:
+    return {k: Collective(trips * c.count, trips * c.bytes) for k, c in found.items()}
 
 
 def _add(

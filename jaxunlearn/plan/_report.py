@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Compiles a step for a mesh of described devices and says what it would take."""
+"""Compiles a step for a mesh of described devices and reports what it needs."""
 
 import time
 from collections.abc import Callable, Mapping
@@ -14,35 +14,36 @@ from jaxunlearn.typing import Frozen, Model, PyTree, Streams, Term
 
 
 class DoesNotFit(ValueError):
-    """The compiler itself found no way to fit the step into the chip's memory."""
+    """The compiler could not fit the step into the memory of the chip."""
 
 
 class Report(NamedTuple):
-    """A plan. Bytes are of one device, FLOPs and times of one step.
+    """What a step needs. Bytes are per device; FLOPs and times are per step.
 
     Attributes:
-        devices: how many the mesh has.
+        devices: number of devices of the mesh.
         mesh: size of each axis.
-        memory: bytes by kind: params, optimizer, frozen (leaves that do not train and
+        memory: bytes by kind. params, optimizer, frozen (leaves that do not train, and
             the reference) and batch are counted from sharded shapes; gradients are one
-            tree a term in the dtype of the params; activations are the rest of the
-            temporaries that XLA reserves, among them gathered kernels; program is the
-            code.
-        xla: what XLA reports: arguments, outputs, aliased, temporaries, program.
-        peak: arguments + outputs - aliased + temporaries + program.
-        hbm: what the device has; None where no chip was given.
-        fits: peak <= hbm, None without a chip.
+            tree per term in the dtype of the params; activations are the rest of the
+            temporaries that XLA reserves, which includes gathered kernels; program is
+            the code.
+        xla: bytes that XLA reports: arguments, outputs, aliased, temporaries, program.
+        peak: arguments + outputs - aliased + temporaries + program, bytes.
+        hbm: bytes of memory of a device; None without a chip.
+        fits: peak <= hbm; None without a chip.
         model_flops: by the formula of `plan.model_flops`, over all devices.
-        hardware_flops: matrix products of the program, recomputation included, over all
+        hardware_flops: matrix products of the program with recomputation, over all
             devices, see `plan.dot_flops`.
-        moved: what each kind of collective sends, see `plan.collectives`.
-        seconds: lower bounds by kind: compute is hardware_flops at peak; hbm is all
-            arguments read, all outputs written and all temporaries written and read
-            once; ici is bytes sent at the rate of all links; `overlapped` is the
+        collectives: what each kind of collective sends, see `plan.collectives`.
+        seconds: lower bounds by kind: compute is hardware_flops at peak; hbm is reading
+            all arguments, writing all outputs, and writing and reading all temporaries
+            once; ici is the bytes sent at the rate of all links; `overlapped` is the
             largest of the three and `serial` their sum. None without a chip.
-        mfu: model_flops / (devices * peak * seconds), as bounds: (serial, overlapped).
-        compile_seconds: how long the compiler took here.
-        optimal_seconds: the compiler's own estimate, which sees loops once.
+        mfu: model_flops / (devices * peak FLOP/s * seconds) as bounds: (serial,
+            overlapped).
+        compile_seconds: time of the compilation, seconds.
+        optimal_seconds: the compiler's estimate, which counts the body of a loop once.
     """
 
     devices: int
@@ -54,7 +55,7 @@ class Report(NamedTuple):
     fits: bool | None
     model_flops: float
     hardware_flops: float
-    moved: dict[str, _hlo.Collective]
+    collectives: dict[str, _hlo.Collective]
     seconds: dict[str, float] | None
     mfu: tuple[float, float] | None
     compile_seconds: float
@@ -71,25 +72,27 @@ def compile_step(
     *,
     terms: Mapping[str, Term],
     chip: _chips.Chip | None = None,
-    keep: Callable[[str], None] | None = None,
+    text_callback: Callable[[str], None] | None = None,
 ) -> Report:
-    """Compiles a step of sharding.jit_step, the very one that would run.
+    """Compiles the step that `sharding.jit_step` would run, without running it.
 
     Nothing is allocated: `state`, `streams` and `frozen` are shapes with shardings on
-    the mesh, streams those of all processes (`sharding.put_rows` places shapes too).
+    the mesh; streams are those of all processes (`sharding.put_rows` also takes
+    shapes).
 
     Args:
         step: from sharding.jit_step.
-        mesh: of devices that exist or of `topology_devices`.
-        model: whose config says how FLOPs are counted.
-        state, streams, frozen: what the step would be called with.
-        terms: the terms the step was made of.
-        chip: peak numbers, from CHIPS; without them there is no time and no `fits`.
-        keep: is given the compiled text, to be read or stored.
+        mesh: a mesh of existing devices or of `topology_devices`.
+        model: its config determines how FLOPs are counted.
+        state, streams, frozen: the arguments of the step, or their shapes.
+        terms: the terms of the step.
+        chip: peak numbers, from CHIPS; without them `seconds`, `mfu`, `hbm` and `fits`
+            are None.
+        text_callback: is called with the compiled text.
     Returns:
         A Report.
     Raises:
-        DoesNotFit: where the compiler finds no way to.
+        DoesNotFit: if the step does not fit into the memory of the chip.
     """
     streams = sharding.put_rows(streams, mesh)
     traced = step.trace(state, streams, frozen)
@@ -102,26 +105,26 @@ def compile_step(
             raise
         reason = " ".join(str(error).split()[:40])
         raise DoesNotFit(
-            f"The step does not fit on {mesh.size} devices: {reason} ... Take more "
+            f"The step does not fit on {mesh.size} devices: {reason} ... Use more "
             "devices, more microbatches or remat='full'."
         ) from None
     spent = time.monotonic() - start
     text = compiled.as_text()
-    if keep is not None:
-        keep(text)
+    if text_callback is not None:
+        text_callback(text)
     xla = _sizes(compiled.memory_analysis())
     memory = _memory(state, streams, frozen, len(terms), xla)
     peak = xla["arguments"] + xla["outputs"] - xla["aliased"]
     peak += xla["temporaries"] + xla["program"]
     needed = _flops.model_flops(model, state.params, frozen.params, terms, streams)
     hardware = _flops.dot_flops(traced.jaxpr)
-    moved = _hlo.collectives(text)
-    share = _chips.per_chip(list(mesh.devices.flat))
+    collectives = _hlo.collectives(text)
+    per_chip = _chips.per_chip(list(mesh.devices.flat))
     seconds = mfu = hbm = None
     if chip is not None:
-        hbm = chip.hbm_bytes / share
-        seconds = _seconds(chip, share, mesh.size, hardware, xla, moved)
-        best = needed / (mesh.size * chip.flops / share)
+        hbm = chip.hbm_bytes / per_chip
+        seconds = _seconds(chip, per_chip, mesh.size, hardware, xla, collectives)
+        best = needed / (mesh.size * chip.flops / per_chip)
         mfu = (best / seconds["serial"], best / seconds["overlapped"])
     costs = compiled.cost_analysis() or {}
     return Report(
@@ -134,7 +137,7 @@ def compile_step(
         fits=None if hbm is None else peak <= hbm,
         model_flops=needed,
         hardware_flops=hardware,
-        moved=moved,
+        collectives=collectives,
         seconds=seconds,
         mfu=mfu,
         compile_seconds=spent,
@@ -166,11 +169,11 @@ def _memory(state, streams, frozen, trees: int, xla) -> dict[str, float]:
     }
 
 
-def _seconds(chip, share, devices, flops, xla, moved) -> dict[str, float]:
+def _seconds(chip, per_chip, devices, flops, xla, collectives) -> dict[str, float]:
     touched = xla["arguments"] + xla["outputs"] + 2 * xla["temporaries"]
     times = {
-        "compute": flops / (devices * chip.flops / share),
-        "hbm": touched / (chip.hbm_rate / share),
-        "ici": sum(m.bytes for m in moved.values()) / (chip.ici_rate / share),
+        "compute": flops / (devices * chip.flops / per_chip),
+        "hbm": touched / (chip.hbm_rate / per_chip),
+        "ici": sum(c.bytes for c in collectives.values()) / (chip.ici_rate / per_chip),
     }
     return times | {"overlapped": max(times.values()), "serial": sum(times.values())}

@@ -137,8 +137,8 @@ def unlearn(
     | a class, the others | 1e-3 | 1e-4 | 10 | 15 (VGG 10) | 15 |
 
     Args:
-        models: the network for each part, as models.vision.make(config, trains=(part,))
-            gives it, so that what is frozen runs as it will be used.
+        models: the network for each part, from models.vision.make(config,
+            train_parts=(part,)), so that what is frozen runs as it will be used.
         learning_rate: of `begin` and `final`; lr_middle of `middle`.
         The others: see `Plan`.
     Raises:

@@ -74,12 +74,12 @@ class GanTerm:
         count = jnp.int32(len(image))
         relative = self.loss == "relativistic"
         if self.trains == "generator":
-            judge = partial(self.gan.judge, constant(pair["discriminator"]))
-            made = judge(self.gan.draw(pair["generator"], latents))
+            judge = partial(self.gan.discriminate, constant(pair["discriminator"]))
+            made = judge(self.gan.generate(pair["generator"], latents))
             real = judge(image) if relative else None
             return Total(jnp.sum(self._of_generator(made, real)), count), {}
-        drawn = constant(self.gan.draw(pair["generator"], latents))
-        judge = partial(self.gan.judge, pair["discriminator"])
+        drawn = constant(self.gan.generate(pair["generator"], latents))
+        judge = partial(self.gan.discriminate, pair["discriminator"])
         real, made = judge(image), judge(drawn)
         values = self._of_discriminator(real, made)
         if self.r1:

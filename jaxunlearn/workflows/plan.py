@@ -81,7 +81,7 @@ def planned(
         built.frozen,
         terms=built.recipe.terms,
         chip=plan.CHIPS.get(topology.split(":")[0]),
-        keep=keep,
+        text_callback=keep,
     )
 
 
@@ -178,7 +178,7 @@ def table(report: plan.Report) -> str:
     lines += ["sent by a device in a step, GB (times)"]
     lines += [
         f"  {kind:20}{m.bytes / 1e9:10.3f} ({m.count})"
-        for kind, m in sorted(report.moved.items())
+        for kind, m in sorted(report.collectives.items())
     ]
     lines += [
         f"model FLOPs {report.model_flops:.4g}, hardware FLOPs "
@@ -207,7 +207,7 @@ def line(report: plan.Report | str) -> str:
 
 def as_json(report: plan.Report) -> dict:
     """A Report as plain dicts, lists and numbers."""
-    moved = {kind: m._asdict() for kind, m in report.moved.items()}
+    moved = {kind: m._asdict() for kind, m in report.collectives.items()}
     return report._asdict() | {"moved": moved}
 
 

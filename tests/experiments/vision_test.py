@@ -152,7 +152,7 @@ def test_drawn_statistics_are_of_all_classes_though_rows_are_sorted(monkeypatch)
     order = np.argsort(images.labels_of(rows), kind="stable")
     rows = {k: v[order] for k, v in rows.items()}
     monkeypatch.setattr(
-        vision, "with_statistics", lambda m, p, batches: seen.extend(batches)
+        vision, "with_batch_stats", lambda m, p, batches: seen.extend(batches)
     )
     worlds.measured(world, {}, rows, most=3)
     labels = np.concatenate([images.labels_of(batch) for batch in seen])

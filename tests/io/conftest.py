@@ -13,7 +13,7 @@ DROP = "dropped"  # a setting that a family does not have
 
 
 @pytest.fixture
-def says():
+def mentions():
     """Checks that an error's message holds every given part."""
 
     def check(info, *parts):

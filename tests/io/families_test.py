@@ -219,7 +219,7 @@ def test_names_of_older_files(made, same_logits, tmp_path, case):
     ],
     ids=str,
 )
-def test_variants_we_lack_are_refused(says, family, settings, parts):
+def test_variants_we_lack_are_refused(mentions, family, settings, parts):
     base = {"vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 3}
     base |= {"num_attention_heads": 4, "intermediate_size": 48, "model_type": family}
     own = _families.FAMILIES[family].names if family in _families.FAMILIES else {}
@@ -228,4 +228,6 @@ def test_variants_we_lack_are_refused(says, family, settings, parts):
         _hf_config.parse(json.dumps(base))  # loads without the setting
     with pytest.raises(ValueError) as info:
         _hf_config.parse(json.dumps(base | settings))
-    says(info, "hf.load needs", "got", "models.from_nnx" if settings else "", *parts)
+    mentions(
+        info, "hf.load needs", "got", "models.from_nnx" if settings else "", *parts
+    )

@@ -227,7 +227,7 @@ def test_an_unknown_tokenizer_is_left_out_with_a_warning(tmp_path):
         assert hf.load(file)[2] is None
 
 
-def test_a_folder_with_one_file_and_with_two(tmp_path, says):
+def test_a_folder_with_one_file_and_with_two(tmp_path, mentions):
     model, params = model_of("llama")
     folder = tmp_path / "folder"
     folder.mkdir()
@@ -236,10 +236,10 @@ def test_a_folder_with_one_file_and_with_two(tmp_path, says):
     (folder / "b.gguf").write_bytes(file.read_bytes())
     with pytest.raises(FileNotFoundError) as info:
         hf.load(folder)
-    says(info, "one .gguf file", "'a.gguf', 'b.gguf'", "Name one of")
+    mentions(info, "one .gguf file", "'a.gguf', 'b.gguf'")
 
 
-def test_refusals(tmp_path, says, monkeypatch):
+def test_refusals(tmp_path, mentions, monkeypatch):
     model, params = model_of("llama")
     file = write(tmp_path / "whole.gguf", model, params, tmp_path)
     whole = file.read_bytes()
@@ -249,34 +249,36 @@ def test_refusals(tmp_path, says, monkeypatch):
         bad.write_bytes(data)
         with pytest.raises(ValueError) as info:
             hf.load(bad)
-        says(info, "needs a whole GGUF file", bad, "does not read", "again")
+        mentions(info, bad)
 
     bad.write_bytes(whole.replace(b"blk.1.attn_q.", b"blk.9.attn_q."))
     with pytest.raises(ValueError) as info:
         hf.load(bad)
-    says(info, "missing: 'blk.1.attn_q.weight'", "not expected: 'blk.9.attn_q.weight'")
+    mentions(
+        info, "missing: 'blk.1.attn_q.weight'", "unexpected: 'blk.9.attn_q.weight'"
+    )
 
     bad.write_bytes(whole.replace(b"llama.context_length", b"llama.context_lungth"))
     with pytest.raises(ValueError) as info:
         hf.load(bad)
-    says(info, "needs 'llama.context_length'", bad, "again")
+    mentions(info, "needs 'llama.context_length'", bad)
 
     arch = len("general.architecture") + 4 + 8
     at = whole.index(b"general.architecture") + arch
     bad.write_bytes(whole[:at] + b"gpt2x" + whole[at + 5 :])
     with pytest.raises(ValueError) as info:
         hf.load(bad)
-    says(info, "'qwen3'", "got 'gpt2x'", "safetensors")
+    mentions(info, "'qwen3'", "got 'gpt2x'", "safetensors")
 
     experts = write(bad, model, params, tmp_path, more=[("add_expert_count", 8)])
     with pytest.raises(ValueError) as info:
         hf.load(experts)
-    says(info, "dense", "8 experts", "from_nnx")
+    mentions(info, "dense", "8 experts", "from_nnx")
 
     monkeypatch.setitem(sys.modules, "gguf", None)
     with pytest.raises(ImportError) as info:
         hf.load(file)
-    says(info, "gguf", "jaxunlearn[hf]")
+    mentions(info, "gguf", "jaxunlearn[hf]")
 
 
 def test_rows_come_back_in_hugging_face_order():

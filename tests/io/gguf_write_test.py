@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What we write as GGUF: gguf's reader and ours give back what edits.quantize says."""
+"""GGUF files that we write hold the values of edits.quantize, by two readers."""
 
 import dataclasses
 import importlib.util
@@ -156,49 +156,51 @@ def test_the_tokenizer_goes_along(tmp_path, rule):
             {},
             ["rope.kind", "'dynamic'"],
         ),
-        ("llama", {"activation": "gelu"}, {}, ["activation='gelu', read back as"]),
+        ("llama", {"activation": "gelu"}, {}, ["activation='gelu', "]),
     ],
     ids=["scheme", "block", "windows", "rope", "activation"],
 )
 def test_what_the_format_cannot_say_is_refused(
-    tmp_path, says, case, changes, settings, parts
+    tmp_path, mentions, case, changes, settings, parts
 ):
     model, params = model_of(case, **changes)
     file = tmp_path / "x.gguf"
     file.write_bytes(b"an earlier one")
     with pytest.raises(ValueError) as info:
         hf.save_gguf(model, params, file, **settings)
-    says(info, "hf.save_gguf needs", *parts)
+    mentions(info, "hf.save_gguf needs", *parts)
     assert [x.name for x in tmp_path.iterdir()] == ["x.gguf"]
     assert file.read_bytes() == b"an earlier one"
 
 
-def test_other_families_are_refused(tmp_path, says):
+def test_other_families_are_refused(tmp_path, mentions):
     model, params = gguf_test.model_of("gemma", norm="rms_plus_one")
     with pytest.raises(ValueError) as info:
         hf.save_gguf(model, params, tmp_path / "x.gguf")
-    says(info, "family to be one of 'llama', 'mistral', 'qwen2', 'qwen3'", "'gemma'")
+    mentions(
+        info, "family to be one of 'llama', 'mistral', 'qwen2', 'qwen3'", "'gemma'"
+    )
 
 
-def test_values_that_do_not_fit_are_refused(tmp_path, says):
+def test_values_that_do_not_fit_are_refused(tmp_path, mentions):
     model, params = model_of("llama")
     file = tmp_path / "x.gguf"
     for factor, came in ((1e6, "in 'token_embd.weight'"), (np.nan, "got nan in")):
         embed = {"embedding": params["embed"]["embedding"] * np.float32(factor)}
         with pytest.raises(ValueError) as info:
             hf.save_gguf(model, params | {"embed": embed}, file)
-        says(info, "finite values up to 65504 for F16", came, "scheme='f32'")
+        mentions(info, "finite values up to 65504 for F16", came, "scheme='f32'")
     with pytest.raises(ValueError) as info:
         hf.save_gguf(model, {"embed": params["embed"]}, file)
-    says(info, "hf.save_gguf needs exactly the", "missing")
+    mentions(info, "hf.save_gguf needs exactly the", "missing")
     with pytest.raises(ValueError, match="ends in .gguf"):
         hf.save_gguf(model, params, tmp_path / "folder")
-    with pytest.raises(ValueError, match="made by hf.load or models.decoder"):
+    with pytest.raises(ValueError, match="config=None"):
         hf.save_gguf(model._replace(config=None), params, file)
     assert not list(tmp_path.iterdir())
 
 
-def test_tokenizers_that_gguf_cannot_name_are_refused(tmp_path, says):
+def test_tokenizers_that_gguf_cannot_name_are_refused(tmp_path, mentions):
     tokenizers = pytest.importorskip("tokenizers")
     transformers = pytest.importorskip("transformers")
     model, params = model_of("llama")
@@ -212,15 +214,15 @@ def test_tokenizers_that_gguf_cannot_name_are_refused(tmp_path, says):
                 tmp_path / "x.gguf",
                 tokenizer=fast(tokenizer_object=core),
             )
-        says(info, "hf.save_gguf needs", *parts)
+        mentions(info, "hf.save_gguf needs", *parts)
 
     words = tokenizers.Tokenizer(tokenizers.models.WordLevel({"a": 0}, unk_token="a"))
-    refused(words, "byte-level BPE", "'WordLevel'", "Leave it out")
+    refused(words, "byte-level BPE", "'WordLevel'")
     own = tokenizer_of("gpt-2").backend_tokenizer
     own.pre_tokenizer = tokenizers.pre_tokenizers.Sequence(
         [tokenizers.pre_tokenizers.Split("e", "isolated"), own.pre_tokenizer]
     )
-    refused(own, "cuts text as none of 'gpt-2', 'smollm'")
+    refused(own, "'gpt-2', 'smollm'")
     many = tokenizer_of("gpt-2")
     many.add_tokens([f"<{i}>" for i in range(5)])
     refused(many.backend_tokenizer, "a row of the embedding for every token")

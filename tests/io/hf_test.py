@@ -81,12 +81,12 @@ def test_float64_and_float16_files_load(folder):
     assert_same(hf.load(folder)[1], before)
 
 
-def test_float16_refuses_what_it_cannot_hold(tiny, tmp_path, says):
+def test_float16_refuses_what_it_cannot_hold(tiny, tmp_path, mentions):
     model, params = tiny
     params = jax.tree.map(lambda x: x * 1e8, params)
     with pytest.raises(ValueError) as info:
         hf.save(model, params, tmp_path / "new", dtype="float16")
-    says(info, "dtype='float16'", "model.embed_tokens.weight", "bfloat16")
+    mentions(info, "dtype='float16'", "model.embed_tokens.weight", "bfloat16")
     assert not (tmp_path / "new").exists()
 
 
@@ -107,7 +107,7 @@ def test_loaded_params_can_be_donated(folder):
     assert_same(moved, expected)
 
 
-def test_rotary_buffers_and_an_equal_tied_head_are_ignored(tiny, tmp_path, says):
+def test_rotary_buffers_and_an_equal_tied_head_are_ignored(tiny, tmp_path, mentions):
     model, params = tiny
     config = dataclasses.replace(model.config, tied=True)
     params = {name: leaf for name, leaf in params.items() if name != "unembed"}
@@ -123,7 +123,7 @@ def test_rotary_buffers_and_an_equal_tied_head_are_ignored(tiny, tmp_path, says)
     rewrite(tmp_path, lambda tensors: extras(tensors, embedding + 1))
     with pytest.raises(ValueError) as info:
         hf.load(tmp_path)
-    says(info, "lm_head.weight", "tie_word_embeddings", "got different", "Set")
+    mentions(info, "lm_head.weight", "tie_word_embeddings", "Set")
 
 
 def test_generation_settings_and_unknown_ones_survive(folder):
@@ -153,7 +153,7 @@ def test_a_smaller_save_removes_the_old_shards(tiny, tmp_path):
 
 @pytest.mark.parametrize("earlier", [True, False])
 def test_a_full_disk_leaves_the_earlier_save(
-    tiny, tmp_path, monkeypatch, says, earlier
+    tiny, tmp_path, monkeypatch, mentions, earlier
 ):
     model, params = tiny
     target = tmp_path / "model"
@@ -173,36 +173,36 @@ def test_a_full_disk_leaves_the_earlier_save(
     with pytest.raises(OSError) as info:
         hf.save(model, other, target, max_shard_bytes=10_000)
     assert info.value.errno == errno.ENOSPC
-    state = "untouched" if earlier else "Nothing was left"
-    says(info, "hf.save needs", target, "No space left", state, "bfloat16")
+    state = "unchanged" if earlier else "removed"
+    mentions(info, "hf.save needs", target, "No space left", state, "bfloat16")
     assert sorted(file.name for file in tmp_path.rglob("*")) == before
     if earlier:
         assert_same(hf.load(target)[1], params)
 
 
-def test_save_refuses_other_params(tiny, tmp_path, says):
+def test_save_refuses_other_params(tiny, tmp_path, mentions):
     model, params = tiny
     half, _ = trees.split(params, r"blocks/mlp/.*")
     with pytest.raises(ValueError) as info:
         hf.save(model, half, tmp_path / "new")
-    says(info, "missing", "'embed/embedding'", "trees.merge")
+    mentions(info, "missing", "'embed/embedding'", "trees.merge")
     wrong = params | {"final_norm": {"scale": jnp.ones(3), "more": jnp.ones(2)}}
     with pytest.raises(ValueError) as info:
         hf.save(model, wrong, tmp_path / "new")
-    says(info, "final_norm/more", "final_norm/scale should be (32,) and is (3,)")
+    mentions(info, "final_norm/more", "final_norm/scale should be (32,) and is (3,)")
     with pytest.raises(ValueError) as info:
         hf.save(model._replace(config=None), params, tmp_path / "new")
-    says(info, "hf.save needs", "config=None", "checkpoint")
+    mentions(info, "hf.save needs", "config=None")
     (tmp_path / "file").write_text("")
     with pytest.raises(NotADirectoryError) as info:
         hf.save(model, params, tmp_path / "file")
-    says(info, "needs a folder", tmp_path / "file")
+    mentions(info, "needs a folder", tmp_path / "file")
     with pytest.raises(ValueError, match="dtype.*float31"):
         hf.save(model, params, tmp_path / "new", dtype="float31")
     assert not (tmp_path / "new").exists()
 
 
-def test_wrong_tensors_are_reported_together(folder, says):
+def test_wrong_tensors_are_reported_together(folder, mentions):
     def change(tensors):
         del tensors["model.norm.weight"]
         del tensors["model.layers.1.mlp.up_proj.weight"]
@@ -212,18 +212,18 @@ def test_wrong_tensors_are_reported_together(folder, says):
     rewrite(folder, change)
     with pytest.raises(ValueError) as info:
         hf.load(folder)
-    says(
+    mentions(
         info,
         "hf.load needs exactly the 21 tensors",
         folder,
         "2 missing: 'model.norm.weight', 'model.layers.1.mlp.up_proj.weight'",
-        "1 not expected: 'model.layers.2.mlp.up_proj.weight'",
+        "1 unexpected: 'model.layers.2.mlp.up_proj.weight'",
         "model.layers.0.self_attn.k_proj.weight should be (16, 32) and is (2, 5)",
-        "config.json belongs",
+        "config.json",
     )
 
 
-def test_truncated_and_corrupt_files(folder, says):
+def test_truncated_and_corrupt_files(folder, mentions):
     file = folder / "model.safetensors"
     whole = file.read_bytes()
     length = struct.unpack("<Q", whole[:8])[0]
@@ -232,29 +232,29 @@ def test_truncated_and_corrupt_files(folder, says):
         file.write_bytes(data)
         with pytest.raises(ValueError) as info:
             hf.load(folder)
-        says(info, "hf.load needs", file, "again")
+        mentions(info, "hf.load needs", file)
         return info
 
-    says(refusal(whole[:-100]), "cut short", len(whole), len(whole) - 100)
-    says(refusal(whole[: 8 + length // 2]), "cut short")
-    says(refusal(whole[:5]), "header length")
-    says(refusal(b"\xff" * 8 + whole[8:]), "header length")
-    says(refusal(whole[:8] + b"#" * length + whole[8 + length :]), "does not parse")
+    mentions(refusal(whole[:-100]), "truncated", len(whole), len(whole) - 100)
+    mentions(refusal(whole[: 8 + length // 2]), "truncated")
+    mentions(refusal(whole[:5]), "header length")
+    mentions(refusal(b"\xff" * 8 + whole[8:]), "header length")
+    mentions(refusal(whole[:8] + b"#" * length + whole[8 + length :]), "does not parse")
     text = whole[8 : 8 + length].replace(b"[64,32]", b"[65,32]", 1)
-    says(refusal(whole[:8] + text + whole[8 + length :]), "bytes for")
+    mentions(refusal(whole[:8] + text + whole[8 + length :]), "bytes for")
 
 
-def test_tensors_of_a_strange_dtype(folder, says):
+def test_tensors_of_a_strange_dtype(folder, mentions):
     def change(tensors):
         tensors["model.norm.weight"] = np.ones(32, np.int8)
 
     rewrite(folder, change)
     with pytest.raises(ValueError) as info:
         hf.load(folder)
-    says(info, "'BF16'", "'I8'", "'model.norm.weight'", "original release")
+    mentions(info, "'BF16'", "'I8'", "'model.norm.weight'", "original release")
 
 
-def test_shards_and_their_index(tiny, tmp_path, says):
+def test_shards_and_their_index(tiny, tmp_path, mentions):
     model, params = tiny
     hf.save(model, params, tmp_path, max_shard_bytes=10_000)
     shards = sorted(tmp_path.glob("model-*.safetensors"))
@@ -264,51 +264,53 @@ def test_shards_and_their_index(tiny, tmp_path, says):
     shards[1].rename(tmp_path / "elsewhere")
     with pytest.raises(FileNotFoundError) as info:
         hf.load(tmp_path)
-    says(info, "needs every shard", shards[1].name, "Copy or download")
+    mentions(info, "needs every shard", shards[1].name)
     (tmp_path / "elsewhere").rename(shards[1])
 
     index.unlink()
     with pytest.raises(FileNotFoundError) as info:
         hf.load(tmp_path)
-    says(info, "model.safetensors.index.json", "no index", "Copy the index")
+    mentions(info, "model.safetensors.index.json", "no index")
 
     index.write_text("{")
     with pytest.raises(ValueError) as info:
         hf.load(tmp_path)
-    says(info, "unreadable index", "again")
+    mentions(info, "unreadable index")
 
     index.write_text(places)
     shards[1].write_bytes(shards[0].read_bytes())
     with pytest.raises(ValueError) as info:
         hf.load(tmp_path)
-    says(info, "every tensor once", "model.embed_tokens.weight", shards[1].name)
+    mentions(info, "every tensor once", "model.embed_tokens.weight", shards[1].name)
 
 
-def test_paths_that_lead_nowhere(tiny, folder, tmp_path, says, monkeypatch):
+def test_paths_that_lead_nowhere(tiny, folder, tmp_path, mentions, monkeypatch):
     with pytest.raises(FileNotFoundError) as info:
         hf.load(tmp_path / "absent")
-    says(info, "hf.load needs a folder", tmp_path / "absent", "Check the path")
+    mentions(info, "hf.load needs a folder", tmp_path / "absent")
 
     with pytest.raises(ValueError) as info:
         hf.load(folder / "model.safetensors")
-    says(info, "needs a folder", "model.safetensors", "Give the folder")
+    mentions(info, "needs a folder", "model.safetensors")
 
     empty = tmp_path / "empty"
     empty.mkdir()
     with pytest.raises(FileNotFoundError) as info:
         hf.load(empty)
-    says(info, "needs config.json", empty, "nothing", "Check the path")
+    mentions(info, "needs config.json", empty, "nothing")
 
     (empty / "config.json").write_text((folder / "config.json").read_text())
     with pytest.raises(FileNotFoundError) as info:
         hf.load(empty)
-    says(info, "needs weights", "'config.json'", "Point at")
+    mentions(info, "needs weights", "'config.json'")
 
     (empty / "pytorch_model.bin").write_bytes(b"")
     with pytest.raises(ValueError) as info:
         hf.load(empty)
-    says(info, "safetensors", "'pytorch_model.bin'", "torch", "python -c")
-    says(info, f"M.from_pretrained('{empty}').save_pretrained('{empty}-safetensors'")
+    mentions(info, "safetensors", "'pytorch_model.bin'", "torch", "python -c")
+    mentions(
+        info, f"M.from_pretrained('{empty}').save_pretrained('{empty}-safetensors'"
+    )
 
     def refuse(self):
         raise PermissionError(13, "Permission denied", str(self))
@@ -316,18 +318,18 @@ def test_paths_that_lead_nowhere(tiny, folder, tmp_path, says, monkeypatch):
     monkeypatch.setattr(Path, "iterdir", refuse)
     with pytest.raises(PermissionError) as info:
         hf.load(folder)
-    says(info, "needs to read", folder, "Permission denied", "Give yourself")
+    mentions(info, "needs to read", folder, "Permission denied")
 
 
-def test_the_hub_without_a_network(says, monkeypatch):
+def test_the_hub_without_a_network(mentions, monkeypatch):
     pytest.importorskip("huggingface_hub")
     with pytest.raises(OSError) as info:
         hf.load("nobody-at-all/no-such-model")
-    says(info, "nobody-at-all/no-such-model", "download failed", "local folder")
+    mentions(info, "nobody-at-all/no-such-model", "download failed", "local folder")
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     with pytest.raises(ImportError) as info:
         hf.load("nobody-at-all/no-such-model")
-    says(info, "huggingface_hub", "jaxunlearn[hf]")
+    mentions(info, "huggingface_hub", "jaxunlearn[hf]")
 
 
 def test_the_hub_hands_over_a_folder(tiny, folder, monkeypatch):
@@ -345,10 +347,10 @@ def test_the_hub_hands_over_a_folder(tiny, folder, monkeypatch):
     assert not any(".bin" in p or ".py" in p or p == "*" for p in asked["patterns"])
 
 
-def test_generation_settings_that_do_not_parse_say_so(tiny, tmp_path, says):
+def test_generation_settings_that_do_not_parse_say_so(tiny, tmp_path, mentions):
     model, params = tiny
     hf.save(model, params, tmp_path)
     (tmp_path / "generation_config.json").write_text('{"do_sam')
     with pytest.raises(ValueError) as info:
         hf.load(tmp_path)
-    says(info, "generation_config.json in JSON", "delete it")
+    mentions(info, "generation_config.json")

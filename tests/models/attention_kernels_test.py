@@ -134,7 +134,7 @@ def test_cudnn_is_called_with_lengths_and_the_window(cuda, window):
     arrays, mask = drawn(length=16, dtype=jnp.bfloat16), masked("left", length=16)
 
     def loss(q, k, v, mask):
-        order = _kernels.fronted(mask)
+        order = _kernels.real_first(mask)
         mixed = _kernels.cudnn(q, k, v, order, scale=0.3, window=window)
         return jnp.sum(mixed.astype(jnp.float32))
 
@@ -147,11 +147,11 @@ def test_cudnn_is_called_with_lengths_and_the_window(cuda, window):
 
 def test_tokens_are_brought_to_the_front_and_back():
     mask = jnp.array([[0, 0, 1, 1], [1, 0, 1, 0], [0, 0, 0, 0]], jnp.bool_)
-    forth, back, lengths = _kernels.fronted(mask)
+    forth, back, lengths = _kernels.real_first(mask)
     assert forth.tolist() == [[2, 3, 0, 1], [0, 2, 1, 3], [0, 1, 2, 3]]
     assert lengths.tolist() == [2, 2, 1]
     x = jnp.arange(12).reshape(3, 4)
-    assert _kernels._rows(_kernels._rows(x, forth), back).tolist() == x.tolist()
+    assert _kernels._take(_kernels._take(x, forth), back).tolist() == x.tolist()
 
 
 def on(platform, monkeypatch):

@@ -54,7 +54,7 @@ def run(method, mesh=None, own=()):
         whole = trees.merge(state.params, rest)
         batch = rows["retain"] if mesh is None else sharding.put_rows(rows, mesh)
         batch = batch if mesh is None else batch["retain"]
-        measured = vision.with_statistics(model, whole, [batch], KEY)
+        measured = vision.with_batch_stats(model, whole, [batch], KEY)
     return state, measured, metrics
 
 

@@ -174,7 +174,7 @@ def test_statistics_are_data_and_measured_exactly():
     stats = params["batch_stats"]["begin"]["BatchNorm_0"]
     assert_array_equal(stats["mean"], 0)
     halves = [{k: v[i : i + 4] for k, v in batch.items()} for i in (0, 4)]
-    new = vision.with_statistics(model, params, halves)
+    new = vision.with_batch_stats(model, params, halves)
     image = (jnp.asarray(batch["image"], jnp.float32) / 255 - 0.5) / 0.25
     kernel = params["begin"]["Conv_0"]["kernel"]
     x = jax.lax.conv_general_dilated(
@@ -186,9 +186,9 @@ def test_statistics_are_data_and_measured_exactly():
     assert_array_equal(params["batch_stats"]["begin"]["BatchNorm_0"]["mean"], 0)
     assert new["begin"] is params["begin"]
     with pytest.raises(ValueError, match="at least one batch"):
-        vision.with_statistics(model, params, [])
+        vision.with_batch_stats(model, params, [])
     plain, without = tiny_net(norm="none")
-    assert vision.with_statistics(plain, without, []) is without
+    assert vision.with_batch_stats(plain, without, []) is without
 
 
 def test_the_variance_of_what_does_not_vary_is_not_below_zero():
@@ -199,7 +199,7 @@ def test_the_variance_of_what_does_not_vary_is_not_below_zero():
 
     model = Model(lambda key: None, apply, lambda params, hidden: hidden, {})
     params = {"batch_stats": {"begin": {"norm": jax.tree.map(jnp.ones_like, seen)}}}
-    new = vision.with_statistics(model, params, [tiny_images()] * 7)
+    new = vision.with_batch_stats(model, params, [tiny_images()] * 7)
     found = new["batch_stats"]["begin"]["norm"]
     assert (found["var"] >= 0).all() and found["var"].max() < 0.1
 
@@ -218,7 +218,7 @@ def test_no_gradient_reaches_the_statistics_and_no_step_moves_them():
 
 def test_training_normalises_by_the_batch_in_the_parts_that_train_alone():
     model, params = tiny_net(dropout=0.0)
-    frozen = vision.make(model.config, trains=("final",))
+    frozen = vision.make(model.config, train_parts=("final",))
     batch = tiny_images()
     still = vision.features(model, params, batch)
     assert_array_equal(frozen.apply(params, batch, key=KEY).hidden[:, 0], still)
@@ -273,16 +273,16 @@ def test_a_run_streams_images_and_resumes_at_the_same_row():
 
 
 @pytest.mark.parametrize(
-    ("change", "error", "says"),
+    ("change", "error", "message"),
     [
         ({"image": np.zeros((2, 16, 16), np.uint8)}, ValueError, r"\[B, 16, 16, 1\]"),
         ({"image": np.zeros((2, 8, 8, 1), np.uint8)}, ValueError, "got shape"),
         ({"image": np.zeros((2, 16, 16, 1), np.int32)}, TypeError, "got int32"),
     ],
 )
-def test_wrong_images_are_refused(change, error, says):
+def test_wrong_images_are_refused(change, error, message):
     model, params = tiny_net()
-    with pytest.raises(error, match=says):
+    with pytest.raises(error, match=message):
         model.apply(params, change)
 
 
@@ -291,12 +291,12 @@ def test_wrong_settings_are_refused():
         vision.make(vision.VisionConfig("vgg"))
     with pytest.raises(ValueError, match="at least 32 x 32 pixels for 'vgg16'"):
         vision.make(vision.VisionConfig("vgg16", shape=(28, 28, 1)))
-    with pytest.raises(ValueError, match="sides that divide by 8 for 'translator'"):
+    with pytest.raises(ValueError, match="sides that 8 divides for 'translator'"):
         vision.make(vision.VisionConfig("translator", shape=(32, 30, 1)))
-    with pytest.raises(ValueError, match="trains to be one of"):
-        vision.make(vision.VisionConfig(), trains=("head",))
+    with pytest.raises(ValueError, match="train_parts to be one of"):
+        vision.make(vision.VisionConfig(), train_parts=("head",))
     model, params = tiny_net()
-    with pytest.raises(ValueError, match="no sites but the tap"):
+    with pytest.raises(ValueError, match="until=1"):
         model.apply(params, tiny_images(), until=1)
     with pytest.raises(KeyError, match="data.images.table"):
         model.apply(params, {"tokens": jnp.zeros((2, 2))})

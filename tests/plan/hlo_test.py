@@ -68,7 +68,7 @@ def test_a_collective_spread_over_fusions_counts_once():
 def test_a_loop_without_a_known_count_is_named():
     text = LOOP.replace("constant(5)", "parameter(0)")
     moved = plan.collectives(text)
-    assert moved["unknown-loop"].times == 1 and moved["all-reduce"].times == 1
+    assert moved["unknown-loop"].count == 1 and moved["all-reduce"].count == 1
 
 
 @pytest.mark.parametrize("layers", [2, 5])

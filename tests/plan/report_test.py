@@ -47,7 +47,7 @@ def report(**settings):
             streams,
             terms=recipe.terms,
             chip=chip,
-            keep=texts.append,
+            text_callback=texts.append,
         )
         run = step.lower(state, streams, ju.Frozen()).compile().as_text()
     return made, texts[0], run
@@ -95,7 +95,7 @@ def test_times_and_mfu_follow_from_the_counts():
     chip = plan.CHIPS["v5e"]
     seconds = made.seconds
     assert seconds["compute"] == made.hardware_flops / (8 * chip.flops)
-    sent = sum(moved.bytes for moved in made.moved.values())
+    sent = sum(each.bytes for each in made.collectives.values())
     assert sent > 0 and seconds["ici"] == sent / chip.ici_rate
     bounds = [seconds[k] for k in ("compute", "hbm", "ici")]
     assert seconds["serial"] == sum(bounds) and seconds["overlapped"] == max(bounds)
@@ -138,8 +138,8 @@ def test_what_cannot_be_described_is_an_error():
         plan.topology_devices("v5p-128")
     with pytest.raises(ValueError, match="got chip='v5x'. Did you mean"):
         plan.topology_devices("v5x:2x2")
-    with pytest.raises(ValueError, match="has 8 CPU devices, got 'cpu:9'"):
+    with pytest.raises(ValueError, match="8 CPU devices.*got 'cpu:9'"):
         plan.topology_devices("cpu:9")
-    with pytest.raises(NotImplementedError, match="only TPUs that are not there"):
+    with pytest.raises(NotImplementedError, match="h100:8"):
         plan.topology_devices("h100:8")
     assert len(plan.topology_devices("cpu:4")) == 4

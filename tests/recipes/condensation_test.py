@@ -36,7 +36,7 @@ class Run:
     """A plan of two rounds on a tiny network, with all that fit_stages takes."""
 
     def __init__(self, **settings):
-        self.nets = {part: vision.make(CONFIG, trains=(part,)) for part in PARTS}
+        self.nets = {part: vision.make(CONFIG, train_parts=(part,)) for part in PARTS}
         how = dict(rounds=2, threshold=1, final_steps=2, learning_rate=1e-2) | settings
         self.plan = condensation.unlearn(self.nets, **how)
         self.params = self.nets["begin"].init(KEY)
@@ -60,7 +60,7 @@ class Run:
     def measured(self, part, params, rest):
         """For `after`: the rest with the statistics of the part that trained."""
         data = [self.batches[part](number)[STREAMS[part]] for number in (0, 1)]
-        new = vision.with_statistics(self.nets[part], params, data)
+        new = vision.with_batch_stats(self.nets[part], params, data)
         return {**rest, "batch_stats": new["batch_stats"]}
 
 
@@ -180,7 +180,9 @@ def test_an_interrupted_run_goes_on_from_a_checkpoint(tmp_path):
 
 def test_the_offline_stage_takes_turns_and_leaves_the_beginning():
     run = Run()
-    nets = {part: vision.make(CONFIG, trains=(part,)) for part in ("middle", "final")}
+    nets = {
+        part: vision.make(CONFIG, train_parts=(part,)) for part in ("middle", "final")
+    }
     plan = condensation.offline(
         nets, rounds=2, epochs=1, learning_rate=1e-2, lr_middle=1e-2
     )
