@@ -77,7 +77,7 @@ BROKEN = {
     ],
     plan.torch_is_for_comparison: [
         ("jaxunlearn/io/hf.py", "def f():\n    import torch"),
-        ("experiments/quickstart/main.py", "from torch import nn"),
+        ("experiments/quickstart/run.py", "from torch import nn"),
     ],
     plan.nothing_is_read_at_import: [
         ("jaxunlearn/_fit.py", "import os\nHOME = os.environ['HOME']"),

@@ -4,7 +4,7 @@
 python -m jaxunlearn.workflows.training.run --config=experiments/configs/capitals.py
 
 The data of the quickstart without its selection of known facts; its story, questions
-and attack are in experiments/quickstart/main.py.
+and attack are in experiments/quickstart/run.py.
 """
 
 from jaxunlearn.workflows.training import settings

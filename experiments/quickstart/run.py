@@ -3,11 +3,13 @@
 
     python -m experiments.quickstart --output runs/quickstart
 
-SmolLM2-135M-Instruct is asked what it knows, unlearns with BLUR-NPO (or another
---method), is asked again in words it was never trained on, and is then attacked:
-finetuned on half of the forgotten capitals, does it remember the other half? Writes
-quickstart.json, quickstart.png, metrics.jsonl and the unlearned model as a Hugging Face
-folder.
+1. Evaluate which capitals SmolLM2-135M-Instruct knows.
+2. Unlearn those of Europe with BLUR-NPO (or another --method).
+3. Evaluate again, in wording that training never saw.
+4. Attack: finetune on half of the forgotten capitals and evaluate the other half.
+
+Writes quickstart.json, quickstart.png, metrics.jsonl (one line a step) and the
+unlearned model as a Hugging Face folder.
 """
 
 import argparse
@@ -28,167 +30,162 @@ from jaxunlearn import attacks, evaluate, recipes, trees
 from jaxunlearn.data import table
 from jaxunlearn.io import hf, log
 
-SIZES = {"forget": 12, "retain": 12, "prose": 4}
-RETAIN = {"retain": 1.0, "prose": 1.0}
-STEPS = 32
-LEARNING_RATE = 4e-5
-RELEARN_STEPS = 10
-RELEARN_RATE = 2e-5
+BATCH_SIZES = {"forget": 12, "retain": 12, "prose": 4}
+RETAIN = {"retain": 1.0, "prose": 1.0}  # weights of the retain losses
+STEPS, LEARNING_RATE = 32, 4e-5
+RELEARN_STEPS, RELEARN_RATE = 10, 2e-5
 
 
-def blur_npo(model, learning_rate):
-    return recipes.blur.npo(
-        model, beta=0.1, gamma=0.2, learning_rate=learning_rate, retain=RETAIN
-    )
+def make_recipe(method: str, model, learning_rate) -> recipes.Recipe:
+    """The recipe of a method with the quickstart's retain streams."""
+    rate = dict(learning_rate=learning_rate)
+    if method == "blur_npo":
+        return recipes.blur.npo(model, beta=0.1, gamma=0.2, retain=RETAIN, **rate)
+    if method == "ascent":
+        return recipes.openunlearning.ascent(model, **rate)
+    return getattr(recipes.openunlearning, method)(model, retain=RETAIN, **rate)
 
 
-def npo(model, learning_rate):
-    return recipes.openunlearning.npo(model, learning_rate=learning_rate, retain=RETAIN)
-
-
-def graddiff(model, learning_rate):
-    return recipes.openunlearning.graddiff(
-        model, learning_rate=learning_rate, retain=RETAIN
-    )
-
-
-def ascent(model, learning_rate):
-    return recipes.openunlearning.ascent(model, learning_rate=learning_rate)
-
-
-METHODS = {"blur_npo": blur_npo, "npo": npo, "graddiff": graddiff, "ascent": ascent}
+METHODS = ("ascent", "blur_npo", "graddiff", "npo")
 
 
 def main(argv: list[str] | None = None) -> dict:
-    """Runs the whole story and returns what quickstart.json holds."""
-    flags = _flags(argv)
-    output = Path(flags.output)
+    """Runs the four steps and returns what quickstart.json holds."""
+    options = parse(argv)
+    output = Path(options.output)
     output.mkdir(parents=True, exist_ok=True)
     start = time.perf_counter()
 
-    model, params, tokenizer = _load(flags.model)
-    print("Asking every capital, in every statement ...")
-    task = capitals.make(model, params, tokenizer)
-    for kind, known in (("forget", task.forget), ("retain", task.retain)):
-        print(f"  {kind}: knows {len(known)} of {task.asked[kind]}")
-    before = capitals.score(model, params, tokenizer, task, task.right)
-    samples = show.samples(model, params, tokenizer, task)
+    model, params, tokenizer = load(options.model)
+    print("Evaluating every capital in several statements ...")
+    task = capitals.make_task(model, params, tokenizer)
+    for name, known in task.facts.items():
+        print(f"  {name}: the model knows {len(known)} of {task.num_evaluated[name]}")
+    before = capitals.score(model, params, tokenizer, task, task.completion)
+    texts_before = show.completions(model, params, tokenizer, task)
 
-    print(f"Unlearning with {flags.method}: {flags.steps} steps")
+    print(f"Unlearning with {options.method}: {options.steps} steps")
     try:
-        unlearned, history, speed = unlearn(model, params, task, flags, output)
+        unlearned, history, speed = unlearn(model, params, task, options, output)
     except ju.NotFinite as error:
         raise SystemExit(f"error: {error}") from error
     after = capitals.score(model, unlearned, tokenizer, task)
-    print(show.table(task, before, after))
+    print(show.score_table(task, before, after))
     samples = [
-        (*first, second)
-        for first, (_, second) in zip(
-            samples, show.samples(model, unlearned, tokenizer, task), strict=True
+        {"prompt": prompt, "before": first, "after": second}
+        for (prompt, first), (_, second) in zip(
+            texts_before,
+            show.completions(model, unlearned, tokenizer, task),
+            strict=True,
         )
     ]
-    print(show.side_by_side(samples))
+    print(show.samples(samples))
 
-    print("Attack: relearning half of the forgotten capitals, asking the other half")
-    relearned = attack(model, params, unlearned, tokenizer, task, flags.seed)
-    print(show.attack(relearned))
+    print("Attack: finetuning on half of the forgotten capitals, evaluating the others")
+    relearn = relearn_attack(model, params, unlearned, tokenizer, task, options.seed)
+    print(show.attack(relearn))
 
     hf.save(model, unlearned, output / "model", tokenizer=tokenizer)
     result = {
-        "method": flags.method,
-        "seed": flags.seed,
-        "steps": flags.steps,
+        "method": options.method,
+        "seed": options.seed,
+        "steps": options.steps,
         "seconds": time.perf_counter() - start,
         **speed,
-        "versions": _versions(),
+        "versions": versions(),
         "facts": {
-            kind: {"asked": task.asked[kind], "known": len(known)}
-            for kind, known in (("forget", task.forget), ("retain", task.retain))
+            name: {"evaluated": task.num_evaluated[name], "known": len(known)}
+            for name, known in task.facts.items()
         },
         "before": before,
         "after": after,
-        "relearn": relearned,
-        "completions": [
-            {"prompt": prompt, "before": first, "after": second}
-            for prompt, first, second in samples
-        ],
+        "relearn": relearn,
+        "completions": samples,
     }
     text = json.dumps(log.plain(result), indent=2)
     (output / "quickstart.json").write_text(text + "\n")
     show.plot(result, history, output / "quickstart.png")
-    print(f"{result['seconds']:.0f} s in all. Results, plot and model are in {output}/")
+    print(f"Finished in {result['seconds']:.0f} s. Results are in {output}/")
     return result
 
 
-def unlearn(model, params, task, flags, output):
-    """Params after unlearning, the log, and the speed of a step, padding counted."""
-    learning_rate = optax.warmup_cosine_decay_schedule(
+def unlearn(model, params, task, options, output):
+    """Unlearns the forget table.
+
+    Returns:
+        (params, log of every step, {"unlearn_seconds", "tokens_per_second"}); the
+        tokens include padding.
+    """
+    schedule = optax.warmup_cosine_decay_schedule(
         LEARNING_RATE / 4,
         LEARNING_RATE,
-        max(1, flags.steps // 8),
-        max(2, flags.steps),
+        max(1, options.steps // 8),
+        max(2, options.steps),
         LEARNING_RATE / 10,
     )
-    recipe = METHODS[flags.method](model, learning_rate)
-    tables = {name: task.tables[name] for name in SIZES if name in recipe.reads()}
+    recipe = make_recipe(options.method, model, schedule)
+    names = recipe.reads()  # the streams that its terms read
+    tables = {name: task.tables[name] for name in BATCH_SIZES if name in names}
+    # NPO compares with the original model: its log-probabilities are a column.
     tables["forget"] = evaluate.reference_logps(model, params, tables["forget"])
-    sizes = {name: SIZES[name] for name in tables}
+    sizes = {name: BATCH_SIZES[name] for name in tables}
 
-    key = jax.random.key(flags.seed)
+    key = jax.random.key(options.seed)
     step, state, frozen = recipe.setup(model, params, key=key)
     start = time.perf_counter()
     state, history = ju.fit(
         step,
         state,
-        table.streams(tables, sizes, seed=flags.seed),
+        table.streams(tables, sizes, seed=options.seed),
         frozen,
-        steps=flags.steps,
+        steps=options.steps,
         hooks=[log.JsonLines(output / "metrics.jsonl")],
         progress=True,
     )
     seconds = time.perf_counter() - start
     tokens = sum(sizes[name] * tables[name]["tokens"].shape[1] for name in tables)
-    speed = {
-        "unlearn_seconds": seconds,
-        "tokens_per_second": tokens / float(np.median([e["seconds"] for e in history])),
-    }
+    step_seconds = float(np.median([entry["seconds"] for entry in history]))
+    speed = {"unlearn_seconds": seconds, "tokens_per_second": tokens / step_seconds}
     return trees.merge(state.params, frozen.params), history, speed
 
 
-def attack(model, original, unlearned, tokenizer, task, seed):
-    """Greedy accuracy, in unseen statements, of the half that the attacker does not
-    know."""
-    order = np.random.default_rng(seed).permutation(len(task.forget))
+def relearn_attack(model, original, unlearned, tokenizer, task, seed):
+    """Finetunes the unlearned model on half of the forgotten facts.
+
+    Returns:
+        Completion accuracy, in unseen statements, over the other half for the original,
+        the unlearned and the attacked model, and over the half that was trained on.
+    """
+    forget = task.facts["forget"]
+    order = np.random.default_rng(seed).permutation(len(forget))
     half = len(order) // 2
-    trained = [task.forget[i] for i in order[:half]]
-    asked = [task.forget[i] for i in order[half:]]
-    after, _ = attacks.relearn(
+    train_facts = [forget[i] for i in order[:half]]
+    eval_facts = [forget[i] for i in order[half:]]
+    relearned, _ = attacks.relearn(
         model,
         unlearned,
-        capitals.statements_table(tokenizer, trained),
+        capitals.statements_table(tokenizer, train_facts),
         steps=RELEARN_STEPS,
         learning_rate=RELEARN_RATE,
         seed=seed,
         progress=True,
     )
-    accuracy = {
-        name: capitals.completion(model, params, tokenizer, asked, "unseen")
-        for name, params in (
-            ("original", original),
-            ("unlearned", unlearned),
-            ("relearned", after),
-        )
-    }
+
+    def accuracy(params, chosen):
+        return capitals.completion_accuracy(model, params, tokenizer, chosen, "unseen")
+
     return {
-        "facts_trained": len(trained),
-        "facts_asked": len(asked),
-        **accuracy,
-        "trained_half": capitals.completion(model, after, tokenizer, trained, "unseen"),
+        "facts_trained": len(train_facts),
+        "facts_evaluated": len(eval_facts),
+        "original": accuracy(original, eval_facts),
+        "unlearned": accuracy(unlearned, eval_facts),
+        "relearned": accuracy(relearned, eval_facts),
+        "trained_half": accuracy(relearned, train_facts),
     }
 
 
-def _load(path):
-    """Model, params and tokenizer; a path that will not load ends the program."""
+def load(path):
+    """Model, params and tokenizer; a path that does not load ends the program."""
     try:
         path = hf.smollm2_path() if path is None else path
         print(f"Loading {path}")
@@ -204,13 +201,15 @@ def _load(path):
     return model, params, tokenizer
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
+    """Versions of Python, this package and the libraries it stands on."""
     names = ("jax", "flax", "optax", "transformers")
-    own = {"python": platform.python_version(), "jaxunlearn": ju.__version__}
-    return own | {name: metadata.version(name) for name in names}
+    found = {"python": platform.python_version(), "jaxunlearn": ju.__version__}
+    return found | {name: metadata.version(name) for name in names}
 
 
-def _flags(argv):
+def parse(argv):
+    """The command line."""
     parser = argparse.ArgumentParser(
         prog="python -m experiments.quickstart", description=__doc__.splitlines()[0]
     )
@@ -219,15 +218,15 @@ def _flags(argv):
     )
     parser.add_argument("--steps", type=int, default=STEPS, help="unlearning steps")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--method", choices=sorted(METHODS), default="blur_npo")
+    parser.add_argument("--method", choices=METHODS, default="blur_npo")
     parser.add_argument(
         "--model",
         help="Hugging Face folder or .gguf file instead of SmolLM2-135M-Instruct",
     )
-    flags = parser.parse_args(argv)
-    if flags.steps < 1 or flags.seed < 0:
+    options = parser.parse_args(argv)
+    if options.steps < 1 or options.seed < 0:
         parser.error("--steps must be at least 1 and --seed at least 0")
-    return flags
+    return options
 
 
 if __name__ == "__main__":

@@ -15,55 +15,53 @@ ROWS = (
 )
 
 
-def table(task: Any, before: dict, after: dict) -> str:
-    """Accuracy before and after, over the facts known before."""
+def score_table(task: Any, before: dict, after: dict) -> str:
+    """Accuracy before and after unlearning, over the facts that the model knew."""
     lines = ["", f"{'':34}{'before':>8}{'after':>8}"]
-    for kind, title in (
-        ("forget", f"FORGET: {len(task.forget)} capitals of Europe"),
-        ("retain", f"RETAIN: {len(task.retain)} other capitals"),
-    ):
-        lines.append(title)
+    titles = {"forget": "capitals of Europe", "retain": "other capitals"}
+    for name, title in titles.items():
+        lines.append(f"{name.upper()}: {len(task.facts[name])} {title}")
         lines += [
-            f"  {name:32}{before[kind][key]:8.2f}{after[kind][key]:8.2f}"
-            for name, key in ROWS
+            f"  {label:32}{before[name][key]:8.2f}{after[name][key]:8.2f}"
+            for label, key in ROWS
         ]
     first, second = before["prose_perplexity"], after["prose_perplexity"]
     lines += [f"{'perplexity of held-out prose':34}{first:8.2f}{second:8.2f}", ""]
     return "\n".join(lines)
 
 
-def samples(model, params, tokenizer, task) -> list[tuple[str, str]]:
+def completions(model, params, tokenizer, task) -> list[tuple[str, str]]:
     """A few prompts with their greedy continuations."""
     phrasing = facts.phrasings("statement", "test")[0]
-    chosen = [*task.forget[:3], *task.retain[:3]]
+    chosen = [*task.facts["forget"][:3], *task.facts["retain"][:3]]
     prompts = [fact.prompt(phrasing) for fact in chosen]
     texts = evaluate.completions(model, params, tokenizer, prompts, max_new_tokens=8)
-    return [
-        (p, t.strip().replace("\n", " ")) for p, t in zip(prompts, texts, strict=True)
-    ]
+    texts = [text.strip().replace("\n", " ") for text in texts]
+    return list(zip(prompts, texts, strict=True))
 
 
-def side_by_side(rows: list[tuple[str, str, str]]) -> str:
-    """Prompt, continuation before, continuation after."""
+def samples(rows: list[dict[str, str]]) -> str:
+    """Each prompt with its continuation before and after unlearning."""
     lines = []
-    for prompt, before, after in rows:
-        lines += [f"{prompt} ...", f"    before: {before}", f"    after:  {after}"]
+    for row in rows:
+        lines += [f"{row['prompt']} ...", f"    before: {row['before']}"]
+        lines.append(f"    after:  {row['after']}")
     return "\n".join([*lines, ""])
 
 
 def attack(result: dict) -> str:
-    """One line on what relearning recovered."""
+    """What relearning recovered, in two lines."""
     return (
-        f"  finetuned on {result['facts_trained']} forgotten capitals, asked the other "
-        f"{result['facts_asked']}:\n"
+        f"  finetuned on {result['facts_trained']} forgotten capitals; completion "
+        f"accuracy over the other {result['facts_evaluated']}:\n"
         f"  original {result['original']:.2f}, unlearned {result['unlearned']:.2f}, "
         f"after the attack {result['relearned']:.2f} "
-        f"(the trained half: {result['trained_half']:.2f})"
+        f"(over the trained half: {result['trained_half']:.2f})"
     )
 
 
 def plot(result: dict, history: list[dict], path: Path) -> None:
-    """Accuracy before, after and under attack, beside the losses."""
+    """Left: accuracy before and after unlearning. Right: the losses of every step."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -90,7 +88,7 @@ def plot(result: dict, history: list[dict], path: Path) -> None:
         left.bar_label(bars, fmt="%.2f", fontsize=7)
     left.set_xticks(list(places), names, fontsize=8)
     left.set_ylim(0, 1.25)
-    left.set_ylabel("accuracy over facts known before")
+    left.set_ylabel("accuracy over facts that the original model knows")
     left.legend(ncols=2, fontsize=8, loc="upper center", frameon=False)
     left.set_title(
         f"{result['method']}, seed {result['seed']}, {result['steps']} steps"
@@ -107,8 +105,8 @@ def plot(result: dict, history: list[dict], path: Path) -> None:
     right.legend(fontsize=8, frameon=False)
     relearn = result["relearn"]
     right.set_title(
-        f"relearning: {relearn['original']:.2f} known, {relearn['unlearned']:.2f} "
-        f"unlearned, {relearn['relearned']:.2f} after the attack",
+        f"relearning: original {relearn['original']:.2f}, unlearned "
+        f"{relearn['unlearned']:.2f}, after the attack {relearn['relearned']:.2f}",
         fontsize=9,
     )
     figure.savefig(path, dpi=130)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The quickstart from end to end, on a tiny model that was taught twelve capitals."""
+"""The quickstart from end to end, on a tiny model that knows twelve capitals."""
 
 import json
 from types import SimpleNamespace
@@ -12,18 +12,18 @@ from numpy.testing import assert_array_equal
 
 import jaxunlearn as ju
 from experiments.quickstart import capitals
-from experiments.quickstart import main as quickstart
+from experiments.quickstart import run as quickstart
 from jaxunlearn import combine, losses, models, terms
 from jaxunlearn.data import capitals as facts
 from jaxunlearn.data import prose, table
 from jaxunlearn.io import hf
 from tests import tiny
 
-TAUGHT = 6  # capitals of Europe, and as many others
+NUM_TRAINED = 6  # capitals of Europe, and as many others
 SCORES = {"greedy_seen", "greedy_unseen", "choice_seen", "choice_unseen"}
 RELEARN = {
     "facts_trained",
-    "facts_asked",
+    "facts_evaluated",
     "original",
     "unlearned",
     "relearned",
@@ -37,27 +37,27 @@ KEYS = {
 
 @pytest.fixture(scope="module", autouse=True)
 def quick():
-    """The same story with fewer statements, rows and steps."""
+    """The same program with fewer statements, rows and steps."""
     texts = tuple(text[:20_000] for text in prose.prose())
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(capitals, "STATEMENTS", 2)
-        patch.setattr(capitals, "QUESTIONS", 1)
-        patch.setattr(capitals, "NEW_TOKENS", 4)
+        patch.setattr(capitals, "NUM_STATEMENTS", 2)
+        patch.setattr(capitals, "NUM_QUESTIONS", 1)
+        patch.setattr(capitals, "MAX_NEW_TOKENS", 4)
         patch.setattr(capitals, "PROSE_ROWS", 16)
         patch.setattr(prose, "prose", lambda: texts)
-        patch.setattr(quickstart, "SIZES", {"forget": 4, "retain": 4, "prose": 2})
+        patch.setattr(quickstart, "BATCH_SIZES", {"forget": 4, "retain": 4, "prose": 2})
         patch.setattr(quickstart, "RELEARN_STEPS", 2)
         with jax.numpy_dtype_promotion("standard"):  # optax.adamw needs it
             yield
 
 
-def teach(model, params, tokenizer, taught):
-    """Params after a few hundred steps on the statements that will be asked."""
-    asked = [s for split in capitals.SPLITS for s in capitals.statements(split)]
+def train(model, params, tokenizer, trained):
+    """Params after training on the statements that will be evaluated."""
+    wordings = [s for split in capitals.SPLITS for s in capitals.statements(split)]
     rows = table.encode(
         tokenizer,
-        [fact.prompt(s) for fact in taught for s in asked],
-        [f"{fact.answer}." for fact in taught for _ in asked],
+        [fact.prompt(s) for fact in trained for s in wordings],
+        [f"{fact.answer}." for fact in trained for _ in wordings],
     )
     tx = optax.chain(combine.weighted_sum(), optax.adamw(3e-3, weight_decay=0.0))
     parts = {"all": terms.on_logps(losses.nll, model, "all", reduce="token")}
@@ -69,10 +69,10 @@ def teach(model, params, tokenizer, taught):
 
 @pytest.fixture(scope="module")
 def folders(quick, tmp_path_factory):
-    """Hugging Face folders of a model that was taught and of one that was not."""
+    """Hugging Face folders of a trained and of a random model."""
     pool = facts.capitals()
-    europe = [fact for fact in pool if fact.group == "Europe"][:TAUGHT]
-    others = [fact for fact in pool if fact.group != "Europe"][:TAUGHT]
+    europe = [fact for fact in pool if fact.group == "Europe"][:NUM_TRAINED]
+    others = [fact for fact in pool if fact.group != "Europe"][:NUM_TRAINED]
     sentences = [
         f"{fact.prompt(phrasing)} {fact.answer}."
         for fact in pool
@@ -92,12 +92,12 @@ def folders(quick, tmp_path_factory):
         tied=False,
     )
     model = models.make(config)
-    ignorant = model.init(jax.random.key(0))
-    taught = teach(model, ignorant, tokenizer, europe + others)
+    random = model.init(jax.random.key(0))
+    trained = train(model, random, tokenizer, europe + others)
     base = tmp_path_factory.mktemp("models")
-    for name, params in (("taught", taught), ("ignorant", ignorant)):
+    for name, params in (("trained", trained), ("random", random)):
         hf.save(model, params, base / name, tokenizer=tokenizer)
-    hf.save(model, taught, base / "mute")  # without a tokenizer
+    hf.save(trained, model, base / "no_tokenizer")  # without a tokenizer
     return base
 
 
@@ -129,7 +129,7 @@ def run(folder, output, *flags):
 @pytest.fixture(scope="module")
 def blur(folders, tmp_path_factory):
     output = tmp_path_factory.mktemp("out") / "new" / "folder"
-    return run(folders / "taught", output, "--steps", "3", "--seed", "1")
+    return run(folders / "trained", output, "--steps", "3", "--seed", "1")
 
 
 def fraction(value):
@@ -151,17 +151,17 @@ def check(written, method, steps, seed):
     assert set(written["relearn"]) == RELEARN
     half = written["facts"]["forget"]["known"] // 2
     assert written["relearn"]["facts_trained"] == half
-    assert written["relearn"]["facts_asked"] in (half, half + 1)
-    for who in ("original", "unlearned", "relearned", "trained_half"):
-        assert fraction(written["relearn"][who])
+    assert written["relearn"]["facts_evaluated"] in (half, half + 1)
+    for name in ("original", "unlearned", "relearned", "trained_half"):
+        assert fraction(written["relearn"][name])
 
 
-def test_quickstart_json_tells_the_whole_story(blur):
+def test_quickstart_json_holds_every_number(blur):
     check(blur.written, "blur_npo", 3, 1)
     assert blur.written == json.loads(json.dumps(blur.result))
     for kind in ("forget", "retain"):
         known = blur.written["facts"][kind]["known"]
-        assert 4 <= known <= TAUGHT < blur.written["facts"][kind]["asked"]
+        assert 4 <= known <= NUM_TRAINED < blur.written["facts"][kind]["evaluated"]
         # Facts count as known if half of the statements are right.
         before = blur.written["before"][kind]
         assert before["greedy_seen"] + before["greedy_unseen"] >= 1
@@ -191,28 +191,33 @@ def test_the_model_folder_holds_the_unlearned_params(blur):
     assert tokenizer("The capital of France is")["input_ids"]
 
 
-@pytest.mark.parametrize("method", ["npo", "graddiff", "ascent"])
-def test_other_methods_run(folders, tmp_path, method, capsys):
-    flags = ("--steps", "1", "--method", method)
+def test_ascent_reads_the_forget_stream_alone(folders, tmp_path, capsys):
     (tmp_path / "metrics.jsonl").write_text("of an earlier run\n")
-    done = run(folders / "taught", tmp_path, *flags)
-    check(done.written, method, 1, 0)
+    done = run(folders / "trained", tmp_path, "--steps", "1", "--method", "ascent")
+    check(done.written, "ascent", 1, 0)
     (entry,) = done.metrics
-    reads = {"forget"} if method == "ascent" else {"forget", "retain", "prose"}
-    losses = {f"total/{name}/loss" for name in reads} | {"total/loss"}
-    assert losses == {name for name in entry if name.endswith("/loss")}
+    losses = {name for name in entry if name.endswith("/loss")}
+    assert losses == {"total/forget/loss", "total/loss"}
     for file in ("quickstart.png", "model/config.json", "model/tokenizer.json"):
         assert (tmp_path / file).is_file()
     out, err = capsys.readouterr()
-    assert f"Unlearning with {method}: 1 steps" in out
+    assert "Unlearning with ascent: 1 steps" in out
     assert "FORGET" in out and "RETAIN" in out and "after the attack" in out
     assert "1/1" in err  # the progress bar
 
 
-def test_a_model_that_knows_nothing_is_refused(folders, tmp_path):
-    message = "knows at least 4 European and 4 other capitals, got 0 and 0. Take"
+@pytest.mark.parametrize("method", quickstart.METHODS)
+def test_every_method_reads_its_streams(method):
+    model, _ = tiny.tiny_model()
+    recipe = quickstart.make_recipe(method, model, 1e-5)
+    retain = set() if method == "ascent" else {"retain", "prose"}
+    assert set(recipe.reads()) == {"forget"} | retain
+
+
+def test_a_random_model_is_refused(folders, tmp_path):
+    message = "at least 4 European and 4 other capitals, got 0 and 0"
     with pytest.raises(ValueError, match=message):
-        run(folders / "ignorant", tmp_path)
+        run(folders / "random", tmp_path)
     assert not (tmp_path / "quickstart.json").exists()
 
 
@@ -233,7 +238,7 @@ def test_a_model_that_does_not_load_is_one_line_of_error(folders, tmp_path, caps
     for path, message in (
         (tmp_path / "nowhere", "where there is nothing. Check the path."),
         (empty, "needs config.json with safetensors"),
-        (folders / "mute", "Add its tokenizer.json to the folder."),
+        (folders / "no_tokenizer", "Add its tokenizer.json to the folder."),
         (__file__, "Give the folder that holds config.json"),
     ):
         with pytest.raises(SystemExit) as caught:
