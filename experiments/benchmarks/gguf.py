@@ -1,43 +1,44 @@
 # SPDX-License-Identifier: Apache-2.0
 """Size and perplexity of SmolLM2-135M as `hf.save_gguf` writes it, by scheme.
 
-    python -m experiments.benchmarks.gguf --output experiments/results/gguf.json
+    python -m experiments.benchmarks.gguf --output gguf.json
 
-Each file is written, opened again with `hf.load` and asked for the perplexity of rows
-of CPython's language reference: exp of the mean negative log-probability of a token
-after the first of its row. Ours computes in float32 on the widened weights; llama.cpp
-also rounds activations to 8 bits.
+Each file is written and opened again with `hf.load`; then the perplexity of rows of
+CPython's language reference is computed: exp of the mean negative log-probability of
+all tokens but the first of each row. We compute in float32 on the widened weights;
+llama.cpp also rounds activations to 8 bits.
 
-The package's file holds kernels of 4 bits (Q4_1) already. F32 is what that says; Q4_0
-rounds it a second time, on another grid, which costs more than one rounding would.
+The package's file has kernels of 4 bits (Q4_1) already. F32 stores exactly those
+values; Q4_0 rounds them a second time, on another grid, which costs more than one
+rounding would.
 """
 
 import argparse
-import json
 import tempfile
 import time
 from pathlib import Path
 
 import numpy as np
 
+from experiments.shared import page
 from jaxunlearn import data, evaluate
 from jaxunlearn.data import prose
 from jaxunlearn.io import hf
 
 
 def main(argv: list[str] | None = None) -> dict:
-    """Measures, prints, and writes where --output says."""
-    flags = _flags(argv)
-    model, params, tokenizer = hf.load(flags.model or hf.smollm2_path())
-    rows = data.encode_text(tokenizer, prose.prose()[0], length=flags.length)
-    if len(rows["tokens"]) < flags.rows:
+    """Measures every scheme, prints the numbers, and writes them to --output."""
+    options = parse(argv)
+    model, params, tokenizer = hf.load(options.model or hf.smollm2_path())
+    rows = data.encode_text(tokenizer, prose.prose()[0], length=options.length)
+    if len(rows["tokens"]) < options.rows:
         raise ValueError(
-            f"The benchmark needs {flags.rows} rows of {flags.length} tokens, got "
-            f"{len(rows['tokens'])} from the text. Take fewer or shorter ones."
+            f"The benchmark needs {options.rows} rows of {options.length} tokens, got "
+            f"{len(rows['tokens'])} from the text. Use fewer or shorter ones."
         )
-    rows = {name: x[: flags.rows] for name, x in rows.items()}
-    result = {"rows": flags.rows, "length": flags.length}
-    for scheme in flags.schemes:
+    rows = {name: x[: options.rows] for name, x in rows.items()}
+    result = {"rows": options.rows, "length": options.length}
+    for scheme in options.schemes:
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / f"{scheme}.gguf"
             start = time.perf_counter()
@@ -52,20 +53,19 @@ def main(argv: list[str] | None = None) -> dict:
         }
         result[scheme] = found
         print(f"{scheme}: {found}", flush=True)
-    if flags.output:
-        path = Path(flags.output)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(result, indent=2) + "\n")
+    if options.output:
+        page.write_json(options.output, result)
     return result
 
 
 def perplexity(model, params, rows) -> float:
-    """exp of the mean negative log-probability of the rows' tokens but each first."""
+    """exp of the mean negative log-probability of all tokens but each row's first."""
     scores = evaluate.token_scores(model, params, rows, batch_size=4)
     return float(np.exp(-np.mean(np.asarray(scores.logps)[np.asarray(scores.where)])))
 
 
-def _flags(argv):
+def parse(argv):
+    """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("--model", default="", help="for hf.load; SmolLM2 by default")
     parser.add_argument("--rows", type=int, default=32)

@@ -1,16 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One exported model in lm-evaluation-harness and under our own scoring, on MMLU.
+"""One exported model in lm-evaluation-harness and under our scoring, on MMLU.
 
     python -m experiments.benchmarks.harness --model runs/quickstart/model \\
-        --output experiments/results/harness_mmlu
+        --output harness_mmlu
 
 500 questions of MMLU's test file, spread over the subjects of those that have at most
---most characters with their options, as a local task of the harness: zero-shot, once
-with letters and once with the answers' texts to choose from. Three ways to an accuracy:
-the harness's own model on the exported folder (transformers, torch), our decoder in the
-harness (jaxunlearn/workflows/harness.py), and `evaluate.choose` with no harness. All take the
-likeliest option by its summed log-probability. The files are written after the second
-and the third.
+--max-characters characters with their options, as a local task of the harness:
+zero-shot, once with letters and once with the texts of the answers to choose from.
+The accuracy is computed in three ways: by the harness's model on the exported folder
+(transformers, torch), by our decoder in the harness (jaxunlearn.workflows.harness), and
+by `evaluate.choose` without the harness. All choose the option with the largest summed
+log-probability. The files are written after the second and the third.
 
 Reads MMLU from --folder or the folder that JAXUNLEARN_DATA names.
 """
@@ -27,13 +27,14 @@ from typing import Any
 
 import numpy as np
 
+from experiments.shared import page
 from experiments.small import questions
 from jaxunlearn import _checks, data, evaluate
 from jaxunlearn.io import hf
 
 COUNT = 500
-MOST = 300  # characters of a question and its options; half of all have more
-CLOSE = 2  # questions by which accuracies may differ
+MAX_CHARACTERS = 300  # of a question and its options; half of all have more
+MAX_APART = 2  # questions by which accuracies may differ
 FORMS = ("letters", "texts")
 HARNESS, OURS, ADAPTER = "harness, hf", "evaluate.choose", "harness, jaxunlearn"
 LETTERS = ("A", "B", "C", "D")
@@ -43,13 +44,13 @@ Row = Mapping[str, Any]
 
 
 def main(argv: list[str] | None = None) -> dict[str, Any]:
-    """Runs all three, prints and writes what came out."""
-    flags = _flags(argv)
-    os.environ["HF_HUB_OFFLINE"] = "1"  # the harness reads local files alone
-    place = Path(flags.model).expanduser()
-    rows = data.mmlu.read("test", questions.data_folder(flags.folder))
-    rows = spread(short(rows, flags.most), flags.count)
-    forms = flags.forms.split(",")
+    """Runs all three ways, prints the numbers and writes them."""
+    options = parse(argv)
+    os.environ["HF_HUB_OFFLINE"] = "1"  # the harness reads only local files
+    place = Path(options.model).expanduser()
+    rows = data.mmlu.read("test", questions.data_folder(options.folder))
+    rows = spread(short(rows, options.max_characters), options.count)
+    forms = options.forms.split(",")
     for form in forms:
         _checks.one_of("The comparison", FORMS, forms=form)
     found: dict[str, Any] = {}
@@ -74,29 +75,20 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
                 "subjects": len({row["subject"] for row in rows}),
                 "versions": {name: metadata.version(name) for name in LIBRARIES},
                 "command": "python -m experiments.benchmarks.harness "
-                f"--model {flags.model} --forms {flags.forms} --most {flags.most}",
+                f"--model {options.model} --forms {options.forms} "
+                f"--max-characters {options.max_characters}",
             }
-            if len(found) > 1:
-                _write(result, flags.output)
+            if len(found) > 1 and options.output:
+                page.write_both(options.output, result, in_words(result))
     print("\n".join(in_words(result)))
     return result
 
 
-def _write(result: Mapping[str, Any], output: str | None) -> None:
-    if not output:
-        return
-    place = Path(output)
-    place.parent.mkdir(parents=True, exist_ok=True)
-    whole, text = json.dumps(result, indent=1), "\n".join(in_words(result))
-    place.with_suffix(".json").write_text(whole + "\n", encoding="utf-8")
-    place.with_suffix(".md").write_text(text + "\n", encoding="utf-8")
-
-
-def short(rows: Sequence[Row], most: int) -> list[Row]:
-    """Those of at most so many characters, options included."""
+def short(rows: Sequence[Row], max_characters: int) -> list[Row]:
+    """Rows of at most so many characters, options included."""
     found = []
     for row in rows:
-        if len(row["question"]) + sum(map(len, row["choices"])) <= most:
+        if len(row["question"]) + sum(map(len, row["choices"])) <= max_characters:
             found.append(row)
     return found
 
@@ -115,7 +107,7 @@ def spread(rows: Sequence[Row], count: int) -> list[Row]:
 
 
 def prompt(row: Row, form: str) -> str:
-    """What stands before the answer, without a space behind it."""
+    """The text before the answer, without a space at the end."""
     if form == "texts":
         return f"Question: {row['question'].strip()}\nAnswer:"
     options = zip(LETTERS, row["choices"], strict=True)
@@ -202,17 +194,17 @@ def in_harness(
         ]
         picked[form] = np.asarray(logps).argmax(1).tolist()
         right = np.mean([sample["acc"] for sample in samples])
-        told = found["results"][f"local_{form}"]["acc,none"]
-        if abs(right - told) > 1e-9:
+        reported = found["results"][f"local_{form}"]["acc,none"]
+        if abs(right - reported) > 1e-9:
             raise ValueError(
-                f"The harness needs to say the mean of its samples, got {told} for "
-                f"{right}. Another version of lm_eval may report otherwise."
+                f"The harness must report the mean of its samples, got {reported} for "
+                f"{right}. Another version of lm_eval may report something else."
             )
     return picked
 
 
 def picks(model, params, tokenizer, rows: Sequence[Row], form: str) -> list[int]:
-    """The option that our own scoring picks of every question."""
+    """The option that our scoring picks of every question."""
     prompts = [prompt(row, form) for row in rows]
     choices = [options(row, form) for row in rows]
     found = evaluate.choose(model, params, tokenizer, prompts, choices)
@@ -222,7 +214,7 @@ def picks(model, params, tokenizer, rows: Sequence[Row], form: str) -> list[int]
 def compare(
     rows: Sequence[Row], found: Mapping[str, Mapping[str, Sequence[int]]]
 ) -> dict[str, Any]:
-    """Accuracies, and by how many questions each differs from the harness's own.
+    """Accuracies, and in how many questions each way differs from the first.
 
     Args:
         rows: the questions.
@@ -246,50 +238,53 @@ def compare(
         for way in found
         for form in found[way]
     )
-    result["met"] = result["most_apart"] <= CLOSE
+    result["met"] = result["most_apart"] <= MAX_APART
     return result
 
 
 def in_words(result: Mapping[str, Any]) -> list[str]:
-    """The figures as Markdown."""
+    """The numbers as Markdown."""
     versions = ", ".join(f"{k} {v}" for k, v in result["versions"].items())
     forms = list(next(iter(result["right"].values())))
-    heads = [f"{form}: right | accuracy | picked otherwise" for form in forms]
+    heads = [
+        head
+        for form in forms
+        for head in (f"{form}: right", "accuracy", "picked otherwise")
+    ]
     out = [
-        "# MMLU in lm-evaluation-harness and under our own scoring",
+        "# MMLU in lm-evaluation-harness and under our scoring",
         "",
         f"`{result['command']}`: {result['questions']} questions of "
         f"{result['subjects']} subjects, zero-shot; letters A to D or whole answers to "
         "choose from, by summed log-probability. *Picked otherwise*: "
-        "questions where another option is likeliest than in the first row. "
+        "questions where another option is picked than in the first row. "
         f"{versions}.",
         "",
-        f"| | {' | '.join(heads)} | seconds |",
-        "| --- |" + " --- |" * (3 * len(forms) + 1),
     ]
+    body = []
     for way, right in result["right"].items():
-        cells = [
-            f"{right[x]} | {result['accuracy'][way][x]:.3f} | "
-            f"{result['picked_otherwise'][way][x]}"
-            for x in forms
-        ]
-        out.append(f"| {way} | {' | '.join(cells)} | {result['seconds'][way]:.0f} |")
+        cells = [way]
+        for form in forms:
+            accuracy = f"{result['accuracy'][way][form]:.3f}"
+            cells += [right[form], accuracy, result["picked_otherwise"][way][form]]
+        body.append([*cells, f"{result['seconds'][way]:.0f}"])
+    out += page.table(["", *heads, "seconds"], body)
     out += [
-        "",
         f"The numbers of right answers are at most {result['most_apart']} apart (at "
-        f"most {CLOSE} asked for): {'met' if result['met'] else 'not met'}. Chance is "
-        "0.25.",
+        f"most {MAX_APART} are allowed): {'met' if result['met'] else 'not met'}. "
+        "Chance is 0.25.",
     ]
     return out
 
 
-def _flags(argv):
+def parse(argv):
+    """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", required=True, help="an exported folder")
     parser.add_argument("--folder", default="", help="above mmlu/")
     parser.add_argument("--count", type=int, default=COUNT)
-    parser.add_argument("--most", type=int, default=MOST, help="characters")
-    parser.add_argument("--forms", default=",".join(FORMS), help="between commas")
+    parser.add_argument("--max-characters", type=int, default=MAX_CHARACTERS)
+    parser.add_argument("--forms", default=",".join(FORMS), help="names between commas")
     parser.add_argument("--output", help="path without suffix of .json and .md")
     return parser.parse_args(argv)
 

@@ -5,15 +5,14 @@
 
 A random decoder of the small world's shape, float32, on 8 forget and 8 retain rows of
 64 tokens, the same for all; plain finetuning takes the NLL of all 16 rows. A ratio near
-1 says that a method costs what its tokens cost. Methods take turns, step by step, in
-one process, and the median over steps is kept, so that a machine that drifts drifts for
-all. Memory is what the compiler reserves for a step: temporaries (activations and
-gradients) apart from its arguments (params, optimizer state, batch, reference). Writes
-experiments/benchmarks/results/methods_cost.json and .md.
+1 means that a method costs what its tokens cost. All methods run in one process, one
+step of each after the other, so that a machine that becomes slower affects all of them;
+the median over steps is reported. Memory is what the compiler reserves for a step:
+temporaries (activations and gradients) and arguments (params, optimizer state, batch,
+reference). Writes experiments/benchmarks/results/methods_cost.json and .md.
 """
 
 import argparse
-import json
 import statistics
 import time
 from collections.abc import Mapping, Sequence
@@ -24,9 +23,9 @@ import jax
 import numpy as np
 
 import jaxunlearn as ju
+from experiments.shared import page
 from experiments.small import methods
 from jaxunlearn import models
-from jaxunlearn.io import log
 
 RESULTS = Path(__file__).resolve().parent / "results" / "methods_cost"
 ROWS, LENGTH = 8, 64  # rows of a stream, tokens of a row
@@ -45,7 +44,7 @@ def measure(
     length: int = LENGTH,
     seed: int = 0,
 ) -> list[dict[str, Any]]:
-    """One dict a method, plain finetuning first; it is the 1 of every ratio.
+    """One dict a method, plain finetuning first; every ratio is to that.
 
     Args:
         model: a decoder.
@@ -63,36 +62,35 @@ def measure(
     }
     found, running = {}, {}
     for name, recipe in recipes.items():
-        own = {stream: streams[stream] for stream in recipe.reads()}
+        rows_of = {stream: streams[stream] for stream in recipe.reads()}
         key = jax.random.key(seed)
         step, state, frozen = recipe.setup(model, params, key=key)
         start = time.perf_counter()
-        compiled = step.lower(state, own, frozen).compile()
+        compiled = step.lower(state, rows_of, frozen).compile()
         seconds = time.perf_counter() - start
         memory = compiled.memory_analysis()
         found[name] = {
             "method": name,
-            "tokens": sum(column["tokens"].size for column in own.values()),
+            "tokens": sum(column["tokens"].size for column in rows_of.values()),
             "gradient_trees": len(recipe.terms),
             "reference": recipe.needs_ref,
             "compile_seconds": seconds,
             "temporaries_mb": memory.temp_size_in_bytes / 1e6,
             "arguments_mb": memory.argument_size_in_bytes / 1e6,
         }
-        state, _ = jax.block_until_ready(compiled(state, own, frozen))
-        running[name] = [compiled, state, own, frozen, []]
+        state, _ = jax.block_until_ready(compiled(state, rows_of, frozen))
+        running[name] = [compiled, state, rows_of, frozen, []]
     for _ in range(rounds):
         for each in running.values():
-            compiled, state, own, frozen, seconds = each
+            compiled, state, rows_of, frozen, seconds = each
             start = time.perf_counter()
-            each[1], _ = jax.block_until_ready(compiled(state, own, frozen))
+            each[1], _ = jax.block_until_ready(compiled(state, rows_of, frozen))
             seconds.append(time.perf_counter() - start)
     for name, each in running.items():
         found[name]["milliseconds"] = 1e3 * statistics.median(each[-1])
     plain = found[PLAIN]
     for line in found.values():
-        # A method that reads other streams is held against plain steps of as many
-        # tokens.
+        # Ratios are to plain steps of as many tokens as the method reads.
         same = line["tokens"] / plain["tokens"]
         line["time_ratio"] = line["milliseconds"] / plain["milliseconds"] / same
         line["memory_ratio"] = _peak(line) / _peak(plain)
@@ -101,7 +99,7 @@ def measure(
 
 
 def batch(model, rows, length, seed) -> dict[str, dict[str, np.ndarray]]:
-    """Random tokens for every stream that a recipe may read; the later half counts."""
+    """Random tokens for every stream that a recipe may read; the second half counts."""
     rng = np.random.default_rng(seed)
 
     def stream():
@@ -119,30 +117,37 @@ def batch(model, rows, length, seed) -> dict[str, dict[str, np.ndarray]]:
 
 
 def markdown(lines: Sequence[Mapping[str, Any]], rounds: int) -> str:
-    """The table, and what is above the limit."""
+    """The table, and the methods above the limit."""
+    header = ["method", "ms", "time ratio", "temporaries MB", "arguments MB"]
+    header += ["memory ratio", "compile s", "compile ratio", "gradient trees"]
+    rows = [
+        (
+            x["method"],
+            f"{x['milliseconds']:.0f}",
+            f"{x['time_ratio']:.2f}",
+            f"{x['temporaries_mb']:.0f}",
+            f"{x['arguments_mb']:.0f}",
+            f"{x['memory_ratio']:.2f}",
+            f"{x['compile_seconds']:.1f}",
+            f"{x['compile_ratio']:.2f}",
+            x["gradient_trees"],
+            "yes" if x["reference"] else "no",
+        )
+        for x in lines
+    ]
+    above = [x["method"] for x in lines if x["time_ratio"] > LIMIT]
     out = [
         "# What a step of each method costs",
         "",
         "Written by `python -m experiments.benchmarks.methods` on two CPU cores: "
-        f"medians of {rounds} steps, {ROWS} + {ROWS} rows of {LENGTH} tokens, "
-        "a decoder of 5.0M parameters. Ratios are to a plain NLL step of the same "
-        "tokens. Memory "
-        "is what the compiled step needs: its temporaries and its arguments.",
+        f"medians of {rounds} steps, {ROWS} + {ROWS} rows of {LENGTH} tokens, a "
+        "decoder of 5.0M parameters. Ratios are to a plain NLL step of the same "
+        "tokens. Memory is what the compiled step needs: its temporaries and its "
+        "arguments.",
         "",
-        "| method | ms | time ratio | temporaries MB | arguments MB | memory ratio "
-        "| compile s | compile ratio | gradient trees | reference |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+        *page.table([*header, "reference"], rows),
+        f"Above {LIMIT} plain steps: {', '.join(above) or 'none'}.",
     ]
-    for x in lines:
-        out.append(
-            f"| {x['method']} | {x['milliseconds']:.0f} | {x['time_ratio']:.2f} | "
-            f"{x['temporaries_mb']:.0f} | {x['arguments_mb']:.0f} | "
-            f"{x['memory_ratio']:.2f} | {x['compile_seconds']:.1f} | "
-            f"{x['compile_ratio']:.2f} | {x['gradient_trees']} | "
-            f"{'yes' if x['reference'] else 'no'} |"
-        )
-    above = [x["method"] for x in lines if x["time_ratio"] > LIMIT]
-    out += ["", f"Above {LIMIT} plain steps: {', '.join(above) or 'none'}."]
     return "\n".join(out) + "\n"
 
 
@@ -154,18 +159,15 @@ def main(argv: list[str] | None = None) -> None:
     """Measures every method and writes the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=15, help="timed steps of each")
-    flags = parser.parse_args(argv)
-    if flags.rounds < 1:
+    options = parser.parse_args(argv)
+    if options.rounds < 1:
         parser.error("--rounds must be at least 1")
     model = models.make(models.DecoderConfig(**SHAPE))
-    lines = measure(model, methods.methods(), rounds=flags.rounds)
-    text = markdown(lines, flags.rounds)
-    RESULTS.parent.mkdir(parents=True, exist_ok=True)
-    whole = {"rows": ROWS, "length": LENGTH, "rounds": flags.rounds, "methods": lines}
-    RESULTS.with_suffix(".json").write_text(
-        json.dumps(log.plain(whole), indent=1) + "\n"
-    )
-    RESULTS.with_suffix(".md").write_text(text)
+    lines = measure(model, methods.methods(), rounds=options.rounds)
+    text = markdown(lines, options.rounds)
+    content = {"rows": ROWS, "length": LENGTH, "rounds": options.rounds}
+    page.write_json(RESULTS.with_suffix(".json"), content | {"methods": lines})
+    page.write_text(RESULTS.with_suffix(".md"), text)
     print(text)
 
 

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The table of plans in experiments/results: BLUR-NPO at real sizes on real slices.
+"""Plans of BLUR-NPO at real sizes on real slices of TPUs.
 
-python -m experiments.benchmarks.plan_table [--only 8b-v5p,...] [--draw]
+    python -m experiments.benchmarks.plan_table [--only 8b-v5p,...] [--draw]
 
-Compiles each row twice, with BLUR and with the weighted sum of the same two terms, one
-after the other (minutes each, no TPU), and writes experiments/benchmarks/results/plan.json after
-every row, so that it can be stopped; rows that are there are not compiled again. --draw
-only writes plan.md and plan.png from plan.json.
+Compiles each row twice, with BLUR and with the weighted sum of the same two terms
+(minutes each, no TPU). experiments/benchmarks/results/plan.json is written after every
+row, and rows in it are not compiled again, so the program can be stopped. --draw only
+writes plan.md and plan.png from plan.json.
 """
 
 import argparse
@@ -19,6 +19,8 @@ from typing import NamedTuple
 import jax
 import optax
 
+from experiments.shared import page
+from experiments.shared import plot as plots
 from jaxunlearn import _checks, combine
 from jaxunlearn.recipes import Recipe
 from jaxunlearn.workflows import plan
@@ -61,16 +63,16 @@ rate of all links, either overlapped perfectly (the larger counts) or not at all
 (their sum, and that of memory traffic). A bound is not a measurement: nothing here
 ran on a TPU, and no real step reaches the first. Published figures are measurements
 of pre-training steps, with other batches, lengths, layouts and sometimes other ways
-to count attention; they stand beside these to show what is reached in practice, not
-as a comparison of speed.
+to count attention. They show what is reached in practice; they are not a comparison
+of speed.
 
 Model FLOPs count 2 N a token forward and 4 N backward (N: all kernels, unembedding
 included, embedding lookup not) and causal attention by half, without recomputation.
 BLUR / sum is the serial bound of BLUR over that of the weighted sum of the same two
-terms: BLUR moves a few scalars more, and multiplies no more matrices. What the bounds
-hardly see is that it reads both gradients once more, 2.5 ms of memory traffic at
-most here. The compiler's own estimates do see that; they count every loop once and so
-make much of it. Compile times are of two CPU cores.
+terms: BLUR moves a few scalars more, and multiplies no more matrices. It also reads
+both gradients once more, at most 2.5 ms of memory traffic here, which hardly changes
+the bounds. The compiler's estimates count every loop once, so that traffic weighs
+more in them. Compile times are of two CPU cores.
 """
 
 
@@ -100,106 +102,90 @@ def compile_row(row: Row, **pieces) -> dict:
     return plan.as_json(report)
 
 
-def markdown(table: dict) -> str:
-    """The table for a reader."""
-    head = ("step", "chips", "mesh", "GiB of a device", "fits", "sent, GB")
-    head += ("compute, s", "links, s", "MFU <= (overlapped)", "MFU <= (serial)")
-    head += ("BLUR / sum", "by the compiler", "compiled, s")
+def markdown(content: dict) -> str:
+    """results/plan.md."""
+    header = ["step", "chips", "mesh", "GiB of a device", "fits", "sent, GB"]
+    header += ["compute, s", "links, s", "MFU <= (overlapped)", "MFU <= (serial)"]
+    header += ["BLUR / sum", "by the compiler", "compiled, s"]
     lines = ["# Plans of BLUR-NPO, two streams of 2048-token rows", ""]
-    lines += ["| " + " | ".join(head) + " |", "| --- " * len(head) + "|"]
-    for name, entry in table.items():
-        r, row = entry["blur"], ROWS[name]
-        size = f"{row.preset}, {row.rows} + {row.rows} rows"
-        size += f", {row.layers} layers" if row.layers else ""
-        mesh = ", ".join(f"{axis} {n}" for axis, n in row.mesh.items())
-        sent = sum(m["bytes"] for m in r["moved"].values()) / 1e9
-        low, high = r["mfu"]
-        other = entry.get("sum")
-        ratio = other and r["seconds"]["serial"] / other["seconds"]["serial"]
-        own = other and _ratio(r["optimal_seconds"], other["optimal_seconds"])
-        cells = (
-            size,
-            f"{r['devices']}, {row.topology}",
-            mesh,
-            f"{r['peak'] / GIB:.2f} of {r['hbm'] / GIB:.0f}",
-            "yes" if r["fits"] else "no",
-            f"{sent:.1f}",
-            f"{r['seconds']['compute']:.3f}",
-            f"{r['seconds']['ici']:.3f}",
-            f"{100 * high:.1f} %",
-            f"{100 * low:.1f} %",
-            f"{ratio:.3f}" if ratio else "not compiled",
-            f"{own:.3f}" if own else "none",
-            f"{r['compile_seconds']:.0f}",
-        )
-        lines.append("| " + " | ".join(cells) + " |")
-    kinds = next(iter(table.values()))["blur"]["memory"]
-    lines += ["", "Memory of a device by kind, GiB:", ""]
-    lines += ["| step | " + " | ".join(kinds) + " |", "| --- " * (len(kinds) + 1) + "|"]
-    for name, entry in table.items():
-        sizes = (f"{x / GIB:.3f}" for x in entry["blur"]["memory"].values())
-        lines.append(f"| {name} | " + " | ".join(sizes) + " |")
-    lines += ["", "Published, measured by others:", ""]
+    lines += page.table(header, [_cells(ROWS[k], x) for k, x in content.items()])
+    kinds = next(iter(content.values()))["blur"]["memory"]
+    lines += ["Memory of a device by kind, GiB:", ""]
+    sizes = [
+        (name, *(f"{x / GIB:.3f}" for x in entry["blur"]["memory"].values()))
+        for name, entry in content.items()
+    ]
+    lines += page.table(["step", *kinds], sizes)
+    lines += ["Published, measured by others:", ""]
     lines += [
         f"- {who}: {what} on {where}, {mfu} %" for what, where, mfu, who in PUBLISHED
     ]
     return "\n".join([*lines, NOTE.rstrip()]) + "\n"
 
 
+def _cells(row: Row, entry: dict) -> tuple:
+    report, other = entry["blur"], entry.get("sum")
+    size = f"{row.preset}, {row.rows} + {row.rows} rows"
+    size += f", {row.layers} layers" if row.layers else ""
+    sent = sum(each["bytes"] for each in report["moved"].values()) / 1e9
+    low, high = report["mfu"]
+    serial = other and report["seconds"]["serial"] / other["seconds"]["serial"]
+    compiler = other and _ratio(report["optimal_seconds"], other["optimal_seconds"])
+    return (
+        size,
+        f"{report['devices']}, {row.topology}",
+        ", ".join(f"{axis} {n}" for axis, n in row.mesh.items()),
+        f"{report['peak'] / GIB:.2f} of {report['hbm'] / GIB:.0f}",
+        "yes" if report["fits"] else "no",
+        f"{sent:.1f}",
+        f"{report['seconds']['compute']:.3f}",
+        f"{report['seconds']['ici']:.3f}",
+        f"{100 * high:.1f} %",
+        f"{100 * low:.1f} %",
+        f"{serial:.3f}" if serial else "not compiled",
+        f"{compiler:.3f}" if compiler else "none",
+        f"{report['compile_seconds']:.0f}",
+    )
+
+
 def _ratio(a: float | None, b: float | None) -> float | None:
-    """a / b where both are times: for v5e and v6e the compiler says less than none."""
+    """a / b, None unless both are positive: for v5e and v6e the compiler gives less."""
     return a / b if a and b and a > 0 and b > 0 else None
 
 
-def draw(table: dict, path: Path) -> None:
-    """Memory by kind, and both bounds of MFU beside what others measured."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    names = list(table)
-    figure, (left, right) = pyplot.subplots(1, 2, figsize=(13, 4.5))
-    bottom = [0.0] * len(names)
-    for kind in table[names[0]]["blur"]["memory"]:
-        sizes = [table[n]["blur"]["memory"][kind] / GIB for n in names]
-        left.bar(names, sizes, bottom=bottom, label=kind)
-        bottom = [a + b for a, b in zip(bottom, sizes, strict=True)]
-    left.set_ylabel("GiB of a device")
-    left.legend(fontsize=8)
-    low, high = zip(*(table[n]["blur"]["mfu"] for n in names), strict=True)
-    bars = zip(low, high, strict=True)
-    for x, (a, b) in enumerate(bars):
-        right.plot(
-            [x, x],
-            [100 * a, 100 * b],
-            linewidth=8,
-            color="tab:blue",
-            solid_capstyle="butt",
-        )
-    right.set_ylabel("MFU, %")
-    right.set_ylim(0, 100)
-    measured = [f"{who}\n{what}, {where}" for what, where, _, who in PUBLISHED]
-    right.plot(
-        range(len(names), len(names) + len(measured)),
-        [mfu for _, _, mfu, _ in PUBLISHED],
-        "o",
-        color="tab:orange",
-    )
-    right.set_xticks(range(len(names) + len(measured)), [*names, *measured])
-    right.set_title(
-        "blue: upper bounds, serial to overlapped; orange: measured", size=9
-    )
-    for axes in (left, right):
-        axes.tick_params(axis="x", rotation=60, labelsize=7)
-    figure.tight_layout()
-    figure.savefig(path, dpi=110)
-    pyplot.close(figure)
+def draw(content: dict, path: Path) -> None:
+    """Memory by kind, and both bounds of MFU next to what others measured."""
+    names = list(content)
+    reports = [content[name]["blur"] for name in names]
+    with plots.saved(path, size=(13, 4.5), columns=2, dpi=110) as (_, grid):
+        left, right = grid[0]
+        bottom = [0.0] * len(names)
+        for kind in reports[0]["memory"]:
+            sizes = [report["memory"][kind] / GIB for report in reports]
+            left.bar(names, sizes, bottom=bottom, label=kind)
+            bottom = [a + b for a, b in zip(bottom, sizes, strict=True)]
+        left.set_ylabel("GiB of a device")
+        left.legend(fontsize=8)
+        for x, report in enumerate(reports):
+            bounds = [100 * value for value in report["mfu"]]
+            look = dict(linewidth=8, color="tab:blue", solid_capstyle="butt")
+            right.plot([x, x], bounds, **look)
+        places = range(len(names), len(names) + len(PUBLISHED))
+        right.plot(places, [mfu for _, _, mfu, _ in PUBLISHED], "o", color="tab:orange")
+        right.set_ylabel("MFU, %")
+        right.set_ylim(0, 100)
+        measured = [f"{who}\n{what}, {where}" for what, where, _, who in PUBLISHED]
+        right.set_xticks(range(len(names) + len(measured)), [*names, *measured])
+        title = "blue: upper bounds, serial to overlapped; orange: measured"
+        right.set_title(title, size=9)
+        for axes in (left, right):
+            axes.tick_params(axis="x", rotation=60, labelsize=7)
 
 
-def main(argv=None) -> int:
-    parser = argparse.ArgumentParser(description="Regenerate the table of plans.")
-    parser.add_argument("--only", help="rows, with commas; all of them if absent")
+def main(argv: list[str] | None = None) -> int:
+    """Compiles the missing rows and writes plan.json, plan.md and plan.png."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--only", help="rows between commas; all if absent")
     parser.add_argument("--draw", action="store_true", help="compile nothing")
     arguments = parser.parse_args(argv)
     jax.config.update("jax_platforms", "cpu")

@@ -1,18 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Time of rounding, GPTQ and AWQ (3 bits) on SmolLM2-135M, and how much less they err.
+"""Time and error of rounding, GPTQ and AWQ (3 bits) on SmolLM2-135M.
 
-    python -m experiments.benchmarks.quantize --output experiments/benchmarks/results/quantize.json
+    python -m experiments.benchmarks.quantize --output quantize.json
 
-Calibrates on rows of CPython's language reference. A kernel is one layer of one stacked
-leaf; its error is ||(W' - W)^T X||^2 by its own inputs in the model as it is: on the
-calibration rows, and on as many rows of the text that no edit has seen. Each edit is
-compared with plain rounding on the same grid, which for AWQ is the asymmetric one.
-Times are wall clock and include compilation. The bars: rounding within 5 seconds, GPTQ
-with 32 rows of 512 tokens within 10 minutes.
+The edits calibrate on rows of CPython's language reference. A kernel is one layer of
+one stacked leaf. Its error is ||(W' - W)^T X||^2, where X are its inputs in the
+original model: on the calibration rows, and on as many rows that no edit has seen. Each
+edit is compared with plain rounding on the same grid, which for AWQ is the asymmetric
+one. Times are by the clock and include compilation. The limits: 5 seconds for rounding,
+10 minutes for GPTQ with 32 rows of 512 tokens.
 
-SmolLM2's file holds its kernels in 4 bits already, in groups of 32 with a smallest
-value each; loading makes floats of them. That grid is none of `quantize`'s, as its zero
-lies between codes.
+SmolLM2's file has its kernels in 4 bits already, in groups of 32 with a smallest value
+each; loading converts them to floats. `quantize` has no such grid, because its zero
+lies between two codes.
 """
 
 import argparse
@@ -21,12 +21,12 @@ import os
 import time
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
+from experiments.shared import page
 from jaxunlearn import data, edits, trees
 from jaxunlearn.data import prose
 from jaxunlearn.io import hf
@@ -37,31 +37,29 @@ EDITS = {"gptq": (edits.gptq, "symmetric"), "awq": (edits.awq, "asymmetric")}
 
 
 def main(argv: list[str] | None = None) -> dict:
-    """Measures, prints, and writes where --output says."""
-    flags = _flags(argv)
-    model, params, tokenizer = hf.load(flags.model or hf.smollm2_path())
-    rows = data.encode_text(tokenizer, prose.prose()[0], length=flags.length)
-    if len(rows["tokens"]) < 2 * flags.rows:
+    """Measures, prints the numbers, and writes them to --output."""
+    options = parse(argv)
+    model, params, tokenizer = hf.load(options.model or hf.smollm2_path())
+    rows = data.encode_text(tokenizer, prose.prose()[0], length=options.length)
+    if len(rows["tokens"]) < 2 * options.rows:
         raise ValueError(
-            f"The benchmark needs {2 * flags.rows} rows of {flags.length} tokens, got "
-            f"{len(rows['tokens'])} from the text. Take fewer or shorter ones."
+            f"The benchmark needs {2 * options.rows} rows of {options.length} tokens, "
+            f"got {len(rows['tokens'])} from the text. Use fewer or shorter ones."
         )
 
     def batches(first):
-        stop = first + flags.rows
+        stop = first + options.rows
         return [
-            {name: x[i : min(i + flags.batch, stop)] for name, x in rows.items()}
-            for i in range(first, stop, flags.batch)
+            {name: x[i : min(i + options.batch, stop)] for name, x in rows.items()}
+            for i in range(first, stop, options.batch)
         ]
 
-    settings = dict(group=flags.group, at_once=flags.at_once)
-    result = measure(model, params, batches(0), batches(flags.rows), **settings)
-    result = {"rows": flags.rows, "length": flags.length} | result
+    settings = dict(group=options.group, at_once=options.at_once)
+    result = measure(model, params, batches(0), batches(options.rows), **settings)
+    result = {"rows": options.rows, "length": options.length} | result
     print(json.dumps(result, indent=2))
-    if flags.output:
-        path = Path(flags.output)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(result, indent=2) + "\n")
+    if options.output:
+        page.write_json(options.output, result)
     return result
 
 
@@ -74,7 +72,7 @@ def measure(
     group: int | str,
     at_once: int | None = None,
 ) -> dict[str, Any]:
-    """Seconds of each edit, and the kernels on which it errs less than rounding.
+    """Seconds of each edit, and on how many kernels its error is below rounding's.
 
     Args:
         model, params: what is quantized.
@@ -96,15 +94,15 @@ def measure(
         result[kind] = {}
         for name in names:
             edit, scheme = EDITS[name]
-            how = dict(kind=kind, group=group, scheme=scheme)
-            plain, round_seconds = _timed(partial(edits.quantize, params, **how))
+            grid = dict(kind=kind, group=group, scheme=scheme)
+            plain, round_seconds = _timed(partial(edits.quantize, params, **grid))
             calibrated = partial(
-                edit, model, params, batches, layers_per_pass=at_once, **how
+                edit, model, params, batches, layers_per_pass=at_once, **grid
             )
             ours, edit_seconds = _timed(calibrated)
             row = {"round_seconds": round_seconds, "seconds": edit_seconds}
-            for rows, own in inputs.items():
-                ratios = _ratios(model, params, ours, plain, own)
+            for rows, each in inputs.items():
+                ratios = _ratios(model, params, ours, plain, each)
                 row[rows] = {
                     "kernels": len(ratios),
                     "errs_less": int((ratios < 1).sum()),
@@ -149,7 +147,8 @@ def _timed(function: Callable[[], Any]) -> tuple[Any, float]:
     return value, time.perf_counter() - start
 
 
-def _flags(argv):
+def parse(argv):
+    """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("--model", default="", help="for hf.load; SmolLM2 by default")
     parser.add_argument("--rows", type=int, default=32)

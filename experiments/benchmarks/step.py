@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Time and memory of one unlearning step: BLUR, weighted sum, and plain torch.
 
-    python -m experiments.benchmarks.step --output runs/step.json
+    python -m experiments.benchmarks.step --output step.json
 
 NPO on 4 forget sequences plus NLL on 4 retain sequences of 128 tokens, SmolLM2-135M,
-float32, AdamW. Every variant runs in processes of its own, in turns, so that the peak
-resident memory is its own and a machine that drifts drifts for all. Medians over all
-steps of all rounds. One such run on two CPU cores is kept in
-experiments/benchmarks/results/step_smollm2_cpu.json.
+float32, AdamW. Every round runs each variant in a separate process, so that the peak
+resident memory is that of one variant, and a machine that becomes slower affects
+all variants. Medians over all steps of all rounds.
+experiments/benchmarks/results/step_smollm2_cpu.json is one such run on two CPU cores.
 """
 
 import argparse
@@ -22,44 +22,44 @@ import tempfile
 import time
 from pathlib import Path
 
+from experiments.shared import page
+
 ROWS, LENGTH, WARM_UP = 4, 128, 1
-PARTS = ("forget/loss", "retain/loss")  # of the variants whose terms stand apart
+PARTS = ("forget/loss", "retain/loss")  # of the variants with two terms
 VARIANTS = ("weighted_sum", "weighted_sum_apart", "blur", "torch")
 
 
 def main(argv: list[str] | None = None) -> dict:
-    """Measures every variant and prints and writes the figures."""
-    flags = _flags(argv)
-    if flags.variant:
-        print(json.dumps(_one(flags)), flush=True)
+    """Measures every variant, prints the numbers, and writes them to --output."""
+    options = parse(argv)
+    if options.variant:
+        print(json.dumps(_one(options)), flush=True)
         return {}
     with tempfile.TemporaryDirectory() as folder:
-        _child("prepare", folder, flags)
+        _child("prepare", folder, options)
         runs = {name: [] for name in (*VARIANTS, "matmul")}
-        for _ in range(flags.rounds):
+        for _ in range(options.rounds):
             for name in runs:
-                runs[name].append(_child(name, folder, flags))
+                runs[name].append(_child(name, folder, options))
                 print(f"{name}: {_brief(runs[name][-1])}", flush=True)
     result = _summary(runs)
     print(json.dumps(result, indent=2))
-    if flags.output:
-        path = Path(flags.output)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(result, indent=2) + "\n")
+    if options.output:
+        page.write_json(options.output, result)
     return result
 
 
-def _one(flags) -> dict:
+def _one(options) -> dict:
     """What one child process measures."""
-    if flags.variant == "prepare":
-        return _prepare(Path(flags.folder))
-    if flags.variant == "matmul":
+    if options.variant == "prepare":
+        return _prepare(Path(options.folder))
+    if options.variant == "matmul":
         return _matmul()
-    if flags.variant == "torch":
+    if options.variant == "torch":
         from experiments.benchmarks import torch_step
 
-        return torch_step.measure(Path(flags.folder), WARM_UP + flags.steps)
-    return _jax(flags)
+        return torch_step.measure(Path(options.folder), WARM_UP + options.steps)
+    return _jax(options)
 
 
 def _prepare(folder: Path) -> dict:
@@ -81,7 +81,7 @@ def _prepare(folder: Path) -> dict:
     return {}
 
 
-def _jax(flags) -> dict:
+def _jax(options) -> dict:
     import jax
     import numpy as np
     import optax
@@ -90,17 +90,17 @@ def _jax(flags) -> dict:
     from jaxunlearn import combine, recipes
     from jaxunlearn.io import hf
 
-    model, params, _ = hf.load(Path(flags.folder) / "model", remat=flags.remat)
+    model, params, _ = hf.load(Path(options.folder) / "model", remat=options.remat)
     together = recipes.openunlearning.npo(model, clip=None, weight_decay=0.01)
     blur = recipes.blur.npo(model, gamma=0.1)
     adamw = optax.adamw(1e-5, weight_decay=0.01)
     apart = blur._replace(tx=optax.chain(combine.weighted_sum(), adamw))
     recipe = {
         "weighted_sum": together,  # one joint term: one forward pass, one gradient tree
-        "weighted_sum_apart": apart,  # BLUR's own terms, gradients merely added
+        "weighted_sum_apart": apart,  # BLUR's two terms, gradients added
         "blur": blur,
-    }[flags.variant]
-    saved = np.load(Path(flags.folder) / "batch.npz")
+    }[options.variant]
+    saved = np.load(Path(options.folder) / "batch.npz")
     streams = {
         name: {"tokens": saved[name], "mask": np.ones((ROWS, LENGTH), np.bool_)}
         for name in ("forget", "retain")
@@ -112,10 +112,10 @@ def _jax(flags) -> dict:
     step = jax.jit(ju.make_step(recipe.terms, recipe.tx), donate_argnums=0)
     compiled = step.lower(state, streams, ju.Frozen()).compile()
     compile_seconds = time.perf_counter() - start
-    # What compiling left in the heap would otherwise count beside the step.
+    # What compiling left in the heap would otherwise count as the step's memory.
     ctypes.CDLL(None).malloc_trim(0)
     seconds = []
-    for _ in range(WARM_UP + flags.steps):
+    for _ in range(WARM_UP + options.steps):
         start = time.perf_counter()
         state, metrics = jax.block_until_ready(compiled(state, streams, ju.Frozen()))
         seconds.append(time.perf_counter() - start)
@@ -132,7 +132,7 @@ def _jax(flags) -> dict:
 
 
 def _matmul() -> dict:
-    """float32 GFLOP/s of jax at the shapes of the model's own products."""
+    """float32 GFLOP/s of jax at the shapes of the model's matrix products."""
     import jax
     import jax.numpy as jnp
 
@@ -158,17 +158,17 @@ def peak_gb() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
 
 
-def _child(variant: str, folder: str, flags) -> dict:
+def _child(variant: str, folder: str, options) -> dict:
     command = [sys.executable, "-m", "experiments.benchmarks.step"]
     command += ["--variant", variant, "--folder", folder]
-    command += ["--steps", str(flags.steps), "--remat", flags.remat]
+    command += ["--steps", str(options.steps), "--remat", options.remat]
     environment = os.environ | {"JAX_PLATFORMS": "cpu", "HF_HUB_OFFLINE": "1"}
-    # One heap for all threads, in every variant: what a compiler or a loader frees is
-    # used again instead of staying resident, and the peak is that of the step.
+    # One heap for all threads, in every variant: memory that a compiler or a loader
+    # frees is used again instead of staying resident; the peak is that of the step.
     environment["MALLOC_ARENA_MAX"] = "1"
-    # XLA's CPU scheduler then starts nothing long before it is needed; the zeros that
-    # gradients accumulate into are 0.2 GB of the peak otherwise. Times differ by less
-    # than their noise.
+    # With this flag XLA's CPU scheduler starts no operation long before its result is
+    # needed; otherwise the zeros that gradients accumulate into add 0.2 GB to the peak.
+    # Times differ by less than their noise.
     late = "--xla_cpu_enable_concurrency_optimized_scheduler=false"
     environment["XLA_FLAGS"] = f"{environment.get('XLA_FLAGS', '')} {late}".strip()
     done = subprocess.run(
@@ -201,10 +201,10 @@ def _summary(runs: dict) -> dict:
         k: statistics.median(r[k] for r in rates) for k in rates[0]
     }
     plain, apart, blur, torch = (result[name] for name in VARIANTS)
-    # The same number of the same steps: the same loss, or the comparison means nothing.
+    # The same steps give the same loss, or the comparison means nothing.
     if abs(plain["last_loss"] / torch["last_loss"] - 1) > 1e-3:
         ends = plain["last_loss"], torch["last_loss"]
-        raise SystemExit(f"Not the same steps: weighted_sum and torch end at {ends}.")
+        raise SystemExit(f"weighted_sum and torch end at different losses, {ends}.")
     result["ratios"] = {
         "blur_seconds_over_weighted_sum": blur["seconds"] / plain["seconds"],
         "blur_seconds_over_weighted_sum_apart": blur["seconds"] / apart["seconds"],
@@ -223,7 +223,8 @@ def _brief(run: dict) -> str:
     return f"median {statistics.median(run['seconds']):.2f} s, {run['peak_gb']:.2f} GB"
 
 
-def _flags(argv):
+def parse(argv):
+    """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output", help="JSON file to write")
     parser.add_argument(

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The same step written plainly in torch and transformers, for comparison only.
+"""The same step in torch and transformers, for comparison only.
 
 Two forward passes (forget, retain), NPO on log-probabilities summed over each sequence
 against a stored reference column, token-mean NLL, one backward pass, AdamW. No
@@ -24,9 +24,7 @@ def measure(folder: Path, steps: int) -> dict:
         folder / "model", dtype=torch.float32
     )
     model.train()
-    optimizer = torch.optim.AdamW(
-        model.parameters(), learning_rate=1e-5, weight_decay=0.01
-    )
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, weight_decay=0.01)
     saved = np.load(folder / "batch.npz")
     forget, retain = (torch.from_numpy(saved[k]).long() for k in ("forget", "retain"))
     ref_logps, beta = torch.from_numpy(saved["ref_logps"]), 0.1

@@ -3,44 +3,44 @@
 
     python -m experiments.bilevel.error
 
-On weighted ridge regression, whose hypergradient is known in closed form: the lower
-level fits y to rows weighted by exp(x_i), the upper level is the error on other rows.
-`bilevel.f2sa` is given both inner solutions to machine precision, so that what is left
-is the bias of the penalty, c / strength, and rounding, strength * eps. Writes
-results/bilevel_error.json, .md and .png; a few seconds.
+Weighted ridge regression has a hypergradient in closed form. The lower level fits y to
+rows weighted by exp(x_i); the upper level is the error on other rows. `bilevel.f2sa`
+receives both inner solutions to machine precision, so that only two errors are left:
+the bias of the penalty, c / strength, and rounding, strength * eps. Takes seconds.
+--draw only draws the page and the plot again.
 """
 
-import json
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from experiments.bilevel import figures
+from experiments.shared import command, page
 from jaxunlearn import bilevel
 
+FOLDER = Path(__file__).resolve().parent
 ROWS, WIDTH = 40, 10
 STRENGTHS = tuple(10.0**k for k in range(10))
-RESULTS = Path(__file__).resolve().parent / "results" / "error"
 
 
-def main() -> dict:
-    """Measures, writes and returns the errors."""
+def run(arguments: command.Arguments) -> None:
+    """Measures the errors, then writes the results and the page."""
+    if arguments.options.draw:
+        page.redraw(FOLDER, figures.page, figures.PLOTS)
+        return
     with jax.enable_x64(True):
         errors = {name: errors_in(name) for name in ("float64", "float32")}
     strengths = np.array(STRENGTHS[2:7])
     slope = np.polyfit(np.log(strengths), np.log(errors["float64"][2:7]), 1)[0]
-    found = {
+    content = {
         "strengths": STRENGTHS,
         "relative_errors": errors,
         "slope_1e2_to_1e6": float(slope),
         "jax": jax.__version__,
     }
-    text = json.dumps(found, indent=1) + "\n"
-    RESULTS.with_suffix(".json").write_text(text, encoding="utf-8")
-    RESULTS.with_suffix(".md").write_text(_markdown(found), encoding="utf-8")
-    _plot(found)
-    return found
+    page.publish(FOLDER, "error", content, figures.page, figures.plot_error)
 
 
 def errors_in(dtype: str) -> list[float]:
@@ -48,9 +48,9 @@ def errors_in(dtype: str) -> list[float]:
     a, b, c, d, x = problem()
     fitted = np.exp(x)[:, None] * a
     hessian = a.T @ fitted + np.eye(WIDTH)
-    best = np.linalg.solve(hessian, fitted.T @ b)
-    pull = np.linalg.solve(hessian, c.T @ (c @ best - d))
-    exact = -np.exp(x) * (a @ best - b) * (a @ pull)
+    solution = np.linalg.solve(hessian, fitted.T @ b)
+    pull = np.linalg.solve(hessian, c.T @ (c @ solution - d))
+    exact = -np.exp(x) * (a @ solution - b) * (a @ pull)
     cast = {"a": a, "b": b, "c": c, "d": d}
     cast = {name: jnp.asarray(value, dtype) for name, value in cast.items()}
 
@@ -68,7 +68,7 @@ def errors_in(dtype: str) -> list[float]:
         both = hessian + c.T @ c / strength
         y = np.linalg.solve(both, fitted.T @ b + c.T @ d / strength)
         given = (jnp.asarray(each, dtype) for each in (x, y))
-        z = jnp.asarray(best, dtype)
+        z = jnp.asarray(solution, dtype)
         dx = bilevel.f2sa(upper, lower, *given, strength=strength, z=z).dx
         wide = np.asarray(dx, np.float64)
         errors.append(float(np.linalg.norm(wide - exact) / np.linalg.norm(exact)))
@@ -83,46 +83,5 @@ def problem() -> tuple[np.ndarray, ...]:
     return a, b, c, d, 0.5 * rng.normal(size=ROWS)
 
 
-def _markdown(found):
-    rows = zip(found["strengths"], *found["relative_errors"].values(), strict=True)
-    lines = [
-        "# The penalty hypergradient's error",
-        "",
-        "Written by `python -m experiments.bilevel.error`: weighted ridge regression, "
-        "inner problems solved exactly, |dx - exact| / |exact|.",
-        "",
-        "![Error against strength](bilevel_error.png)",
-        "",
-        f"Slope of log error over log strength from 1e2 to 1e6 in float64: "
-        f"{found['slope_1e2_to_1e6']:.3f} (O(1 / strength) is -1).",
-        "",
-        "| strength | float64 | float32 |",
-        "| --- | --- | --- |",
-    ]
-    lines += [f"| {s:.0e} | {wide:.1e} | {narrow:.1e} |" for s, wide, narrow in rows]
-    return "\n".join(lines) + "\n"
-
-
-def _plot(found):
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(figsize=(7, 5))
-    strengths, errors = found["strengths"], found["relative_errors"]
-    for name, values in errors.items():
-        axes.loglog(strengths, values, marker="o", label=name)
-    guide = [errors["float64"][2] * strengths[2] / s for s in strengths]
-    axes.loglog(strengths, guide, color="grey", linestyle=":", label="1 / strength")
-    axes.set_xlabel("strength of the penalty")
-    axes.set_ylabel("relative error of the hypergradient")
-    axes.grid(alpha=0.3)
-    axes.legend()
-    figure.tight_layout()
-    figure.savefig(RESULTS.with_suffix(".png"), dpi=120)
-    pyplot.close(figure)
-
-
 if __name__ == "__main__":
-    main()
+    command.main(run, __doc__, options=figures.DRAW)

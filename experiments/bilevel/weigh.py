@@ -1,29 +1,28 @@
 # SPDX-License-Identifier: Apache-2.0
 """Learns how strongly to forget and which retain rows to trust, by a hypergradient.
 
-    python -m experiments.bilevel.weigh --config=experiments/small/configs/biographies.py
+    python -m experiments.bilevel.weigh
 
 A third of the retain rows have a wrong answer. The lower level unlearns,
 
     G(x, y) = gamma NPO(forget) + sum_i w_i NLL(retain row i) + pull / 2 |y - y_0|^2,
 
-with gamma = exp(x["gamma"]) and w = softmax(x["rows"]); the upper level looks at rows
-that are not trained on, p being exp(mean log-probability of an answer's token):
+with gamma = exp(x["gamma"]) and w = softmax(x["rows"]). The upper level is computed on
+rows that are not trained on, p being exp(mean log-probability of an answer's token):
 
     F(y) = mean p(forget, held out) + 1 - mean p(retain, held out).
 
-`bilevel.f2sa` follows the hypergradient of F: two chains of Adam on F / strength + G
-and on G, solved for a while first and then a few steps between two updates of x, first
-derivatives only. What was
-learnt is then judged as a grid is: unlearn from y_0 anew with x fixed, and score on
-rows that neither level has seen. The grid tries gammas with equal weights; `clean` is
-the same grid with the wrong rows left out, which nobody could know.
+`bilevel.f2sa` follows the hypergradient of F with first derivatives only. It uses two
+chains of Adam, on F / strength + G and on G, which first run for some warm-up steps and
+then a few steps between two updates of x. The learned x is evaluated as a grid is:
+unlearn from y_0 with x fixed, and score on rows that neither level has seen. The grid
+tries gammas with equal weights; `clean` is the same grid without the wrong rows, which
+no user could know.
 
-Writes results/weigh_small.json, .md and .png; one line of JSON a run in
-`<output>/<world>.weigh.jsonl`, so that the same command goes on where it stopped.
+Finished runs are kept in `<output>/<world>.weigh.jsonl`; a stopped run resumes with the
+same command. --draw only draws the page and the plots again.
 """
 
-import sys
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -33,29 +32,24 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from absl import app, flags, logging
-from ml_collections import config_flags
-from tqdm import tqdm
 
-from experiments.bilevel import figures as weigh_figures
-from experiments.comparison import run as compare
+from experiments.bilevel import figures
+from experiments.shared import command, ledger, page
 from experiments.small import questions, world
 from jaxunlearn import bilevel, evaluate, losses, terms
-from jaxunlearn.io import log
 from jaxunlearn.typing import Array, Batch, Params, PyTree
 
-SEEDS = (0, 1, 2)
-GRID = (0.003, 0.01, 0.03, 0.1, 0.3)
-WRONG = 3  # every third retain row
-RESULTS = Path(__file__).resolve().parent / "results" / "weigh"
+FOLDER = Path(__file__).resolve().parent
+CONFIG = "experiments/small/configs/biographies.py"
+WRONG_EVERY = 3  # every third retain row
 
 
-class Plan(NamedTuple):
+class Settings(NamedTuple):
     """Sizes and rates.
 
     Attributes:
         forget, retain: rows that the lower level trains on.
-        held_out: rows of each kind that the upper level looks at.
+        held_out: rows of each kind that the upper level is computed on.
         test: rows of each kind that score the outcome.
         start: gamma at first.
         pull: towards y_0.
@@ -64,8 +58,8 @@ class Plan(NamedTuple):
         warm_up: steps of each chain before the first of them.
         steps: of each chain between two updates of x.
         learning_rate: Adam's, for y.
-        x_lr: Adam's, for x.
-        unlearn: steps with x fixed, for the grid and for what was learnt.
+        x_learning_rate: Adam's, for x.
+        unlearn: steps with x fixed, for the grid and for what was learned.
         grid: gammas.
         seeds: which rows are which.
     """
@@ -81,14 +75,14 @@ class Plan(NamedTuple):
     warm_up: int = 40
     steps: int = 2
     learning_rate: float = 3e-4
-    x_lr: float = 0.1
+    x_learning_rate: float = 0.1
     unlearn: int = 60
-    grid: tuple[float, ...] = GRID
-    seeds: tuple[int, ...] = SEEDS
+    grid: tuple[float, ...] = (0.003, 0.01, 0.03, 0.1, 0.3)
+    seeds: tuple[int, ...] = (0, 1, 2)
 
 
 class Rows(NamedTuple):
-    """Who sees what: batches of one seed, and which retain rows are wrong [retain]."""
+    """Batches of one seed, and which retain rows are wrong, [retain] bool."""
 
     forget: Batch
     retain: Batch
@@ -97,43 +91,43 @@ class Rows(NamedTuple):
     wrong: np.ndarray
 
 
-def rows_of(small: world.World, plan: Plan, seed: int) -> Rows:
-    """Rows dealt from a seed, none to two hands.
+def split_rows(small: world.World, settings: Settings, seed: int) -> Rows:
+    """Disjoint rows for training, holding out and testing, drawn from a seed.
 
     Raises:
         ValueError: if the world has too few.
     """
-    deal = np.random.default_rng(seed)
-    hands: dict[str, dict[str, Any]] = {}
-    for kind, trained in (("forget", plan.forget), ("retain", plan.retain)):
-        scored = [r for r in small.questions[kind] if "perturbed_answer" in r]
-        needed = trained + plan.held_out + plan.test
-        if len(scored) < needed:
+    rng = np.random.default_rng(seed)
+    parts: dict[str, dict[str, Any]] = {}
+    for kind, trained in (("forget", settings.forget), ("retain", settings.retain)):
+        rows = [r for r in small.questions[kind] if "perturbed_answer" in r]
+        needed = trained + settings.held_out + settings.test
+        if len(rows) < needed:
             raise ValueError(
-                f"This plan needs {needed} {kind} rows with wrong answers, got "
-                f"{len(scored)}. Take fewer test rows or a larger world."
+                f"This experiment needs {needed} {kind} rows with wrong answers, got "
+                f"{len(rows)}. Use fewer test rows or a larger world."
             )
-        order = [scored[i] for i in deal.permutation(len(scored))[:needed]]
-        cut = (trained, trained + plan.held_out)
-        hands[kind] = {
-            "trained": order[: cut[0]],
-            "held_out": order[cut[0] : cut[1]],
-            "test": order[cut[1] :],
+        order = [rows[i] for i in rng.permutation(len(rows))[:needed]]
+        end = trained + settings.held_out
+        parts[kind] = {
+            "trained": order[:trained],
+            "held_out": order[trained:end],
+            "test": order[end:],
         }
-    own = partial(questions.encode, small.tokenizer, length=small.about["length"])
-    wrong = np.arange(plan.retain) % WRONG == 0
-    retain = hands["retain"]["trained"]
+    encode = partial(questions.encode, small.tokenizer, length=small.about["length"])
+    wrong = np.arange(settings.retain) % WRONG_EVERY == 0
+    retain = parts["retain"]["trained"]
     answers = [
         row["perturbed_answer"][0] if bad else row["answer"]
         for row, bad in zip(retain, wrong, strict=True)
     ]
-    forget = own(hands["forget"]["trained"])
+    forget = encode(parts["forget"]["trained"])
     forget = evaluate.reference_logps(small.model, small.params, forget)
-    each = {
-        name: {kind: own(hands[kind][name]) for kind in hands}
+    held_out, test = (
+        {kind: encode(parts[kind][name]) for kind in parts}
         for name in ("held_out", "test")
-    }
-    return Rows(forget, own(retain, answers), each["held_out"], each["test"], wrong)
+    )
+    return Rows(forget, encode(retain, answers), held_out, test, wrong)
 
 
 def levels(small: world.World, rows: Rows, pull: float):
@@ -154,8 +148,8 @@ def levels(small: world.World, rows: Rows, pull: float):
         logps, where = terms.target_logps(model, y, rows.retain)
         nll = -logps.sum(axis=1) / where.sum(axis=1).astype(jnp.float32)
         weights = jax.nn.softmax(x["rows"])
-        far = jax.tree.map(lambda a, b: jnp.sum((a - b) ** 2), y, start)
-        pulled = 0.5 * pull * sum(jax.tree.leaves(far))
+        distance = jax.tree.map(lambda a, b: jnp.sum((a - b) ** 2), y, start)
+        pulled = 0.5 * pull * sum(jax.tree.leaves(distance))
         return jnp.exp(x["gamma"]) * jnp.mean(forget) + weights @ nll + pulled
 
     return upper, lower
@@ -168,18 +162,18 @@ def probability(model: Any, params: Params, batch: Batch) -> Array:
 
 
 def learn(
-    small: world.World, rows: Rows, plan: Plan, *, progress: bool = False
+    small: world.World, rows: Rows, settings: Settings
 ) -> tuple[PyTree, list[dict[str, float]]]:
     """(x after all updates, one entry an update).
 
-    After `plan.warm_up` steps of Adam on both chains each update runs `plan.steps`
-    more, hands the chains' ends to f2sa and its dx to Adam on x; the chains' optimizers
-    live as long as the chains.
+    After `warm_up` steps of Adam on both chains, each update runs `steps` more, gives
+    the ends of the chains to f2sa and its dx to Adam on x. The chains keep the state of
+    their optimizers from update to update.
     """
-    upper, lower = levels(small, rows, plan.pull)
-    tx, x_tx = optax.adam(plan.learning_rate), optax.adam(plan.x_lr)
-    first, last = plan.strength
-    growth = (last / first) ** (1 / max(1, plan.updates - 1))
+    upper, lower = levels(small, rows, settings.pull)
+    tx, x_tx = optax.adam(settings.learning_rate), optax.adam(settings.x_learning_rate)
+    first, last = settings.strength
+    growth = (last / first) ** (1 / max(1, settings.updates - 1))
 
     def chain(objective, y, state, steps):
         def step(carry, _):
@@ -190,8 +184,8 @@ def learn(
         return jax.lax.scan(step, (y, state), None, length=steps)[0]
 
     @partial(jax.jit, static_argnums=3, donate_argnums=1)
-    def solved(x, chains, strength, steps):
-        """Both chains further on: that of F / strength + G, and that of G."""
+    def advance(x, chains, strength, steps):
+        """More steps of both chains: that of F / strength + G, and that of G."""
         (y, y_state), (z, z_state) = chains
 
         def penalised(y):
@@ -207,31 +201,31 @@ def learn(
         return optax.apply_updates(x, moved), x_state, found.stats
 
     x = {
-        "gamma": jnp.log(jnp.float32(plan.start)),
-        "rows": jnp.zeros(plan.retain, jnp.float32),
+        "gamma": jnp.log(jnp.float32(settings.start)),
+        "rows": jnp.zeros(settings.retain, jnp.float32),
     }
     # A copy of the start for each chain: they are donated.
     starts = (jax.tree.map(jnp.array, small.params) for _ in range(2))
     chains = tuple((y, tx.init(y)) for y in starts)
     x_state, entries = x_tx.init(x), []
-    chains = solved(x, chains, jnp.float32(first), plan.warm_up)
-    for i in tqdm(range(plan.updates), disable=not progress, unit="update"):
+    chains = advance(x, chains, jnp.float32(first), settings.warm_up)
+    for i in range(settings.updates):
         strength = jnp.float32(first * growth**i)
-        chains = solved(x, chains, strength, plan.steps)
+        chains = advance(x, chains, strength, settings.steps)
         (y, _), (z, _) = chains
         x, x_state, stats = update(x, x_state, y, z, strength)
         entries.append(_entry(x, stats, rows.wrong))
     return x, entries
 
 
-def unlearner(small: world.World, rows: Rows, plan: Plan):
-    """x -> scores on the test rows after `plan.unlearn` steps of Adam on G(x, .)."""
-    _, lower = levels(small, rows, plan.pull)
+def unlearner(small: world.World, rows: Rows, settings: Settings):
+    """x -> scores on the test rows after `unlearn` steps of Adam on G(x, .)."""
+    _, lower = levels(small, rows, settings.pull)
 
     @jax.jit
     def solve(x, start):
-        tx = optax.adam(plan.learning_rate)
-        return bilevel.solve(partial(lower, x), start, tx, plan.unlearn)
+        tx = optax.adam(settings.learning_rate)
+        return bilevel.solve(partial(lower, x), start, tx, settings.unlearn)
 
     def scores(x: PyTree) -> dict[str, float]:
         y = solve(x, small.params)
@@ -249,51 +243,32 @@ def unlearner(small: world.World, rows: Rows, plan: Plan):
 
 
 def compare_with_grid(
-    small: world.World, file: Path, plan: Plan, *, progress: bool = False
-) -> list[dict[str, Any]]:
-    """All runs of the plan, those that `file` lacks run now and added to it.
-
-    Raises:
-        ValueError: if the file is of another world or plan, or the world too small.
-    """
-    lines = compare.read(file, head(small, plan))
-    if not file.exists():
-        compare.add(file, head(small, plan))
-    done = {line["key"] for line in lines}
-
-    def add(line):
-        lines.append(line)
-        compare.add(file, line)
-
-    equal = jnp.zeros(plan.retain, jnp.float32)
-    for seed in plan.seeds:
-        rows = rows_of(small, plan, seed)
-        scores = unlearner(small, rows, plan)
-        if f"learnt {seed}" not in done:
-            x, entries = learn(small, rows, plan, progress=progress)
-            about = {"key": f"learnt {seed}", "run": "learnt", "seed": seed}
-            about |= {"gamma": float(jnp.exp(x["gamma"])), "updates": entries}
-            about |= {"weights": np.asarray(jax.nn.softmax(x["rows"])).tolist()}
-            about |= {"wrong": rows.wrong.tolist()}
-            add(about | scores(x))
+    small: world.World, book: ledger.Ledger, settings: Settings
+) -> list[ledger.Line]:
+    """All lines of the ledger, the missing ones run now."""
+    equal = jnp.zeros(settings.retain, jnp.float32)
+    for seed in settings.seeds:
+        rows = split_rows(small, settings, seed)
+        scores = unlearner(small, rows, settings)
+        if book.lacks(f"learnt {seed}"):
+            x, entries = learn(small, rows, settings)
+            line = {"key": f"learnt {seed}", "run": "learnt", "seed": seed}
+            line |= {"gamma": float(jnp.exp(x["gamma"])), "updates": entries}
+            line |= {"weights": np.asarray(jax.nn.softmax(x["rows"])).tolist()}
+            book.add(line | {"wrong": rows.wrong.tolist()} | scores(x))
         clean = jnp.where(rows.wrong, jnp.float32(-1e9), jnp.float32(0))
         for run, logits in (("grid", equal), ("clean", clean)):
-            for gamma in plan.grid:
+            for gamma in settings.grid:
                 key = f"{run} {gamma:g} {seed}"
-                if key not in done:
+                if book.lacks(key):
                     x = {"gamma": jnp.log(jnp.float32(gamma)), "rows": logits}
-                    about = {"key": key, "run": run, "seed": seed, "gamma": gamma}
-                    add(about | scores(x))
-    return lines
-
-
-def head(small: world.World, plan: Plan) -> dict[str, Any]:
-    """What the lines of a file have in common; its first line."""
-    return {"key": "head", "world": small.digest, **log.plain(plan._asdict())}
+                    line = {"key": key, "run": run, "seed": seed, "gamma": gamma}
+                    book.add(line | scores(x))
+    return book.lines
 
 
 def _entry(x, stats, wrong):
-    """What one update leaves for the figures."""
+    """What the figures need of one update."""
     weights = np.asarray(jax.nn.softmax(x["rows"]))
     return {
         "gamma": float(jnp.exp(x["gamma"])),
@@ -302,22 +277,20 @@ def _entry(x, stats, wrong):
     }
 
 
-def main(argv: list[str]) -> None:
-    """Runs what is missing, then writes the figures."""
-    del argv
-    config, plan = flags.FLAGS.config, Plan()
-    try:
-        small = world.make(config, progress=True)
-        file = Path(config.output).expanduser() / f"{small.digest}.weigh.jsonl"
-        lines = compare_with_grid(small, file, plan, progress=True)
-    except (OSError, ValueError, KeyError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(2) from error
-    weigh_figures.write(lines, head(small, plan), RESULTS)
-    print(f"Wrote {RESULTS}.json, .md and .png")
+def run(arguments: command.Arguments) -> None:
+    """Runs what is missing, then writes the results and the page."""
+    if arguments.options.draw:
+        page.redraw(FOLDER, figures.page, figures.PLOTS)
+        return
+    config, settings = arguments.config, arguments.settings
+    small = world.make(config, progress=True)
+    file = Path(config.output).expanduser() / f"{small.digest}.weigh.jsonl"
+    head = ledger.head(settings, world=small.digest)
+    lines = compare_with_grid(small, ledger.Ledger(file, head, progress=True), settings)
+    about = head | {"seeds": list(settings.seeds)}
+    content = {"about": about, "summary": figures.summarise(lines), "runs": lines}
+    page.publish(FOLDER, "weigh", content, figures.page, figures.plot_weigh)
 
 
 if __name__ == "__main__":
-    config_flags.DEFINE_config_file("config", help_string="a file of configs/small")
-    logging.set_verbosity(logging.WARNING)
-    app.run(main)
+    command.main(run, __doc__, config=CONFIG, settings=Settings(), options=figures.DRAW)

@@ -1,15 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The whole TOFU evaluation of models in the small world, and how long it takes.
+"""TOFU's complete evaluation of models in the small world, and how long it takes.
 
-    python -m experiments.comparison.evaluate --config=experiments/small/configs/tofu.py \\
-        --folder=runs/evaluations
+    python -m experiments.comparison.evaluate --folder runs/evaluations
 
-Asks the model that knows every author (original), its twin that never saw those to
-forget (retrained) and the model after each of METHODS on forget05, retain, real authors
-and world facts, as TOFU publishes them, with holdout05 for the attacks: an evaluation a
-model in FOLDER, as jaxunlearn/workflows/evaluation/run.py writes it. A row longer than the world's
-limit was never trained on; such rows are counted, told and left out. What making the
-models, which is no evaluation, and each evaluation took is in FOLDER/seconds.json.
+Evaluates the original model, the retrained one and the model after each of METHODS on
+forget05, retain, real authors and world facts, as TOFU publishes them, with holdout05
+for the membership attacks. FOLDER gets one evaluation a model, in the form of
+jaxunlearn.workflows.evaluation. Rows longer than the world's limit were never trained
+on; they are counted, reported and left out. FOLDER/seconds.json has the seconds of
+unlearning and of each evaluation.
 """
 
 import shlex
@@ -20,9 +19,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from absl import app, flags, logging
-from ml_collections import config_flags
-
+from experiments.shared import command
 from experiments.small import methods, questions, unlearn, world
 from jaxunlearn import _checks, data
 from jaxunlearn.io import log
@@ -30,9 +27,9 @@ from jaxunlearn.workflows.evaluation import folder as folders
 from jaxunlearn.workflows.evaluation import run as evaluate
 from jaxunlearn.workflows.evaluation import tasks
 
-# Method -> the rate that experiments/comparison/results/small.md found the best balance.
+# Method -> the rate with the best balance in experiments/comparison/README.md.
 METHODS = {"blur.npo": 2e-3, "openunlearning.npo": 2e-3}
-STEPS, ROWS = 20, 8
+STEPS, BATCH_SIZE = 20, 8
 TABLES = {
     "forget": "forget{part}_perturbed",
     "retain": "retain_perturbed",
@@ -43,12 +40,12 @@ TABLES = {
 
 
 def read(small: world.World, part: str = "05", folder: str = "") -> dict[str, Any]:
-    """Task -> rows, as TOFU has them; a world of its own authors has no other tables.
+    """Task -> rows of TOFU; a world of made-up authors has only its own questions.
 
     Args:
-        small: whose facts decide.
+        small: the world; its source of facts decides.
         part: of TOFU, "01", "05" or "10".
-        folder: of the data sets, as questions.data_folder takes it.
+        folder: of the data sets, as for questions.data_folder.
     Raises:
         FileNotFoundError, ValueError: as data.tofu.read.
     """
@@ -101,7 +98,7 @@ def run(
     for name, rate in rates.items():
         start, steps_log = time.perf_counter(), []
         runner = unlearn.runner(
-            small, known[name], streams, steps=steps, batch_size=ROWS
+            small, known[name], streams, steps=steps, batch_size=BATCH_SIZE
         )
         params, _ = unlearn.run(
             runner, rate=rate, seed=0, hooks=[lambda _, x, to=steps_log: to.append(x)]
@@ -140,38 +137,40 @@ def short(method: str) -> str:
     return method.removeprefix("openunlearning.").replace(".", "_")
 
 
-def main(argv: list[str]) -> None:
-    """Makes or reads the world, evaluates, and says how long it took."""
-    del argv
-    logging.set_verbosity(logging.WARNING)
+def main(arguments: command.Arguments) -> None:
+    """Makes or reads the world, evaluates, and prints the scores and the seconds."""
+    config, _, options = arguments
     warnings.simplefilter("always", UserWarning)
-    warnings.showwarning = lambda message, *_: _say(f"warning: {message}")
-    command = "python -m experiments.comparison.evaluate " + shlex.join(sys.argv[1:])
-    folder = Path(flags.FLAGS.folder).expanduser()
-    try:
-        small = world.make(flags.FLAGS.config, progress=True)
-        asked = read(small, flags.FLAGS.part, flags.FLAGS.config.facts.get("folder"))
-        start = time.perf_counter()
-        seconds: dict[str, Any] = run(small, folder, asked, command=command, say=_say)
-    except evaluate.REFUSED as error:
-        _say(f"error: {error}")
-        raise SystemExit(2) from error
+    warnings.showwarning = lambda message, *_: _log(f"warning: {message}")
+    line = "python -m experiments.comparison.evaluate " + shlex.join(sys.argv[1:])
+    folder = Path(options.folder).expanduser()
+    small = world.make(config, progress=True)
+    rows = read(small, options.part, config.facts.get("folder"))
+    start = time.perf_counter()
+    seconds: dict[str, Any] = run(small, folder, rows, command=line, say=_log)
     seconds["all"] = time.perf_counter() - start
     folders.write(folder / "seconds.json", seconds)
     for name in seconds["evaluation"]:
         print(f"== {name}")
-        for line in evaluate.in_words(folders.read(folder / name / "metrics.json")):
-            print(line)
-    whole = sum(seconds["evaluation"].values())
-    print(f"Evaluated {len(seconds['evaluation'])} models in {whole:.0f} s.")
+        for text in evaluate.in_words(folders.read(folder / name / "metrics.json")):
+            print(text)
+    total = sum(seconds["evaluation"].values())
+    print(f"Evaluated {len(seconds['evaluation'])} models in {total:.0f} s.")
 
 
-def _say(line: str) -> None:
+def _log(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":
-    config_flags.DEFINE_config_file("config", help_string="a file of configs/small")
-    flags.DEFINE_string("folder", "runs/evaluations", "where evaluations go")
-    flags.DEFINE_enum("part", "05", ["01", "05", "10"], "which part is forgotten")
-    app.run(main)
+    command.main(
+        main,
+        __doc__,
+        config="experiments/small/configs/tofu.py",
+        options={
+            "--folder": dict(default="runs/evaluations", help="for the evaluations"),
+            "--part": dict(
+                default="05", choices=["01", "05", "10"], help="what is forgotten"
+            ),
+        },
+    )

@@ -1,47 +1,66 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every method in the small world, on three seeds: how much is forgotten, what is lost.
+"""Every method in the small world: how much it forgets and what it costs.
 
-    python -m experiments.comparison.run --config=experiments/small/configs/tofu.py
+    python -m experiments.comparison.run
 
-Each method runs at its published learning rate and at RATES, the same for all, on the
-first seed; then at the best of RATES on the other seeds; then BLUR and the weighted
-sums of the same losses at all RATES on the other seeds, so that they can be compared at
-equal forgetting; last, the published rates on the other seeds. The best rate is the one
-that figures.balance says.
+Each method runs at its published learning rate and at the rates of a sweep, the same
+for all, in this order: all rates on the first seed; the best rate of the sweep on the
+other seeds; BLUR and the weighted sums of the same losses at all rates on the other
+seeds, so that they can be compared at equal forgetting; the published rates on the
+other seeds. `figures.balance` decides which rate is best.
 
-One line of JSON a run, in `<output>/<world>.methods.jsonl`: stopped at any time, the
-same command goes on. --draw only writes the figures from those lines.
+Finished runs are kept in `<output>/<world>.methods.jsonl`; a stopped comparison
+resumes with the same command. --draw only draws the page and the plot again. With
+--only METHODS nothing is published: the page needs every method.
 """
 
-import json
 import math
-import shlex
-import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from importlib import metadata
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
-
-from absl import app, flags, logging
-from ml_collections import config_flags
-from tqdm import tqdm
+from typing import NamedTuple
 
 from experiments.comparison import figures
+from experiments.comparison.legacy import (  # noqa: F401
+    ASKED,
+    Line,
+    add,
+    at_rate,
+    drawn,
+    made_by,
+    provenance,
+    read,
+    sizes,
+)
+from experiments.shared import command, ledger, page
 from experiments.small import methods, score, unlearn, world
 from jaxunlearn import _checks
-from jaxunlearn.io import checkpoint, log
 
-RATES = (1e-4, 3e-4, 5e-4, 1e-3, 2e-3)
-SEEDS = (0, 1, 2)
-STEPS, ROWS = 20, 8
-ASKED = {"forget": 48, "retain": 40}
-RESULTS = Path(__file__).resolve().parent / "results" / "small"
+FOLDER = Path(__file__).resolve().parent
+CONFIG = "experiments/small/configs/tofu.py"
+NAME = "small"
+Methods = Mapping[str, methods.Method]
 
-Line = Mapping[str, Any]
+
+class Settings(NamedTuple):
+    """What is run, and how large.
+
+    Attributes:
+        rates: of the sweep.
+        seeds: the first one chooses the best rate.
+        steps: updates of a run.
+        batch_size: rows of each stream.
+        scored: kind of rows -> how many are scored.
+    """
+
+    rates: Sequence[float] = (1e-4, 3e-4, 5e-4, 1e-3, 2e-3)
+    seeds: Sequence[int] = (0, 1, 2)
+    steps: int = 20
+    batch_size: int = 8
+    scored: Mapping[str, int] = {"forget": 48, "retain": 40}
 
 
 class Run(NamedTuple):
-    """One run: what it is known by in the file of results."""
+    """One run of a method."""
 
     method: str
     rate: float
@@ -52,199 +71,104 @@ class Run(NamedTuple):
         return f"{self.method} {self.rate:.3g} {self.seed}"
 
 
-class Plan(NamedTuple):
-    """What is run, and how large."""
-
-    rates: Sequence[float] = RATES
-    seeds: Sequence[int] = SEEDS
-    steps: int = STEPS
-    rows: int = ROWS
-    asked: Mapping[str, int] = ASKED
-
-
 def compare(
-    small: world.World,
-    file: Path,
-    *,
-    known: Mapping[str, methods.Method],
-    plan: Plan,
-    progress: bool = False,
-) -> list[Line]:
-    """All lines of the comparison, those that `file` lacks run now and added to it.
+    small: world.World, book: ledger.Ledger, *, chosen: Methods, settings: Settings
+) -> list[ledger.Line]:
+    """All lines of the ledger, the missing ones run now.
 
     Args:
         small: where the methods run.
-        file: JSON lines; those of another world or plan are an error.
-        known: methods by name.
-        plan: rates, seeds and sizes.
-        progress: whether to show a bar.
-    Raises:
-        ValueError: if the file is of another world or plan.
+        book: of finished runs.
+        chosen: methods by name.
+        settings: rates, seeds and sizes.
     """
-    lines = read(file, head(small, plan))
-    judge = score.scorer(small, rows=plan.asked)
+    scorer = score.scorer(small, rows=settings.scored)
+    for name, params in (("original", small.params), ("retrained", small.retrained)):
+        if book.lacks(name):
+            summary = score.summary(scorer, params)
+            book.add({"key": name, "method": name} | summary)
     streams = unlearn.tables(small)
-    if not file.exists():
-        add(file, head(small, plan))
-        # The reference points: nothing done, and retrained.
-        for name, params in (("untouched", small.params), ("twin", small.retrained)):
-            lines.append({"key": name, "method": name} | score.summary(judge, params))
-            add(file, lines[-1])
-    bar = tqdm(disable=not progress, unit="run", dynamic_ncols=True, file=sys.stderr)
-    made: dict[str, unlearn.Runner] = {}
-    for batch in (_first, _best, _pairs, _published):
-        todo = [run for run in batch(known, plan, lines) if run.key not in _keys(lines)]
-        bar.total = bar.n + len(todo)
-        for run in todo:
-            bar.set_postfix_str(run.key)
-            if run.method not in made:
-                sizes = dict(steps=plan.steps, batch_size=plan.rows)
-                method = known[run.method]
-                made[run.method] = unlearn.runner(small, method, streams, **sizes)
-            params, about = unlearn.run(made[run.method], rate=run.rate, seed=run.seed)
-            published = math.isclose(run.rate, known[run.method].rate)
-            line = {"key": run.key, **run._asdict(), "published": published, **about}
-            lines.append(line | score.summary(judge, params))
-            add(file, lines[-1])
-            bar.update()
-    bar.close()
-    return lines
+    runners: dict[str, unlearn.Runner] = {}
+    for run in runs(chosen, settings, book.lines):
+        if not book.lacks(run.key):
+            continue
+        method = chosen[run.method]
+        if run.method not in runners:
+            runners[run.method] = unlearn.runner(
+                small,
+                method,
+                streams,
+                steps=settings.steps,
+                batch_size=settings.batch_size,
+            )
+        params, about = unlearn.run(runners[run.method], rate=run.rate, seed=run.seed)
+        published = math.isclose(run.rate, method.rate)
+        line = {"key": run.key, **run._asdict(), "published": published, **about}
+        book.add(line | score.summary(scorer, params))
+    return book.lines
 
 
-def head(small: world.World, plan: Plan) -> Line:
-    """What the lines of a file have in common; its first line."""
-    sizes = dict(steps=plan.steps, rows=plan.rows, asked=dict(plan.asked))
-    return {"key": "head", "world": small.digest, **sizes}
-
-
-def sizes(small: world.World, plan: Any) -> Line:
-    """A head of all that a plan with `rates` says but its seeds, as more may follow."""
-    said = plan._asdict() | {"rates": list(plan.rates)}
-    del said["seeds"]
-    return {"key": "head", "world": small.digest, **said}
-
-
-def at_rate(recipe: Callable[..., Any]) -> Callable[..., Any]:
-    """(model, rate) -> recipe(model, learning_rate=rate)."""
-    return lambda model, rate: recipe(model, learning_rate=rate)
-
-
-def provenance(small: world.World) -> dict[str, Any]:
-    """Of a run from the command line: parameters, command and versions."""
-    module = f"experiments.small.{Path(sys.argv[0]).stem}"
-    return {"parameters": small.about["parameters"]} | made_by(module)
-
-
-def made_by(module: str) -> dict[str, Any]:
-    """Versions, and this command without what only says where its lines lie, or that
-    there are lines already."""
-    apart = ("--draw", "--config.output=")
-    words = [word for word in sys.argv[1:] if not word.startswith(apart)]
-    return {
-        "command": f"python -m {module} {shlex.join(words)}",
-        "versions": {name: metadata.version(name) for name in checkpoint.LIBRARIES},
-    }
-
-
-def drawn(file: Path) -> tuple[Line, list[Line]]:
-    """(what the lines of a file have in common, the lines), whatever they are of."""
-    with file.open(encoding="utf-8") as text:
-        first = json.loads(text.readline())
-    return first, read(file, first)
-
-
-def read(file: Path, expected: Line) -> list[Line]:
-    """The lines that are there; one that was not finished is dropped."""
-    if not file.exists():
-        return []
-    text = file.read_text(encoding="utf-8")
-    whole = text[: text.rfind("\n") + 1]
-    if whole != text:
-        file.write_text(whole, encoding="utf-8")
-    first, *lines = (json.loads(line) for line in whole.splitlines())
-    if first != expected:
-        raise ValueError(
-            f"{file} needs to be of {dict(expected)}, got {first}. Move it away to "
-            "begin anew."
-        )
-    return lines
-
-
-def best(lines: Sequence[Line], method: str, plan: Plan) -> float | None:
-    """The rate of RATES that does best on the first seed; None before they are run."""
-    own = {
-        line["rate"]: line
-        for line in lines
-        if line["method"] == method and line.get("seed") == plan.seeds[0]
-    }
-    if any(rate not in own for rate in plan.rates):
-        return None
-    twin = next(line["forget_nll"] for line in lines if line["method"] == "twin")
-    return max(plan.rates, key=lambda rate: figures.balance(own[rate], twin))
-
-
-def _first(known, plan, lines) -> Iterator[Run]:
-    for name, method in known.items():
-        for rate in dict.fromkeys((method.rate, *plan.rates)):
-            yield Run(name, rate, plan.seeds[0])
-
-
-def _best(known, plan, lines) -> Iterator[Run]:
-    for name in known:
-        for seed in plan.seeds[1:]:
-            yield Run(name, best(lines, name, plan), seed)
-
-
-def _pairs(known, plan, lines) -> Iterator[Run]:
+def runs(
+    chosen: Methods, settings: Settings, lines: Sequence[ledger.Line]
+) -> Iterator[Run]:
+    """Every run, in order. `lines` must be complete up to the run that is yielded."""
+    first, *others = settings.seeds
+    for name, method in chosen.items():
+        for rate in dict.fromkeys((method.rate, *settings.rates)):
+            yield Run(name, rate, first)
+    for name in chosen:
+        for seed in others:
+            yield Run(name, best_rate(lines, name, settings), seed)
     for pair in methods.SUMS.items():
-        for rate in plan.rates:
-            for seed in plan.seeds[1:]:
-                yield from (Run(name, rate, seed) for name in pair if name in known)
-
-
-def _published(known, plan, lines) -> Iterator[Run]:
-    for name, method in known.items():
-        for seed in plan.seeds[1:]:
+        for rate in settings.rates:
+            for seed in others:
+                yield from (Run(name, rate, seed) for name in pair if name in chosen)
+    for name, method in chosen.items():
+        for seed in others:
             yield Run(name, method.rate, seed)
 
 
-def _keys(lines) -> set[str]:
-    return {line["key"] for line in lines}
+def best_rate(
+    lines: Sequence[ledger.Line], method: str, settings: Settings
+) -> float | None:
+    """The best rate of the sweep on the first seed; None before all were run."""
+    here = {
+        line["rate"]: line
+        for line in lines
+        if line["method"] == method and line.get("seed") == settings.seeds[0]
+    }
+    if any(rate not in here for rate in settings.rates):
+        return None
+    nll = next(line["forget_nll"] for line in lines if line["method"] == "retrained")
+    return max(settings.rates, key=lambda rate: figures.balance(here[rate], nll))
 
 
-def add(file: Path, line: Line) -> None:
-    """One line more in the file."""
-    with file.open("a", encoding="utf-8") as out:
-        out.write(json.dumps(log.plain(line)) + "\n")
-
-
-def main(argv: list[str]) -> None:
-    """Runs what is missing, then writes methods_small.json, .md and .png."""
-    del argv
-    config, known = flags.FLAGS.config, methods.methods()
-    try:
-        for name in flags.FLAGS.only:
-            _checks.one_of("The comparison", list(known), method=name)
-        small = world.make(config, progress=True)
-        file = Path(config.output).expanduser() / f"{small.digest}.methods.jsonl"
-        plan = Plan()
-        if flags.FLAGS.draw:
-            lines = read(file, head(small, plan))
-        else:
-            only = flags.FLAGS.only or known
-            known = {name: known[name] for name in only}
-            lines = compare(small, file, known=known, plan=plan, progress=True)
-    except (OSError, ValueError, KeyError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(2) from error
-    about = head(small, plan) | {"rates": list(plan.rates), "seeds": list(plan.seeds)}
-    figures.write(lines, about | {"parameters": small.about["parameters"]}, RESULTS)
-    print(f"Wrote {RESULTS}.json, .md and .png")
+def run(arguments: command.Arguments) -> None:
+    """Runs what is missing, then writes the results and the page."""
+    config, settings, options = arguments
+    if options.draw:
+        page.redraw(FOLDER, figures.page, {NAME: figures.plot})
+        return
+    every = methods.methods()
+    names = options.only.split(",") if options.only else list(every)
+    for name in names:
+        _checks.one_of("--only", list(every), method=name)
+    small = world.make(config, progress=True)
+    file = Path(config.output).expanduser() / f"{small.digest}.methods.jsonl"
+    head = ledger.head(settings, leave_out=("rates", "seeds"), world=small.digest)
+    book = ledger.Ledger(file, head, progress=True)
+    chosen = {name: every[name] for name in names}
+    lines = compare(small, book, chosen=chosen, settings=settings)
+    if not options.only:
+        about = head | {"rates": list(settings.rates), "seeds": list(settings.seeds)}
+        about |= {"parameters": small.about["parameters"]}
+        content = figures.content(lines, about)
+        page.publish(FOLDER, NAME, content, figures.page, figures.plot)
 
 
 if __name__ == "__main__":
-    config_flags.DEFINE_config_file("config", help_string="a file of configs/small")
-    flags.DEFINE_list("only", [], "names of methods, all if empty")
-    flags.DEFINE_bool("draw", False, "only write the figures")
-    logging.set_verbosity(logging.WARNING)
-    app.run(main)
+    options = {
+        "--only": dict(default="", help="methods between commas; all if empty"),
+        "--draw": dict(action="store_true", help="only draw page and plot again"),
+    }
+    command.main(run, __doc__, config=CONFIG, settings=Settings(), options=options)

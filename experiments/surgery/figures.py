@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments.shared import intervals, page, plot
+from experiments.shared import command, intervals, page, plot
 
 Line = Mapping[str, Any]
 
@@ -120,4 +120,6 @@ def draw(content: Mapping[str, Any], file: Path) -> None:
 
 
 if __name__ == "__main__":
-    page.redraw(FOLDER, readme, {"small": draw})
+    command.main(
+        lambda arguments: page.redraw(FOLDER, readme, {"small": draw}), __doc__
+    )

@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""docs/methods.md, the table of every recipe, written from the code.
+"""Writes docs/methods.md, the table of every recipe, from the code.
 
-python -m experiments.tools.methods_table
+    python -m experiments.tools.methods_table
 
-Names, defaults and costs are read from the recipes themselves: their signatures, and
-the terms that they make for a decoder of which only the shape exists. Equation and
-source stand here, and a recipe without them is an error.
+Names, defaults and costs are read from the recipes: from their signatures, and from the
+terms that they make for a tiny decoder. The equation and the source of a recipe are in
+FACTS; a recipe without them is an error.
 """
 
+import argparse
 import inspect
 import sys
 from pathlib import Path
@@ -79,7 +80,7 @@ are that project's ({OPEN}).
 that stop at a layer say so. *ref*: forward passes of the reference in every step, or
 "column" where its log-probabilities are computed once per dataset and travel with the
 rows. *trees*: gradients held at once. Measured times and memory:
-[results](../experiments/results/methods_cost.md).
+[results](../experiments/benchmarks/results/methods_cost.md).
 
 | recipe | descends | source | streams | passes | ref | trees | defaults |
 | --- | --- | --- | --- | --- | --- | --- | --- |
@@ -87,16 +88,16 @@ rows. *trees*: gradients held at once. Measured times and memory:
 
 
 def page() -> str:
-    """The page as it should stand.
+    """The text of docs/methods.md.
 
     Raises:
-        KeyError: if a recipe has no equation and source, or one that is gone has them.
+        KeyError: if the recipes and the keys of FACTS differ.
     """
     found = recipes.by_name()
     if wrong := sorted(found.keys() ^ FACTS.keys()):
         raise KeyError(
-            f"methods_table needs FACTS for exactly the recipes there are, differs in "
-            f"{wrong}. Add or remove the row."
+            f"methods_table needs FACTS for exactly the recipes there are, got a "
+            f"difference in {wrong}. Add or remove the row."
         )
     config = models.DecoderConfig(
         family="llama",
@@ -140,7 +141,7 @@ def _parts(term) -> list:
 
 
 def _defaults(function) -> list[str]:
-    """Every setting of the method; None is left out, and so are the streams' names."""
+    """The settings of the method, without those that are None and stream names."""
     return [
         f"{key} {value.default:g}"
         if isinstance(value.default, float)
@@ -151,10 +152,12 @@ def _defaults(function) -> list[str]:
     ]
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     """Writes the page."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.parse_args(argv)
     PAGE.write_text(page(), encoding="utf-8")
-    print(f"wrote {PAGE.name}", file=sys.stderr)
+    print(f"Wrote {PAGE.name}", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -3,18 +3,18 @@
 
 | attack | score of a row | attacker | number |
 | --- | --- | --- | --- |
-| m1 | loss | logistic regression, forgotten against new | accuracy; 0.5 is a guess |
-| m2 | entropy | logistic regression, retained against new | forgotten called members |
-| m3 | entropy | RBF support vectors (C = 3), the same | forgotten called members |
-| m4 | loss | threshold calibrated on retained against new | balanced accuracy |
+| m1 | loss | logistic regression, forget against new | accuracy; chance is 0.5 |
+| m2 | entropy | logistic regression, retain against new | forget called members |
+| m3 | entropy | support vectors (RBF, C = 3), the same | forget called members |
+| m4 | loss | threshold calibrated on retain against new | balanced accuracy |
 | m5 | loss | perceptron, all trained rows against all new | AUC |
-| m6 | label only | share of noisy copies judged right; threshold as m4 | the same |
+| m6 | label only | share of noisy copies that are right, as m4 | balanced accuracy |
 
-All have a retrained model as the reference: it never saw the rows to forget, so what it
-gives is what forgetting would give. Rows never seen are test images: those of classes
-that stay calibrate, those of the forgotten class judge; where images at random are
-forgotten one half calibrates and the other judges. M6 stands for a search for the
-decision boundary, which takes hundreds of queries an image.
+The reference of every attack is a retrained model: it never saw the forget set, so its
+numbers are what perfect forgetting gives. New rows are test images. If a class is
+forgotten, those of the other classes calibrate and those of the forgotten class test.
+If images at random are forgotten, one half calibrates and the other half tests. M6
+replaces a search for the decision boundary, which takes hundreds of queries an image.
 """
 
 import warnings
@@ -32,36 +32,40 @@ from jaxunlearn.data import images, table
 from jaxunlearn.models import vision
 from jaxunlearn.typing import Params
 
-COPIES, NOISE, MOST, OM_ROWS = 4, 0.1, 250, 12
+NUM_COPIES, NOISE = 4, 0.1  # of an image in M6; standard deviation of pixels
+MAX_ROWS = 250  # of each set that an attack uses
+OM_ROWS, UM_ROWS = 12, 32  # rows of the gradient metrics
+SETS = ("retain", "calibration", "forget", "new")
 
 
-def judge(
+def evaluate(
     world: worlds.World, params: Params, split: images.Split, *, seed: int
 ) -> dict[str, Any]:
     """All measures of one model; accuracies and rates are fractions."""
-    kept = np.unique(images.labels_of(split.retain))
-    stays = np.isin(images.labels_of(world.test), kept)
-    whole_class = not stays.all()
-    order = np.random.default_rng(seed).permutation(len(stays))
-    judged = ~stays if whole_class else order < len(order) // 2
+    labels = np.unique(images.labels_of(split.retain))
+    remaining = np.isin(images.labels_of(world.test), labels)
+    class_forgotten = not remaining.all()
+    order = np.random.default_rng(seed).permutation(len(remaining))
+    new = ~remaining if class_forgotten else order < len(order) // 2
+    masks = {"test": remaining, "calibration": ~new, "new": new}
     sets = {"retain": split.retain, "forget": split.forget} | {
         name: table.select(world.test, np.flatnonzero(rows))
-        for name, rows in dict(test=stays, calibration=~judged, new=judged).items()
+        for name, rows in masks.items()
     }
     found = {name: scores(world, params, rows) for name, rows in sets.items()}
     names = ("retain", "forget", "test")
     result = {name: float(found[name]["right"].mean()) for name in names}
-    result |= attacks(found, seed=seed)
+    result |= membership(found, seed=seed)
     result |= _label_only(world, params, sets, seed)
-    if not whole_class:
+    if not class_forgotten:
         result["um"] = unlearning_metric(world, params, split)
-    some = min(OM_ROWS, table.num_rows(split.forget))
-    some = table.select(split.forget, np.arange(some))
-    result["om"] = float(overfitting(world, params, some).mean())
+    count = min(OM_ROWS, table.num_rows(split.forget))
+    rows = table.select(split.forget, np.arange(count))
+    result["om"] = float(overfitting(world, params, rows).mean())
     return result
 
 
-def attacks(found: Mapping[str, Mapping[str, np.ndarray]], *, seed: int) -> dict:
+def membership(found: Mapping[str, Mapping[str, np.ndarray]], *, seed: int) -> dict:
     """M1 to M5, of {"retain", "forget", "calibration", "new"}, each of {"loss": [n],
     "entropy": [n]}."""
     from sklearn.exceptions import ConvergenceWarning
@@ -71,10 +75,10 @@ def attacks(found: Mapping[str, Mapping[str, np.ndarray]], *, seed: int) -> dict
     rng = np.random.default_rng(seed)
     names = ("retain", "forget", "calibration", "new")
     loss, entropy = (
-        {name: _some(rng, found[name][kind]) for name in names}
-        for kind in ("loss", "entropy")
+        {name: _sample(rng, found[name][score]) for name in names}
+        for score in ("loss", "entropy")
     )
-    told = metrics.attack_threshold(**_attacker_sets(loss))
+    threshold = metrics.attack_threshold(**_attacker_sets(loss))
     x = np.concatenate([entropy["retain"], entropy["calibration"]])[:, None]
     y = np.arange(len(x)) < len(entropy["retain"])
     vectors = SVC(C=3.0, gamma="auto", class_weight="balanced").fit(x, y)
@@ -86,7 +90,7 @@ def attacks(found: Mapping[str, Mapping[str, np.ndarray]], *, seed: int) -> dict
         net = MLPClassifier((16,), max_iter=60, random_state=seed).fit(
             x[fit], member[fit]
         )
-    chance = net.predict_proba(x[~fit])[:, 1]
+    probability = net.predict_proba(x[~fit])[:, 1]
     return {
         "m1": metrics.attack_accuracy(
             loss["forget"], loss["new"], key=jax.random.key(seed)
@@ -97,28 +101,28 @@ def attacks(found: Mapping[str, Mapping[str, np.ndarray]], *, seed: int) -> dict
             forget=entropy["forget"],
         ),
         "m3": float(vectors.predict(entropy["forget"][:, None]).mean()),
-        "m4": told.balanced_accuracy,
-        "m4_auc": told.auc,
-        "m4_tpr": told.tpr,
-        "m5": metrics.auc(-chance[member[~fit]], -chance[~member[~fit]]),
+        "m4": threshold.balanced_accuracy,
+        "m4_auc": threshold.auc,
+        "m4_tpr": threshold.tpr,
+        "m5": metrics.auc(-probability[member[~fit]], -probability[~member[~fit]]),
     }
 
 
 def _attacker_sets(values):
-    """The arguments of `metrics.attack_threshold`; the judged others are new rows."""
+    """The arguments of `metrics.attack_threshold`; new rows are tested."""
     names = ("retain", "calibration", "forget")
     return {name: values[name] for name in names} | {"others": values["new"]}
 
 
-def _some(rng, values: np.ndarray) -> np.ndarray:
-    """At most MOST of them, shuffled."""
-    return values[rng.permutation(len(values))[:MOST]]
+def _sample(rng: np.random.Generator, values: np.ndarray) -> np.ndarray:
+    """At most MAX_ROWS of them, shuffled."""
+    return values[rng.permutation(len(values))[:MAX_ROWS]]
 
 
 def scores(
     world: worlds.World, params: Params, rows: table.Table
 ) -> dict[str, np.ndarray]:
-    """[n] `loss` and `entropy` in nats, and whether the label is the likeliest."""
+    """[n] `loss` and `entropy` in nats, and `right`: the label has the top score."""
     logits = jnp.asarray(worlds.logits(world.model, params, rows))
     labels = jnp.asarray(images.labels_of(rows))
     flat = losses.kl_uniform(logits, direction="reverse")  # ln C minus the entropy
@@ -130,45 +134,43 @@ def scores(
 
 
 def _label_only(world, params, sets, seed) -> dict[str, float]:
-    """M6: a threshold on how many noisy copies of an image are judged wrong."""
+    """M6: a threshold on the share of noisy copies that are classified wrongly."""
     rng = np.random.default_rng(seed)
     wrong = {}
-    order = ("retain", "calibration", "forget", "new")
-    for name in order:
-        rows = table.select(
-            sets[name], rng.permutation(table.num_rows(sets[name]))[:MOST]
-        )
+    for name in SETS:
+        order = rng.permutation(table.num_rows(sets[name]))
+        rows = table.select(sets[name], order[:MAX_ROWS])
         labels, pixels = images.labels_of(rows), images.as_float(rows)["image"]
         noisy = [
             np.clip(pixels + NOISE * rng.standard_normal(pixels.shape), 0, 1)
-            for _ in range(COPIES)
+            for _ in range(NUM_COPIES)
         ]
         guesses = [
             worlds.logits(world.model, params, {"image": x.astype(np.float32)})
             for x in noisy
         ]
         wrong[name] = np.mean([g.argmax(1) != labels for g in guesses], axis=0)
-    told = metrics.attack_threshold(**_attacker_sets(wrong))
-    return {"m6": told.balanced_accuracy}
+    threshold = metrics.attack_threshold(**_attacker_sets(wrong))
+    return {"m6": threshold.balanced_accuracy}
 
 
-def unlearning_metric(world, params, split, rows: int = 32) -> float:
+def unlearning_metric(world: worlds.World, params: Params, split) -> float:
     """UM, the mean over the classes that are both forgotten and retained, percent."""
     found = []
     for label in np.unique(images.labels_of(split.forget)):
-        pair = {}
+        grads = {}
         for name in ("forget", "retain"):
             part = getattr(split, name)
-            own = np.flatnonzero(images.labels_of(part) == label)[:rows]
+            rows = np.flatnonzero(images.labels_of(part) == label)[:UM_ROWS]
             # One shape for all: the rows of a small class are repeated.
-            rows_of_label = table.select(part, np.resize(own, rows))
-            pair[name] = _gradient(params, rows_of_label, world)
-        found.append(float(metrics.unlearning_metric(**pair)))
+            batch = table.select(part, np.resize(rows, UM_ROWS))
+            grads[name] = _value_and_gradient(params, batch, world.model)[1]
+        found.append(float(metrics.unlearning_metric(**grads)))
     return float(np.mean(found))
 
 
 def overfitting(world: worlds.World, params: Params, rows: table.Table) -> np.ndarray:
-    """[n] the overfitting metric (OM) of every row, in the model's own mode."""
+    """[n] the overfitting metric (OM) of every row, in evaluation mode."""
     found = []
     for row in range(table.num_rows(rows)):
         one = table.select(rows, np.array([row]))
@@ -180,10 +182,6 @@ def overfitting(world: worlds.World, params: Params, rows: table.Table) -> np.nd
 def _overfitting(params, one, model):
     loss, grads = _value_and_gradient(params, one, model)
     return metrics.overfitting_metric(loss, trees.split(grads, vision.TRAINABLE)[0])
-
-
-def _gradient(params, rows, world):
-    return _value_and_gradient(params, rows, world.model)[1]
 
 
 def _mean_loss(params, rows, model):

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Data, a network, and one way to train it, for all of experiments/vision."""
+"""Data, a network, and one way to train it, for every experiment on images."""
 
 import dataclasses
 import time
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,9 +12,10 @@ import numpy as np
 from ml_collections import ConfigDict
 
 import jaxunlearn as ju
-from jaxunlearn import recipes, trees
+from jaxunlearn import evaluate, recipes, trees
 from jaxunlearn.data import image_sets, images, table
 from jaxunlearn.models import vision
+from jaxunlearn.recipes import Recipe
 from jaxunlearn.typing import Model, Params, Term
 
 
@@ -25,18 +26,15 @@ def defaults() -> ConfigDict:
     c.folder = ""  # "" takes JAXUNLEARN_DATA
     c.train, c.test = 100, 100  # images a class
     c.family, c.width = "cnn", 0.25
-    c.epochs, c.batch, c.learning_rate = (
-        12,
-        50,
-        2e-3,
-    )  # of the original and of retraining
-    c.tune = 4  # epochs of methods that train on
+    # Of the original and of the retrained model.
+    c.epochs, c.batch_size, c.learning_rate = 12, 50, 2e-3
+    c.tune_epochs = 4  # of methods that train further
     c.fraction, c.forget_class = 0.1, 2
     c.settings = ("random", "class")
     c.seeds = (0, 1, 2)
-    c.per_bucket = 10  # images a condensed image stands for, on average
+    c.bucket_size = 10  # images that a condensed image stands for, on average
     c.rounds, c.threshold = 10, 8  # of condensation; released: 30 and 25
-    c.kept = 10  # images a class in the remembrance set
+    c.remembered = 10  # images a class in the remembrance set
     c.gan_steps, c.gan_batch = 300, 16
     c.pictures = True
     c.output = "runs/vision"
@@ -49,7 +47,7 @@ class World:
 
     Attributes:
         config: of the comparison.
-        model: the network; `part` gives those whose one part trains.
+        model: the network.
         train, test: tables of images, uint8.
     """
 
@@ -59,7 +57,44 @@ class World:
     test: table.Table
 
     def part(self, part: str) -> Model:
+        """The same network, of which one part trains."""
         return vision.make(self.model.config, train_parts=(part,))
+
+
+class Case(NamedTuple):
+    """One unlearning request.
+
+    Attributes:
+        world, split: data, network, and what is forgotten.
+        params: the original model.
+        seed: of everything that is drawn.
+        shared: results that several methods of a seed use, such as "condensed".
+    """
+
+    world: World
+    split: images.Split
+    params: Params
+    seed: int
+    shared: dict[str, Any]
+
+    @property
+    def key(self):
+        return jax.random.key(self.seed)
+
+    @property
+    def steps(self) -> int:
+        """Steps of a method that trains further."""
+        epochs = self.world.config.tune_epochs
+        return epochs * steps_per_epoch(self.world, self.split.retain)
+
+
+class Result(NamedTuple):
+    """Params, CPU seconds of forgetting, and of the work before it (`offline`)."""
+
+    params: Params
+    seconds: float
+    offline: float = 0.0
+    about: Mapping[str, Any] = {}
 
 
 def make(config: ConfigDict) -> World:
@@ -81,15 +116,15 @@ def make(config: ConfigDict) -> World:
 
 
 def split(world: World, setting: str, seed: int) -> images.Split:
-    """What is forgotten: images at random, or a whole class."""
+    """What is forgotten: images at random, or a class."""
     if setting == "class":
         return images.split_class(world.train, world.config.forget_class)
     return images.split_random(world.train, world.config.fraction, seed=seed)
 
 
-def epoch(world: World, rows: table.Table) -> int:
+def steps_per_epoch(world: World, rows: table.Table) -> int:
     """Updates that see every row once."""
-    return -(-table.num_rows(rows) // world.config.batch)
+    return -(-table.num_rows(rows) // world.config.batch_size)
 
 
 def train(
@@ -101,81 +136,133 @@ def train(
     *,
     steps: int,
     seed: int,
-    ref: Any = None,
-    kept: table.Table | None = None,
-    batch: int = 0,
+    ref_params: Any = None,
+    statistics: table.Table | None = None,
     trainable: str = vision.TRAINABLE,
     opt_state: Any = None,
 ) -> tuple[Params, float]:
-    """Params after so many steps, statistics measured on `kept`, and CPU seconds; from
-    the optimizer's state `opt_state` if there is one.
+    """(params after `steps` updates, CPU seconds).
 
-    Seconds are those of all cores for the steps, as wall time says nothing on a shared
-    machine; the first step, which compiles, counts as the mean of the others.
+    The seconds are those of all cores for the steps, because wall time says little on a
+    shared machine. The first step, which compiles, counts as the mean of the others.
+
+    Args:
+        world: data and network.
+        terms, tx: the losses and the optimizer chain.
+        params: before the first update.
+        streams: name -> rows.
+        steps: number of updates.
+        seed: of the order of rows and of dropout.
+        ref_params: of the reference model, if a term needs it.
+        statistics: rows on which batch normalisation is measured afterwards.
+        trainable: pattern of the leaves that train.
+        opt_state: to start from, instead of a fresh one.
     """
     half, rest = trees.split(params, trainable)
     state = ju.init_state(half, tx, jax.random.key(seed))
     if opt_state is not None:
         state = state.replace(opt_state=opt_state)
     step = jax.jit(ju.make_step(terms, tx), donate_argnums=0)
-    size = min([batch or world.config.batch, *map(table.rows, streams.values())])
+    size = min([world.config.batch_size, *map(table.num_rows, streams.values())])
     loader = table.streams(streams, size, seed=seed)
-    clock = Clock()
-    frozen = ju.Frozen(rest, ref)
+    clock, frozen = Clock(), ju.Frozen(rest, ref_params)
     state, _ = ju.fit(step, state, loader, frozen, steps=steps, hooks=[clock])
     params = trees.merge(state.params, rest)
-    if kept is not None:
-        params = measured(world, params, kept)
+    if statistics is not None:
+        params = with_statistics(world, params, statistics)
     return params, clock.seconds()
 
 
+def unlearn(
+    case: Case,
+    recipe: Recipe,
+    streams: Mapping[str, table.Table],
+    *,
+    steps: int = 0,
+    **more: Any,
+) -> Result:
+    """Trains the case's model further with a recipe.
+
+    Args:
+        case: data, original model and seed.
+        recipe: the losses and the optimizer chain.
+        streams: name -> rows.
+        steps: number of updates, `case.steps` if 0.
+        more: for `train`.
+    """
+    streams = dict(streams)
+    if any("ref_logps" in getattr(t, "columns", ()) for t in recipe.terms.values()):
+        streams["forget"] = evaluate.reference_logps(
+            case.world.model, case.params, streams["forget"], batch_size=100
+        )
+    params, seconds = train(
+        case.world,
+        recipe.terms,
+        recipe.tx,
+        case.params,
+        streams,
+        steps=steps or case.steps,
+        seed=case.seed,
+        statistics=case.split.retain,
+        **more,
+    )
+    return Result(params, seconds)
+
+
 class Clock:
-    """A hook for fit that counts CPU seconds of steps, runs of them apart."""
+    """A hook for fit that counts the CPU seconds of steps.
+
+    A change of the part that trains begins a new phase, whose first step compiles.
+    """
 
     def __init__(self):
-        self.runs: list[list[float]] = []
+        self.phases: list[list[float]] = []
         self.part: tuple[str, ...] = ()
 
     def __call__(self, state, entry) -> None:
         part = tuple(trees.paths(state.params))
         if part != self.part or entry["step"] == 0:
             self.part = part
-            self.runs.append([])
-        self.runs[-1].append(time.process_time())
+            self.phases.append([])
+        self.phases[-1].append(time.process_time())
 
     def seconds(self) -> float:
-        """Of all runs; the first step of each counts as the mean of its others."""
+        """Of all phases; the first step of each counts as the mean of its others."""
         return sum(
-            (run[-1] - run[0]) * len(run) / max(1, len(run) - 1) for run in self.runs
+            (times[-1] - times[0]) * len(times) / max(1, len(times) - 1)
+            for times in self.phases
         )
 
 
-def measured(
+def with_statistics(
     world: World,
     params: Params,
     rows: table.Table,
     model: Model | None = None,
     *,
-    most: int | None = None,
+    max_batches: int | None = None,
 ) -> Params:
-    """Params with statistics of batch normalisation of these rows, or of `most` batches
-    drawn from them: tables may be sorted by class."""
+    """Params with the statistics of batch normalisation measured on these rows.
+
+    With `max_batches` only so many batches are used, drawn at random because a table
+    may be sorted by class.
+    """
     count = table.num_rows(rows)
-    size = min(world.config.batch, count)
-    full = min(count // size, most or count)
-    order = np.arange(count) if most is None else _shuffled(count)
+    size = min(world.config.batch_size, count)
+    full = min(count // size, max_batches or count)
+    order = np.arange(count)
+    if max_batches is not None:
+        order = np.random.default_rng(0).permutation(count)
     batches = (
         table.select(rows, order[i * size : (i + 1) * size]) for i in range(full)
     )
     return vision.with_batch_stats(model or world.model, params, batches)
 
 
-def _shuffled(count: int) -> np.ndarray:
-    return np.random.default_rng(0).permutation(count)
-
-
-def original(world: World, rows: table.Table, *, seed: int) -> tuple[Params, float]:
-    """A network trained from scratch on these rows."""
+def train_from_scratch(
+    world: World, rows: table.Table, *, seed: int
+) -> tuple[Params, float]:
+    """(a network trained on these rows alone, CPU seconds)."""
     config = world.config
     recipe = recipes.finetune.nll(
         world.model, learning_rate=config.learning_rate, clip=None
@@ -186,26 +273,26 @@ def original(world: World, rows: table.Table, *, seed: int) -> tuple[Params, flo
         recipe.tx,
         world.model.init(jax.random.key(seed)),
         {"train": rows},
-        steps=config.epochs * epoch(world, rows),
+        steps=config.epochs * steps_per_epoch(world, rows),
         seed=seed,
-        kept=rows,
+        statistics=rows,
     )
 
 
 def logits(model: Model, params: Params, rows: table.Table) -> np.ndarray:
-    """[n, C] float32, the model as it is used."""
-    found = []
-    for batch in table.eval_batches({"image": rows["image"]}, 500):
-        out = _logits(params, batch["image"], model)
-        found.append(np.asarray(out)[batch["valid"]])
-    return np.concatenate(found)
+    """[n, C] float32."""
+    return _over(_logits, model, params, rows)
 
 
 def features(model: Model, params: Params, rows: table.Table) -> np.ndarray:
-    """[n, D] float32, what the head reads."""
+    """[n, D] float32, the input of the last layer."""
+    return _over(_features, model, params, rows)
+
+
+def _over(function, model, params, rows):
     found = []
     for batch in table.eval_batches({"image": rows["image"]}, 500):
-        out = _features(params, batch["image"], model)
+        out = function(params, batch["image"], model)
         found.append(np.asarray(out)[batch["valid"]])
     return np.concatenate(found)
 

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Bi-level problems whose two levels have different variables.
 
+Experimental: names and behaviour may change in any release.
+
     min over x of F(x, y*(x)),  y*(x) = argmin over y of G(x, y)
 
 x is an upper-level variable, such as weights of examples, a trade-off or a mask, and y

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Generators and discriminators of images, as pure functions over dicts of arrays.
 
+Experimental: names and behaviour may change in any release.
+
     net = models.gan.make(models.gan.GanConfig((28, 28, 1), ups=2))
     params = net.init(jax.random.key(0))
     images = net.generate(params["generator"], latents)        # [B, H, W, C] in [0, 1]

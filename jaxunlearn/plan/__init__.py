@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Plans: compiles a training step for described devices, and reads what it needs.
 
+Experimental, as it reads the text of compiled programs: any release may change it.
+
     devices = plan.topology_devices("v5p:4x4x4")             # needs libtpu, not a TPU
     mesh = sharding.make_mesh(fsdp=-1, devices=devices)
     step = sharding.jit_step(ju.make_step(terms, tx), mesh, model.rules, state)

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Synthesis: functions from data to data that use a model.
 
+Experimental: names and behaviour may change in any release.
+
 | name | result |
 | --- | --- |
 | `kmeans_per_class` | a bucket for every image: its cluster within its class |

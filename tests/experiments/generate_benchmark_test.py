@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The benchmark of generating and scoring compares like with like, on a tiny model."""
+"""The benchmark of generation and scoring compares the same work, on a tiny model."""
 
 import json
 
@@ -14,11 +14,13 @@ from tests import tiny
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    """Rows of the benchmark's kind, few and short, for a tiny model."""
+    """The benchmark's rows, few and short, for a tiny model."""
     tokenizer = tiny.tiny_tokenizer([prose.prose()[1]], vocab=600)
     model, params = tiny.tiny_model(vocab=len(tokenizer), positions=400)
     hf.save(model, params, tmp_path / "tiny", tokenizer=tokenizer)
-    for name, value in dict(PROMPTS=6, NEW=5, ANSWERS=11, BATCH=4).items():
+    for name, value in dict(
+        PROMPTS=6, MAX_NEW_TOKENS=5, ANSWERS=11, BATCH_SIZE=4
+    ).items():
         monkeypatch.setattr(generate, name, value)
     generate.prepare(tmp_path, str(tmp_path / "tiny"))
     return tmp_path
@@ -43,21 +45,21 @@ def test_both_libraries_get_the_same_rows_and_give_the_same(folder, capsys):
     assert found["same"]["largest_gap_of_answer_logps_nats"] < 1e-2
 
 
-def test_rows_are_as_long_as_is_said(folder):
+def test_rows_have_the_lengths_of_the_docstring(folder, monkeypatch):
     found = generate.shapes(folder)
     assert found["prompts"] == 6 and found["answers"] == 11
-    assert generate.SHORTEST <= found["prompt_tokens"][0]
-    assert found["prompt_tokens"][2] <= generate.LONGEST
+    assert generate.MIN_LENGTH <= found["prompt_tokens"][0]
+    assert found["prompt_tokens"][2] <= generate.MAX_LENGTH
     saved = np.load(folder / "rows.npz")
     assert saved["prompt_mask"][:, -1].all()  # padded on the left
     assert saved["row_mask"][:, 0].all() and not saved["row_answer"][:, 0].any()
     assert found["answer_tokens"] == saved["row_answer"].sum()
-    generate.PROMPTS = 10**6
-    with pytest.raises(ValueError, match="needs 1000000 prompts .* got"):
+    monkeypatch.setattr(generate, "PROMPTS", 10**6)
+    with pytest.raises(ValueError, match="1000000 prompts"):
         generate.prepare(folder, str(folder / "tiny"))
 
 
-def test_figures_are_medians_beside_the_fastest_and_differences_are_counted():
+def test_medians_are_compared_with_the_fastest_and_differences_counted():
     def times(*seconds):
         return {"first_seconds": 9.0, "seconds": list(seconds)}
 
@@ -92,7 +94,7 @@ def test_figures_are_medians_beside_the_fastest_and_differences_are_counted():
     assert found["tokens_per_second"]["jaxunlearn: generate"] == 4.0
     rows = dict(prompts=2, prompt_tokens=[1, 2, 3], new_tokens=4, answers=2)
     rows |= dict(row_tokens=[1, 2, 3], answer_tokens=60)
-    told = {"rows": rows, "model": "tiny", "cores": 2, "versions": {}, "command": "x"}
-    text = "\n".join(generate.in_words(found | told))
+    about = {"rows": rows, "model": "tiny", "cores": 2, "versions": {}, "command": "x"}
+    text = "\n".join(generate.in_words(found | about))
     assert "| jaxunlearn: score | 3.00 | 2 | 9.00 | 20 |" in text
     assert "of all positions | 0.99 | 0.8750 | not met |" in text

@@ -97,7 +97,7 @@ def folders(quick, tmp_path_factory):
     base = tmp_path_factory.mktemp("models")
     for name, params in (("trained", trained), ("random", random)):
         hf.save(model, params, base / name, tokenizer=tokenizer)
-    hf.save(trained, model, base / "no_tokenizer")  # without a tokenizer
+    hf.save(model, trained, base / "no_tokenizer")  # without a tokenizer
     return base
 
 

@@ -91,7 +91,7 @@ def test_unlearning_starts_from_the_model_each_time(evaluated, small_world):
         evaluate.methods.methods()["blur.npo"],
         unlearn.tables(small),
         steps=STEPS,
-        batch_size=evaluate.ROWS,
+        batch_size=evaluate.BATCH_SIZE,
     )
     params, _ = unlearn.run(runner, rate=RATES["blur.npo"], seed=0)
     about = folders.read(folder / "blur_npo" / "about.json")

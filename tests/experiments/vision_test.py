@@ -1,7 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The comparison on made-up images: every method, interrupted, resumed and drawn."""
-
-import json
+"""The comparison on made-up images: every method, attacks, claims and page."""
 
 import jax
 import numpy as np
@@ -9,7 +7,9 @@ import pytest
 
 pytest.importorskip("sklearn")
 pytest.importorskip("ml_collections")
-from experiments.vision import attacks, claims, compare, figures, methods
+from experiments.condensation import method as condensing
+from experiments.vision import attacks, figures, methods
+from experiments.vision import run as comparison
 from experiments.vision import world as worlds
 from jaxunlearn.data import images
 from jaxunlearn.models import vision
@@ -50,12 +50,14 @@ def tiny_world(**settings):
         family="mlp",
         width=0.1,
         epochs=8,
-        tune=2,
-        batch=20,
+        tune_epochs=2,
+        batch_size=20,
         learning_rate=1e-2,
         seeds=(0,),
-        per_bucket=4,
-        kept=2,
+        bucket_size=4,
+        remembered=2,
+        rounds=2,
+        threshold=1,
         gan_steps=3,
         gan_batch=8,
     )
@@ -64,86 +66,103 @@ def tiny_world(**settings):
     return worlds.World(config, vision.make(net), blobs(12, 0), blobs(8, 1))
 
 
-def test_an_interrupted_comparison_goes_on_and_is_drawn(tmp_path):
-    world, file = tiny_world(epochs=4), tmp_path / "lines.jsonl"
-    names = ("retrain", "SSD", "condensation")
-    known = {name: methods.METHODS[name] for name in names}
-    compare.compare(world, file, known={"retrain": methods.retrain})
-    with file.open("a") as out:
-        out.write('{"key": "broken')
-    seen = []
-    lines = compare.compare(
-        world, file, known=known, done=lambda lines, _: seen.append(len(lines))
-    )
-    assert len(lines) == 8 == seen[-1] and all(line["finite"] for line in lines)
+def ledger(world, file):
+    world.config.output = str(file.parent)
+    return comparison.open_ledger(world.config, file.name, progress=False)
+
+
+def test_a_comparison_runs_what_is_missing_and_is_drawn(tmp_path):
+    world, file = tiny_world(epochs=4, seeds=(0,)), tmp_path / "lines.jsonl"
+    first = {"retrained": methods.retrain}
+    comparison.compare(world, ledger(world, file), chosen=first)
+    shared = []
+    names = ("retrained", "SSD", "condensation")
+    chosen = {name: methods.METHODS[name] for name in names}
+    book = ledger(world, file)
+    lines = comparison.compare(world, book, chosen=chosen, done=shared.append)
+    assert len(lines) == 8 and all(line["finite"] for line in lines)
     by = {line["key"]: line for line in lines}
-    assert by["retrain class 0"]["forget"] == 0.0
+    assert by["retrained class 0"]["forget"] == 0.0
     assert by["original random 0"]["retain"] > 0.3
     assert by["condensation class 0"]["ratio"] < by["condensation random 0"]["ratio"]
-    assert compare.compare(world, file, known={}) == lines
-    with pytest.raises(ValueError, match="Move it away to begin anew"):
-        compare.compare(tiny_world(tune=3), file)
+    assert comparison.compare(world, ledger(world, file), chosen={}) == lines
 
-    place = tmp_path / "blobs"
-    figures.write(lines, world.config, place)
-    text = place.with_suffix(".md").read_text()
-    assert text.count("| condensation |") == 2
-    whole = json.loads(place.with_suffix(".json").read_text())
-    gaps = {(r["setting"], r["method"]): r["gap"] for r in whole["methods"]}
-    assert gaps["random", "retrain"] == [0.0, None]
-    assert place.with_suffix(".png").stat().st_size > 1000
+    world.config.name = "fashion_mnist"
+    content = comparison.content(lines, world.config)
+    gaps = {(r["setting"], r["method"]): r["gap"] for r in content["methods"]}
+    assert gaps["random", "retrained"] == [0.0, 0.0]
+    text = "\n".join(figures.page({"fashion_mnist": content}))
+    assert text.count("| condensation |") == 2 and "undecided" in text
+    figures.plot(content, tmp_path / "plot.png")
+    figures.pictures(
+        shared[0] | {"drawn": {"forget": world.train["image"]}}, tmp_path / "x.png"
+    )
+    assert min(p.stat().st_size for p in tmp_path.glob("*.png")) > 1000
+    # Committed runs of other methods stay, unless they are of another config.
+    fewer = [line for line in lines if line["method"] != "SSD"]
+    assert len(comparison.content(fewer, world.config, content)["runs"]) == 8
+    world.config.epochs = 5
+    assert len(comparison.content(fewer, world.config, content)["runs"]) == 6
 
 
-def test_what_the_numbers_say_by_hand():
+def test_summaries_compare_with_the_retrained_model():
     def row(method, gap, forget, seconds, offline=0.0):
-        own = {"setting": "random", "method": method, "gap": [gap, 0.01]}
-        own |= {"forget": [forget, 0.0], "seconds": [seconds, 0.0]}
-        return own | {"offline": [offline, 0.0], "seeds": 3}
+        row = {"setting": "random", "method": method, "gap": [gap, 0.01]}
+        row |= {"forget": [forget, 0.0], "seconds": [seconds, 0.0]}
+        return row | {"offline": [offline, 0.0], "seeds": 3, "diverged": 0}
 
-    rows = [row("original", 0.10, 1.0, 4.0), row("retrain", 0.0, 0.7, 4.0)]
+    rows = [row("original", 0.10, 1.0, 4.0), row("retrained", 0.0, 0.7, 4.0)]
     rows += [row("condensation", 0.05, 0.8, 1.0, 2.0), row("multi-GAN", 0.095, 0.5, 8)]
     nearest, condensed, drawn = figures.answers(rows)
     assert "are condensation (5.0 ± 1.0), multi-GAN" in nearest
     assert "nearer than the original; forget accuracy is 10.0 points above" in condensed
     assert "0.25 times" in condensed and "0.75 times with" in condensed
-    assert "as near as the original" in drawn and "20.0 points below" in drawn
+    assert "as near to the retrained" in drawn and "20.0 points below" in drawn
     assert figures.answers(rows[1:]) == []
 
 
-def test_the_papers_claims_by_hand():
-    def row(method, forget, retain=0.9, m1=0.5, gap=0.1, seconds=1.0, offline=0.0):
-        own = dict(forget=forget, retain=retain, test=0.8, m1=m1, gap=gap)
-        own |= dict(seconds=seconds, offline=offline)
-        return {k: [v, 0.0] for k, v in own.items()} | dict(
-            method=method, setting="class"
-        )
-
-    rows = [row("original", 0.9, m1=0.7), row("retrain", 0.0, seconds=4.0, gap=0.0)]
-    rows += [row("condensation", 0.3, gap=0.2, offline=5.0), row("BLUR", 0.0)]
-    rows += [row("multi-GAN", 0.02, retain=0.8, gap=0.05)]
-    rows += [row("multi-GAN without images", 0.02, gap=0.04)]
-    lines = claims.table(rows, {"class": "A class"})
-    told = [line.split(" | ")[2].split(":")[0] for line in lines[2:]]
-    words = "holds **fails** holds **fails** holds **fails**"  # condensation
-    words += " holds holds **fails** holds holds holds **fails**"  # multi-GAN
-    assert told == words.split()
-    assert "30.0 % of them right, 0.0 % when retrained" in lines[5]
-    assert claims.table(rows[1:], {}) == lines[:2]
+def line(seed, method, forget, retain=0.9, m1=0.5, seconds=1.0, offline=0.0):
+    numbers = dict(forget=forget, retain=retain, test=0.8, m1=m1, seconds=seconds)
+    about = dict(seed=seed, method=method, setting="class", finite=True)
+    return about | numbers | dict(offline=offline)
 
 
-def test_what_diverges_is_told_and_the_others_go_on(tmp_path):
+def test_a_claim_holds_if_it_does_on_every_seed():
+    runs = []
+    for seed in (0, 1):
+        runs += [line(seed, "original", 0.9, m1=0.7)]
+        runs += [line(seed, "retrained", 0.0, seconds=4.0)]
+        runs += [line(seed, "BLUR", 0.0)]
+        runs += [line(seed, "condensation", 0.3, offline=5.0, m1=0.5 + 0.2 * seed)]
+        runs += [line(seed, "multi-GAN", 0.02, retain=0.8)]
+        runs += [line(seed, "multi-GAN without images", 0.04)]
+    content = {"methods": figures.summarise(runs), "runs": runs}
+    first = figures.tested(content, "condensation")
+    words = "holds fails holds fails undecided fails"
+    assert [x.verdict for x in first] == words.split()
+    assert "30.0 %, retrained 0.0 %" in first[3].cell
+    second = figures.tested(content, "multi-GAN")
+    words = "holds holds fails holds holds fails fails"
+    assert [x.verdict for x in second] == words.split()
+    without = [x for x in runs if x["method"] != "original"]
+    content = {"methods": figures.summarise(without), "runs": without}
+    assert figures.tested(content, "condensation") == []
+
+
+def test_a_method_that_diverges_does_not_stop_the_others(tmp_path):
     def broken(case):
         raise FloatingPointError("it diverged")
 
-    known = {"broken": broken, "ascent": methods.ascent, "retrain": broken}
-    world, file = tiny_world(epochs=1), tmp_path / "lines.jsonl"
-    lines = compare.compare(world, file, known=known)
-    assert [line["finite"] for line in lines] == [True, False, True, False] * 2
+    chosen = {"broken": broken, "ascent": methods.ascent, "retrained": broken}
+    world, file = tiny_world(epochs=1, settings=("random",)), tmp_path / "lines.jsonl"
+    lines = comparison.compare(world, ledger(world, file), chosen=chosen)
+    assert [line["finite"] for line in lines] == [True, False, True, False]
     assert lines[1]["why"] == "it diverged"
-    assert compare.compare(world, file, known=known) == lines
+    assert comparison.compare(world, ledger(world, file), chosen=chosen) == lines
     rows = figures.summarise(lines)
-    assert [row["broken"] for row in rows] == [0, 1, 0, 1] * 2
-    figures.write(lines, world.config, tmp_path / "blobs")
+    assert [row["diverged"] for row in rows] == [0, 1, 0, 1]
+    content = comparison.content(lines, world.config)
+    figures.plot(content, tmp_path / "plot.png")
 
 
 def test_drawn_statistics_are_of_all_classes_though_rows_are_sorted(monkeypatch):
@@ -154,38 +173,39 @@ def test_drawn_statistics_are_of_all_classes_though_rows_are_sorted(monkeypatch)
     monkeypatch.setattr(
         vision, "with_batch_stats", lambda m, p, batches: seen.extend(batches)
     )
-    worlds.measured(world, {}, rows, most=3)
+    worlds.with_statistics(world, {}, rows, max_batches=3)
     labels = np.concatenate([images.labels_of(batch) for batch in seen])
     assert len(labels) == 60 and len(np.unique(labels)) == 10
-    worlds.measured(world, {}, rows)
+    worlds.with_statistics(world, {}, rows)
     assert sum(map(len, (images.labels_of(x) for x in seen[3:]))) == 120
 
 
-def test_every_method_measures_statistics_on_what_is_kept(monkeypatch):
+def test_statistics_are_measured_on_the_retain_set(monkeypatch):
     world, kept = tiny_world(), []
-    real = worlds.measured
+    real = worlds.with_statistics
 
     def spy(world, params, rows, *args, **kwargs):
         kept.append(rows)
         return real(world, params, rows, *args, **kwargs)
 
-    monkeypatch.setattr(worlds, "measured", spy)
+    monkeypatch.setattr(worlds, "with_statistics", spy)
     params = world.model.init(jax.random.key(0))
     split = worlds.split(world, "class", 0)
     for name in ("SSD", "finetune", "condensation"):
         kept.clear()
-        methods.METHODS[name](methods.Case(world, split, params, 0, {}))
+        methods.METHODS[name](worlds.Case(world, split, params, 0, {}))
         for rows in kept:
             assert kept and world.config.forget_class not in images.labels_of(rows)
 
 
 @pytest.mark.parametrize(
-    "name", [n for n in methods.METHODS if n not in ("retrain", "SSD", "condensation")]
+    "name",
+    [n for n in methods.METHODS if n not in ("retrained", "SSD", "condensation")],
 )
 def test_every_other_method_moves_the_model(name):
-    world = tiny_world(tune=1)
+    world = tiny_world(tune_epochs=1)
     params = world.model.init(jax.random.key(0))
-    case = methods.Case(world, worlds.split(world, "random", 0), params, 0, {})
+    case = worlds.Case(world, worlds.split(world, "random", 0), params, 0, {})
     new, seconds, offline, _ = methods.METHODS[name](case)
     assert seconds > 0 and (offline > 0) == (name in ("multi-GAN", "SalUn"))
     pairs = jax.tree.leaves(jax.tree.map(lambda a, b: (a != b).any(), params, new))
@@ -193,17 +213,13 @@ def test_every_other_method_moves_the_model(name):
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(new))
 
 
-def test_pictures_are_drawn_of_what_was_made(tmp_path):
+def test_condensed_images_are_made_once_a_seed():
     world = tiny_world()
     params = world.model.init(jax.random.key(0))
-    shared = {}
-    case = methods.Case(world, worlds.split(world, "random", 0), params, 0, shared)
-    small, buckets, seconds = methods.condense(case)
-    assert seconds > 0 and len(buckets) == 120 and methods.condense(case)[0] is small
-    figures.pictures(
-        shared | {"drawn": {"forget": small.table["image"]}}, tmp_path / "x"
-    )
-    assert (tmp_path / "x_pictures.png").stat().st_size > 1000
+    case = worlds.Case(world, worlds.split(world, "random", 0), params, 0, {})
+    small, buckets, seconds = condensing.condense(case)
+    assert seconds > 0 and len(buckets) == 120 and len(small.buckets)
+    assert condensing.condense(case)[0] is small
 
 
 def test_a_model_that_never_saw_the_rows_is_not_attacked():
@@ -214,9 +230,9 @@ def test_a_model_that_never_saw_the_rows_is_not_attacked():
         return {"loss": loss, "entropy": rng.exponential(scale, size)}
 
     same = {"forget": 1.0, "calibration": 1.0, "new": 1.0, "retain": 0.2}
-    found = attacks.attacks({k: scores(400, v) for k, v in same.items()}, seed=0)
+    found = attacks.membership({k: scores(400, v) for k, v in same.items()}, seed=0)
     assert abs(found["m1"] - 0.5) < 0.1 and abs(found["m4"] - 0.5) < 0.07
-    known = attacks.attacks(
+    known = attacks.membership(
         {k: scores(400, v) for k, v in (same | {"forget": 0.2}).items()}, seed=0
     )
     assert known["m1"] > 0.65 and known["m4"] > 0.65

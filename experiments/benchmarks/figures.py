@@ -1,0 +1,141 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The overview of all benchmarks, from results/*.json.
+
+python -m experiments.benchmarks.figures
+"""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from experiments.shared import command
+from experiments.shared.page import Content, redraw, table
+
+FOLDER = Path(__file__).resolve().parent
+
+
+def page(results: Mapping[str, Content]) -> list[str]:
+    """README.md: a row for each benchmark that has a committed result."""
+    rows = [
+        (
+            question,
+            f"`python -m experiments.benchmarks.{line}`",
+            answer(results[name]),
+            link,
+        )
+        for name, (question, line, answer, link) in BENCHMARKS.items()
+        if name in results
+    ]
+    return [
+        "# Benchmarks",
+        "",
+        "What steps, plans, decoding, scoring and quantization cost, mostly on two CPU "
+        "cores. Times are of one machine that other work may have used too; compare "
+        "rows with each other. Run a command with `--help` for its options.",
+        "",
+        *table(["question", "command", "answer", "more"], rows),
+        "Not in the table: `gguf --output FILE` (size and perplexity of SmolLM2-135M "
+        "as GGUF, by scheme; no committed result) and [attention.md]"
+        "(results/attention.md) (splash attention planned for TPUs, never run on one). "
+        "Plans read the text of compiled programs, which is experimental.",
+    ]
+
+
+def _step(content: Content) -> str:
+    ratios = content["ratios"]
+    return (
+        f"BLUR {ratios['blur_seconds_over_weighted_sum']:.2f} times the seconds of the "
+        f"weighted sum and {ratios['blur_minus_weighted_sum_peak_gb']:.2f} GB more; "
+        f"the weighted sum {ratios['tokens_per_second_over_torch']:.2f} times torch's "
+        f"tokens a second with {ratios['peak_over_torch']:.2f} times its peak memory"
+    )
+
+
+def _methods(content: Content) -> str:
+    ratios = {x["method"]: x["time_ratio"] for x in content["methods"]}
+    slowest = max(ratios, key=ratios.get)
+    return (
+        f"at most {ratios[slowest]:.2f} times a plain step of the same tokens "
+        f"({slowest}), {len(ratios) - 1} methods"
+    )
+
+
+def _generate(content: Content) -> str:
+    return "; ".join(
+        f"{name}: {'met' if bar['met'] else '**not met**'} ({bar['got']:.2f}, needed "
+        f"{bar['needed']:g})"
+        for name, bar in content["bars"].items()
+    )
+
+
+def _harness(content: Content) -> str:
+    return (
+        f"{content['questions']} questions: right answers differ by at most "
+        f"{content['most_apart']} ({'met' if content['met'] else '**not met**'})"
+    )
+
+
+def _quantize(content: Content) -> str:
+    parts = []
+    for kind in ("int4", "int3"):
+        for name, row in content[kind].items():
+            unseen = row["unseen"]
+            parts.append(
+                f"{kind} {name}: {row['seconds']:.0f} s (rounding "
+                f"{row['round_seconds']:.1f} s), smaller error on "
+                f"{unseen['errs_less']} of {unseen['kernels']} kernels on unseen rows, "
+                f"median ratio {unseen['median_error_ratio']:.2f}"
+            )
+    return "; ".join(parts)
+
+
+def _plan(content: Content) -> str:
+    fits = sum(entry["blur"]["fits"] for entry in content.values())
+    return (
+        f"{fits} of {len(content)} plans fit the memory of a device; times are lower "
+        "bounds, not measurements"
+    )
+
+
+# Result -> (question, command, answer, link).
+BENCHMARKS: Mapping[str, tuple[str, str, Callable[[Content], str], str]] = {
+    "step_smollm2_cpu": (
+        "What does a BLUR step of SmolLM2-135M cost, next to a weighted sum and torch?",
+        "step --output FILE",
+        _step,
+        "[JSON](results/step_smollm2_cpu.json)",
+    ),
+    "methods_cost": (
+        "What does a step of each method cost?",
+        "methods",
+        _methods,
+        "[page](results/methods_cost.md)",
+    ),
+    "generate_smollm2_cpu": (
+        "How fast are generation and scoring, next to transformers?",
+        "generate --output PREFIX",
+        _generate,
+        "[page](results/generate_smollm2_cpu.md)",
+    ),
+    "harness_mmlu": (
+        "Do lm-evaluation-harness and our scoring give the same accuracy on MMLU?",
+        "harness --model FOLDER --output PREFIX",
+        _harness,
+        "[page](results/harness_mmlu.md)",
+    ),
+    "quantize": (
+        "How long do rounding, GPTQ and AWQ take, and how much do they err?",
+        "quantize --output FILE",
+        _quantize,
+        "[JSON](results/quantize.json)",
+    ),
+    "plan": (
+        "What memory and time do 8B, 70B and 405B models need on TPUs?",
+        "plan_table",
+        _plan,
+        "[page](results/plan.md)",
+    ),
+}
+
+
+if __name__ == "__main__":
+    command.main(lambda arguments: redraw(FOLDER, page, {}), __doc__)
