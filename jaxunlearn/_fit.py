@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The Python loop around a step: data in, metrics out, hooks in between."""
+"""The Python loop around a step: it reads batches, runs the step, and logs metrics."""
 
 import itertools
 import time
@@ -16,20 +16,20 @@ from jaxunlearn.typing import Frozen, Params, Streams
 
 Entry = Mapping[str, float | int]
 Hook = Callable[[UnlearnState, Entry], bool | None]
-"""Called after every step, the failed one included, with the state and the log entry;
-True stops the run. The state's buffers are donated to the next step: a hook that keeps
-one must copy it."""
+"""Called after every step, also after a failed one, with the state and the log entry.
+If it returns True, the run stops. The state's buffers are donated to the next step, so
+a hook that stores one must copy it."""
 
 
 class NotFinite(FloatingPointError):
-    """A loss or a gradient was not finite; nothing was updated by that step.
+    """A loss or a gradient was not finite, and the step updated nothing.
 
     Attributes:
-        state: the last good state (of `fit_stages`, the states of all parts).
-        rest: of `fit_stages`, the rest to go on with; else None.
-        log: entries of the steps before and of the failed one.
+        state: the last finite state (of `fit_stages`, the states of all parts).
+        frozen_params: of `fit_stages`, those to resume with; else None.
+        log: entries of all steps, the failed one included.
         step: the failed step's number, from 0.
-        term: the term to blame.
+        term: the term that was not finite.
     """
 
     def __init__(
@@ -37,7 +37,7 @@ class NotFinite(FloatingPointError):
     ):
         super().__init__(message)
         self.state, self.log, self.step, self.term = state, log, step, term
-        self.rest: Params = None
+        self.frozen_params: Params = None
 
 
 def fit(
@@ -52,25 +52,25 @@ def fit(
 ) -> tuple[UnlearnState, list[dict[str, Any]]]:
     """Runs `step` over the loader until `steps` updates are done.
 
-    The number of a step is the state's own: a state restored after 30 steps goes on
-    with the 31st, so hand it a loader that does too (data.streams has `skip`, a
-    data.loader its set_state).
+    The state counts its updates: a state restored after 30 updates continues with the
+    31st, so the loader must continue there too (data.streams has `skip`, a data.loader
+    its set_state).
 
     Args:
         step: from make_step, jitted with the state donated.
-        state: where to begin; its buffers are given up.
-        loader: yields streams of NumPy or JAX arrays, at least as many as are needed.
+        state: the state to begin with; its buffers are donated.
+        loader: yields streams of NumPy or JAX arrays, at least one for each step.
         frozen: what the step reads and never changes.
-        steps: total number of updates, those before `state` included.
+        steps: total number of updates, including those that `state` already has.
         hooks: called in order after every step.
-        progress: whether to show a live progress bar (on standard error).
+        progress: whether to show a progress bar (on standard error).
     Returns:
         (state, log); each log entry holds `step`, `seconds` and every metric as a
         number.
     Raises:
         ValueError: if the loader ends too early.
         NotFinite: at the first loss or gradient that is not finite; it carries the last
-            good state.
+            finite state.
     """
     _checks.not_negative("fit", steps=steps)
     log: list[dict[str, Any]] = []
@@ -88,7 +88,7 @@ def fit(
             log.append(entry)
             stop = any([hook(state, entry) for hook in hooks])
             if not entry.get("finite", True):
-                _refuse(state, log, entry)
+                _not_finite(state, log, entry)
             if bar:
                 bar.update(entry)
             if stop:
@@ -100,7 +100,7 @@ def fit(
 
 
 class Stage(NamedTuple):
-    """So many updates of one part of the params, while all others stay."""
+    """A number of updates of one part of the params; the other parts do not change."""
 
     part: str
     steps: int
@@ -111,43 +111,45 @@ def fit_stages(
     states: Mapping[str, UnlearnState],
     batches: Mapping[str, Callable[[int], Streams]],
     stages: Sequence[Stage],
-    rest: Params = None,
+    frozen: Frozen = Frozen(),
     *,
-    ref: Params | None = None,
     hooks: Sequence[Hook] = (),
     after: Callable[[str, Params, Params], Params] | None = None,
-) -> tuple[dict[str, UnlearnState], Params, list[dict[str, Any]]]:
-    """Trains parts of a model in turns, each with an optimizer state of its own.
+) -> tuple[dict[str, UnlearnState], Frozen, list[dict[str, Any]]]:
+    """Trains the parts of a model in turns, each with a separate optimizer state.
 
-    In a stage the leaves of one part train and no other moves. A part's state (its
-    moments, its count of steps) waits while others train and goes on when its turn
-    comes again. States given after an interruption go on where they stood: stages that
-    they have behind them are left out, and batch k of a part is its k-th in any case.
-    Give the rest that came with them, or that `after` returned last. If they stand at
-    the end of a stage, `after` is called for it first, as the interruption may have
-    come before it was.
+    In a stage the leaves of one part train and all others are frozen. The state of a
+    part (moments, number of updates) is saved while other parts train and used again in
+    its next stage.
+
+    To resume, pass the saved states and the saved `frozen`. Stages that these states
+    have already completed are skipped, and update k of a part always takes its k-th
+    batch. `after` must be idempotent: it runs again if the run stopped right after a
+    stage.
 
     Args:
-        steps: a part's step, from make_step, jitted with the state donated.
-        states: a part's state; `params` of different parts share no leaf. Given up.
-        batches: a part's function from its own count of steps to streams, such as
+        steps: part -> its step, from make_step, jitted with the state donated.
+        states: part -> its state, which is donated; no leaf is in two parts.
+        batches: part -> function from its number of updates to streams, such as
             data.table.batch_fn gives.
         stages: what trains, in order.
-        rest: leaves that are in no part.
-        ref: the reference model, if a term asks for it.
-        hooks: as for fit; True ends everything, once `after` was called if it was a
-            stage's last step.
-        after: called when a stage is done with (its part, params of all parts and rest,
-            rest); returns the rest to go on with, such as statistics measured anew.
-            Called again on what it returned, it must return the same.
+        frozen: the leaves that are in no part, and the reference model where a term
+            needs it.
+        hooks: as for fit; if one returns True, everything stops, after `after` ran if
+            that step was the last of its stage.
+        after: called when a stage is complete, with (part, params of the whole model,
+            frozen.params); returns the new frozen.params, such as batch statistics that
+            were measured again.
     Returns:
-        (states, rest, log); log entries have the number of the `stage` and its `part`.
+        (states, frozen, log); log entries have the number of the `stage` and its
+        `part`.
     Raises:
-        KeyError: if a stage's part lacks a step, a state or batches.
-        ValueError: for a stage without steps, or states that these stages, in this
-            order, do not lead to.
-        NotFinite: as fit, with the states of all parts and the rest.
+        KeyError: if a stage's part has no step, no state or no batches.
+        ValueError: for a stage without steps, or for states that these stages cannot
+            have reached in this order.
+        NotFinite: as fit, with the states of all parts and frozen_params.
     """
+    rest, ref_params = frozen
     states, log = dict(states), []
     for what, given in (("steps", steps), ("states", states), ("batches", batches)):
         parts = dict.fromkeys(stage.part for stage in stages)
@@ -158,7 +160,7 @@ def fit_stages(
         rest = after(stages[behind - 1].part, _merged(states, rest), rest)
     ended = False
 
-    def told(state, entry):
+    def stop(state, entry):
         nonlocal ended
         ended = any([hook(state, entry) for hook in hooks])
         return ended
@@ -168,39 +170,39 @@ def fit_stages(
         target[part] += count
         if int(states[part].step) >= target[part]:
             continue
-        frozen = _merged({k: v for k, v in states.items() if k != part}, rest)
+        others = _merged({k: v for k, v in states.items() if k != part}, rest)
         loader = map(batches[part], itertools.count(int(states[part].step)))
         try:
             states[part], new = fit(
                 steps[part],
                 states[part],
                 loader,
-                Frozen(frozen, ref),
+                Frozen(others, ref_params),
                 steps=target[part],
-                hooks=[told],
+                hooks=[stop],
             )
         except NotFinite as error:
-            error.state, error.rest = {**states, part: error.state}, rest
+            error.state, error.frozen_params = {**states, part: error.state}, rest
             raise
         log += [{"stage": number, "part": part, **entry} for entry in new]
         if after is not None and int(states[part].step) == target[part]:
-            rest = after(part, trees.merge(states[part].params, frozen), rest)
+            rest = after(part, trees.merge(states[part].params, others), rest)
         if ended:
             break
-    return states, rest, log
+    return states, Frozen(rest, ref_params), log
 
 
 def _merged(states: Mapping[str, UnlearnState], rest: Params) -> Params | None:
-    """Params of these parts and the rest; None if there are none."""
+    """The params of these parts together with `rest`; None if there are none."""
     halves = [state.params for state in states.values()]
     halves = [rest, *halves] if rest else halves
     return reduce(trees.merge, halves) if halves else None
 
 
 def _in_order(stages: Sequence[Stage], done: Mapping[str, int]) -> tuple[int, int]:
-    """(stages that states of these counts have behind them, steps of the next one).
+    """(number of completed stages, updates done in the next one) for these counts.
 
-    ValueError unless going through the stages in order leads to these counts.
+    Raises ValueError unless the stages in this order can lead to these counts.
     """
     left = dict(done)
     open_stage, behind, begun = False, 0, 0
@@ -209,9 +211,9 @@ def _in_order(stages: Sequence[Stage], done: Mapping[str, int]) -> tuple[int, in
         had = min(left[part], count)
         if open_stage and had:
             raise ValueError(
-                f"fit_stages needs states that its stages lead to in order, got step "
+                f"fit_stages needs states that its stages can reach in order, got step "
                 f"counts {dict(done)} for {[tuple(stage) for stage in stages][:6]}... "
-                "Take the states and the stages of one run."
+                "Pass the states and the stages of one run."
             )
         left[part] -= had
         if not open_stage:
@@ -219,8 +221,8 @@ def _in_order(stages: Sequence[Stage], done: Mapping[str, int]) -> tuple[int, in
             behind, begun = (behind, had) if open_stage else (behind + 1, 0)
     if any(left.values()):
         raise ValueError(
-            f"fit_stages needs stages beyond its states, got step counts {dict(done)}, "
-            "more than the stages have. Take the states and stages of one run."
+            f"fit_stages needs states with at most the steps of its stages, got step "
+            f"counts {dict(done)}. Pass the states and the stages of one run."
         )
     return behind, begun
 
@@ -231,19 +233,19 @@ def _next(batches, number: int, steps: int) -> Streams:
     except StopIteration:
         raise ValueError(
             f"fit needs a batch for each of {steps} steps, but the loader ended before "
-            f"step {number}. Give it more epochs, or ask for fewer steps."
+            f"step {number}. Use more epochs, or fewer steps."
         ) from None
 
 
-def _refuse(state, log, entry):
+def _not_finite(state, log, entry):
     bad = [name for name, value in entry.items() if not np.isfinite(value)]
     term = bad[0].split("/")[0] if bad else "the combiner"
     what = ", ".join(f"{name}={entry[name]}" for name in bad) or "the combined update"
     raise NotFinite(
-        f"Step {entry['step']} needed finite losses and gradients, but term {term!r} "
-        f"gave {what}. The update was dropped; the last good state is this error's "
-        "`state`. Look at that batch, lower the learning rate, or bound the loss (npo "
-        "for ascent).",
+        f"Step {entry['step']} needs finite losses and gradients, got {what} from term "
+        f"{term!r}. The update was skipped; the attribute `state` has the last finite "
+        "state. Check that batch, lower the learning rate, or bound the loss (npo in "
+        "place of ascent).",
         state,
         log,
         entry["step"],
@@ -252,7 +254,7 @@ def _refuse(state, log, entry):
 
 
 class _Bar:
-    """A progress bar with each term's loss beside it."""
+    """A progress bar that shows each term's loss."""
 
     def __init__(self, steps: int, done: int):
         tqdm = _checks.library("fit(progress=True)", "tqdm", "hf")

@@ -152,7 +152,7 @@ def test_hooks_are_called_in_order_and_any_of_them_stops(progress):
 
 def test_a_loader_that_ends_too_early_is_an_error():
     step, state = make()
-    message = "for each of 5 steps, but the loader ended before step 2. Give it more"
+    message = "for each of 5 steps, but the loader ended before step 2"
     with pytest.raises(ValueError, match=message) as caught:
         ju.fit(step, state, loader(stop=2), steps=5)
     assert caught.value.__suppress_context__  # no StopIteration above the message

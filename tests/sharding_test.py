@@ -204,7 +204,7 @@ def test_a_state_that_is_not_on_the_mesh_is_refused():
     model = wrap.lora(base, pattern=r"blocks/mlp/down/kernel", rank=2)
     recipe = recipes.blur.npo(model)
     mesh = mesh_of((2, 2, 2))
-    train, frozen = recipe.split(wrap.add_lora(params, model, jax.random.key(1)))
+    train, frozen = recipe.split(wrap.add_lora(model, params, jax.random.key(1)))
     state = ju.init_state(train, recipe.tx, jax.random.key(0))
     step = ju.make_step(recipe.terms, recipe.tx)
     jitted = sharding.jit_step(step, mesh, model.rules, state)

@@ -16,7 +16,7 @@ import numpy as np
 
 from experiments.vision import world as worlds
 from experiments.vision.world import Case, Result
-from jaxunlearn import fit_stages, init_state, make_step, recipes, synth, trees
+from jaxunlearn import Frozen, fit_stages, init_state, make_step, recipes, synth, trees
 from jaxunlearn.data import images, table
 from jaxunlearn.models import vision
 from jaxunlearn.recipes.condensation import STREAMS
@@ -47,7 +47,7 @@ def condensation(case: Case) -> Result:
     nets = {part: world.part(part) for part in vision.PARTS}
     settings = dict(threshold=config.threshold)
     if len(np.unique(labels)) < 10:  # a class is forgotten; as released, `final` rests
-        settings = dict(learning_rate=1e-3, lr_middle=1e-3)
+        settings = dict(learning_rate=1e-3, middle_learning_rate=1e-3)
     plan = recipes.condensation.unlearn(nets, rounds=config.rounds, **settings)
     data = {"reduced": reduced.table, "kept": images.as_float(remembered)}
     sizes = {
@@ -71,9 +71,10 @@ def condensation(case: Case) -> Result:
         return trees.split(new, vision.TRAINABLE)[1]
 
     clock = worlds.Clock()
-    states, params, _ = fit_stages(
-        steps, states, batches, stages, rest, hooks=[clock], after=after
+    states, frozen, _ = fit_stages(
+        steps, states, batches, stages, Frozen(rest), hooks=[clock], after=after
     )
+    params = frozen.params
     for state in states.values():
         params = trees.merge(params, state.params)
     about = {"ratio": reduced.ratio, "buckets": len(small.buckets)}

@@ -191,10 +191,10 @@ def forget(
         streams = context.streams[topic]
         if name == MRP:
             params = recipes.mrp.begin(
-                params,
                 model,
+                params,
                 *([_inputs(streams[kind])] for kind in ("forget", "retain")),
-                count=config.num_directions,
+                num_directions=config.num_directions,
                 num_protected=config.num_protected,
             )
         # MRP's params have other shapes at every topic.
@@ -216,7 +216,7 @@ def attack(
     """Steps of the attack -> scores, at those of `eval_steps`; see the module."""
     if attacker == "lora":
         model = wrap.lora(model, pattern=r"blocks/attention/[qv]/kernel", rank=8)
-        params = wrap.add_lora(params, model, jax.random.key(seed))
+        params = wrap.add_lora(model, params, jax.random.key(seed))
 
     def finetune(model, *, learning_rate):
         recipe = recipes.finetune.nll(
@@ -250,7 +250,7 @@ def exactness(context: Context, model: Model, params: Params) -> dict[str, float
     and projected weights; `idempotent`, that of P P and P over all layers."""
     batch = {name: x[:16] for name, x in _inputs(context.table).items()}
     base = context.small.model
-    plain = wrap.fold_projection(params, model)
+    plain = wrap.fold_projection(model, params)
     projected = model.unembed(params, model.apply(params, batch).hidden)
     folded = base.unembed(plain, base.apply(plain, batch).hidden)
     gaps, bases = [], list(wrap.projection_basis(params).values())
@@ -301,7 +301,7 @@ def _all_lines(context, name, rate, seed) -> Iterator[dict[str, Any]]:
     attacked = {"full": (model, params), "lora": (model, params)}
     if name == MRP:
         yield {"key": f"exact {seed}", **about, **exactness(context, model, params)}
-        attacked["full"] = small.model, wrap.fold_projection(params, model)
+        attacked["full"] = small.model, wrap.fold_projection(model, params)
         attacked["frozen projections"] = model, params
         bare = {k: x for k, x in params.items() if k != "projection"}
         curve, attacker = {"0": score(context, small.model, bare)}, "no projections"

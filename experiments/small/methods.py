@@ -24,7 +24,7 @@ ADAPTED: Mapping[str, Mapping[str, Any]] = {
     "openunlearning.rmu": {"layer": LAYERS[-1]},
     "rmu.wmdp": {"layers": LAYERS},
     "blur.rmu": {"layers": LAYERS},
-    "openunlearning.pdu": {"warm_up": 10},  # half of the steps, as 5 of 10 epochs
+    "openunlearning.pdu": {"warmup_steps": 10},  # half of the steps, as 5 of 10 epochs
 }
 SUMS = {
     "sum.npo": "blur.npo",

@@ -87,7 +87,7 @@ def relearn(
         step, state, loader, Frozen(rest), steps=steps, hooks=hooks, progress=progress
     )
     after = trees.merge(state.params, rest)
-    return (wrap.merge_lora(after, model) if rank else after), log
+    return (wrap.merge_lora(model, after) if rank else after), log
 
 
 def trainable(
@@ -96,7 +96,7 @@ def trainable(
     """(model, leaves to train, other leaves): all weights, or LoRA if rank > 0."""
     if rank:
         model = _with_lora(model, pattern, rank)
-        params = wrap.add_lora(params, model, key)
+        params = wrap.add_lora(model, params, key)
     return model, *trees.split(params, wrap.LORA if rank else WEIGHTS)
 
 

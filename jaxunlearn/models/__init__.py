@@ -6,6 +6,7 @@
 | `make` | the decoder that a `DecoderConfig` describes |
 | `resized` | the decoder for params whose MLPs have fewer units |
 | `from_nnx` | a Model and its params, from a flax.nnx module |
+| `to_nnx` | that module again, with other params |
 | `from_linen` | a Model and its params, from a flax.linen module |
 | `nnx_view` | an NNX module that holds a Model's params |
 | `vision.make` | an image classifier: CNN, MLP, VGG-16, ResNet-18, ViT |
@@ -18,7 +19,7 @@ than the core dependencies.
 from jaxunlearn.models import gan as gan
 from jaxunlearn.models import vision as vision
 from jaxunlearn.models._config import DecoderConfig, RopeConfig
-from jaxunlearn.models._flax import from_linen, from_nnx, nnx_view
+from jaxunlearn.models._flax import from_linen, from_nnx, nnx_view, to_nnx
 from jaxunlearn.models.decoder import make, resized
 
 __all__ = [
@@ -30,5 +31,6 @@ __all__ = [
     "make",
     "nnx_view",
     "resized",
+    "to_nnx",
     "vision",
 ]

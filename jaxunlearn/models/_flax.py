@@ -1,15 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Flax modules as Models, and a Model as a Flax NNX module.
+"""Flax modules as Models, and back.
 
     model, params = models.from_nnx(lambda rngs: MyLM(rngs), hidden=..., unembed=...)
-    model, params = models.from_linen(MyLM(), variables, hidden=..., unembed=...)
-    view = models.nnx_view(model, params)      # nnx.split, nnx.jit, nnx.Optimizer work
+    ...                                        # unlearn
+    module = models.to_nnx(model, params)      # MyLM again, with the new params
 
-Such a model is a pure function like any other: terms, combiners and steps treat it as
-they treat the decoder. It has no named sites, so `taps`, `edits` and `until` are
-errors.
+    model, params = models.from_linen(MyLM(), variables, hidden=..., unembed=...)
+    view = models.nnx_view(model, params)      # any Model as one NNX module
+
+Terms, combiners and steps use such a model like any other. It has no named sites, so
+`taps`, `edits` and `until` are errors.
 """
 
+import dataclasses
 import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -20,6 +23,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from jaxunlearn import _checks, trees
 from jaxunlearn.typing import Array, Batch, Model, Outputs, Params, PRNGKey, PyTree
 
 Hidden = Callable[[Any, Batch], Array]
@@ -29,8 +33,8 @@ Unembed = Callable[[Any, Array], Array]
 class ModelView(nnx.Module):
     """A Model with its params as a stateful NNX module; made by `nnx_view`.
 
-    Its state has the paths of the params: nnx.to_pure_dict(nnx.state(view)) is that
-    tree.
+    Its state has the paths of the params: nnx.to_pure_dict(nnx.state(view)) is the
+    params tree.
     """
 
     def __init__(self, model: Model, params: Params):
@@ -38,7 +42,8 @@ class ModelView(nnx.Module):
         for name, value in params.items():
             if hasattr(self, name):
                 raise ValueError(
-                    f"nnx_view cannot hold params under {name!r}, a name of its own."
+                    f"nnx_view needs params without the key {name!r}, which is an "
+                    "attribute of the view. Rename that key."
                 )
             setattr(self, name, _variables(value))
 
@@ -50,16 +55,17 @@ class ModelView(nnx.Module):
         return self.model.unembed(params, hidden)
 
     def params(self) -> Params:
-        """The plain nested dict the view holds now, without copying an array."""
+        """The params as a plain nested dict, without copying an array."""
         return nnx.to_pure_dict(nnx.state(self, nnx.Param))
 
 
 def nnx_view(model: Model, params: Params) -> ModelView:
     """The model and its params as one Flax NNX module.
 
-    For code that wants a module: nnx.split, nnx.state, nnx.jit, nnx.value_and_grad and
+    For code that needs a module: nnx.split, nnx.state, nnx.jit, nnx.value_and_grad and
     nnx.Optimizer work on it. The arrays are shared with `params`, not copied. Calling
-    it makes logits of shape [B, L, V], which jaxunlearn's own terms never do.
+    it makes logits of shape [B, L, V], which terms never do. To get the module that
+    `from_nnx` was given, use `to_nnx`.
 
     Args:
         model: such as models.make gives.
@@ -76,20 +82,20 @@ def from_nnx(
     hidden: Hidden | None = None,
     unembed: Unembed | None = None,
 ) -> tuple[Model, Params]:
-    """A Model from a Flax NNX language model, split once.
+    """A Model and its params from a Flax NNX language model; `to_nnx` is the way back.
 
     Without `hidden` and `unembed` the module is called with the tokens and must return
-    logits; they are then the "hidden states", and an array [B, L, V] exists in every
-    pass. Give both functions for a real vocabulary. The module sees only what `hidden`
-    hands it: one that ignores the mask must be causal and its batches padded on the
-    right.
+    logits, which then take the place of hidden states, so that an array [B, L, V]
+    exists in every pass. Give both functions for a large vocabulary. The module sees
+    only the inputs that `hidden` passes to it: one that ignores the mask must be causal
+    and its batches padded on the right.
 
-    Dropout is on exactly where `Model.apply` gets an key, as terms pass it while
+    Dropout is on if and only if `Model.apply` gets a key, which terms pass during
     training: `deterministic` is then set to False on every submodule that has it, and
-    every random stream is seeded with that key. `unembed`, and the reference model of a
-    term, run without dropout. State that is not an nnx.Param (batch statistics,
-    caches) is a constant taken from the module: it is never updated, and normalisation
-    layers use their running averages.
+    every random stream is seeded with that key. `unembed` and the reference model of a
+    term run without dropout. State that is not an nnx.Param (batch statistics, caches)
+    is constant: it is never updated, and normalisation layers use their running
+    averages.
 
     Args:
         module_or_factory: a module, or a function that makes one from nnx.Rngs.
@@ -97,11 +103,11 @@ def from_nnx(
         unembed: (module, hidden [..., D]) -> logits [..., V].
     Returns:
         (model, params). Params is a plain nested dict of the module's nnx.Param arrays,
-        keyed by strings (entries of an nnx.List by "0", "1", ...); a factory's are
-        those of seed 0. `Model.init` makes others with a factory, and raises with a
-        module.
+        keyed by strings (entries of an nnx.List by "0", "1", ...). A factory is called
+        with seed 0. `Model.init` calls it with another key; for a module it raises.
     Raises:
-        TypeError: if it is neither. ValueError: if only one of the functions is given.
+        TypeError: if the argument is neither. ValueError: if only one of `hidden` and
+            `unembed` is given.
     """
     _both("from_nnx", hidden, unembed)
     factory = None if isinstance(module_or_factory, nnx.Module) else module_or_factory
@@ -113,17 +119,16 @@ def from_nnx(
         )
     module = module_or_factory if factory is None else factory(nnx.Rngs(0))
     graph, state, others = nnx.split(module, nnx.Param, ...)
-    paths = [path for path, _ in nnx.to_flat_state(state)]
+    paths = tuple(path for path, _ in nnx.to_flat_state(state))
     tags = {
         variable.tag
         for _, variable in nnx.to_flat_state(others)
         if isinstance(variable, nnx.RngState)
     }
-    constants = nnx.to_pure_dict(others)
+    source = _NnxModule(graph, paths, nnx.to_pure_dict(others))
 
     def merge(params, key):
-        flat = {path: _at(params, path) for path in paths}
-        module = nnx.merge(graph, _nested(flat), constants)
+        module = source.merge(params)
         module.set_attributes(
             deterministic=key is None,
             use_running_average=True,
@@ -146,12 +151,62 @@ def from_nnx(
     def init(key):
         if factory is None:
             raise ValueError(
-                "Model.init needs a factory, got a module that was already made. "
-                "Call from_nnx(lambda rngs: ...), or use the params it returned."
+                "Model.init needs a factory, got a finished module. Call "
+                "from_nnx(lambda rngs: ...), or use the params that it returned."
             )
         return _plain(nnx.split(factory(nnx.Rngs(key)), nnx.Param, ...)[1])
 
-    return _model("from_nnx", init, run, head), _plain(state)
+    model = _model("from_nnx", init, run, head)
+    return model._replace(config=source), _plain(state)
+
+
+def to_nnx(model: Model, params: Params) -> nnx.Module:
+    """The user's NNX module with these params.
+
+        model, params = models.from_nnx(module)
+        module = models.to_nnx(model, params)      # as it was
+
+    Args:
+        model: from `from_nnx`.
+        params: of the whole model, such as trees.merge(state.params, frozen.params);
+            with LoRA, wrap.merge_lora(model, params). The arrays are shared, not
+            copied.
+    Returns:
+        A new module of the same class and attributes (its mode too), with the batch
+        statistics and random streams that the module had when `from_nnx` read it.
+    Raises:
+        TypeError: if the model is not from `from_nnx`. ValueError: if the params have
+            other leaves than the module.
+    """
+    source = model.config
+    if not isinstance(source, _NnxModule):
+        raise TypeError(
+            "to_nnx needs a model that from_nnx made, got a Model with config="
+            f"{type(source).__name__}. Use nnx_view for other models."
+        )
+    wanted = {"/".join(map(str, path)) for path in source.paths}
+    found = set(trees.paths(params))
+    if wanted != found:
+        raise ValueError(
+            f"to_nnx needs params with the module's leaves, got params without "
+            f"{_checks.listed(sorted(wanted - found))} and with "
+            f"{_checks.listed(sorted(found - wanted))} too. Merge halves of a split "
+            "with trees.merge, and LoRA leaves with wrap.merge_lora."
+        )
+    return source.merge(params)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _NnxModule:
+    """What a module is besides its params; the `config` of its Model."""
+
+    graph: Any
+    paths: tuple[tuple, ...]
+    constants: PyTree
+
+    def merge(self, params: Params) -> nnx.Module:
+        flat = {path: _at(params, path) for path in self.paths}
+        return nnx.merge(self.graph, _nested(flat), self.constants)
 
 
 def from_linen(
@@ -165,13 +220,13 @@ def from_linen(
     """A Model from a flax.linen language model.
 
     Without `hidden` and `unembed` the module is called with the tokens and must return
-    logits; they are then the "hidden states", and an array [B, L, V] exists in every
-    pass. Give both for a real vocabulary. A module that is not handed the mask must be
-    causal and its batches padded on the right.
+    logits, which then take the place of hidden states, so that an array [B, L, V]
+    exists in every pass. Give both for a large vocabulary. A module that does not get
+    the mask must be causal and its batches padded on the right.
 
-    Dropout is on exactly where `Model.apply` gets an key, as terms pass it while
-    training; it becomes the key collection "dropout". A method given by name is called
-    with deterministic=(no key) if it has that parameter; a function can ask
+    Dropout is on if and only if `Model.apply` gets a key, which terms pass during
+    training; it becomes the random stream "dropout". A method given by name is called
+    with deterministic=(no key) if it has that parameter; a function can call
     module.has_rng("dropout"). Collections other than "params" are constants.
 
     Args:
@@ -274,7 +329,7 @@ def _both(owner: str, hidden: Any, unembed: Any) -> None:
 
 
 def _call(function: Callable, tokens: Array, deterministic: bool) -> Array:
-    """function(tokens), told whether dropout is off if it has a parameter for it."""
+    """function(tokens), with `deterministic` if it has that parameter."""
     called = function if inspect.isroutine(function) else type(function).__call__
     if "deterministic" in inspect.signature(called).parameters:
         return function(tokens, deterministic=deterministic)

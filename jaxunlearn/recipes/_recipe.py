@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a recipe is, and the pieces that recipes share."""
+"""The Recipe, and the pieces that several recipes share."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -158,14 +158,14 @@ def chain(
     clip: float | None,
     eps: float = 1e-8,
 ) -> optax.GradientTransformationExtraArgs:
-    """combiner -> clip by global norm -> AdamW, the order BLUR's projection needs."""
+    """combiner -> clip by global norm -> AdamW; BLUR needs this order."""
     links = [] if clip is None else [optax.clip_by_global_norm(clip)]
     adamw = optax.adamw(learning_rate, eps=eps, weight_decay=weight_decay)
     return optax.chain(combiner, *links, adamw)
 
 
 def retain_nll(model: Model, retain: Mapping[str, float]) -> Term:
-    """Weighted token-mean NLL of one or several retain streams, as one term."""
+    """One term: the weighted token-mean NLL of one or several retain streams."""
     parts = retain_parts(model, retain)
     if len(parts) == 1 and set(retain.values()) == {1.0}:
         return next(iter(parts.values()))
@@ -173,7 +173,7 @@ def retain_nll(model: Model, retain: Mapping[str, float]) -> Term:
 
 
 def forget_npo(model: Model, *, beta: float) -> terms.BoundTerm:
-    """NPO on the stream `forget`, whose batches carry `ref_logps`."""
+    """NPO on the stream `forget`, whose batches have `ref_logps`."""
     return terms.on_logps(partial(losses.npo, beta=beta), model, "forget")
 
 
@@ -187,12 +187,12 @@ def weighted(
     eps: float = 1e-8,
     trainable: str = r".*",
 ) -> Recipe:
-    """One joint term of weighted parts -> clip -> AdamW."""
+    """A Recipe of one joint term of weighted parts -> clip -> AdamW."""
     total = terms.joint(parts, weights)
-    rest = dict(
+    optimizer = dict(
         learning_rate=learning_rate, weight_decay=weight_decay, clip=clip, eps=eps
     )
-    tx = chain(combine.weighted_sum(), **rest)
+    tx = chain(combine.weighted_sum(), **optimizer)
     return Recipe({"total": total}, tx, trainable)
 
 
@@ -209,17 +209,17 @@ def retain_parts(
 
 
 def layers(model: Model, wanted: Sequence[int]) -> tuple[int, ...]:
-    """The layers as a rising tuple, once the model has a site for each of them."""
+    """The layers in ascending order; raises if the model lacks one of them."""
     wanted = tuple(sorted(wanted))
     if "block" not in model.sites:
         raise ValueError(
-            "This recipe reads the output of a block and needs a model with the site "
-            f"'block', got sites {_checks.listed(model.sites)}. Use models.make."
+            "This recipe needs a model with the site 'block', whose output it reads, "
+            f"got sites {_checks.listed(model.sites)}. Use models.make."
         )
     count = model.sites["block"].layers
     if not wanted or not 0 <= wanted[0] <= wanted[-1] < count:
         raise ValueError(
             f"This recipe needs layers from 0 to {count - 1}, got layers={wanted}. "
-            "Pass layers=(...) for a model of another depth than the paper's."
+            "Pass layers=(...) that fit the depth of the model."
         )
     return wanted

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the recipes with RMU's losses share."""
+"""The terms and the trainable kernels that all recipes with RMU's losses share."""
 
 from collections.abc import Sequence
 
@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxunlearn import losses, terms
 from jaxunlearn.typing import Model
 
-LAYERS = (5, 6, 7)  # of Zephyr-7B: those that train; the last is read
+LAYERS = (5, 6, 7)  # of Zephyr-7B: the layers that train; the last is read
 
 
 def pair(
@@ -40,5 +40,5 @@ def pair(
 
 
 def trainable(layers: Sequence[int]) -> str:
-    """The pattern of the kernels that train, for trees.split."""
+    """The pattern for trees.split of the kernels that train."""
     return r"blocks/mlp/down/kernel@" + ",".join(map(str, layers))

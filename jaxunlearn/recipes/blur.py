@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""BLUR: bi-level unlearning, forgetting first (arXiv 2506.08164).
+"""BLUR: bi-level unlearning in which forgetting has priority (arXiv 2506.08164).
 
 min r(theta) over the minimisers of f(theta): each step moves along
 
     u = g_r + (gamma - <g_r, g_f> / |g_f|^2) g_f,    so that <u, g_f> = gamma |g_f|^2
 
-with f the forget loss, r the retain loss. Numbers come from the authors' TOFU code.
+with f the forget loss, r the retain loss. Defaults are those of the authors' TOFU code.
 """
 
 from collections.abc import Mapping, Sequence
@@ -31,20 +31,19 @@ def npo(
     clip: float | None = None,
     retain: Mapping[str, float] = RETAIN,
 ) -> Recipe:
-    """BLUR with NPO below and NLL above.
+    """BLUR with NPO as lower and NLL as upper objective.
 
-    gamma decides more than anything else: 1.0 is the authors' number, and where forget
-    and retain gradients conflict it can cost the retained facts too. The quickstart
-    takes 0.2.
+    gamma has the largest effect: 1.0 is the authors' value, and if forget and retain
+    gradients conflict it can also erase retained facts. The quickstart uses 0.2.
 
     Args:
         model: the model to unlearn.
         beta: NPO's inverse temperature.
-        gamma: how far the forget loss goes down at each step, >= 0.
+        gamma: rate at which each step lowers the forget loss, >= 0.
         learning_rate: AdamW's learning rate or schedule.
         weight_decay: decoupled, after the projection.
         clip: largest norm of the projected update; None as in the paper.
-        retain: retain streams and their weights; their sum is one upper level.
+        retain: retain streams and their weights; their sum is the upper objective.
     Returns:
         A Recipe on the streams `forget` (with `ref_logps`) and those of `retain`.
     """
@@ -70,9 +69,10 @@ def graddiff(
     clip: float | None = None,
     retain: Mapping[str, float] = RETAIN,
 ) -> Recipe:
-    """BLUR with gradient ascent below and NLL above; arguments as for `npo`.
+    """BLUR with gradient ascent as lower and NLL as upper objective.
 
-    Ascent has no minimum, so BLUR's guarantee does not cover it: stop early.
+    The arguments are those of `npo`. Ascent has no minimum, so BLUR's guarantee does
+    not hold for it: stop early.
     """
     parts = {
         "forget": terms.on_logps(losses.ascent, model, "forget", reduce="token"),
@@ -105,12 +105,13 @@ def rmu(
     """BLUR with RMU's two losses, as on WMDP; see recipes.rmu.wmdp.
 
     Args:
-        model, coefficient, layers, topics, seed, reference, tokens, lr, weight_decay,
-            clip: as for recipes.rmu.wmdp.
-        gamma: how far the forget loss goes down at each step. The authors weigh the
-            projected retain gradient by alpha = 800 instead, which is gamma = 1 / alpha
-            but for the length of the whole update. Adam sees that beside eps only.
-        eps: AdamW's; the authors have 1e-6, for updates alpha times as long.
+        model, coefficient, layers, topics, seed, reference, tokens, learning_rate,
+            weight_decay, clip: as for recipes.rmu.wmdp.
+        gamma: rate at which each step lowers the forget loss. The authors multiply the
+            projected retain gradient by alpha = 800 instead. That is gamma = 1 / alpha
+            except for the norm of the update, which matters in Adam only relative to
+            eps.
+        eps: AdamW's; the authors have 1e-6, for updates that are alpha times as long.
     """
     layers = _recipe.layers(model, layers)
     forget, retain = _rmu.pair(
@@ -123,9 +124,9 @@ def rmu(
         tokens=tokens,
     )
     combiner = combine.blur(upper="retain", lower="forget", gamma=gamma)
-    rest = dict(
+    optimizer = dict(
         learning_rate=learning_rate, weight_decay=weight_decay, clip=clip, eps=eps
     )
-    tx = _recipe.chain(combiner, **rest)
+    tx = _recipe.chain(combiner, **optimizer)
     parts = {"forget": forget, "retain": retain}
     return Recipe(parts, tx, _rmu.trainable(layers))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Ordinary finetuning, written like every other recipe."""
+"""Ordinary finetuning as a recipe."""
 
 from collections.abc import Mapping
 from types import MappingProxyType

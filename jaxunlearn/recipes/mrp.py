@@ -1,24 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
-"""MRP: learn which directions of a few layers to take away (arXiv 2508.15449).
+"""MRP: learn directions that are removed at a few layers (arXiv 2508.15449).
 
     -NLL(forget) + alpha * NLL(retain), over the directions W of `wrap.projection` alone
 
-Where a projection stands, h becomes h - (h Q^T) Q, with Q an orthonormal basis of all
+At each projection h becomes h - (h Q^T) Q, where Q is an orthonormal basis of all
 tasks' rows; every other weight is frozen. One topic after another:
 
     model = wrap.projection(base, {"mlp_out": (4, 9)})
     for forget, retain, loader in topics:
-        params = mrp.begin(params, model, forget, retain)
+        params = mrp.begin(model, params, forget, retain)
         recipe = mrp.graddiff(model)
-        train, rest = trees.split(params, recipe.trainable)
-        state = init_state(train, recipe.tx, key)
-        state, _ = fit(step, state, loader, Frozen(rest), steps=steps)
-        params = trees.merge(state.params, rest)
-    plain = wrap.fold_projection(params, model)
+        step, state, frozen = recipe.setup(model, params)
+        state, _ = fit(step, state, loader, frozen, steps=steps)
+        params = trees.merge(state.params, frozen.params)
+    plain = wrap.fold_projection(model, params)
 
-Numbers are those of the authors' code for Llama-2-7B: two directions at each of two
+Defaults are those of the authors' code for Llama-2-7B: two directions at each of two
 layers, alpha 1.2, plain SGD at 2e-4, two epochs a topic. That code draws the layers at
-random and projects `block`, which no weights can hold; say which, and `mlp_out` folds.
+random and projects `block`, which cannot be folded into weights. Here the caller
+chooses the layers, and the site `mlp_out` can be folded.
 """
 
 from collections.abc import Iterable, Mapping
@@ -34,49 +34,54 @@ from jaxunlearn.typing import Batch, Model, Params
 
 
 def begin(
-    params: Params,
     model: Model,
+    params: Params,
     forget: Iterable[Batch],
     retain: Iterable[Batch],
     *,
-    count: int = 2,
+    num_directions: int = 2,
     kind: str = "contrast",
     num_protected: int = 64,
 ) -> Params:
-    """Params with a new task's directions, begun from what the forget rows hold.
+    """Params with a new task's directions, initialised from its forget rows.
 
-    Both sets' moments are taken where the projections stand, after those of earlier
-    tasks. See `wrap.initial_directions` for the rule, and for how the released code differs.
+    Moments of both sets are taken at the projected sites, after the projections of
+    earlier tasks. `wrap.initial_directions` has the rule, and how the released code
+    differs.
 
     Args:
-        params: of the model before wrapping, or with earlier tasks' directions, which
-            become constants.
         model: from `wrap.projection`.
-        forget: rows of the new task; read once.
-        retain: rows to keep; read once.
-        count: directions at each layer, >= 1.
+        params: of the model before wrapping, or with earlier tasks' directions, which
+            become constant.
+        forget: batches of the new task; read once.
+        retain: batches to retain; read once.
+        num_directions: at each layer, >= 1.
         kind: "contrast", or "pca" of the forget rows alone.
-        num_protected: of the retain rows' eigenvectors; less than half the units.
+        num_protected: protected eigenvectors of the retain rows; less than half the
+            units.
+    Returns:
+        Params for `graddiff` and `wrap.fold_projection`.
     Raises:
-        ValueError: as for `stats.moments`, `wrap.initial_directions`, `wrap.add_projection`.
+        ValueError: as `stats.moments`, `wrap.initial_directions` and
+            `wrap.add_projection`.
     """
-    places = wrap.projection_sites(model)
+    sites = wrap.projection_sites(model)
     inside, outside = (
-        stats.moments(model, params, rows, places) for rows in (forget, retain)
+        stats.moments(model, params, rows, sites) for rows in (forget, retain)
     )
     before = wrap.projection_basis(params)
     found = {
         site: wrap.initial_directions(
             inside[site],
-            count,
+            num_directions,
             retain=outside[site],
             kind=kind,
             num_protected=num_protected,
             basis=before.get(site),
         )
-        for site in places
+        for site in sites
     }
-    return wrap.add_projection(params, model, found)
+    return wrap.add_projection(model, params, found)
 
 
 def graddiff(
@@ -91,21 +96,21 @@ def graddiff(
 ) -> Recipe:
     """Ascent on `forget` and NLL on the retain streams, over the directions alone.
 
-    The loss depends on the span of W only, so that its gradient is orthogonal to the
-    rows of W, which therefore grow: the same rate moves the span less and less.
+    The loss depends only on the span of W. Its gradient is therefore orthogonal to the
+    rows of W, whose norms grow: the same learning rate moves the span less and less.
 
     Args:
-        model: from `wrap.projection`, with params of `begin`.
+        model: from `wrap.projection`; its params come from `begin`.
         alpha: weight of the retain loss.
-        cap: tokens of `forget` whose NLL exceeds it, in nats, push no more. None, as in
-            the paper, has no bound.
-        learning_rate: SGD's learning rate or schedule. The authors' number is for rows of 4096
-            values in bfloat16; in float32 it has to be found anew.
+        cap: tokens of `forget` whose NLL is above it, in nats, have no gradient. None,
+            as in the paper, is unbounded.
+        learning_rate: SGD's learning rate or schedule. The authors' value is for rows
+            of 4096 values in bfloat16; in float32 it must be tuned again.
         momentum: SGD's; none in the paper.
         clip: largest norm of the gradient, or None as in the paper.
         retain: retain streams and their weights.
     Returns:
-        A Recipe on `forget` and the retain streams, of which `wrap.PROJECTION` trains.
+        A Recipe on `forget` and the retain streams that trains `wrap.PROJECTION`.
     """
     weights = {name: alpha * weight for name, weight in retain.items()}
     ascent = terms.on_logps(

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""RMU: steer what one layer says about the forget set, hold what it says elsewhere
-(arXiv 2403.03218).
+"""RMU: steer one layer's hidden states on the forget set towards a random direction and
+fix them on the retain set (arXiv 2403.03218).
 
     forget: |h(x) - c u|^2     retain: alpha |h(x) - h_ref(x)|^2
 
-with h the output of one block, u a random direction drawn once a topic. Three kernels
-train and the forward pass stops at the block that is read. Numbers are those of the
-authors' run on Zephyr-7B, of 32 layers.
+with h the output of one block and u a random direction, drawn once for each topic.
+Three kernels train and the forward pass stops at the block that is read. Defaults are
+those of the authors' run on Zephyr-7B, which has 32 layers.
 """
 
 from collections.abc import Sequence
@@ -35,23 +35,25 @@ def wmdp(
     """RMU on `mlp/down` of three layers, as on WMDP.
 
     Args:
-        model: the model to unlearn, with sites (models.make).
+        model: the model to unlearn, with named sites (models.make).
         alpha: weight of the retain term. The released code's default is 100.
-        coefficient: length of the steering vectors. The released code's default is 20.
-        adaptive: adaptive RMU (arXiv 2408.06223): vectors that many times as long as
-            the reference's own state; 5.0 there. None is plain RMU.
-        layers: those whose `mlp/down` kernel trains; the last one is read.
-        topics: how many steering vectors. With more than one the forget batches carry
-            `topic` [B] int32.
+        coefficient: norm of the steering vectors. The released code's default is 20.
+        adaptive: adaptive RMU (arXiv 2408.06223): the norm of the vectors is `adaptive`
+            times that of the reference's state; 5.0 in that paper. None is plain RMU.
+        layers: layers whose `mlp/down` kernel trains; the output of the last is read.
+        topics: number of steering vectors. With more than one the forget batches have a
+            column `topic` [B] int32.
         seed: of the steering vectors.
         reference: "model" runs the reference up to the layer, "column" reads
             `ref_hidden` from the batches.
-        tokens: which count, "real", "answer" or "all"; the released code counts all.
+        tokens: which tokens count, "real", "answer" or "all"; the released code counts
+            all.
         learning_rate: AdamW's learning rate or schedule.
         weight_decay: decoupled.
         clip: largest norm of the gradient, or None.
-        eps: AdamW's. Means over D have gradients that are not large beside it. The
-            authors' optimizer adds it before the bias correction, optax after.
+        eps: AdamW's. The loss is a mean over D, so its gradients are not much larger
+            than eps. The authors' optimizer adds eps before the bias correction, optax
+            after it.
     Returns:
         A Recipe on the streams `forget` and `retain`.
     """

@@ -1,18 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
-"""SURE: large steps, confined to what the forget gradient is large on (2410.16454).
+"""SURE: large steps, restricted to the rows with large forget gradients
+(arXiv 2410.16454).
 
-Numbers are those of the paper's appendix D for MUSE Books: rate 1e-4, ten times that of
-its baselines; a weight of 20 with the percentile 90 for NPO with KL, of 400 with 99 for
-ascent with NLL. Its code sums KL over the tokens of an answer and divides by answers
-only; here every retain loss is a mean over tokens, so for that code's balance multiply
-alpha of `npo` by the mean length of the retain answers. That code's NPO is the formula
-on raw logits, `losses.npo_logits`, which compat="released" takes.
+Defaults are those of the paper's appendix D for MUSE Books: learning rate 1e-4, ten
+times that of its baselines; alpha 20 and percentile 90 for NPO with KL; alpha 400 and
+percentile 99 for ascent with NLL. Its code sums KL over the tokens of an answer and
+divides by the number of answers. Here every retain loss is a mean over tokens, so to
+get the same balance multiply alpha of `npo` by the mean length of the retain answers.
+That code applies NPO's formula to raw logits (`losses.npo_logits`), which
+compat="released" selects.
 
-Common settings: alpha weighs the retain term, `retain` names the retain streams and
-their weights, retain_loss is "nll" of their answers or "kl" to the reference model
-(which make_step then needs), percentile, unit, refresh and compat are those of
-`combine.saliency`, lr is AdamW's learning rate or schedule, weight_decay is decoupled
-and clip bounds the norm of what moves.
+Common settings:
+    alpha: weight of the retain term.
+    retain: names of the retain streams and their weights.
+    retain_loss: "nll" of their answers, or "kl" to the reference model.
+    percentile, unit, refresh, compat: as for `combine.saliency`.
+    learning_rate: AdamW's learning rate or schedule.
+    weight_decay: decoupled.
+    clip: largest norm of the masked gradient, or None.
 """
 
 from collections.abc import Mapping
@@ -44,10 +49,10 @@ def npo(
 
     Args:
         beta: NPO's inverse temperature.
-        compat: "released" also puts NPO on raw logits, which needs no `ref_logps`.
+        compat: "released" also applies NPO to raw logits, without `ref_logps`.
         The others: see the module.
     Returns:
-        A Recipe on `forget` and the retain streams, which needs the reference model.
+        A Recipe on `forget` and the retain streams that needs the reference model.
     """
     forget = _recipe.forget_npo(model, beta=beta)
     if compat == "released":
@@ -76,8 +81,7 @@ def graddiff(
     retain: Mapping[str, float] = RETAIN,
     retain_loss: str = "nll",
 ) -> Recipe:
-    """Gradient ascent on `forget`, NLL on the retain streams; for settings see the
-    module."""
+    """Gradient ascent on `forget`, NLL on the retain streams; settings as above."""
     return _sure(
         terms.on_logps(losses.ascent, model, "forget", reduce="token"),
         _retain(model, retain, retain_loss),
@@ -93,8 +97,10 @@ def _retain(model: Model, retain: Mapping[str, float], kind: str) -> Term:
     return terms.joint(_recipe.retain_parts(model, retain, kind), retain)
 
 
-def _sure(forget: Term, retain: Term, alpha: float, mask: dict, rest: dict) -> Recipe:
+def _sure(
+    forget: Term, retain: Term, alpha: float, mask: dict, optimizer: dict
+) -> Recipe:
     weights = {"forget": 1.0, "retain": alpha}
-    chain = _recipe.chain(combine.weighted_sum(weights), **rest)
+    chain = _recipe.chain(combine.weighted_sum(weights), **optimizer)
     tx = combine.saliency(chain, **mask)
     return Recipe({"forget": forget, "retain": retain}, tx)

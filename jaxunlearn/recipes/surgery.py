@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""LLM Surgery: remove text, learn what replaces it, keep the rest (arXiv 2409.13054).
+"""LLM Surgery: remove text, learn its replacement, retain the rest (arXiv 2409.13054).
 
     - unlearn * NLL(forget) + update * NLL(update) + retain * KL(reference || model)
 
-The abstract names the three terms; it states neither weights nor bounds, so that the
-weights are 1 here, and the rate is that of OpenUnlearning's runs.
+The paper's abstract names the three terms but no weights and no bound. Here the weights
+are 1, and the learning rate is that of OpenUnlearning's runs.
 """
 
 from functools import partial
@@ -34,15 +34,15 @@ def weighted(
     Args:
         model: the model to edit.
         unlearn, update, retain: weights of the terms.
-        cap: tokens of `forget` whose NLL exceeds it, in nats, push no more; ln V is
-            where a uniform guess stands. None, as in the paper, has no bound.
+        cap: tokens of `forget` whose NLL is above it, in nats, have no gradient; ln V
+            is the NLL of a uniform guess. None, as in the paper, is unbounded.
         direction: of the KL divergence, "forward" or "reverse".
         learning_rate: AdamW's learning rate or schedule.
         weight_decay: decoupled.
         clip: largest norm of the gradient, or None.
     Returns:
-        A Recipe on the streams `forget`, `update` and `retain`, which needs the
-        reference model.
+        A Recipe on the streams `forget`, `update` and `retain` that needs the reference
+        model.
     """
     parts = _parts(model, cap, direction)
     weights = {"forget": unlearn, "update": update, "retain": retain}
@@ -67,12 +67,13 @@ def bilevel(
     weight_decay: float = 0.0,
     clip: float | None = None,
 ) -> Recipe:
-    """The same terms under BLUR: forgetting below, updating and retaining above.
+    """The same terms under BLUR: forgetting is the lower objective, updating and
+    retaining are the upper one.
 
     Args:
-        model, update, retain, cap, direction, lr, weight_decay, clip: as for
+        model, update, retain, cap, direction, learning_rate, weight_decay, clip: as for
             `weighted`.
-        gamma: how far the forget loss goes down at each step, >= 0.
+        gamma: rate at which each step lowers the forget loss, >= 0.
     """
     parts = _parts(model, cap, direction)
     forget = parts.pop("forget")

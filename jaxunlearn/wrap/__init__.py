@@ -1,19 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Wrappers: a Model in, a Model out, with parameters beside those it had.
+"""Wrappers: from a Model to a Model with additional parameters.
 
 | name | gives |
 | --- | --- |
 | `lora` | a Model whose chosen kernels have low-rank products added |
 | `add_lora` | params with fresh low-rank leaves |
-| `merge_lora` | plain params again, the products added to the kernels |
-| `LORA` | the pattern of those leaves, for `trees.split` |
-| `projection` | a Model that takes directions away from values at chosen layers |
-| `add_projection` | params with a task's directions, those of earlier tasks constant |
-| `fold_projection` | plain params again, where the fold into kernels is exact |
+| `merge_lora` | plain params, with the products added to the kernels |
+| `LORA` | the pattern of the low-rank leaves, for `trees.split` |
+| `projection` | a Model that removes directions from values at chosen layers |
+| `add_projection` | params with a new task's directions; earlier ones are constant |
+| `fold_projection` | plain params, where folding into kernels is exact |
 | `projection_sites` | the sites and layers of such a Model |
-| `projection_basis` | an orthonormal basis of all that is taken away |
-| `initial_directions` | where a task's directions begin: PCA or contrast of moments |
-| `augment` | a Model that shifts and mirrors images while it trains |
+| `projection_basis` | an orthonormal basis of all removed directions |
+| `initial_directions` | initial values of directions: PCA or contrast of moments |
+| `augment` | a Model that shifts and mirrors images during training |
 | `PROJECTION` | the pattern of the directions that train, for `trees.split` |
 """
 

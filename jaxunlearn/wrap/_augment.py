@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Augmentation on the device: images are shifted and mirrored where a model trains."""
+"""Augmentation on the device: images are shifted and mirrored during training."""
 
 import jax
 import jax.numpy as jnp
@@ -9,17 +9,17 @@ from jaxunlearn.typing import Array, Model, PRNGKey
 
 
 def augment(model: Model, *, pad: int = 4, flip: bool = True) -> Model:
-    """A Model that sees each image shifted and mirrored at random while it trains.
+    """A Model that shifts and mirrors each image at random during training.
 
-    Each image is cut out of itself with a border of zeros, anew in every pass that has
-    an key; passes without one (metrics, the reference) see it as it is.
+    Each image is padded with zeros and cropped to its size at a random place, in every
+    pass that has a key; passes without one (metrics, the reference) do not change it.
 
     Args:
         model: of models.vision.
-        pad: pixels an image is shifted by at most, in both directions; 0 for none.
-        flip: whether left and right change places, for every second image on average.
+        pad: largest shift in pixels, in both directions; 0 for no shift.
+        flip: whether to mirror images left to right, with probability 1/2.
     Returns:
-        The model; its parameters are the same.
+        The model, with the same parameters.
     Raises:
         ValueError: if pad is negative.
     """
@@ -35,7 +35,7 @@ def augment(model: Model, *, pad: int = 4, flip: bool = True) -> Model:
 
 
 def shifted(image: Array, key: PRNGKey, pad: int, flip: bool) -> Array:
-    """Images [B, H, W, C], each cut out of its padded self and perhaps mirrored."""
+    """Images [B, H, W, C], each padded, cropped at random and perhaps mirrored."""
     rows, height, width, colours = image.shape
     where, side = jax.random.split(key)
     corner = jax.random.randint(where, (rows, 2), 0, 2 * pad + 1)

@@ -1,16 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""LoRA: training a low-rank product beside each of some kernels, and not the kernels.
+"""LoRA: training a low-rank product added to chosen kernels, with the kernels frozen.
 
 A kernel W [in, out] becomes W + (alpha / rank) A B with A [in, rank] and B [rank, out],
-Section 4.1 of Hu et al. 2021 (whose W, A and B are the transposes). The two lie beside
-their kernel as `lora_a` and `lora_b`; params without them are the model they began as,
-so that the reference of a term costs nothing but the base.
+Section 4.1 of Hu et al. 2021 (whose W, A and B are the transposes). A and B are leaves
+`lora_a` and `lora_b` next to their kernel. Params without them give the original model,
+so that the reference of a term needs no memory besides the base.
 
     low = wrap.lora(model, pattern=r"blocks/attention/[qv]/kernel", rank=8, alpha=16.0)
-    params = wrap.add_lora(params, low, key)
-    train, rest = trees.split(params, wrap.LORA)
+    params = wrap.add_lora(low, params, key)
+    step, state, frozen = recipe.setup(low, params)     # trains LoRA leaves alone
     ...
-    hf.save(model, wrap.merge_lora(trees.merge(state.params, rest), low), "unlearned/")
+    params = trees.merge(state.params, frozen.params)
+    hf.save(model, wrap.merge_lora(low, params), "unlearned/")
 
 References: https://arxiv.org/abs/2106.09685
 """
@@ -42,7 +43,7 @@ class _Lora:
         return self.model.apply(self.read(params), batch, **kwargs)
 
     def read(self, params: Params) -> Params:
-        """The params as the model inside reads them."""
+        """The params as the wrapped model reads them."""
         if not self.model.low_rank:
             return _merged(params, self.scale)
         return trees.map_with_path(
@@ -56,7 +57,7 @@ class _Lora:
 
 @dataclasses.dataclass(frozen=True)
 class _Reading:
-    """Another of the model's functions, (params, ...) -> anything, on read params."""
+    """Another function of the model, (params, ...) -> anything, after `read`."""
 
     lora: _Lora
     function: Callable
@@ -68,30 +69,30 @@ class _Reading:
 def lora(model: Model, *, pattern: str, rank: int = 8, alpha: float = 16.0) -> Model:
     """The model with a low-rank product added to each kernel that `pattern` matches.
 
-    With the decoder each block computes (x A) B beside x W: neither a product A B nor a
-    gradient of W's size is ever made. A model from Flax runs on merged kernels instead,
-    W + (alpha / rank) A B made again in every call, whose gradients take a
-    kernel's memory for a moment; optimizer state is as small.
+    In the decoder each block computes (x A) B and adds it to x W: neither a product A B
+    nor a gradient of W's size ever exists. A model from Flax runs on merged kernels W +
+    (alpha / rank) A B, computed in every call, whose gradients temporarily need a
+    kernel's memory; optimizer state is equally small.
 
     Args:
-        model: with an `init` that makes its params, as the shapes come from there.
-        pattern: regular expression matched against whole leaf paths; kernels only.
-        rank: of the products, >= 1 and below the sides of every kernel.
-        alpha: the products count alpha / rank times, > 0.
+        model: with an `init` that makes its params, which gives the shapes.
+        pattern: regular expression matched against full leaf paths; kernels only.
+        rank: of the products, >= 1 and below both sides of every kernel.
+        alpha: the products are multiplied by alpha / rank, > 0.
     Returns:
-        A Model whose `init` adds the leaves too and whose `rules` cut A as its kernel's
-        input axis and B as its output axis. Its `config` is the model's.
+        A Model whose `init` also makes the new leaves and whose `rules` split A like
+        its kernel's input axis and B like its output axis. Its `config` is the model's.
     Raises:
-        ValueError: if the pattern matches no leaf or one that is no kernel (an
+        ValueError: if the pattern matches no leaf or a leaf that is not a kernel (an
             embedding, and so a tied unembedding, a bias, a norm, a convolution), the
-            rank does not fit, or the model has such leaves already.
+            rank does not fit, or the model already has such leaves.
     """
     _checks.positive_int("wrap.lora", rank=rank)
     _checks.positive("wrap.lora", alpha=alpha)
     if isinstance(model.apply, _Lora):
         raise ValueError(
-            "wrap.lora needs a model without LoRA, got one that has it. Wrap the model "
-            "inside with one pattern for all kernels."
+            "wrap.lora needs a model without LoRA, got one with it. Wrap the original "
+            "model with one pattern for all kernels."
         )
     apply = _Lora(model, pattern, rank, float(alpha))
     kernels = _kernels(jax.eval_shape(model.init, jax.random.key(0)), apply)
@@ -100,43 +101,44 @@ def lora(model: Model, *, pattern: str, rank: int = 8, alpha: float = 16.0) -> M
         base, fresh = jax.random.split(key)
         return _add(model.init(base), apply, fresh)
 
-    extend = model.decode and _Reading(apply, model.decode)
+    decode = model.decode and _Reading(apply, model.decode)
     return model._replace(
         init=init,
         apply=apply,
         unembed=_Reading(apply, model.unembed),
-        decode=extend,
+        decode=decode,
         rules=(*_rules(kernels, model), *model.rules),
     )
 
 
-def add_lora(params: Params, model: Model, key: PRNGKey) -> Params:
-    """Params with fresh leaves, which change nothing yet: A random, B zero.
+def add_lora(model: Model, params: Params, key: PRNGKey) -> Params:
+    """Params with new leaves, A random and B zero, so that the outputs are the same.
 
     Args:
-        params: of the model before wrapping. Its leaves are not copied.
         model: from `lora`.
-        key: A is drawn from N(0, 1 / in), so that x A is as large as x; float32, as B.
+        params: of the model before wrapping. Its leaves are not copied.
+        key: for A, drawn from N(0, 1 / in), so that x A is as large as x. A and B are
+            float32.
     Returns:
         The params with `lora_a` [..., in, rank] and `lora_b` [..., rank, out] beside
         each matching kernel.
     Raises:
-        ValueError: if the model is not from `lora`, or the params do not have what its
-            pattern asks for.
-    Paper and code: the paper draws A from a Gaussian of no stated width; its code
-        from a uniform distribution of variance 1 / (3 in).
+        ValueError: if the model is not from `lora`, or the params lack the kernels that
+            its pattern matched.
+    Paper and code: the paper draws A from a Gaussian and states no variance; its code
+        draws from a uniform distribution of variance 1 / (3 in).
     """
     return _add(params, _settings("wrap.add_lora", model), key)
 
 
-def merge_lora(params: Params, model: Model) -> Params:
-    """Plain params for the model before wrapping: W + (alpha / rank) A B, A and B gone.
+def merge_lora(model: Model, params: Params) -> Params:
+    """Plain params for the model before wrapping: W + (alpha / rank) A B.
 
     Args:
+        model: from `lora`, which gives alpha and rank.
         params: with their low-rank leaves, such as trees.merge gives.
-        model: from `lora`, whose alpha and rank count.
     Returns:
-        Params like those that `add_lora` was given, in the kernels' dtypes.
+        Params with the leaves that `add_lora` was given, in the kernels' dtypes.
     Raises:
         ValueError: if the model is not from `lora`, or the params have no such leaves.
     """
@@ -144,7 +146,7 @@ def merge_lora(params: Params, model: Model) -> Params:
     if not any(re.fullmatch(LORA, path) for path in trees.paths(params)):
         raise ValueError(
             "wrap.merge_lora needs params with lora_a and lora_b, got none. Merge the "
-            "halves of a split first: trees.merge(state.params, rest)."
+            "halves of a split first: trees.merge(state.params, frozen.params)."
         )
     return _merged(params, settings.scale)
 
@@ -155,28 +157,29 @@ def _merged(params: Params, scale: float) -> Params:
         highest = jax.lax.Precision.HIGHEST
         delta = jnp.matmul(params["lora_a"], params["lora_b"], precision=highest)
         kernel = params["kernel"]
-        whole = kernel.astype(jnp.float32) + scale * delta.astype(jnp.float32)
-        return rest | {"kernel": whole.astype(kernel.dtype)}
+        merged = kernel.astype(jnp.float32) + scale * delta.astype(jnp.float32)
+        return rest | {"kernel": merged.astype(kernel.dtype)}
     return {
         k: _merged(x, scale) if isinstance(x, dict) else x for k, x in params.items()
     }
 
 
 def _settings(owner: str, model: Model) -> _Lora:
-    if not isinstance(model.apply, _Lora):
+    if not isinstance(getattr(model, "apply", None), _Lora):
         raise ValueError(
-            f"{owner} needs the model that wrap.lora returned, got one without LoRA."
+            f"{owner} needs (model, params) with a model from wrap.lora, got a "
+            f"{type(model).__name__} without LoRA."
         )
     return model.apply
 
 
 def _kernels(params: Params, settings: _Lora) -> dict[str, Array]:
-    """The kernels that the pattern matches, by path; raises where it should not."""
+    """The kernels that the pattern matches, by path; raises for other leaves."""
     leaves, pattern = trees.paths(params), settings.pattern
     if any(re.fullmatch(LORA, path) for path in leaves):
         raise ValueError(
-            "wrap.lora needs params without low-rank leaves, got some. Merge them with "
-            "wrap.merge_lora first."
+            "wrap.lora needs params without low-rank leaves, got params with them. "
+            "Merge them with wrap.merge_lora first."
         )
     found = {p: x for p, x in leaves.items() if re.fullmatch(pattern, p)}
     kernels = [p for p in leaves if p.endswith("/kernel")]
@@ -193,7 +196,7 @@ def _kernels(params: Params, settings: _Lora) -> dict[str, Array]:
             f"{_checks.listed(kernels)}."
         )
     for path, x in found.items():
-        # Only the decoder stacks its layers; elsewhere three axes may mean anything.
+        # Only the decoder stacks layers on axis 0 of its kernels.
         if len(x.shape) != 2 and not (settings.model.low_rank and len(x.shape) == 3):
             raise ValueError(
                 f"wrap.lora needs kernels of shape [in, out], got {x.shape} at "
@@ -201,7 +204,7 @@ def _kernels(params: Params, settings: _Lora) -> dict[str, Array]:
             )
         if settings.rank >= min(x.shape[-2:]):
             raise ValueError(
-                f"wrap.lora needs a rank below the sides of every kernel, got "
+                f"wrap.lora needs a rank below both sides of every kernel, got "
                 f"rank={settings.rank} and {x.shape} at {path!r}."
             )
     return found
@@ -229,7 +232,7 @@ def _add(params: Params, settings: _Lora, key: PRNGKey) -> Params:
 
 
 def _rules(kernels: dict[str, Array], model: Model):
-    """A is cut as its kernel's input axis, B as its output axis."""
+    """Rules that split A like its kernel's input axis and B like its output axis."""
     for path, kernel in kernels.items():
         axes = sharding.axes_of(path, model.rules)
         axes = (*axes, *(None,) * (len(kernel.shape) - len(axes)))

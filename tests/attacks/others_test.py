@@ -185,9 +185,9 @@ def test_unwrapping_removes_projections_and_lora():
     places = {"mlp_out": (0, 2)}
     projected = wrap.projection(base, places)
     rows = jax.random.normal(jax.random.key(0), (2, 3, base.sites["mlp_out"].units))
-    taken = wrap.add_projection(params, projected, {"mlp_out": rows})
+    taken = wrap.add_projection(projected, params, {"mlp_out": rows})
     low = wrap.lora(base, pattern=r".*/up/kernel", rank=2)
-    added = wrap.add_lora(params, low, jax.random.key(1))
+    added = wrap.add_lora(low, params, jax.random.key(1))
     added = trees.map_with_path(
         lambda p, x: x + 0.3 if p.endswith("lora_b") else x, added
     )
@@ -197,7 +197,7 @@ def test_unwrapping_removes_projections_and_lora():
         assert np.abs(changed - base.apply(params, batch).hidden).max() > 0.05
         jax.tree.map(assert_array_equal, plain, params)
         assert inner is base or inner == base
-    folded = wrap.fold_projection(taken, projected)
+    folded = wrap.fold_projection(projected, taken)
     with pytest.raises(ValueError, match="got neither"):
         attacks.unwrap(base, folded)
 

@@ -109,7 +109,7 @@ def projected():
     base, params = tiny.tiny_model()
     model = wrap.projection(base, {"mlp_out": (0, 2)})
     for rows in np.random.default_rng(0).normal(size=(2, 2, 2, 16)):
-        params = wrap.add_projection(params, model, {"mlp_out": rows})
+        params = wrap.add_projection(model, params, {"mlp_out": rows})
     train_facts = {name: np.asarray(x) for name, x in tiny.tiny_batch(8).items()}
     return model, params, train_facts
 

@@ -118,7 +118,7 @@ def test_an_offset_replaces_units_by_their_mean(site):
 def test_lora_of_a_kernel_is_pruned_with_it():
     model, params = tiny.tiny_model(mlp_bias=True)
     model = wrap.lora(model, pattern=r"blocks/mlp/(gate|up|down)/kernel", rank=2)
-    params = wrap.add_lora(params, model, jax.random.key(0))
+    params = wrap.add_lora(model, params, jax.random.key(0))
     params = trees.map_with_path(
         lambda path, x: x + 0.1 if path.endswith("lora_b") else x, params
     )

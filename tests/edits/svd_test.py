@@ -99,7 +99,7 @@ def test_unsuitable_models_are_refused():
         edits.svd_values(model, {"blocks": {}})
     low = wrap.lora(model, pattern=r"blocks/attention/v/kernel", rank=2)
     with pytest.raises(ValueError, match="Merge them first"):
-        edits.svd_values(model, wrap.add_lora(params, low, jax.random.key(0)))
+        edits.svd_values(model, wrap.add_lora(low, params, jax.random.key(0)))
     wide = tiny.tiny_model(width=16, head_dim=20)
     with pytest.raises(ValueError, match="at least as wide as a head of 20"):
         edits.svd_values(*wide)

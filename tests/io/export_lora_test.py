@@ -16,11 +16,11 @@ def test_a_merged_model_opens_in_transformers(torch_model, same_logits, tmp_path
     low = wrap.lora(model, pattern=r"blocks/.*/kernel", rank=2)
     wrapped = trees.map_with_path(
         lambda path, x: x + 0.1 if path.endswith("lora_b") else x,
-        wrap.add_lora(params, low, jax.random.key(0)),
+        wrap.add_lora(low, params, jax.random.key(0)),
     )
     with pytest.raises(ValueError, match="lora_a"):
         hf.save(low, wrapped, tmp_path / "ours")
-    hf.save(low, wrap.merge_lora(wrapped, low), tmp_path / "ours")
+    hf.save(low, wrap.merge_lora(low, wrapped), tmp_path / "ours")
     again = transformers.AutoModelForCausalLM.from_pretrained(
         tmp_path / "ours", attn_implementation="eager"
     )

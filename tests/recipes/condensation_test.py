@@ -55,7 +55,11 @@ class Run:
         stages = self.plan.stages(3) if stages is None else stages
         states = jax.tree.map(jnp.copy, self.states if states is None else states)
         rest = self.rest if rest is None else rest
-        return fit_stages(self.steps, states, self.batches, stages, rest, **how)
+        frozen = ju.Frozen(rest)
+        states, frozen, log = fit_stages(
+            self.steps, states, self.batches, stages, frozen, **how
+        )
+        return states, frozen.params, log
 
     def measured(self, part, params, rest):
         """For `after`: the rest with the statistics of the part that trained."""
@@ -184,7 +188,7 @@ def test_the_offline_stage_takes_turns_and_leaves_the_beginning():
         part: vision.make(CONFIG, train_parts=(part,)) for part in ("middle", "final")
     }
     plan = condensation.offline(
-        nets, rounds=2, epochs=1, learning_rate=1e-2, lr_middle=1e-2
+        nets, rounds=2, epochs=1, learning_rate=1e-2, middle_learning_rate=1e-2
     )
     stages = plan.stages(2, 3)
     pair = [("final", 2), ("middle", 3)]
@@ -303,15 +307,15 @@ def test_what_is_not_finite_is_told_with_the_states_of_all_parts():
         "middle": 0,
         "final": 0,
     }
-    assert error.value.rest is run.rest
+    assert error.value.frozen_params is run.rest
 
 
 def test_states_and_stages_that_do_not_go_together_are_refused():
     run = Run()
     states, *_ = run.fit([Stage("middle", 1)])
-    with pytest.raises(ValueError, match="states that its stages lead to in order"):
+    with pytest.raises(ValueError, match="step counts"):
         run.fit(states=states)
-    with pytest.raises(ValueError, match="more than the stages have"):
+    with pytest.raises(ValueError, match="step counts"):
         run.fit([Stage("begin", 1)], states=states)
     with pytest.raises(ValueError, match="steps >= 1, got steps=0"):
         run.fit([Stage("begin", 0)])

@@ -31,7 +31,7 @@ def small():
 
 def begin(params, model, forget, **settings):
     settings = dict(num_protected=3) | settings
-    return mrp.begin(params, model, [forget], [RETAIN], **settings)
+    return mrp.begin(model, params, [forget], [RETAIN], **settings)
 
 
 def run(model, params, forget, steps=12, **settings):
@@ -53,7 +53,7 @@ def test_defaults_are_those_of_the_authors_code():
         "clip": None,
         "retain": {"retain": 1.0},
     }
-    assert inspect.signature(mrp.begin).parameters["count"].default == 2
+    assert inspect.signature(mrp.begin).parameters["num_directions"].default == 2
 
 
 def test_a_step_is_sgd_on_minus_forget_plus_alpha_retain():
@@ -98,7 +98,7 @@ def test_topics_go_one_after_another_and_never_come_back():
     assert_allclose(bases[1][:, :2], bases[0], atol=1e-6)
     rest = {k: x for k, x in params.items() if k != "projection"}
     jax.tree.map(assert_array_equal, rest, plain)
-    folded = wrap.fold_projection(params, model)
+    folded = wrap.fold_projection(model, params)
     batch = tiny.tiny_batch()
     assert_allclose(
         base.unembed(folded, base.apply(folded, batch).hidden),
@@ -110,8 +110,8 @@ def test_topics_go_one_after_another_and_never_come_back():
 def test_a_new_task_begins_outside_of_what_was_taken_and_spared():
     _, params, model = small()
     forget = tiny.tiny_batch()
-    first = begin(params, model, forget, count=1)
-    second = begin(first, model, forget, count=1)
+    first = begin(params, model, forget, num_directions=1)
+    second = begin(first, model, forget, num_directions=1)
     before, new = (second["projection"]["mlp_out"][k] for k in ("old", "new"))
     assert_allclose(before, wrap.projection_basis(first)["mlp_out"], atol=1e-6)
     assert np.abs(jnp.einsum("nku,nju->nkj", before, new)).max() < 1e-5
@@ -138,14 +138,14 @@ def test_a_cap_ends_the_push_and_a_clip_bounds_it():
 def test_what_cannot_begin_is_refused():
     base, params, model = small()
     forget = tiny.tiny_batch()
-    with pytest.raises(ValueError, match="the model that wrap.projection returned"):
+    with pytest.raises(ValueError, match="a model from wrap.projection"):
         begin(params, base, forget)
     with pytest.raises(ValueError, match="at least one real token"):
-        mrp.begin(params, model, [], [RETAIN])
+        mrp.begin(model, params, [], [RETAIN])
     with pytest.raises(ValueError, match="num_protected below half of the 16 units"):
-        mrp.begin(params, model, [forget], [RETAIN])
-    with pytest.raises(ValueError, match="13 free directions of 16 units"):
-        begin(params, model, forget, count=14)
+        mrp.begin(model, params, [forget], [RETAIN])
+    with pytest.raises(ValueError, match="got num_directions=14"):
+        begin(params, model, forget, num_directions=14)
     broken = jax.tree.map(lambda x: x * jnp.nan, params)
     with pytest.raises(ValueError, match="NaN or infinity"):
         begin(broken, model, forget)

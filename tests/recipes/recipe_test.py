@@ -36,7 +36,7 @@ def streams(rows=4):
 def with_lora(**settings):
     model, params = tiny.tiny_model(**(BEGIN | settings))
     low = wrap.lora(model, pattern=KERNELS, rank=2)
-    return low, wrap.add_lora(params, low, jax.random.key(1))
+    return low, wrap.add_lora(low, params, jax.random.key(1))
 
 
 def test_by_name_gives_one_recipe_or_all_of_them():

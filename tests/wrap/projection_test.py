@@ -32,7 +32,7 @@ def projected(places=BOTH, tasks=3, **settings):
     base, params = tiny.tiny_model(**settings)
     model = wrap.projection(base, places)
     for task in range(tasks):
-        params = wrap.add_projection(params, model, drawn(model, places, seed=task))
+        params = wrap.add_projection(model, params, drawn(model, places, seed=task))
     return base, model, params
 
 
@@ -97,7 +97,7 @@ def test_folded_params_give_the_logits_of_the_projected_model(site):
     params = trees.map_with_path(
         lambda p, x: x + 0.1 if p.endswith("bias") else x, params
     )
-    folded = wrap.fold_projection(params, model)
+    folded = wrap.fold_projection(model, params)
     assert "projection" not in folded
     batch = tiny.tiny_batch()
     expected = logits(model, params, batch)
@@ -167,7 +167,7 @@ def test_export_of_the_folded_model_opens_in_transformers(tmp_path):
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
     base, model, params = projected(tasks=2)
-    hf.save(base, wrap.fold_projection(params, model), tmp_path)
+    hf.save(base, wrap.fold_projection(model, params), tmp_path)
     theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path)
     batch = tiny.tiny_batch()
     with torch.no_grad():
@@ -181,21 +181,21 @@ def test_export_of_the_folded_model_opens_in_transformers(tmp_path):
 
 def _fold(site, **settings):
     _, model, params = projected({site: (0,)}, tasks=1, **settings)
-    wrap.fold_projection(params, model)
+    wrap.fold_projection(model, params)
 
 
 def _fold_beside_lora():
     base, params = tiny.tiny_model()
     low = wrap.lora(base, pattern=r".*/down/kernel", rank=2)
     model = wrap.projection(low, {"mlp_out": (0,)})
-    params = wrap.add_lora(params, low, jax.random.key(0))
-    params = wrap.add_projection(params, model, drawn(model, {"mlp_out": (0,)}))
-    wrap.fold_projection(params, model)
+    params = wrap.add_lora(low, params, jax.random.key(0))
+    params = wrap.add_projection(model, params, drawn(model, {"mlp_out": (0,)}))
+    wrap.fold_projection(model, params)
 
 
 def _fold_nothing():
     base, params = tiny.tiny_model()
-    wrap.fold_projection(params, wrap.projection(base, {"mlp_out": (0,)}))
+    wrap.fold_projection(wrap.projection(base, {"mlp_out": (0,)}), params)
 
 
 def _save_unfolded():
@@ -206,7 +206,7 @@ def _save_unfolded():
 def _add(change):
     base, params = tiny.tiny_model()
     model = wrap.projection(base, {"mlp_out": (0, 1)})
-    wrap.add_projection(params, model, {"mlp_out": change(base.config.width)})
+    wrap.add_projection(model, params, {"mlp_out": change(base.config.width)})
 
 
 def _directions(count, value=0.0, tokens=1):
@@ -230,14 +230,14 @@ REFUSED = {
     "layer-twice": (lambda: _wrap({"mlp_out": (1, 1)}), "each once"),
     "many": (lambda: _add(lambda d: np.ones((2, d + 1, d))), "directions at 'mlp_out'"),
     "shape": (lambda: _add(lambda d: np.ones((1, 2, d))), r"got shape \(1, 2,"),
-    "same": (lambda: _add(lambda d: np.ones((2, 2, d))), "none in the span"),
+    "same": (lambda: _add(lambda d: np.ones((2, 2, d))), "not in the span"),
     "nan": (lambda: _add(lambda d: np.full((2, 1, d), np.nan)), "finite directions"),
-    "stream": (lambda: _fold("block"), "the residual stream or a norm lies between"),
-    "norms": (lambda: _fold("mlp_out", post_norms=True), "or a norm lies between"),
-    "lora": (_fold_beside_lora, "LoRA's leaves beside 'blocks/mlp/down/kernel'"),
+    "stream": (lambda: _fold("block"), "the residual stream or a norm is between"),
+    "norms": (lambda: _fold("mlp_out", post_norms=True), "or a norm is between"),
+    "lora": (_fold_beside_lora, "LoRA leaves at 'blocks/mlp/down/kernel'"),
     "no-task": (_fold_nothing, "params with directions, got none"),
     "unfolded": (_save_unfolded, "not expected: 'projection/"),
-    "free": (lambda: _directions(9), "8 free directions of 8 units, got count=9"),
+    "free": (lambda: _directions(9), "got num_directions=9"),
     "nan-moments": (lambda: _directions(1, jnp.nan), "NaN or infinity"),
     "no-token": (lambda: _directions(1, tokens=0), "got count=0"),
     "empty": (lambda: _moments([], {"mlp_out": (0,)}), "at least one real token"),

@@ -48,7 +48,7 @@ def added_shapes(config: ConfigDict, model: Model, params: PyTree) -> PyTree:
     """The params' shapes with the added leaves; `params` are those of the base."""
     if config.lora.rank:
         key = jax.eval_shape(lambda: jax.random.key(0))
-        return jax.eval_shape(lambda x, k: wrap.add_lora(x, model, k), params, key)
+        return jax.eval_shape(lambda x, k: wrap.add_lora(model, x, k), params, key)
     if not projects(config):
         return params
     count = config.projection.count
@@ -80,16 +80,16 @@ def added(
         key: of LoRA's random matrices.
     """
     if config.lora.rank:
-        return wrap.add_lora(params, model, key)
+        return wrap.add_lora(model, params, key)
     if not projects(config):
         return params
     forget, retain = (_batches(config, name, rows) for name in ("forget", "retain"))
     return recipes.mrp.begin(
-        params,
         model,
+        params,
         forget,
         retain,
-        count=config.projection.count,
+        num_directions=config.projection.count,
         num_protected=config.projection.num_protected,
     )
 
@@ -101,8 +101,8 @@ def folded(config: ConfigDict, model: Model, params: Params) -> Params:
         ValueError: if projections are at a site that no weights can hold.
     """
     if config.lora.rank:
-        return wrap.merge_lora(params, model)
-    return wrap.fold_projection(params, model) if projects(config) else params
+        return wrap.merge_lora(model, params)
+    return wrap.fold_projection(model, params) if projects(config) else params
 
 
 def _sites(config: ConfigDict, base: Model) -> dict[str, Any]:
