@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How many tokens a term unembeds at a time where nobody said."""
+"""The default number of tokens that a term unembeds at a time."""
 
 import re
 
@@ -15,21 +15,23 @@ WIDTH, VOCAB, ROWS, LENGTH = 32, 512, 8, 65
 
 
 @pytest.mark.parametrize(
-    ("sizes", "most", "chunk"),
+    ("sizes", "max_logits", "chunk"),
     [
         (None, None, 32),
-        (dict(fsdp=1, tensor=8), None, 32),  # rows are whole
+        (dict(fsdp=1, tensor=8), None, 32),  # rows are not sharded
         (dict(fsdp=8), None, LENGTH - 1),
         (dict(fsdp=8), 40 * VOCAB, 40),
         (dict(fsdp=4, tensor=2), 40 * VOCAB, 40),
         (dict(fsdp=8), 1, 32),
     ],
 )
-def test_a_chunk_is_few_tokens_unless_rows_are_cut(monkeypatch, sizes, most, chunk):
+def test_a_chunk_has_few_tokens_unless_rows_are_sharded(
+    monkeypatch, sizes, max_logits, chunk
+):
     model, params = tiny.tiny_model(width=WIDTH, vocab=VOCAB, positions=LENGTH)
     batch = tiny.tiny_batch(ROWS, LENGTH)
-    if most is not None:
-        monkeypatch.setattr(_chunks, "_MOST_LOGITS", most)
+    if max_logits is not None:
+        monkeypatch.setattr(_chunks, "_MOST_LOGITS", max_logits)
     devices = jax.devices()[:1] if sizes is None else None
     mesh = sharding.make_mesh(devices=devices, **({"fsdp": 1} | (sizes or {})))
     with jax.set_mesh(mesh):
@@ -53,7 +55,7 @@ def test_few_rows_unembed_more_tokens_each(rows, length, chunk):
     assert _chunks.chunk_size(model, params, hidden) == chunk
 
 
-def test_on_a_mesh_few_chunks_move_less():
+def test_few_chunks_send_less_on_a_mesh():
     model, params = tiny.tiny_model(width=WIDTH, vocab=VOCAB, positions=LENGTH)
     mesh = sharding.make_mesh(fsdp=8)
     shards = sharding.by_rules(params, mesh, model.rules)

@@ -17,7 +17,7 @@ MESHES = [dict(fsdp=2, context=2, tensor=2), dict(fsdp=2, context=4)]
 
 
 @pytest.mark.parametrize("sizes", MESHES, ids=str)
-def test_steps_on_cut_sequences_equal_those_on_one_device(sizes):
+def test_steps_on_sharded_sequences_equal_those_on_one_device(sizes):
     expected, expected_metrics = sharding_test.run(sharding_test.blur_npo, None)
     mesh = sharding.make_mesh(**sizes)
     params, metrics = sharding_test.run(sharding_test.blur_npo, mesh)
@@ -49,28 +49,28 @@ def test_every_product_is_divided_over_context(sizes):
     found = {(tuple(map(int, shape.split(","))), name) for shape, name in dots}
     fsdp, context = sizes["fsdp"], sizes["context"]
     tensor = sizes.get("tensor", 1)
-    own, width, part = rows // fsdp, settings["width"], vocab // tensor
+    local, width, part = rows // fsdp, settings["width"], vocab // tensor
 
     unembedding = {shape for shape, name in found if "...v" in name}
-    tokens = own * chunk // context  # of every chunk, not all of some chunks
+    tokens = local * chunk // context  # of every chunk, not all of some chunks
     assert unembedding == {(tokens, part), (tokens, width), (part, width)}
 
-    # Scores and outputs of its own queries, in both passes, and the gradients of all
+    # Scores and outputs of its local queries, in both passes, and the gradients of all
     # keys and values, which are summed over devices afterwards.
     attention = {tuple(sorted(shape)) for shape, name in found if "bskd" in name}
     queries, heads = length // context, settings["heads"] // tensor
     size = settings["head_dim"]
     pairs = [(length, queries), (queries, size), (length, size)]
-    assert attention == {tuple(sorted((own, heads, *pair))) for pair in pairs}
+    assert attention == {tuple(sorted((local, heads, *pair))) for pair in pairs}
 
-    # The projections: its own tokens by its own units.
+    # The projections: its local tokens by its local units.
     units = {n // tensor for n in (width, settings["hidden"])} | {width}
     forward = {
         s
         for s, name in found
         if re.search(r"/jvp\(\)/while/body/\w+/dot_general$", name)
     }
-    assert forward == {(own * queries, n) for n in units}
+    assert forward == {(local * queries, n) for n in units}
 
 
 def test_a_length_that_context_does_not_divide_is_an_error():

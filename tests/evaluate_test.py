@@ -23,7 +23,7 @@ PROMPTS = (
     "Everyone knows that the river flows to the sea, and that the capital of Kenya is",
     "Quick, name it:",
 )
-# Of one to a dozen tokens; some begin alike.
+# One to a dozen tokens; some start with the same tokens.
 OPTIONS = ("Paris", "Paris at the river", "the city of Nairobi", "Zürich", "a puppy")
 VOCAB = 400
 
@@ -72,7 +72,7 @@ def _distance(logps, ref_logps):
 
 
 @pytest.mark.parametrize("size", [4, 16])
-def test_answer_logps_equal_the_plain_ones(rows, size):
+def test_answer_logps_equal_a_direct_computation(rows, size):
     model, params = tiny.tiny_model()
     logps, lengths = evaluate.answer_logps(model, params, rows, batch_size=size)
     expected, counts = plain(model, params, rows)
@@ -121,7 +121,7 @@ def test_perplexity_is_over_tokens_not_rows(rows):
     assert abs(by_rows / expected - 1) > 1e-3  # the premise
 
 
-def test_a_model_that_knows_nothing_has_the_perplexity_of_its_vocabulary(rows):
+def test_a_uniform_model_has_the_perplexity_of_its_vocabulary(rows):
     model, params = tiny.tiny_model()
     flat = jax.tree.map(lambda x: 0 * x, params)
     assert_allclose(evaluate.perplexity(model, flat, rows), 32, rtol=1e-5)
@@ -149,7 +149,7 @@ def test_reference_logps_put_npo_at_its_reference(rows):
     state, log = ju.fit(step, state, [{"forget": forget}], steps=1)
     assert_allclose(log[0]["forget/loss"], 2 * np.log(2) / beta, rtol=1e-5)
     assert_allclose(log[0]["apart/loss"], 0, atol=1e-4)  # for each of the ten answers
-    # Weights that moved no longer stand there.
+    # After a step the weights differ from the reference.
     _, log = ju.fit(step, state, [{"forget": forget}], steps=2)
     assert log[0]["forget/loss"] < 2 * np.log(2) / beta - 0.1
 
@@ -158,7 +158,7 @@ def test_reference_logps_put_npo_at_its_reference(rows):
 
 
 def option_logps(model, params, tokenizer, prompts, options):
-    """[prompts, options], every text run whole."""
+    """Log-probabilities [prompts, options], with every text run completely."""
     texts = [(p, o) for p, each in zip(prompts, options, strict=True) for o in each]
     columns = table.encode(tokenizer, *zip(*texts, strict=True))
     logps, _ = evaluate.answer_logps(model, params, columns)
@@ -166,7 +166,7 @@ def option_logps(model, params, tokenizer, prompts, options):
 
 
 @pytest.mark.parametrize("size", [1, 12])
-def test_choose_takes_the_likeliest_option(tokenizer, size):
+def test_choose_returns_the_most_probable_choice(tokenizer, size):
     model, params = tiny.tiny_model(vocab=VOCAB)
     prompts = list(PROMPTS)
     options = [np.roll(OPTIONS, i).tolist() for i in range(len(prompts))]
@@ -201,8 +201,8 @@ def test_choose_between_any_two_orders_them_by_summed_logps(tokenizer, name):
     assert (chosen != shorter)[clear].any()
 
 
-def test_choose_keeps_the_tokens_that_options_share(tokenizer):
-    # Of "Paris" and "Paris at the river" the first can only be likelier or as likely.
+def test_choose_counts_the_tokens_that_choices_share(tokenizer):
+    # "Paris" is at least as probable as "Paris at the river".
     model, params = tiny.tiny_model(vocab=VOCAB)
     pairs = [["Paris", "Paris at the river"], ["Paris at the river", "Paris"]]
     chosen = evaluate.choose(model, params, tokenizer, PROMPTS[:2], pairs)
@@ -211,7 +211,7 @@ def test_choose_keeps_the_tokens_that_options_share(tokenizer):
     assert_array_equal(same, [0])
 
 
-def test_choose_without_anything_before_the_options(tokenizer):
+def test_choose_with_empty_prompts(tokenizer):
     # A text's first token has nothing before it and never counts.
     model, params = tiny.tiny_model(vocab=VOCAB)
     words = ("Paris at the river", "Nairobi at the sea", "the city", "river", "puppy")
@@ -222,7 +222,7 @@ def test_choose_without_anything_before_the_options(tokenizer):
     assert_array_equal(chosen, logps.argmax(1))
 
 
-def test_choose_refuses_what_it_cannot_do(tokenizer):
+def test_choose_refuses_invalid_calls(tokenizer):
     model, params = tiny.tiny_model(vocab=VOCAB)
     choose = partial(evaluate.choose, model, params, tokenizer)
     with pytest.raises(ValueError, match=r"2 prompts.*\[2, 3\]"):
@@ -257,7 +257,7 @@ def alone(model, params, tokenizer, prompt, new):
 
 
 @pytest.mark.parametrize("size", [2, 32])
-def test_completions_come_in_the_order_of_the_prompts(tokenizer, size):
+def test_completions_are_in_the_order_of_the_prompts(tokenizer, size):
     model, params = tiny.tiny_model(vocab=VOCAB)
     expected = one_by_one(model, params, tokenizer, PROMPTS, 5)
     assert len(set(expected)) > 2
@@ -270,7 +270,7 @@ def test_completions_end_at_the_end_token(tokenizer):
     model, params = tiny.tiny_model(vocab=VOCAB)
     new = alone(model, params, tokenizer, PROMPTS[0], 5)
     last = int(next(x for x in new if x != new[0]))
-    # Two tokens change places, so that the model says </s> where it said `last`.
+    # Two tokens are swapped, so that the model generates </s> instead of `last`.
     order = np.arange(VOCAB)
     order[[last, tokenizer.eos_token_id]] = tokenizer.eos_token_id, last
     swapped = params | {
@@ -349,7 +349,7 @@ def test_completions_on_a_mesh_equal_those_of_one_device(tokenizer, monkeypatch)
         run(placed, mesh=mesh, **settings)
 
 
-def test_caches_are_cut_over_the_mesh():
+def test_caches_are_sharded_over_the_mesh():
     model, _ = tiny.tiny_model()
     mesh = sharding.make_mesh(data=2, fsdp=2, tensor=2)
     with jax.set_mesh(mesh):

@@ -21,7 +21,7 @@ def rows():
     return columns
 
 
-def whole(model, params, columns):
+def full_logits(model, params, columns):
     """(logits [n, L - 1, V], targets, where), every logit at once."""
     hidden = model.apply(params, columns).hidden[:, :-1]
     mask = columns["mask"]
@@ -30,10 +30,10 @@ def whole(model, params, columns):
 
 
 @pytest.mark.parametrize("size", [4, 16])
-def test_scores_are_those_of_all_logits_at_once(rows, size):
+def test_scores_equal_those_of_the_full_logits(rows, size):
     model, params = tiny.tiny_model()
     found = evaluate.token_scores(model, params, rows, batch_size=size)
-    logits, targets, where = whole(model, params, rows)
+    logits, targets, where = full_logits(model, params, rows)
     assert_array_equal(found.where, where)
     expected = losses.token_logps(logits, targets, where=where)
     assert_allclose(found.logps, expected, rtol=1e-5, atol=1e-5)
@@ -75,7 +75,7 @@ def test_only_tokens_that_count_are_unembedded(rows, size, monkeypatch):
 def test_metrics_of_the_scores_are_those_of_the_logits(rows):
     model, params = tiny.tiny_model()
     found = evaluate.token_scores(model, params, rows)
-    logits, targets, where = whole(model, params, rows)
+    logits, targets, where = full_logits(model, params, rows)
     pairs = (
         (metrics.mia_min_k(found.standardised, where=found.where),
          metrics.mia_min_k_plus_plus(logits, targets, where=where)),
@@ -91,16 +91,16 @@ def test_metrics_of_the_scores_are_those_of_the_logits(rows):
         assert_allclose(ours, theirs, rtol=1e-4, atol=1e-4)
 
 
-def test_a_model_that_decodes_a_text_hits_it():
+def test_hits_are_true_for_greedily_decoded_text():
     model, params = tiny.tiny_model()
     columns = {
         name: np.array(column)
         for name, column in tiny.tiny_batch(rows=3, length=12).items()
     }
-    logits, _, where = whole(model, params, columns)
-    # Each answer token is replaced by the likeliest one in turn.
+    logits, _, where = full_logits(model, params, columns)
+    # Each answer token in turn is replaced by the most probable one.
     for t in range(11):
-        logits, _, _ = whole(model, params, columns)
+        logits, _, _ = full_logits(model, params, columns)
         best = np.asarray(jnp.argmax(logits[:, t], axis=-1))
         columns["tokens"][:, t + 1] = np.where(
             where[:, t], best, columns["tokens"][:, t + 1]
@@ -110,7 +110,7 @@ def test_a_model_that_decodes_a_text_hits_it():
     assert where.any(axis=1).all()
 
 
-def test_no_array_holds_every_logit():
+def test_no_array_has_the_size_of_all_logits():
     vocab, count, length = 512, 8, 64
     model, params = tiny.tiny_model(vocab=vocab)
     batch = tiny.tiny_batch(count, length, vocab=vocab)
@@ -125,7 +125,7 @@ def test_no_array_holds_every_logit():
         return terms.target_values(model, params, batch, values, chunk=8)
 
     def slow(params, batch):
-        logits, targets, _ = whole(model, params, batch)
+        logits, targets, _ = full_logits(model, params, batch)
         return values(logits, targets)
 
     limit = count * (length - 1) * vocab
@@ -133,7 +133,7 @@ def test_no_array_holds_every_logit():
     assert tiny.largest_array(scores, params, batch) < limit
 
 
-def test_on_a_mesh_the_scores_are_the_same(rows):
+def test_scores_on_a_mesh_equal_those_on_one_device(rows):
     settings = dict(width=32, heads=8, kv_heads=8, head_dim=4, hidden=32)
     model, params = tiny.tiny_model(**settings)
     expected = evaluate.token_scores(model, params, rows, batch_size=4)

@@ -30,31 +30,31 @@ def folder(tmp_path):
     return tmp_path / "files"
 
 
-def test_records_are_the_readers_rows_in_order(folder, tmp_path):
-    how = dict(cache=tmp_path / "cache", check=False)
+def test_records_equal_the_rows_of_the_reader_in_order(folder, tmp_path):
+    options = dict(cache=tmp_path / "cache", check=False)
     rows = tofu.read("forget01_perturbed", folder, check=False)
-    records = builders.source("tofu", "forget01_perturbed", folder, **how)
+    records = builders.source("tofu", "forget01_perturbed", folder, **options)
     assert len(records) == 50
     assert [records[i] for i in (49, 0, 7)] == [rows[i] for i in (49, 0, 7)]
     assert [records[i] for i in range(50)] == rows
     assert list(tmp_path.glob("cache/**/*.array_record-*"))
     assert pickle.loads(pickle.dumps(records))[3] == rows[3]  # for grain's workers
-    again = builders.source("tofu", "forget01_perturbed", folder, **how)
+    again = builders.source("tofu", "forget01_perturbed", folder, **options)
     assert again[49] == rows[49]
 
 
-def test_another_content_is_never_taken_from_old_records(folder, tmp_path):
-    how = dict(cache=tmp_path / "cache", check=False)
-    builders.source("tofu", "forget01_perturbed", folder, **how)
+def test_records_of_other_content_are_never_used(folder, tmp_path):
+    options = dict(cache=tmp_path / "cache", check=False)
+    builders.source("tofu", "forget01_perturbed", folder, **options)
     path = folder / "tofu" / "forget01_perturbed.json"
     path.write_text(lines(PERTURBED), encoding="utf-8")
-    records = builders.source("tofu", "forget01_perturbed", folder, **how)
+    records = builders.source("tofu", "forget01_perturbed", folder, **options)
     assert [records[i] for i in range(len(records))] == [PERTURBED]
     with pytest.raises(ValueError, match="needs 40 rows, got 1"):
         builders.source("tofu", "forget01_perturbed", folder, cache=tmp_path / "cache")
 
 
-def test_what_is_missing_is_named(tmp_path):
+def test_missing_files_and_names_are_errors(tmp_path):
     with pytest.raises(FileNotFoundError, match="lume forget needs forget.jsonl"):
         builders.source("lume", "forget", tmp_path, cache=tmp_path)
     with pytest.raises(ValueError, match="Did you mean 'lume'"):
@@ -63,7 +63,7 @@ def test_what_is_missing_is_named(tmp_path):
         builders.source("lume", "validation", tmp_path, cache=tmp_path)
 
 
-def test_tables_of_our_own_need_no_file(tmp_path):
+def test_generated_tables_need_no_file(tmp_path):
     born = builders.source("rtt_facts", "birthdays", cache=tmp_path)
     assert [born[i] for i in range(len(born))] == rtt_facts.birthdays()
     packaged = builders.source("capitals", "capitals", cache=tmp_path)
@@ -136,6 +136,6 @@ def test_tensorflow_is_never_imported(folder, tmp_path):
         ("mmlu", "dev", mmlu.read),
     ],
 )
-def test_the_real_tables_come_back_value_by_value(name, which, read, tmp_path):
+def test_the_published_tables_survive_the_round_trip(name, which, read, tmp_path):
     records = builders.source(name, which, DATA, cache=tmp_path)
     assert [records[i] for i in range(len(records))] == read(which, DATA)

@@ -25,7 +25,7 @@ def test_capitals_are_unique_and_complete():
         assert fact.subject.strip() == fact.subject and fact.answer[0].isupper()
 
 
-def test_no_name_answers_for_two_capitals():
+def test_no_name_is_an_answer_for_two_capitals():
     for fact in CAPITALS:
         answered = [other for other in CAPITALS if facts.is_answer(other, fact.answer)]
         assert answered == [fact]
@@ -64,7 +64,7 @@ def test_world_facts_are_unique_and_their_wrong_answers_wrong():
 
 
 @pytest.mark.parametrize("fact", CAPITALS + WORLD, ids=lambda fact: fact.answer)
-def test_choices_hold_the_right_answer_once(fact):
+def test_choices_contain_the_right_answer_once(fact):
     options, index = facts.choices(fact, CAPITALS, seed=4)
     assert options[index] == fact.answer and len(set(options)) == len(options) == 4
     assert [facts.is_answer(fact, option) for option in options].count(True) == 1
@@ -82,7 +82,7 @@ def test_choices_depend_on_seed_and_fact_not_on_the_pool_order():
     assert places == {0, 1, 2, 3}
 
 
-def test_choices_say_when_the_pool_is_too_small():
+def test_choices_refuse_a_pool_that_is_too_small():
     with pytest.raises(ValueError, match="needs 3 wrong answers .*'France', got 1"):
         facts.choices(find("France"), [find("France"), find("Spain"), find("Japan")])
 
@@ -107,7 +107,7 @@ def test_choices_say_when_the_pool_is_too_small():
         ("Mexico", "Mexico City", True),
     ],
 )
-def test_is_answer_reads_the_beginning(subject, text, right):
+def test_is_answer_compares_the_beginning(subject, text, right):
     assert facts.is_answer(find(subject), text) is right
 
 

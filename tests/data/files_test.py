@@ -55,13 +55,13 @@ def test_parquet_gives_the_same_rows(tmp_path, write):
 def test_a_folder_of_hugging_face_gives_the_same_rows(tmp_path, write):
     datasets = pytest.importorskip("datasets")
     rows = [row | {"choices": ["a", "b"], "n": 3} for row in ROWS * 3]
-    whole = datasets.Dataset.from_list(rows)
-    whole.save_to_disk(tmp_path / "one", num_shards=2)
+    full = datasets.Dataset.from_list(rows)
+    full.save_to_disk(tmp_path / "one", num_shards=2)
     assert files.read_rows(tmp_path / "one", ("question", "n")) == rows
     # A view of other rows in another order is written as it is seen.
-    whole.select([4, 1]).save_to_disk(tmp_path / "view")
+    full.select([4, 1]).save_to_disk(tmp_path / "view")
     assert files.read_rows(tmp_path / "view") == [rows[4], rows[1]]
-    splits = datasets.DatasetDict({"train": whole, "test": whole.select([1])})
+    splits = datasets.DatasetDict({"train": full, "test": full.select([1])})
     splits.save_to_disk(tmp_path / "two")
     assert files.read_rows(tmp_path / "two" / "test") == [rows[1]]
     with pytest.raises(ValueError, match="splits 'train', 'test', .*two/train"):
@@ -111,7 +111,7 @@ def test_a_missing_file_and_a_folder_are_named(tmp_path):
         files.read_texts(tmp_path / "none.txt")
 
 
-def test_packed_lines_are_read_whole_but_not_by_number(write):
+def test_compressed_lines_cannot_be_opened_as_a_source(write):
     path = write("a.jsonl.gz", gzip.compress(b'{"a": 1}\n'))
     assert data.read_jsonl(path) == [{"a": 1}]
     with pytest.raises(
@@ -156,7 +156,7 @@ def test_ids_in_both_sets_are_reported(recwarn):
         data.overlap(forget, [{"question": "a"}])
 
 
-def test_rows_over_the_limit_are_counted_and_never_cut():
+def test_long_rows_are_counted_and_never_truncated():
     tokenizer = tiny.tiny_tokenizer()
     rows = [{"prompt": "The capital of France is", "answer": "Paris."}] * 2
     rows.insert(1, {"prompt": "The capital of France is " * 9, "answer": "Paris."})
@@ -165,10 +165,10 @@ def test_rows_over_the_limit_are_counted_and_never_cut():
         for row in rows[:2]
     )
     with pytest.warns(UserWarning, match=rf"1 of 3 rows .* \(row 1 has {long}\)"):
-        kept = data.drop_long(rows, tokenizer, max_length=short)
-    assert kept == [rows[0], rows[2]]
+        short_rows = data.drop_long(rows, tokenizer, max_length=short)
+    assert short_rows == [rows[0], rows[2]]
     assert data.drop_long(rows, tokenizer, max_length=long) == rows
-    table = data.encode(tokenizer, *data.columns(kept, "prompt", "answer"))
+    table = data.encode(tokenizer, *data.columns(short_rows, "prompt", "answer"))
     assert table["mask"].sum(1).tolist() == [short, short]
     with pytest.raises(ValueError, match=r"\(1 of 3 rows are too long\)"):
         data.encode(tokenizer, *data.columns(rows, "prompt", "answer"), length=long - 1)
@@ -176,7 +176,7 @@ def test_rows_over_the_limit_are_counted_and_never_cut():
         data.drop_long(rows, tokenizer, max_length=short - 1)
 
 
-def test_an_answer_that_the_tokenizer_turns_into_nothing_is_refused():
+def test_an_answer_without_tokens_is_refused():
     words = {"[UNK]": 0, "a": 1, "snowman": 2, "▁": 3, "is": 4, "x": 5}
     model = tokenizers.models.WordLevel(words, unk_token="[UNK]")
     backend = tokenizers.Tokenizer(model)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Images from the authors' files, as tables, and splits that say what cannot be."""
+"""Tables of images, from the authors' files, and their splits."""
 
 import gzip
 import io
@@ -116,7 +116,7 @@ def test_a_builder_of_tensorflow_datasets_becomes_a_table(monkeypatch):
             pairs = zip(PIXELS, LABELS, strict=True)
             return [{"image": image, "label": label} for image, label in pairs]
 
-    monkeypatch.setattr(tfds, "builder", lambda name, **how: Builder())
+    monkeypatch.setattr(tfds, "builder", lambda name, **options: Builder())
     found = builders.tfds_images("fashion_mnist", "test")
     assert_array_equal(found["image"], PIXELS)
     assert_array_equal(images.labels_of(found), LABELS)
@@ -134,14 +134,14 @@ def test_a_builder_of_tensorflow_datasets_becomes_a_table(monkeypatch):
         (PIXELS, LABELS / 2, TypeError, "whole labels"),
     ],
 )
-def test_images_that_are_none_are_refused(pixels, labels, error, message):
+def test_invalid_images_are_refused(pixels, labels, error, message):
     with pytest.raises(error, match=message):
         images.table(pixels, labels, classes=4)
 
 
-def test_a_random_split_is_a_partition_that_the_seed_decides():
-    whole = small()
-    one, same, other = (images.split_random(whole, 0.25, seed=s) for s in (0, 0, 1))
+def test_a_random_split_is_a_partition_that_depends_on_the_seed():
+    full = small()
+    one, same, other = (images.split_random(full, 0.25, seed=s) for s in (0, 0, 1))
     assert len(one.forget["image"]) == 10 and len(one.retain["image"]) == 30
     assert_array_equal(one.forget_rows, same.forget_rows)
     assert (one.forget_rows != other.forget_rows).any()
@@ -150,41 +150,41 @@ def test_a_random_split_is_a_partition_that_the_seed_decides():
     assert sorted(map(bytes, both)) == sorted(map(bytes, PIXELS))
 
 
-def test_a_class_split_takes_exactly_the_class():
+def test_a_class_split_contains_exactly_the_class():
     split = images.split_class(small(), 2)
     assert set(images.labels_of(split.forget)) == {2}
     assert set(images.labels_of(split.retain)) == {0, 1, 3}
 
 
-def test_splits_that_cannot_be_are_refused():
-    whole = small()
+def test_impossible_splits_are_refused():
+    full = small()
     with pytest.raises(ValueError, match="one of 0, 1, 2, 3, got 7"):
-        images.split_class(whole, 7)
+        images.split_class(full, 7)
     with pytest.raises(ValueError, match="every image of class 1"):
-        images.split_rows(whole, np.flatnonzero(LABELS == 1))
+        images.split_rows(full, np.flatnonzero(LABELS == 1))
     with pytest.raises(ValueError, match=r"fraction in \(0, 1\), got fraction=1.5"):
-        images.split_random(whole, 1.5, seed=0)
+        images.split_random(full, 1.5, seed=0)
     with pytest.raises(ValueError, match="got none"):
-        images.split_random(whole, 0.001, seed=0)
+        images.split_random(full, 0.001, seed=0)
     with pytest.raises(ValueError, match="each row once"):
-        images.split_rows(whole, [3, 3])
+        images.split_rows(full, [3, 3])
     with pytest.raises(ValueError, match="rows from 0 to 39, got 2 to 40"):
-        images.split_rows(whole, [2, 40])
+        images.split_rows(full, [2, 40])
     with pytest.raises(ValueError, match="every row is to forget"):
         images.split_class(images.table(PIXELS, 0 * LABELS, classes=1), 0)
 
 
-def test_tables_change_dtype_and_labels_and_nothing_else():
-    whole = small()
-    wide = images.as_float(whole)
+def test_as_float_and_relabelled_change_nothing_else():
+    full = small()
+    wide = images.as_float(full)
     assert wide["image"].dtype == np.float32 and wide["image"].max() <= 1
     assert images.as_float(wide)["image"] is wide["image"]
-    other = images.relabelled(whole, 3 - LABELS)
+    other = images.relabelled(full, 3 - LABELS)
     assert_array_equal(images.labels_of(other), 3 - LABELS)
-    assert_array_equal(images.labels_of(whole), LABELS)
+    assert_array_equal(images.labels_of(full), LABELS)
     with pytest.raises(TypeError, match="whole labels"):
-        images.relabelled(whole, LABELS * 0.5)
+        images.relabelled(full, LABELS * 0.5)
     with pytest.raises(ValueError, match=f"needs {len(LABELS)} labels >= 0"):
-        images.relabelled(whole, LABELS[:-1])
+        images.relabelled(full, LABELS[:-1])
     with pytest.raises(ValueError, match="minimum -1"):
-        images.relabelled(whole, LABELS - 1)
+        images.relabelled(full, LABELS - 1)

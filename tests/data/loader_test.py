@@ -71,9 +71,9 @@ def test_the_batches_are_those_of_streams(make, prefetch, threads):
     batches.close()
 
 
-def test_every_process_reads_its_rows_and_no_other():
-    steps, whole, parts = 7, sources(), [sources(), sources()]
-    one = loader.streams(whole, SIZES, seed=3, prefetch=0)
+def test_every_process_reads_only_its_rows():
+    steps, full, parts = 7, sources(), [sources(), sources()]
+    one = loader.streams(full, SIZES, seed=3, prefetch=0)
     two = [
         loader.streams(part, SIZES, seed=3, shard=(i, 2), prefetch=0)
         for i, part in enumerate(parts)
@@ -81,16 +81,14 @@ def test_every_process_reads_its_rows_and_no_other():
     for _ in range(steps):
         same(next(one), joined([next(part) for part in two]))
     for name, size in SIZES.items():
-        wanted = np.reshape(whole[name].read, (steps, size))
+        wanted = np.reshape(full[name].read, (steps, size))
         shares = [np.reshape(part[name].read, (steps, size // 2)) for part in parts]
         assert_array_equal(np.hstack(shares), wanted)
 
 
 @pytest.mark.parametrize("prefetch", [0, 3])
 @pytest.mark.parametrize("processes", [1, 2])
-def test_a_position_goes_on_in_mid_epoch_on_any_number_of_processes(
-    prefetch, processes
-):
+def test_a_run_resumes_within_an_epoch_on_any_number_of_processes(prefetch, processes):
     before = loader.streams(sources(), SIZES, seed=3, shard=(1, 2), prefetch=prefetch)
     for _ in range(3):
         next(before)
@@ -135,7 +133,7 @@ def test_the_position_of_another_loader_is_refused(change):
         other.set_state({})
 
 
-def test_rows_that_do_not_fit_are_named():
+def test_rows_of_other_shapes_are_named():
     rows = [{"x": np.zeros(4)}, {"x": np.zeros(5)}]
     batches = loader.streams({"forget": rows}, 2, seed=0)
     with pytest.raises(ValueError, match=r"forget source needs rows of one shape, got"):
@@ -151,7 +149,7 @@ def test_rows_that_do_not_fit_are_named():
 
 
 @pytest.mark.parametrize("prefetch, threads", [(0, 1), (2, 1), (4, 3)])
-def test_a_batch_that_failed_is_tried_again_and_positions_stay_true(prefetch, threads):
+def test_a_failed_batch_is_read_again_and_positions_stay_correct(prefetch, threads):
     class Broken(Noted):
         mended = False
 
@@ -181,7 +179,7 @@ def test_a_batch_that_failed_is_tried_again_and_positions_stay_true(prefetch, th
     batches.close()
 
 
-def test_a_position_is_json_for_numpys_numbers_too():
+def test_a_position_is_json_for_numpy_numbers_too():
     batches = loader.streams({"forget": Noted(4)}, 2, seed=np.int64(3))
     position = json.loads(json.dumps(batches.get_state()))
     loader.streams({"forget": Noted(4)}, 2, seed=3).set_state(position)

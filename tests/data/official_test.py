@@ -70,26 +70,24 @@ def there(name, file):
     ],
     ids=["lines in .json", ".jsonl", "list", ".gz"],
 )
-def test_every_form_of_a_file_gives_its_rows_as_they_are(put, path, content):
+def test_every_file_format_gives_the_same_rows(put, path, content):
     rows = tofu.read("forget01_perturbed", put(path, content), check=False)
     assert rows == [PERTURBED, PERTURBED]
     assert list(rows[0]) == list(PERTURBED)
 
 
-def test_the_folder_can_come_from_the_variable(put, monkeypatch):
+def test_the_folder_can_come_from_the_environment(put, monkeypatch):
     monkeypatch.setenv("JAXUNLEARN_DATA", str(put("tofu/full.json", lines(QA))))
     assert tofu.read("full", check=False) == [QA]
 
 
-def test_plain_lines_of_refusals(put):
+def test_refusals_are_plain_lines(put):
     folder = put("tofu/idontknow.jsonl", "I don't know.\r\n\nNo idea.")
     rows = tofu.read("idontknow", folder, check=False)
     assert rows == [{"text": "I don't know."}, {"text": "No idea."}]
 
 
-def test_a_missing_file_says_where_it_was_looked_for_and_whence_it_comes(
-    tmp_path, monkeypatch
-):
+def test_a_missing_file_names_the_folder_and_the_source(tmp_path, monkeypatch):
     monkeypatch.delenv("JAXUNLEARN_DATA", raising=False)
     with pytest.raises(FileNotFoundError, match="JAXUNLEARN_DATA is not set. Get it"):
         tofu.read("full")
@@ -99,7 +97,7 @@ def test_a_missing_file_says_where_it_was_looked_for_and_whence_it_comes(
         assert part in str(error.value)
 
 
-def test_a_download_is_kept_checked_and_otherwise_refused(tmp_path, monkeypatch):
+def test_a_download_is_stored_and_checked(tmp_path, monkeypatch):
     served = tmp_path / "served.json"
     served.write_text(lines(QA))
     table = official.Table(
@@ -148,13 +146,13 @@ def test_bad_files_are_refused_by_name(put, content, message):
     assert "forget01.json" in str(error.value)
 
 
-def test_a_cut_gzip_file_is_refused(put):
+def test_a_truncated_gzip_file_is_refused(put):
     content = gzip.compress(lines(*[QA] * 50).encode())[:-9]
     with pytest.raises(ValueError, match="full.jsonl.gz .*gzip file"):
         tofu.read("full", put("tofu/full.jsonl.gz", content), check=False)
 
 
-def test_another_table_is_refused_by_what_there_is(tmp_path):
+def test_an_unknown_table_is_refused(tmp_path):
     with pytest.raises(ValueError, match="Did you mean 'forget10'"):
         tofu.read("forget1O", tmp_path)
 
@@ -165,12 +163,14 @@ def test_other_columns_are_reported_and_dropped(put):
         assert tofu.read("full", folder, check=False) == [QA]
 
 
-def test_lume_ids_and_kinds_are_as_the_file_holds_them(put):
+def test_lume_ids_and_kinds_are_those_of_the_file(put):
     folder = put("lume/forget.jsonl", lines(*LUME))
     assert lume.read("forget", folder, check=False) == LUME
     assert lume.read("forget", folder, check=False, kinds=("sc",)) == LUME[:1]
-    asked = lume.read("forget", folder, check=False, tasks=("Task1",), kinds=("qa",))
-    assert asked == LUME[1:2]
+    questions = lume.read(
+        "forget", folder, check=False, tasks=("Task1",), kinds=("qa",)
+    )
+    assert questions == LUME[1:2]
     assert [lume.parse_id(row["id"]) for row in LUME] == [
         ("a-b", "sc", 1),
         ("a-b", "qa", 0),
@@ -188,7 +188,7 @@ def test_lume_ids_and_kinds_are_as_the_file_holds_them(put):
         (SC, {"kinds": ("q",)}, "kinds to be one of 'sc', 'qa'"),
     ],
 )
-def test_lume_refuses_what_is_not_its_own(put, row, how, message):
+def test_lume_refuses_invalid_ids_tasks_and_kinds(put, row, how, message):
     folder = put("lume/retain.jsonl", lines(row))
     with pytest.raises(ValueError, match=message):
         lume.read("retain", folder, check=False, **how)
@@ -214,7 +214,7 @@ def test_mmlu_from_one_file_and_from_the_csv_files_of_its_authors(put):
     "wrong",
     [{"answer": 4}, {"choices": ["1", "2", "3"]}, {"answer": "E"}, {"choices": "1234"}],
 )
-def test_four_way_questions_need_four_choices_and_one_of_them(put, wrong):
+def test_questions_need_four_choices_and_an_index(put, wrong):
     folder = put("wmdp/bio_questions.json", json.dumps([CHOICES | wrong]))
     with pytest.raises(ValueError, match="row 0: needs 4 choices and an answer"):
         wmdp.read("bio", folder, check=False)
@@ -274,7 +274,7 @@ def test_all_of_tofu_as_published(table):
 
 
 @there("tofu", "full.jsonl")
-def test_tofu_tables_are_parts_of_each_other_as_stated():
+def test_tofu_tables_are_the_documented_parts_of_each_other():
     full = tofu.read("full", DATA)
     for part, count in (("01", 40), ("05", 200), ("10", 400)):
         assert tofu.read(f"forget{part}", DATA) == full[-count:]
@@ -283,8 +283,10 @@ def test_tofu_tables_are_parts_of_each_other_as_stated():
         bare = [{name: row[name] for name in QA} for row in perturbed]
         assert bare == full[-count:]
         assert {len(row["perturbed_answer"]) for row in perturbed} == {5}
-        asked = {row["question"] for row in full}
-        assert not asked & {x["question"] for x in tofu.read(f"holdout{part}", DATA)}
+        questions = {row["question"] for row in full}
+        assert not questions & {
+            x["question"] for x in tofu.read(f"holdout{part}", DATA)
+        }
     for table in ("real_authors_perturbed", "world_facts_perturbed"):
         assert {len(row["perturbed_answer"]) for row in tofu.read(table, DATA)} == {3}
 

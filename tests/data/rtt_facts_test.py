@@ -11,13 +11,13 @@ from tests.data.official_test import DATA, there
 BORN = rtt_facts.birthdays()
 
 
-def test_names_are_distinct_and_folds_are_of_one_size():
+def test_names_are_distinct_and_folds_have_one_size():
     assert len(BORN) == 1570 == len({row["name"] for row in BORN})
     counts = collections.Counter(row["split"] for row in BORN)
     assert counts == {f"split_{fold}": 157 for fold in range(10)}
 
 
-def test_choices_are_four_years_and_the_answer_any_of_them():
+def test_choices_are_four_years_and_every_index_occurs():
     for row in BORN:
         assert len(set(row["choices"])) == 4
         assert row["choices"][row["answer"]] == row["year"]
@@ -30,7 +30,7 @@ def test_choices_are_four_years_and_the_answer_any_of_them():
     assert abs(years.std() - 30) < 5 * 30 / (2 * 1570) ** 0.5
 
 
-def test_a_fold_is_the_same_whatever_else_is_drawn():
+def test_a_fold_does_not_depend_on_the_other_folds():
     three = rtt_facts.birthdays(folds=3)
     assert three == BORN[: 3 * 157]
     assert rtt_facts.birthdays() == BORN
@@ -39,8 +39,8 @@ def test_a_fold_is_the_same_whatever_else_is_drawn():
     assert [row["year"] for row in other] != [row["year"] for row in BORN]
 
 
-def test_years_tell_nothing_of_other_folds():
-    """Neither family nor given name goes with a year: as far as chance goes."""
+def test_years_of_folds_are_independent():
+    """Years do not depend on family or given names, up to chance."""
     years = np.asarray([int(row["year"]) for row in BORN], float)
     for part in (0, 1):
         groups = collections.defaultdict(list)
@@ -52,23 +52,23 @@ def test_years_tell_nothing_of_other_folds():
         assert abs(share - expected) < 5 * (2 * expected / len(years)) ** 0.5
 
 
-def test_more_names_than_there_are_is_refused():
+def test_too_many_names_are_refused():
     with pytest.raises(ValueError, match="distinct names, got folds=900 of size=157"):
         rtt_facts.birthdays(folds=900)
 
 
 @pytest.mark.parametrize("wrong", rtt_facts.WRONG)
-def test_statements_tell_the_year_or_a_wrong_one(wrong):
-    told = rtt_facts.corpus(BORN[:20], wrong=wrong)
-    assert len(told) == 60 and len({row["text"] for row in told}) == 60
+def test_statements_contain_the_year_or_a_wrong_one(wrong):
+    statements = rtt_facts.corpus(BORN[:20], wrong=wrong)
+    assert len(statements) == 60 and len({row["text"] for row in statements}) == 60
     for number, fact in enumerate(BORN[:20]):
-        three = told[3 * number : 3 * number + 3]
-        said = [
+        three = statements[3 * number : 3 * number + 3]
+        found = [
             [year for year in fact["choices"] if year in row["text"]] for row in three
         ]
         assert all(fact["name"] in row["text"] for row in three)
-        assert all(len(years) == 1 for years in said)
-        years = [years[0] for years in said]
+        assert all(len(years) == 1 for years in found)
+        years = [years[0] for years in found]
         if wrong == "none":
             assert years == [fact["year"]] * 3
         else:
@@ -94,7 +94,7 @@ def test_the_authors_files_are_read_with_years_as_texts(tmp_path):
     assert rtt_facts.read("birthdays") == BORN
 
 
-def test_categories_are_folds_without_a_question_twice():
+def test_categories_do_not_repeat_questions():
     subjects = " ".join(rtt_facts.GROUPS.values()).split()
     assert len(set(subjects)) == len(subjects)
     rows = [

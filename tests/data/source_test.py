@@ -42,12 +42,12 @@ def as_array_record(folder):
 
 
 @pytest.mark.parametrize("texts", [as_list, as_jsonl, as_array_record])
-def test_rows_encoded_one_by_one_are_those_of_the_table(texts, tmp_path):
+def test_rows_encoded_when_read_equal_those_of_the_table(texts, tmp_path):
     tokenizer = tiny.tiny_tokenizer()
     prompts, answers = zip(*PAIRS, strict=True)
-    whole = {"forget": table.encode(tokenizer, prompts, answers, length=24)}
+    full = {"forget": table.encode(tokenizer, prompts, answers, length=24)}
     lazy = {"forget": data.encoded(texts(tmp_path), tokenizer, length=24)}
-    wanted, batches = data.streams(whole, 3, seed=0), loader.streams(lazy, 3, seed=0)
+    wanted, batches = data.streams(full, 3, seed=0), loader.streams(lazy, 3, seed=0)
     for _ in range(4):
         want, found = next(wanted)["forget"], next(batches)["forget"]
         assert found.keys() == want.keys()
@@ -76,7 +76,7 @@ def test_a_row_that_cannot_be_encoded_is_named():
         ("prompt and answer", "needs rows that are dicts, got str"),
     ],
 )
-def test_a_field_that_is_no_text_is_named(row, message):
+def test_a_field_that_is_not_a_text_is_named(row, message):
     lazy = data.encoded([*ROWS, row], tiny.tiny_tokenizer(), length=8)
     with pytest.raises(source.BadRow, match=f"Row 4 of the source: .*{message}"):
         lazy[4]

@@ -67,7 +67,7 @@ def test_encode_marks_every_byte_of_a_letter_beyond_ascii(tokenizer):
     assert tokenizer.decode(answer).strip() == "Chișinău"
 
 
-def test_encode_keeps_special_tokens_in_front_and_drops_those_behind():
+def test_encode_includes_leading_special_tokens_and_drops_trailing_ones():
     tokenizer = tiny.tiny_tokenizer(template="<s> $A </s>")
     t = table.encode(tokenizer, PROMPTS, ANSWERS)
     ids = t["tokens"][0][t["mask"][0]].tolist()
@@ -87,7 +87,7 @@ TEMPLATE = (
 
 
 @pytest.mark.parametrize("begins", [True, False], ids=["begins", "bare"])
-def test_chats_begin_once_and_their_answers_follow_at_once(begins):
+def test_chat_prompts_have_one_begin_token_and_end_before_the_answer(begins):
     tokenizer = tiny.tiny_tokenizer(template="<s> $A" if begins else None)
     with pytest.raises(ValueError, match="needs a tokenizer with a chat template"):
         table.chat_prompts(tokenizer, ["Who?"])
@@ -101,12 +101,15 @@ def test_chats_begin_once_and_their_answers_follow_at_once(begins):
         f"{front}[user]Who?</s>[assistant]"
     ]
     t = table.encode(tokenizer, prompts, ["Paris.</s>"] * 2, separator="")
-    said = [{"role": "system", "content": "Be."}, {"role": "user", "content": "Who?"}]
-    said.append({"role": "assistant", "content": "Paris."})
-    whole = tokenizer.apply_chat_template(said, tokenize=False).replace(
+    messages = [
+        {"role": "system", "content": "Be."},
+        {"role": "user", "content": "Who?"},
+    ]
+    messages.append({"role": "assistant", "content": "Paris."})
+    full = tokenizer.apply_chat_template(messages, tokenize=False).replace(
         "[assistant]", "d[assistant]"
     )
-    ids = tokenizer(whole, add_special_tokens=False)["input_ids"]
+    ids = tokenizer(full, add_special_tokens=False)["input_ids"]
     assert t["tokens"][0][t["mask"][0]].tolist() == ids
     assert tokenizer.decode(t["tokens"][0][t["answer"][0]]) == "Paris.</s>"
     lengths = _encode.num_tokens(tokenizer, prompts, ["Paris.</s>"] * 2, "")
@@ -159,8 +162,8 @@ def test_batches_see_every_row_equally_often(count, size):
         assert batch["row"].shape == (size,) and batch["tokens"].shape == (size, 3)
         assert_array_equal(batch["tokens"][:, 0], batch["row"] * 3)
         seen.update(batch["row"].tolist())
-        often = [seen[row] for row in range(count)]
-        assert max(often) - min(often) <= 1
+        counts = [seen[row] for row in range(count)]
+        assert max(counts) - min(counts) <= 1
 
 
 def test_batches_are_reproducible_and_shuffled():
@@ -174,9 +177,9 @@ def test_batches_are_reproducible_and_shuffled():
 
 @pytest.mark.parametrize("skip", [1, 5, 12])
 def test_batches_resume_by_skip(skip):
-    whole = drawn(table.batches(numbered(11), 4, seed=0), 20)
+    full = drawn(table.batches(numbered(11), 4, seed=0), 20)
     rest = drawn(table.batches(numbered(11), 4, seed=0, skip=skip), 20 - skip)
-    assert_array_equal(whole[skip:], rest)
+    assert_array_equal(full[skip:], rest)
 
 
 def test_batches_stop_after_their_epochs():
@@ -189,42 +192,42 @@ def test_batches_stop_after_their_epochs():
 def test_streams_join_by_name_and_resume():
     tables = {"forget": numbered(6), "retain": numbered(9)}
     sizes = {"forget": 2, "retain": 4}
-    whole = list(itertools.islice(table.streams(tables, sizes, seed=5), 8))
+    full = list(itertools.islice(table.streams(tables, sizes, seed=5), 8))
     rest = list(itertools.islice(table.streams(tables, sizes, seed=5, skip=3), 5))
-    for a, b in zip(whole[3:], rest, strict=True):
+    for a, b in zip(full[3:], rest, strict=True):
         assert set(a) == {"forget", "retain"}
         for name in a:
             assert a[name]["row"].shape == (sizes[name],)
             assert_array_equal(a[name]["row"], b[name]["row"])
 
 
-def test_the_shares_of_all_processes_make_up_the_batch():
+def test_the_shards_of_all_processes_form_the_batch():
     tables = {"forget": numbered(7), "retain": numbered(5)}
     sizes = {"forget": 4, "retain": 2}
-    whole = table.streams(tables, sizes, seed=3, skip=1)
-    shares = [
+    full = table.streams(tables, sizes, seed=3, skip=1)
+    shards = [
         table.streams(tables, sizes, seed=3, skip=1, shard=(i, 2)) for i in (0, 1)
     ]
-    for batch, *parts in itertools.islice(zip(whole, *shares, strict=True), 4):
+    for batch, *parts in itertools.islice(zip(full, *shards, strict=True), 4):
         for stream, columns in batch.items():
             for name, column in columns.items():
-                own = [part[stream][name] for part in parts]
-                assert len(own[0]) == len(own[1]) == sizes[stream] // 2
-                np.testing.assert_array_equal(column, np.concatenate(own))
+                pieces = [part[stream][name] for part in parts]
+                assert len(pieces[0]) == len(pieces[1]) == sizes[stream] // 2
+                np.testing.assert_array_equal(column, np.concatenate(pieces))
 
 
-def test_padded_shares_make_up_the_batch():
+def test_eval_batches_of_all_shards_form_the_batch():
     (batch,) = table.eval_batches(numbered(5), 6)
     parts = [next(table.eval_batches(numbered(5), 6, shard=(i, 3))) for i in range(3)]
     for name, column in batch.items():
         joined = np.concatenate([part[name] for part in parts])
-        whole = np.tile(column, 3) if name == "valid" else column
-        np.testing.assert_array_equal(joined, whole)
+        full = np.tile(column, 3) if name == "valid" else column
+        np.testing.assert_array_equal(joined, full)
     with pytest.raises(ValueError, match="4 processes divide, got batch_size=6"):
         table.eval_batches(batch, 6, shard=(0, 4))
 
 
-def test_shares_that_do_not_fit_are_errors():
+def test_invalid_shards_are_errors():
     tables = {"forget": numbered(4)}
     with pytest.raises(
         ValueError, match="batch_size=3 for 'forget'. Change the batch size"
@@ -240,7 +243,7 @@ def test_streams_of_equal_tables_shuffle_apart():
     assert not np.array_equal(batch["forget"]["row"], batch["retain"]["row"])
 
 
-def test_an_empty_forget_set_is_named_at_once():
+def test_an_empty_forget_set_is_named_when_called():
     tables = {"retain": numbered(4), "forget": numbered(0)}
     with pytest.raises(ValueError, match=r"The forget set is empty: .*Check the file"):
         table.streams(tables, 2, seed=0)
@@ -260,7 +263,7 @@ def test_streams_and_batches_name_bad_arguments():
 
 
 @pytest.mark.parametrize("count, size", [(7, 3), (6, 3), (2, 5)])
-def test_padded_returns_every_row_once_in_order(count, size):
+def test_eval_batches_return_every_row_once_in_order(count, size):
     batches = list(table.eval_batches(numbered(count), size))
     assert all(batch["row"].shape == (size,) for batch in batches)
     rows = np.concatenate([batch["row"][batch["valid"]] for batch in batches])
@@ -277,19 +280,20 @@ def test_concat_equals_encoding_together(tokenizer, side):
     length = {part["tokens"].shape[1] for part in parts}
     assert len(length) == 2
     joined = table.concat(parts, padding_side=side)
-    whole = table.encode(tokenizer, PROMPTS, ANSWERS, padding_side=side)
+    full = table.encode(tokenizer, PROMPTS, ANSWERS, padding_side=side)
     for name in ("mask", "answer"):
-        assert_array_equal(joined[name], whole[name])
-    assert_array_equal(joined["tokens"][joined["mask"]], whole["tokens"][whole["mask"]])
+        assert_array_equal(joined[name], full[name])
+    assert_array_equal(joined["tokens"][joined["mask"]], full["tokens"][full["mask"]])
     with pytest.raises(ValueError, match="same columns"):
         table.concat([parts[0], numbered(2)])
 
 
 def test_check_length_names_row_length_and_positions(tokenizer):
     t = table.encode(tokenizer, PROMPTS, ANSWERS, length=64)
-    most = int(t["mask"].sum(1).max())
-    table.check_length(t, most)  # padding does not count
+    longest = int(t["mask"].sum(1).max())
+    table.check_length(t, longest)  # padding does not count
     with pytest.raises(
-        ValueError, match=rf"at most {most - 1} tokens .*row 1 has {most} .*Shorten"
+        ValueError,
+        match=rf"at most {longest - 1} tokens .*row 1 has {longest} .*Shorten",
     ):
-        table.check_length(t, most - 1)
+        table.check_length(t, longest - 1)

@@ -25,7 +25,7 @@ def mentions():
 
 @pytest.fixture(scope="session")
 def tiny():
-    """(model, params) of a random two-layer Llama with an output matrix of its own."""
+    """(model, params) of a random two-layer Llama with a separate output matrix."""
     config = _config.DecoderConfig(
         family="llama",
         vocab=64,
@@ -108,7 +108,7 @@ def same_logits():
                     position_ids=torch.tensor(np.maximum(mask.cumsum(1) - 1, 0)),
                 ).logits.numpy()
             assert ours.dtype == np.float32
-            assert np.std(theirs[mask]) > 0.3, "logits too alike to tell"
+            assert np.std(theirs[mask]) > 0.3, "logits are nearly constant"
             worst = max(worst, np.max(np.abs(ours - theirs)[mask]))
             assert worst <= 5e-4, f"{side} padding: off by {worst}"
             assert np.array_equal(ours.argmax(-1)[mask], theirs.argmax(-1)[mask])

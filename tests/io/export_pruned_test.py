@@ -20,7 +20,9 @@ CASES = {
 
 
 @pytest.mark.parametrize("family", CASES)
-def test_what_is_left_opens_in_transformers(torch_model, same_logits, tmp_path, family):
+def test_a_pruned_model_opens_in_transformers(
+    torch_model, same_logits, tmp_path, family
+):
     torch_model(family, **CASES[family]).save_pretrained(tmp_path / "theirs")
     model, params, _ = hf.load(tmp_path / "theirs")
     keys = jax.random.split(jax.random.key(0))
@@ -45,11 +47,11 @@ def test_what_is_left_opens_in_transformers(torch_model, same_logits, tmp_path, 
     small = edits.remove_units(model, pruned, {"mlp": gone["mlp"]})
     smaller = models.resized(model, small)
     assert smaller.config.hidden < model.config.hidden
-    for name, (own, left) in {
+    for name, saved in {
         "pruned": (model, pruned),
         "smaller": (smaller, small),
     }.items():
-        hf.save(own, left, tmp_path / name)
+        hf.save(*saved, tmp_path / name)
         again = transformers.AutoModelForCausalLM.from_pretrained(
             tmp_path / name, attn_implementation="eager"
         )

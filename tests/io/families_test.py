@@ -126,7 +126,7 @@ def test_families(torch_model, same_logits, tmp_path, case):
     assert not np.allclose(edited, expected, atol=1e-4)
 
 
-def test_new_settings_are_made_and_trained():
+def test_models_with_new_settings_can_be_created_and_trained():
     """Fresh norms scale by one, whatever is stored, and every leaf has a gradient."""
     for family, settings in {
         "gemma3_text": {"norm": "rms_plus_one", "post_norms": True, "qk_norm": True},
@@ -184,7 +184,7 @@ def test_transformers_4_and_5_spell_the_same_neox(made):
 
 
 @pytest.mark.parametrize("case", ["gpt2", "neox"])
-def test_names_of_older_files(made, same_logits, tmp_path, case):
+def test_older_files_have_other_names(made, same_logits, tmp_path, case):
     """Without the first part, and with the masks that were saved as buffers."""
     reference = made(case)
     reference.save_pretrained(tmp_path)
@@ -219,11 +219,11 @@ def test_names_of_older_files(made, same_logits, tmp_path, case):
     ],
     ids=str,
 )
-def test_variants_we_lack_are_refused(mentions, family, settings, parts):
+def test_unsupported_variants_are_refused(mentions, family, settings, parts):
     base = {"vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 3}
     base |= {"num_attention_heads": 4, "intermediate_size": 48, "model_type": family}
-    own = _families.FAMILIES[family].names if family in _families.FAMILIES else {}
-    base = {own.get(name, name): value for name, value in base.items()}
+    names = _families.FAMILIES[family].names if family in _families.FAMILIES else {}
+    base = {names.get(name, name): value for name, value in base.items()}
     if settings:
         _hf_config.parse(json.dumps(base))  # loads without the setting
     with pytest.raises(ValueError) as info:

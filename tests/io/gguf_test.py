@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""GGUF files made by gguf's own writer load to the weights that went in."""
+"""GGUF files written by the gguf library load with the written weights."""
 
 import dataclasses
 import json
@@ -114,7 +114,7 @@ def model_of(family, **changes):
     ],
     ids=str,
 )
-def test_what_went_in_comes_out(tmp_path, family, changes):
+def test_loading_returns_the_written_values(tmp_path, family, changes):
     model, params = model_of(family, **changes)
     file = write(tmp_path / "tiny.gguf", model, params, tmp_path)
     again, loaded, tokenizer = hf.load(file)
@@ -128,7 +128,7 @@ def test_what_went_in_comes_out(tmp_path, family, changes):
 
 
 @pytest.mark.parametrize(("quantize", "off"), [("Q8_0", 6e-3), ("F16", 5e-4)])
-def test_quantized_weights_are_widened(tmp_path, quantize, off):
+def test_quantized_weights_become_float32(tmp_path, quantize, off):
     model, params = model_of("llama")
     file = write(tmp_path / "q.gguf", model, params, tmp_path, quantize=quantize)
     _, loaded, _ = hf.load(file)
@@ -167,7 +167,7 @@ def test_rope_scaling_in_the_metadata(tmp_path, more, rope):
 
 
 @pytest.mark.parametrize("quantize", [None, "Q8_0"])
-def test_a_mesh_gets_the_same_numbers(tmp_path, quantize):
+def test_loading_on_a_mesh_gives_the_same_values(tmp_path, quantize):
     model, params = model_of("llama")
     file = write(tmp_path / "x.gguf", model, params, tmp_path, quantize=quantize)
     mesh = sharding.make_mesh(fsdp=4, tensor=2)
@@ -179,7 +179,7 @@ def test_a_mesh_gets_the_same_numbers(tmp_path, quantize):
 
 @pytest.mark.parametrize("original", [8192, 100])
 def test_rope_divisors_become_the_same_frequencies(tmp_path, original):
-    """Llama 3.1's scaling is a tensor; other divisors are kept as a list."""
+    """Llama 3.1's scaling is a tensor; other divisors are stored as a list."""
     model, params = model_of("llama", rope=_config.RopeConfig(theta=5e5))
     scaled = dataclasses.replace(
         model.config.rope, kind="llama3", factor=8.0, original_positions=original
@@ -197,7 +197,7 @@ def test_rope_divisors_become_the_same_frequencies(tmp_path, original):
 
 
 @pytest.mark.parametrize("rule", ["smollm", "qwen2", "llama-bpe", "default"])
-def test_the_tokenizer_is_rebuilt(tmp_path, rule):
+def test_the_tokenizer_is_reconstructed(tmp_path, rule):
     pytest.importorskip("transformers")
     model, params = model_of("llama")
     file = write(tmp_path / "t.gguf", model, params, tmp_path, tokens=rule)
@@ -213,14 +213,14 @@ def test_the_tokenizer_is_rebuilt(tmp_path, rule):
     assert tokenizer.apply_chat_template(chat, tokenize=False) == "<s>he"
 
     hf.save(again, loaded, tmp_path / "saved", tokenizer=tokenizer)
-    kept = hf.load(tmp_path / "saved")[2]
-    assert kept("he he 42!</s>")["input_ids"] == ids
-    assert kept.chat_template == TEMPLATE
+    loaded_tokenizer = hf.load(tmp_path / "saved")[2]
+    assert loaded_tokenizer("he he 42!</s>")["input_ids"] == ids
+    assert loaded_tokenizer.chat_template == TEMPLATE
     settings = json.loads((tmp_path / "saved" / "config.json").read_text())
     assert settings["eos_token_id"] == PIECES.index("</s>")
 
 
-def test_an_unknown_tokenizer_is_left_out_with_a_warning(tmp_path):
+def test_an_unknown_tokenizer_gives_none_and_a_warning(tmp_path):
     model, params = model_of("llama")
     file = write(tmp_path / "t.gguf", model, params, tmp_path, tokens="mystery")
     with pytest.warns(UserWarning, match="'mystery'.*AutoTokenizer"):
@@ -239,33 +239,33 @@ def test_a_folder_with_one_file_and_with_two(tmp_path, mentions):
     mentions(info, "one .gguf file", "'a.gguf', 'b.gguf'")
 
 
-def test_refusals(tmp_path, mentions, monkeypatch):
+def test_unsupported_settings_are_refused(tmp_path, mentions, monkeypatch):
     model, params = model_of("llama")
     file = write(tmp_path / "whole.gguf", model, params, tmp_path)
-    whole = file.read_bytes()
+    content = file.read_bytes()
 
     bad = tmp_path / "bad.gguf"
-    for data in (whole[:-500], whole[:300], b"nothing like it" * 9, b""):
+    for data in (content[:-500], content[:300], b"nothing like it" * 9, b""):
         bad.write_bytes(data)
         with pytest.raises(ValueError) as info:
             hf.load(bad)
         mentions(info, bad)
 
-    bad.write_bytes(whole.replace(b"blk.1.attn_q.", b"blk.9.attn_q."))
+    bad.write_bytes(content.replace(b"blk.1.attn_q.", b"blk.9.attn_q."))
     with pytest.raises(ValueError) as info:
         hf.load(bad)
     mentions(
         info, "missing: 'blk.1.attn_q.weight'", "unexpected: 'blk.9.attn_q.weight'"
     )
 
-    bad.write_bytes(whole.replace(b"llama.context_length", b"llama.context_lungth"))
+    bad.write_bytes(content.replace(b"llama.context_length", b"llama.context_lungth"))
     with pytest.raises(ValueError) as info:
         hf.load(bad)
     mentions(info, "needs 'llama.context_length'", bad)
 
     arch = len("general.architecture") + 4 + 8
-    at = whole.index(b"general.architecture") + arch
-    bad.write_bytes(whole[:at] + b"gpt2x" + whole[at + 5 :])
+    at = content.index(b"general.architecture") + arch
+    bad.write_bytes(content[:at] + b"gpt2x" + content[at + 5 :])
     with pytest.raises(ValueError) as info:
         hf.load(bad)
     mentions(info, "'qwen3'", "got 'gpt2x'", "safetensors")
@@ -281,7 +281,7 @@ def test_refusals(tmp_path, mentions, monkeypatch):
     mentions(info, "gguf", "jaxunlearn[hf]")
 
 
-def test_rows_come_back_in_hugging_face_order():
+def test_rows_are_in_hugging_face_order():
     values = np.arange(2 * 6 * 3).reshape(12, 3)
     back = _gguf._unpermute(permute(values, 2), 2)
     np.testing.assert_array_equal(back, values)

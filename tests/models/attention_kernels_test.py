@@ -103,13 +103,16 @@ def test_a_plan_counts_the_tiles_that_splash_runs(window):
     shapes = [jax.ShapeDtypeStruct((rows, length, heads, size), jnp.float32)] * 3
     mask = jax.ShapeDtypeStruct((rows, length), jnp.bool_)
     run = partial(_kernels.splash, scale=1.0, window=window, interpret=True)
-    whole = (length, length)
-    sees = pallas.CausalMask(whole)
+    square = (length, length)
+    visible = pallas.CausalMask(square)
     if window is not None:
-        sees = pallas.LocalMask(whole, (window - 1, 0), 0)
+        visible = pallas.LocalMask(square, (window - 1, 0), 0)
     blocks = pallas.BlockSizes(block_q=512, block_kv=512)
     kernel = pallas.make_splash_mha(
-        pallas.MultiHeadMask([sees]), head_shards=1, q_seq_shards=1, block_sizes=blocks
+        pallas.MultiHeadMask([visible]),
+        head_shards=1,
+        q_seq_shards=1,
+        block_sizes=blocks,
     )
     tiles = int(np.count_nonzero(np.asarray(kernel.fwd_mask_info.block_mask)))
     wanted = tiles * rows * heads * 2 * 2 * 512 * 512 * size
@@ -145,7 +148,7 @@ def test_cudnn_is_called_with_lengths_and_the_window(cuda, window):
     assert f'"sliding_window_length\\22: {window or 0}' in text.replace("\\22s", '"s')
 
 
-def test_tokens_are_brought_to_the_front_and_back():
+def test_real_tokens_move_to_the_front_and_back():
     mask = jnp.array([[0, 0, 1, 1], [1, 0, 1, 0], [0, 0, 0, 0]], jnp.bool_)
     forth, back, lengths = _kernels.real_first(mask)
     assert forth.tolist() == [[2, 3, 0, 1], [0, 2, 1, 3], [0, 1, 2, 3]]
@@ -168,7 +171,9 @@ def on(platform, monkeypatch):
         ("gpu", {"compute_dtype": "bfloat16", "attention_softcap": 50.0}, "xla"),
     ],
 )
-def test_auto_takes_what_the_platform_has(monkeypatch, platform, setting, wanted):
+def test_auto_selects_the_kernel_of_the_platform(
+    monkeypatch, platform, setting, wanted
+):
     on(platform, monkeypatch)
     model, _ = tiny.tiny_model(attention="auto", **setting)
     assert _kernels.choose(model.config) == wanted
@@ -189,7 +194,7 @@ def test_auto_takes_what_the_platform_has(monkeypatch, platform, setting, wanted
         ("splash", {"compute_dtype": "float16"}, "tpu", "got 'float16'"),
     ],
 )
-def test_a_kernel_that_cannot_run_says_so(
+def test_a_kernel_that_cannot_run_is_an_error(
     monkeypatch, name, setting, platform, message
 ):
     on(platform, monkeypatch)
@@ -198,7 +203,7 @@ def test_a_kernel_that_cannot_run_says_so(
         _kernels.choose(model.config)
 
 
-def test_kernels_need_whole_sequences():
+def test_kernels_refuse_sharded_sequences():
     model, _ = tiny.tiny_model(attention="splash")
     auto, _ = tiny.tiny_model(attention="auto")
     with jax.set_mesh(sharding.make_mesh(context=2)):

@@ -19,8 +19,8 @@ SETTINGS = {
 @pytest.mark.parametrize("platform", ["cpu", "tpu"])
 @pytest.mark.parametrize("name", SETTINGS)
 @pytest.mark.parametrize("side", ["left", "right"])
-def test_extending_a_cache_equals_one_pass(name, side, platform, monkeypatch):
-    # Layers one by one in arrays of their own, or stacked and scanned.
+def test_decoding_with_a_cache_equals_one_pass(name, side, platform, monkeypatch):
+    # Layers in separate arrays, or stacked and scanned.
     monkeypatch.setattr(sharding, "platform", lambda: platform)
     model, params = tiny.tiny_model(**SETTINGS[name])
     batch = tiny.tiny_batch(rows=3, length=10, side=side, answer=False)
@@ -40,7 +40,7 @@ def test_extending_a_cache_equals_one_pass(name, side, platform, monkeypatch):
         assert int(cache["used"]) == 10
 
 
-def test_ready_params_extend_alike():
+def test_prepared_params_decode_the_same():
     model, params = tiny.tiny_model(windows=(3, None, None))
     batch = tiny.tiny_batch(rows=3, length=10, answer=False)
     expected, _ = model.decode(params, batch, model.init_cache(3, 10))
@@ -51,13 +51,13 @@ def test_ready_params_extend_alike():
     assert_allclose(hidden, expected, rtol=1e-6)
 
 
-def test_a_right_padded_prompt_goes_on_after_its_last_real_token():
+def test_decoding_continues_after_the_last_real_token_of_a_right_padded_prompt():
     model, params = tiny.tiny_model(windows=(3, None, None))
     prompt = tiny.tiny_batch(rows=3, length=8, side="right", answer=False)
     new = {"tokens": jnp.array([[3], [5], [7]]), "mask": jnp.ones((3, 1), jnp.bool_)}
     _, cache = model.decode(params, prompt, model.init_cache(3, 9))
     hidden, _ = model.decode(params, new, cache)
     left = tiny.tiny_batch(rows=3, length=8, side="left", answer=False)
-    whole = {name: jnp.concatenate([left[name], new[name]], axis=1) for name in new}
-    expected = model.apply(params, whole).hidden[:, -1:]
+    both = {name: jnp.concatenate([left[name], new[name]], axis=1) for name in new}
+    expected = model.apply(params, both).hidden[:, -1:]
     assert_allclose(hidden, expected, rtol=1e-4, atol=1e-5)

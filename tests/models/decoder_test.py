@@ -27,6 +27,24 @@ SETTINGS = {
 }
 
 
+@partial(jax.jit, static_argnums=0)
+def hidden_of(model, params, batch):
+    """Hidden states, compiled once per model and shape."""
+    return model.apply(params, batch).hidden
+
+
+@partial(jax.jit, static_argnums=0)
+def gradients(model, params, batch):
+    """(gradients of a loss on real tokens, hidden states with zeros elsewhere)."""
+
+    def loss(params):
+        hidden = model.apply(params, batch).hidden
+        hidden = jnp.where(batch["mask"][..., None], hidden, 0.0)
+        return jnp.sum(jnp.sin(hidden)), hidden
+
+    return jax.grad(loss, has_aux=True)(params)
+
+
 @pytest.fixture(params=SETTINGS)
 def setting(request):
     return tiny.tiny_model(**SETTINGS[request.param])
@@ -45,7 +63,7 @@ def slow_decoder(config, params, batch):
     def norm(x, scale):
         return x / np.sqrt((x * x).mean(-1, keepdims=True) + config.norm_eps) * scale
 
-    def turn(x):
+    def rotate(x):
         a, b = x[..., : size // 2], x[..., size // 2 :]
         return np.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
 
@@ -57,10 +75,10 @@ def slow_decoder(config, params, batch):
     length = tokens.shape[1]
     for n in range(config.layers):
         attention, mlp = p["blocks"]["attention"], p["blocks"]["mlp"]
-        sees = np.tril(np.ones((length, length), bool)) & mask[:, None, :]
+        visible = np.tril(np.ones((length, length), bool)) & mask[:, None, :]
         window = (config.windows or [None] * config.layers)[n]
         if window is not None:
-            sees &= positions[:, :, None] - positions[:, None, :] < window
+            visible &= positions[:, :, None] - positions[:, None, :] < window
         read = h = norm(x, attention["norm"]["scale"][n])
         q, k, v = (dense(attention[name], h, n) for name in "qkv")
         heads = []
@@ -71,8 +89,8 @@ def slow_decoder(config, params, batch):
             if config.qk_norm:
                 a = norm(a, attention["q_norm"]["scale"][n])
                 b = norm(b, attention["k_norm"]["scale"][n])
-            scores = turn(a) @ turn(b).swapaxes(1, 2) / np.sqrt(size)
-            scores = np.where(sees, scores, -1e30)
+            scores = rotate(a) @ rotate(b).swapaxes(1, 2) / np.sqrt(size)
+            scores = np.where(visible, scores, -1e30)
             weights = np.exp(scores - scores.max(-1, keepdims=True))
             weights /= weights.sum(-1, keepdims=True)
             heads.append(weights @ v[..., shared])
@@ -149,13 +167,13 @@ def test_padding_does_not_change_real_tokens(windows):
     model, params = tiny.tiny_model(windows=windows)
     left, right = tiny.tiny_batch(side="left"), tiny.tiny_batch(side="right")
     assert not np.array_equal(left["mask"], right["mask"])
-    hidden = [model.apply(params, b).hidden[b["mask"]] for b in (left, right)]
+    hidden = [hidden_of(model, params, b)[b["mask"]] for b in (left, right)]
     assert_allclose(*hidden, rtol=1e-5, atol=1e-5)
     row = int(jnp.argmin(right["mask"].sum(axis=1)))
     tokens = right["tokens"][row][right["mask"][row]][None]
     alone = {"tokens": tokens, "mask": jnp.ones(tokens.shape, jnp.bool_)}
-    expected = model.apply(params, right).hidden[row][right["mask"][row]]
-    assert_allclose(model.apply(params, alone).hidden[0], expected, atol=1e-5)
+    expected = hidden_of(model, params, right)[row][right["mask"][row]]
+    assert_allclose(hidden_of(model, params, alone)[0], expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("junk", [0, 31, -1, -100, 10**6])
@@ -163,19 +181,9 @@ def test_padding_does_not_change_real_tokens(windows):
 def test_junk_under_the_mask_changes_nothing(side, junk):
     model, params = tiny.tiny_model()
     batch = tiny.tiny_batch(side=side)
-    real = batch["mask"][..., None]
     dirty = batch | {"tokens": jnp.where(batch["mask"], batch["tokens"], junk)}
-
-    @jax.jit
-    def run(params, batch):
-        def loss(params):
-            hidden = jnp.where(real, model.apply(params, batch).hidden, 0.0)
-            return jnp.sum(jnp.sin(hidden)), hidden
-
-        return jax.grad(loss, has_aux=True)(params)
-
-    grads, hidden = run(params, dirty)
-    expected_grads, expected = run(params, batch)
+    grads, hidden = gradients(model, params, dirty)
+    expected_grads, expected = gradients(model, params, batch)
     assert_array_equal(hidden, expected)
     jax.tree.map(partial(assert_allclose, rtol=1e-5, atol=1e-5), grads, expected_grads)
 
@@ -184,8 +192,8 @@ def test_future_tokens_do_not_change_the_past():
     model, params = tiny.tiny_model()
     batch = tiny.tiny_batch(rows=2)
     changed = batch["tokens"].at[0, 7].set((batch["tokens"][0, 7] + 1) % 32)
-    hidden = model.apply(params, batch).hidden
-    other = model.apply(params, batch | {"tokens": changed}).hidden
+    hidden = hidden_of(model, params, batch)
+    other = hidden_of(model, params, batch | {"tokens": changed})
     assert_array_equal(hidden[0, :7], other[0, :7])
     assert_array_equal(hidden[1], other[1])
     assert np.all(np.abs(hidden[0, 7:] - other[0, 7:]).max(axis=-1) > 1e-3)
@@ -202,18 +210,18 @@ def test_grouped_heads_equal_repeated_heads():
         return jnp.repeat(heads, 2, axis=-2).reshape(*x.shape[:-1], 16)
 
     batch = tiny.tiny_batch()
-    expected = model.apply(params, batch).hidden
-    hidden = wide.apply(trees.map_with_path(repeat, params), batch).hidden
+    expected = hidden_of(model, params, batch)
+    hidden = hidden_of(wide, trees.map_with_path(repeat, params), batch)
     assert_allclose(hidden, expected, rtol=1e-5, atol=1e-5)
 
 
-def test_a_window_as_long_as_the_sequence_is_no_window():
+def test_a_window_as_long_as_the_sequence_changes_nothing():
     plain, params = tiny.tiny_model()
     batch = tiny.tiny_batch(length=12)
-    expected = plain.apply(params, batch).hidden
+    expected = hidden_of(plain, params, batch)
     for window, same in ((12, True), (11, False)):
         model = models.make(dataclasses.replace(plain.config, windows=(window,) * 3))
-        hidden = model.apply(params, batch).hidden
+        hidden = hidden_of(model, params, batch)
         assert np.allclose(hidden, expected, atol=1e-5) is same
 
 
@@ -221,13 +229,12 @@ def test_edits_that_change_nothing_are_the_identity():
     model, params = tiny.tiny_model()
     batch = tiny.tiny_batch()
     edits = dict.fromkeys(("attention", "mlp", "block"), lambda value, layer: value)
-    plain = jax.jit(model.apply)(params, batch)
     edited = jax.jit(partial(model.apply, edits=edits))(params, batch)
-    assert_array_equal(plain.hidden, edited.hidden)
+    assert_array_equal(hidden_of(model, params, batch), edited.hidden)
 
 
 @pytest.mark.parametrize("site", ["attention", "mlp"])
-def test_zeroing_a_unit_equals_zeroing_its_row_of_the_consumer(site):
+def test_zeroing_a_unit_equals_zeroing_its_row_of_the_reader(site):
     model, params = tiny.tiny_model()
     batch, place = tiny.tiny_batch(), model.sites[site]
     assert place.axis == 0 and place.layers == 3
@@ -242,10 +249,10 @@ def test_zeroing_a_unit_equals_zeroing_its_row_of_the_consumer(site):
     )
     taps = {site: (layer,)}
     edited = model.apply(params, batch, edits={site: zero}, taps=taps)
-    expected = model.apply(pruned, batch).hidden
+    expected = hidden_of(model, pruned, batch)
     assert_allclose(edited.hidden, expected, rtol=1e-5, atol=1e-5)
-    assert not np.allclose(expected, model.apply(params, batch).hidden, atol=1e-3)
-    assert_array_equal(edited.taps[site][..., unit], 0.0)  # a tap sees the edit
+    assert not np.allclose(expected, hidden_of(model, params, batch), atol=1e-3)
+    assert_array_equal(edited.taps[site][..., unit], 0.0)  # taps are read after edits
 
 
 def test_an_edit_of_the_block_reaches_the_next_block():
@@ -264,35 +271,51 @@ def test_an_edit_of_the_block_reaches_the_next_block():
 def test_until_ends_with_the_tap_of_that_block(until):
     model, params = tiny.tiny_model()
     batch = tiny.tiny_batch()
-    expected = model.apply(params, batch, taps={"block": (until,)}).taps["block"][0]
-    out = model.apply(params, batch, until=until, taps={"mlp": (until,)})
-    assert_allclose(out.hidden, expected, rtol=1e-5, atol=1e-6)
-    grads = jax.grad(lambda p: model.apply(p, batch, until=until).hidden.sum())(params)
+
+    @jax.jit
+    def run(params):
+        def loss(params):
+            out = model.apply(params, batch, until=until, taps={"mlp": (until,)})
+            return out.hidden.sum(), out.hidden
+
+        grads, hidden = jax.grad(loss, has_aux=True)(params)
+        block = model.apply(params, batch, taps={"block": (until,)}).taps["block"][0]
+        return grads, hidden, block
+
+    grads, hidden, expected = run(params)
+    assert_allclose(hidden, expected, rtol=1e-5, atol=1e-6)
     down = grads["blocks"]["mlp"]["down"]["kernel"]
     assert [bool(jnp.any(layer != 0)) for layer in down] == [
         layer <= until for layer in range(3)
     ]
 
 
-def test_bfloat16_compute_keeps_float32_masters_and_logits():
+def test_bfloat16_compute_leaves_params_and_logits_float32():
     model, params = tiny.tiny_model(compute_dtype="bfloat16")
     exact, _ = tiny.tiny_model()
     batch = tiny.tiny_batch()
 
-    def loss(params):
-        return model.unembed(params, model.apply(params, batch).hidden).sum()
+    @jax.jit
+    def run(params):
+        def loss(params):
+            hidden = model.apply(params, batch).hidden
+            logits = model.unembed(params, hidden)
+            return logits.sum(), (hidden, logits)
 
-    logits = model.unembed(params, hidden := model.apply(params, batch).hidden)
+        grads, (hidden, logits) = jax.grad(loss, has_aux=True)(params)
+        return grads, hidden, logits
+
+    grads, hidden, logits = run(params)
     assert (hidden.dtype, logits.dtype) == (jnp.bfloat16, jnp.float32)
-    dtypes = {x.dtype for x in jax.tree.leaves((params, jax.grad(loss)(params)))}
+    dtypes = {x.dtype for x in jax.tree.leaves((params, grads))}
     assert dtypes == {jnp.dtype(jnp.float32)}
-    expected = exact.unembed(params, exact.apply(params, batch).hidden)
+    expected = exact.unembed(params, hidden_of(exact, params, batch))
     error = np.abs(logits - expected)[batch["mask"]].max() / np.abs(expected).max()
     assert 0 < error < 0.1
     assert model.init_cache(2, 4)["keys"][0].dtype == jnp.bfloat16
 
 
-def test_init_makes_the_leaves_that_shapes_names(setting):
+def test_init_returns_the_leaves_of_shapes(setting):
     model, _ = setting
     params = model.init(jax.random.key(1))
     expected = decoder.shapes(model.config)
@@ -333,7 +356,7 @@ ERRORS = {
 
 
 @pytest.mark.parametrize("case", ERRORS)
-def test_wrong_calls_say_what_was_needed(case):
+def test_wrong_calls_are_errors(case):
     batch, call, message = ERRORS[case]
     model, params = tiny.tiny_model()
     with pytest.raises(ValueError, match=message):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Rotary positions equal transformers' own, kind by kind."""
+"""Every kind of rotary positions equals that of transformers."""
 
 import dataclasses
 
@@ -166,6 +166,6 @@ def test_partial_rotation_leaves_the_last_units_alone():
         (_config.RopeConfig(partial=0.01), "rotated"),
     ],
 )
-def test_what_a_kind_lacks_is_named(rope, words):
+def test_missing_settings_of_a_kind_are_named(rope, words):
     with pytest.raises(ValueError, match=rf"needs .*{words}.* got "):
         _rope.frequencies(rope, HEAD, 8)

@@ -14,7 +14,7 @@ from jaxunlearn import combine, losses, recipes, sharding, terms, trees
 from jaxunlearn.models import vision
 from tests.models.vision_test import KEY, tiny_images, tiny_net
 
-# Output channels of convolutions over fsdp; the rest, as by default, is whole.
+# Output channels of convolutions over fsdp; the rest, as by default, is not sharded.
 CUT = ((r"(begin|middle)/.*/kernel", (None, None, None, "fsdp")),)
 ROWS, STREAMS = 16, ("forget", "retain")
 
@@ -33,8 +33,8 @@ def both(model):
     return parts, optax.chain(sums, optax.adam(1e-3))
 
 
-def run(method, mesh=None, own=()):
-    """(state after two steps, its statistics measured anew, metrics)."""
+def run(method, mesh=None, overrides=()):
+    """(state after two steps, params with measured statistics, metrics)."""
     model, params = tiny_net(width=0.125, dropout=0.3)  # four channels at least
     rows = {name: tiny_images(ROWS, seed=i) for i, name in enumerate(STREAMS)}
     parts, tx = method(model)
@@ -44,17 +44,17 @@ def run(method, mesh=None, own=()):
             train, rest = trees.split(params, vision.TRAINABLE)
             state, jitted = fresh(train, key=KEY), jax.jit(step)
         else:
-            rules = sharding.override(model.rules, own, params)
+            rules = sharding.override(model.rules, overrides, params)
             params = jax.device_put(params, sharding.by_rules(params, mesh, rules))
             train, rest = trees.split(params, vision.TRAINABLE)
             state = sharding.create(fresh, mesh, rules, train, key=KEY)
             jitted = sharding.jit_step(step, mesh, rules, state)
         for _ in range(2):
             state, metrics = jitted(state, rows, ju.Frozen(rest))
-        whole = trees.merge(state.params, rest)
+        full = trees.merge(state.params, rest)
         batch = rows["retain"] if mesh is None else sharding.put_rows(rows, mesh)
         batch = batch if mesh is None else batch["retain"]
-        measured = vision.with_batch_stats(model, whole, [batch], KEY)
+        measured = vision.with_batch_stats(model, full, [batch], KEY)
     return state, measured, metrics
 
 
@@ -62,23 +62,23 @@ on_one_device = cache(run)
 
 
 @pytest.mark.parametrize(
-    ("method", "sizes", "own"),
+    ("method", "sizes", "overrides"),
     [
         (blur, dict(data=8), ()),
         (blur, dict(data=2, fsdp=4), CUT),
         (both, dict(data=2, fsdp=4), CUT),
     ],
 )
-def test_steps_on_a_mesh_equal_those_on_one_device(sizes, own, method):
+def test_steps_on_a_mesh_equal_those_on_one_device(sizes, overrides, method):
     _, expected, expected_metrics = on_one_device(method)
     mesh = sharding.make_mesh(**{"data": 1, "fsdp": 1, "tensor": 1} | sizes)
-    _, params, metrics = run(method, mesh, own)
+    _, params, metrics = run(method, mesh, overrides)
     for name in ("forget/loss", "retain/loss"):
         assert_allclose(metrics[name], expected_metrics[name], rtol=1e-5)
     jax.tree.map(partial(assert_allclose, rtol=1e-4, atol=5e-5), params, expected)
 
 
-def test_kernels_and_their_moments_lie_as_the_rule_says():
+def test_kernels_and_their_moments_are_sharded_by_the_rules():
     mesh = sharding.make_mesh(data=2, fsdp=4, tensor=1)
     state, _, _ = run(both, mesh, CUT)
     kernels = {

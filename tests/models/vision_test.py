@@ -52,7 +52,7 @@ def fitted(model, params, parts, tx, streams, steps=3, num_microbatches=1, ref=N
 
 
 @pytest.mark.parametrize("family", vision.FAMILIES)
-def test_every_family_gives_logits_of_its_classes_and_learns(family):
+def test_every_family_returns_logits_of_its_classes_and_learns(family):
     shape = (32, 32, 1) if family in ("vgg16", "translator") else (16, 16, 1)
     width = 0.05 if family == "vit" else 0.03
     model, params = tiny_net(family, shape=shape, width=width, dropout=0.0)
@@ -106,7 +106,7 @@ def params_of(params):
     return trees.split(params, vision.TRAINABLE)[0]
 
 
-def test_the_papers_sizes():
+def test_layers_have_the_sizes_of_the_papers():
     sizes = {}
     for family in vision.FAMILIES[:4]:
         model = vision.make(vision.VisionConfig(family))
@@ -139,7 +139,7 @@ def test_a_term_is_the_cross_entropy_of_the_label():
     )
 
 
-def test_recipes_of_language_run_on_images_unchanged():
+def test_recipes_for_language_models_run_on_images():
     model, params = tiny_net()
     forget = evaluate.reference_logps(model, params, tiny_images())
     streams = {"forget": forget, "retain": tiny_images(12, seed=1)}
@@ -156,7 +156,7 @@ def test_recipes_of_language_run_on_images_unchanged():
         assert all(entry["finite"] for entry in log) and int(state.step) == 2
 
 
-def test_joint_terms_see_the_images_of_all_streams():
+def test_joint_terms_read_the_images_of_all_streams():
     model, params = tiny_net("mlp")
     streams = {"a": tiny_images(4), "b": tiny_images(8, seed=1)}
     parts = {name: terms.on_logps(losses.nll, model, name) for name in streams}
@@ -168,7 +168,7 @@ def test_joint_terms_see_the_images_of_all_streams():
         terms.joint(parts)(params, streams, None, None)
 
 
-def test_statistics_are_data_and_measured_exactly():
+def test_batch_statistics_are_measured_exactly():
     model, params = tiny_net()
     batch = tiny_images(8)
     stats = params["batch_stats"]["begin"]["BatchNorm_0"]
@@ -191,7 +191,7 @@ def test_statistics_are_data_and_measured_exactly():
     assert vision.with_batch_stats(plain, without, []) is without
 
 
-def test_the_variance_of_what_does_not_vary_is_not_below_zero():
+def test_the_variance_of_a_constant_is_not_negative():
     seen = {"mean": jnp.linspace(1.0, 99.0, 50), "var": jnp.zeros(50)}
 
     def apply(params, batch, **_):
@@ -204,7 +204,7 @@ def test_the_variance_of_what_does_not_vary_is_not_below_zero():
     assert (found["var"] >= 0).all() and found["var"].max() < 0.1
 
 
-def test_no_gradient_reaches_the_statistics_and_no_step_moves_them():
+def test_training_does_not_change_the_batch_statistics():
     model, params = tiny_net()
     batch = tiny_images()
 
@@ -216,7 +216,7 @@ def test_no_gradient_reaches_the_statistics_and_no_step_moves_them():
     assert any((x != 0).any() for x in jax.tree.leaves(grads["begin"]))
 
 
-def test_training_normalises_by_the_batch_in_the_parts_that_train_alone():
+def test_only_the_train_parts_normalise_by_the_batch():
     model, params = tiny_net(dropout=0.0)
     frozen = vision.make(model.config, train_parts=("final",))
     batch = tiny_images()
@@ -226,7 +226,7 @@ def test_training_normalises_by_the_batch_in_the_parts_that_train_alone():
     assert jnp.abs(training - still).max() > 1e-3
 
 
-def test_dropout_is_on_where_there_is_an_rng():
+def test_dropout_is_on_exactly_when_there_is_a_key():
     model, params = tiny_net(norm="none", dropout=0.5, width=0.1)
     batch = tiny_images()
     a, b = (model.apply(params, batch, key=r).hidden for r in jax.random.split(KEY))
@@ -236,7 +236,7 @@ def test_dropout_is_on_where_there_is_an_rng():
     )
 
 
-def test_augmentation_shifts_and_mirrors_while_training_alone():
+def test_augmentation_shifts_and_mirrors_only_in_training():
     model, params = tiny_net("mlp")
     other = wrap.augment(model, pad=2)
     batch = tiny_images()

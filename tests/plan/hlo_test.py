@@ -52,7 +52,7 @@ def test_a_rare_branch_does_not_count():
     assert moved["all-gather"] == (1, 4 * 64 * 3 / 4)
 
 
-def test_a_collective_spread_over_fusions_counts_once():
+def test_a_collective_split_over_fusions_counts_once():
     gather = "%g = f32[64]{0} all-gather(%p), replica_groups=[2,4]<=[8], channel_id="
     parts = "".join(
         f"%part.{i} (p: f32[16]) -> f32[64] {{\n  {gather}{channel}\n}}\n"
@@ -85,8 +85,8 @@ def test_a_scan_gathers_each_layer(layers):
         return jax.lax.scan(body, x, kernels)[0]
 
     kernels = jax.ShapeDtypeStruct((layers, width, width), jnp.float32, sharding=cut)
-    own = NamedSharding(mesh, P("fsdp"))
-    x = jax.ShapeDtypeStruct((rows, width), jnp.float32, sharding=own)
+    sharded = NamedSharding(mesh, P("fsdp"))
+    x = jax.ShapeDtypeStruct((rows, width), jnp.float32, sharding=sharded)
     with jax.set_mesh(mesh):
         text = jax.jit(forward).lower(kernels, x).compile().as_text()
     moved = plan.collectives(text)

@@ -76,11 +76,11 @@ def test_memory_is_counted_and_agrees_with_xla():
     made, _, _ = report()
     kinds = made.memory
     _, params, _, _ = parts()
-    whole = sum(x.size * 4 for x in jax.tree.leaves(params))
+    full = sum(x.size * 4 for x in jax.tree.leaves(params))
     scales = sum(
         x.size * 4 for p, x in trees.paths(params).items() if p.endswith("scale")
     )
-    assert kinds["params"] == (whole - scales) / 8 + scales
+    assert kinds["params"] == (full - scales) / 8 + scales
     assert kinds["gradients"] == 2 * kinds["params"]
     counted = sum(kinds[k] for k in ("params", "optimizer", "frozen", "batch"))
     # Streams hold a column that no term reads, which XLA drops from the arguments.
@@ -110,14 +110,14 @@ def test_model_flops_by_hand():
     v, d, f, n = 64, 32, 64, 3
     kernels = n * (4 * d * d + 3 * d * f) + d * v
     scores = 4 * d * n * LENGTH * (LENGTH + 1) / 2
-    whole = plan.model_flops(model, params, None, recipe.terms, streams)
-    assert whole == 2 * ROWS * (LENGTH * 6 * kernels + 3 * scores)
+    full = plan.model_flops(model, params, None, recipe.terms, streams)
+    assert full == 2 * ROWS * (LENGTH * 6 * kernels + 3 * scores)
     train, rest = trees.split(params, "blocks/mlp/down/kernel")
     some = plan.model_flops(model, train, rest, recipe.terms, streams)
-    assert whole - some == 2 * ROWS * LENGTH * 2 * (kernels - n * d * f)
+    assert full - some == 2 * ROWS * LENGTH * 2 * (kernels - n * d * f)
 
 
-def test_dot_flops_count_loops_and_drop_what_nobody_reads():
+def test_dot_flops_count_loops_and_ignore_unused_code():
     def f(x, kernels):
         wasted = x @ x.T
         y = jax.lax.scan(lambda x, k: (x @ k, wasted.sum()), x, kernels)[0]
@@ -133,7 +133,7 @@ def test_recomputation_is_hardware_flops_only():
     assert 1.15 < full.hardware_flops / none.hardware_flops < 1.4
 
 
-def test_what_cannot_be_described_is_an_error():
+def test_unknown_topologies_are_errors():
     with pytest.raises(ValueError, match="such as 'v5p:4x4x4'.*got 'v5p-128'"):
         plan.topology_devices("v5p-128")
     with pytest.raises(ValueError, match="got chip='v5x'. Did you mean"):
