@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxunlearn import _checks, _precision
+from jaxunlearn.losses._common import masked
 from jaxunlearn.typing import Array
 
 
@@ -49,7 +50,7 @@ def kl(
         log_p, log_q = jax.nn.log_softmax(log_p), jax.nn.log_softmax(log_q)
     pair = (log_q, log_p) if direction == "forward" else (log_p, log_q)
     loss = _divergence(*pair)
-    return loss if where is None else jnp.where(where, loss, 0.0)
+    return masked(loss, where)
 
 
 def kl_uniform(
@@ -93,7 +94,7 @@ def js(logits: Array, ref_logits: Array, *, where: Array | None = None) -> Array
     log_p, log_q = map(jax.nn.log_softmax, _pair("js", logits, ref_logits, where))
     log_m = jnp.logaddexp(log_p, log_q) - jnp.log(2.0).astype(log_p.dtype)
     loss = 0.5 * (_divergence(log_p, log_m) + _divergence(log_q, log_m))
-    return loss if where is None else jnp.where(where, loss, 0.0)
+    return masked(loss, where)
 
 
 def undial(
@@ -131,7 +132,7 @@ def undial(
     lowered = ref - beta * jax.nn.one_hot(targets, ref.shape[-1], dtype=ref.dtype)
     teacher = jax.nn.softmax(lowered)
     loss = -jnp.sum(teacher * jax.nn.log_softmax(log_p), axis=-1)
-    return loss if where is None else jnp.where(where, loss, 0.0)
+    return masked(loss, where)
 
 
 def ce_u(logits: Array, targets: Array, *, where: Array | None = None) -> Array:
@@ -157,7 +158,7 @@ def ce_u(logits: Array, targets: Array, *, where: Array | None = None) -> Array:
     target = jax.nn.one_hot(targets, logits.shape[-1], dtype=jnp.bool_)
     teacher = jax.nn.softmax(jnp.where(target, -jnp.inf, jax.lax.stop_gradient(logits)))
     loss = -jnp.sum(teacher * jax.nn.log_softmax(logits), axis=-1)
-    return loss if where is None else jnp.where(where, loss, 0.0)
+    return masked(loss, where)
 
 
 def complementary_ce(
@@ -181,7 +182,7 @@ def complementary_ce(
     others = 1 - jax.nn.one_hot(targets, logits.shape[-1], dtype=logits.dtype)
     total = jnp.sum(others * jax.nn.log_softmax(logits), axis=-1)
     loss = -total / (logits.shape[-1] - 1)
-    return loss if where is None else jnp.where(where, loss, 0.0)
+    return masked(loss, where)
 
 
 def logit_margin(logits: Array, *, where: Array | None = None) -> Array:

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxunlearn import _checks, _precision
+from jaxunlearn.losses._common import masked
 from jaxunlearn.typing import Array
 
 
@@ -42,7 +43,7 @@ def token_logps(logits: Array, targets: Array, *, where: Array | None = None) ->
     index = jnp.where(inside, targets, jnp.full_like(targets, logits.shape[-1]))
     chosen = jnp.take_along_axis(logits, index[..., None], axis=-1, mode="fill")
     logps = chosen[..., 0] - jax.nn.logsumexp(logits, axis=-1)
-    return logps if where is None else jnp.where(where, logps, 0.0)
+    return masked(logps, where)
 
 
 def nll(logps: Array, *, where: Array | None = None) -> Array:
@@ -58,8 +59,7 @@ def nll(logps: Array, *, where: Array | None = None) -> Array:
         ValueError: if where has another shape. TypeError: if it is not boolean.
     """
     _checks.mask("nll", where, logps=logps)
-    loss = -_precision.at_least_float32(logps)
-    return loss if where is None else jnp.where(where, loss, 0.0)
+    return masked(-_precision.at_least_float32(logps), where)
 
 
 def ascent(
@@ -89,4 +89,4 @@ def ascent(
     if cap is not None:
         _checks.positive("ascent", cap=cap)
         loss = jnp.maximum(loss, jnp.asarray(-cap, loss.dtype))
-    return loss if where is None else jnp.where(where, loss, 0.0)
+    return masked(loss, where)

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxunlearn import _checks, _precision
+from jaxunlearn.losses._common import masked
 from jaxunlearn.typing import Array
 
 
@@ -46,7 +47,7 @@ def npo(
     _checks.mask("npo", where, logps=logps)
     ratio = _difference(logps, jax.lax.stop_gradient(ref_logps), where)
     loss = -(2.0 / beta) * jax.nn.log_sigmoid(-beta * ratio)
-    return loss if where is None else jnp.where(where, loss, 0.0)
+    return masked(loss, where)
 
 
 def simnpo(
@@ -91,7 +92,7 @@ def simnpo(
         lengths = jnp.where(where, lengths, 1.0)
     per_token = logps / jnp.maximum(lengths, 1.0)
     loss = -(2.0 / beta) * jax.nn.log_sigmoid(-beta * (per_token + delta))
-    return loss if where is None else jnp.where(where, loss, 0.0)
+    return masked(loss, where)
 
 
 def dpo(
@@ -150,7 +151,7 @@ def dpo(
         margin = margin - lose.astype(margin.dtype)
     loss = -jax.nn.log_sigmoid(beta * margin)
     loss = loss if compat is None else (2.0 / beta) * loss
-    return loss if where is None else jnp.where(where, loss, 0.0)
+    return masked(loss, where)
 
 
 def npo_logits(
@@ -189,7 +190,7 @@ def npo_logits(
     entries = None if where is None else where[..., None]
     gap = _difference(logits, ref_logits, entries)
     loss = jnp.mean(-(2.0 / beta) * jax.nn.log_sigmoid(-beta * gap), axis=-1)
-    return loss if where is None else jnp.where(where, loss, 0.0)
+    return masked(loss, where)
 
 
 def _difference(x: Array, ref: Array, where: Array | None) -> Array:

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxunlearn import _checks, _precision
+from jaxunlearn.losses._common import masked
 from jaxunlearn.typing import Array
 
 
@@ -75,4 +76,4 @@ def _weighted(owner, logps, where, weight):
         logps = jnp.where(where, logps, 0.0)
     fixed = jax.lax.stop_gradient(weight(jnp.minimum(logps, 0.0)))
     loss = fixed * logps
-    return loss if where is None else jnp.where(where, loss, 0.0)
+    return masked(loss, where)
