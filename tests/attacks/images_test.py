@@ -50,6 +50,6 @@ def test_inversion_draws_the_feature_of_a_class_and_relearning_recovers_it():
     assert free.min() < 0
     with pytest.raises(ValueError, match="at least one class"):
         attacks.invert_classes(model, relearned, [], SHAPE)
-    for strange in (3, -1):
-        with pytest.raises(ValueError, match=f"classes from 0 to 2, .* got {strange}"):
-            attacks.invert_classes(model, relearned, [0, strange], SHAPE)
+    for wrong in (3, -1):
+        with pytest.raises(ValueError, match=f"classes from 0 to 2, .* got {wrong}"):
+            attacks.invert_classes(model, relearned, [0, wrong], SHAPE)

@@ -191,9 +191,9 @@ def test_unwrapping_removes_projections_and_lora():
     added = trees.map_with_path(
         lambda p, x: x + 0.3 if p.endswith("lora_b") else x, added
     )
-    for model, own in ((projected, taken), (low, added)):
-        changed = model.apply(own, batch).hidden
-        inner, plain = attacks.unwrap(model, own)
+    for model, its_params in ((projected, taken), (low, added)):
+        changed = model.apply(its_params, batch).hidden
+        inner, plain = attacks.unwrap(model, its_params)
         assert np.abs(changed - base.apply(params, batch).hidden).max() > 0.05
         jax.tree.map(assert_array_equal, plain, params)
         assert inner is base or inner == base

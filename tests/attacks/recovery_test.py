@@ -37,12 +37,14 @@ def test_nested_choice_has_no_selection_bias():
     """The best of many random guesses on V is above chance; a nested choice is not."""
     rng = np.random.default_rng(0)
     guesses = rng.random((6, 7, 100)) < 0.25
-    own = attacks.Sweep((1.0,) * 6, guesses, guesses, np.ones((6, 6)), np.ones(6, bool))
-    assert attacks.best_accuracy([own]) > 0.3
+    sweeps_of_chance = attacks.Sweep(
+        (1.0,) * 6, guesses, guesses, np.ones((6, 6)), np.ones(6, bool)
+    )
+    assert attacks.best_accuracy([sweeps_of_chance]) > 0.3
     many = []
     for seed in range(20):
         guesses = np.random.default_rng(seed).random((6, 7, 100)) < 0.25
-        many.append(own._replace(hits=guesses))
+        many.append(sweeps_of_chance._replace(hits=guesses))
     assert abs(attacks.best_accuracy(many, nested=True) - 0.25) < 0.03
     sure = sweep((0.0, 1.0))
     assert attacks.best_accuracy([sure], nested=True) == 1.0

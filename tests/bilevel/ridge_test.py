@@ -293,8 +293,8 @@ def test_every_method_gives_the_same_result_sharded():
         """With four more entries in y, so that it can be sharded over eight devices."""
 
         def run(x, y):
-            own = {"a": y["a"], "b": y["b"][: ridge.WIDTH - ridge.SPLIT]}
-            return objective(x, own) + 0.5 * jnp.sum(y["b"][4:] ** 2)
+            without_extra = {"a": y["a"], "b": y["b"][: ridge.WIDTH - ridge.SPLIT]}
+            return objective(x, without_extra) + 0.5 * jnp.sum(y["b"][4:] ** 2)
 
         return run
 

@@ -53,12 +53,12 @@ def test_pcgrad_does_not_change_gradients_that_agree():
 def numpy_pcgrad(vectors, orders):
     total = np.zeros(len(vectors[0]))
     for i, order in enumerate(orders):
-        own = np.array(vectors[i], float)
+        projected = np.array(vectors[i], float)
         for j in order:
             other = np.array(vectors[j], float)
-            if j != i and own @ other < 0:
-                own = own - (own @ other) / (other @ other) * other
-        total += own
+            if j != i and projected @ other < 0:
+                projected = projected - (projected @ other) / (other @ other) * other
+        total += projected
     return total
 
 

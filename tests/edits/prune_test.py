@@ -222,11 +222,11 @@ def test_other_bad_arguments_of_pruning():
         edits.prune_units(model, params, {}, offset={"attention": some("attention")})
     with pytest.raises(KeyError, match="reads leaves 'blocks/mlp/down/kernel'"):
         edits.prune_units(model, {"blocks": {}}, {"mlp": some("mlp")})
-    strange = model._replace(
+    mismatched = model._replace(
         sites={"mlp": Site(16, 3, "blocks/mlp/down/kernel", axis=0)}
     )
     with pytest.raises(ValueError, match="3 layers and 16 units at 'mlp', got shape"):
-        edits.prune_units(strange, params, {"mlp": jnp.ones((3, 16), bool)})
+        edits.prune_units(mismatched, params, {"mlp": jnp.ones((3, 16), bool)})
 
 
 def test_a_score_is_forget_over_retain_plus_eps():

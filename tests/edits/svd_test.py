@@ -16,13 +16,13 @@ from tests.edits.prune_test import DECODERS, logits, masked, some
 @pytest.mark.parametrize("name", DECODERS)
 def test_the_function_does_not_change(name):
     model, params = tiny.tiny_model(**DECODERS[name])
-    turned = edits.svd_values(model, params)
-    moved = turned["blocks"]["attention"]["v"]["kernel"]
+    rotated = edits.svd_values(model, params)
+    moved = rotated["blocks"]["attention"]["v"]["kernel"]
     assert np.abs(moved - params["blocks"]["attention"]["v"]["kernel"]).max() > 0.1
-    assert_allclose(logits(model, turned), logits(model, params), atol=1e-4)
+    assert_allclose(logits(model, rotated), logits(model, params), atol=1e-4)
     changed = {
         path
-        for path, x in trees.paths(turned).items()
+        for path, x in trees.paths(rotated).items()
         if np.any(np.asarray(x != trees.paths(params)[path]))
     }
     assert changed <= {
@@ -34,12 +34,12 @@ def test_the_function_does_not_change(name):
 
 def test_units_are_singular_directions_by_decreasing_value():
     model, params = tiny.tiny_model(kv_heads=2)
-    turned = edits.svd_values(model, params)["blocks"]["attention"]
+    rotated = edits.svd_values(model, params)["blocks"]["attention"]
     old = params["blocks"]["attention"]
     for layer in range(3):
         for head in range(2):
             mine = slice(4 * head, 4 * head + 4)
-            v = np.asarray(turned["v"]["kernel"][layer][:, mine])
+            v = np.asarray(rotated["v"]["kernel"][layer][:, mine])
             gram = v.T @ v  # of u s^(1/2)
             s = np.diag(gram)
             assert_allclose(gram, np.diag(s), atol=1e-5)
@@ -63,17 +63,17 @@ def test_a_zero_direction_of_the_values_still_passes_their_bias():
         ),
         params,
     )
-    turned = edits.svd_values(model, params)
-    assert_allclose(logits(model, turned), logits(model, params), atol=1e-4)
-    assert all(np.isfinite(x).all() for x in jax.tree.leaves(turned))
+    rotated = edits.svd_values(model, params)
+    assert_allclose(logits(model, rotated), logits(model, params), atol=1e-4)
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(rotated))
 
 
 def test_pruning_singular_directions_equals_masking_them():
     model, params = tiny.tiny_model(**DECODERS["gated, biases"])
-    turned = edits.svd_values(model, params)
+    rotated = edits.svd_values(model, params)
     gone = some("attention")
-    pruned = edits.prune_units(model, turned, {"attention": gone})
-    wanted = logits(model, turned, {"attention": masked(gone)})
+    pruned = edits.prune_units(model, rotated, {"attention": gone})
+    wanted = logits(model, rotated, {"attention": masked(gone)})
     assert_allclose(logits(model, pruned), wanted, atol=1e-5)
 
 
