@@ -72,9 +72,8 @@ def test_facts_never_learned_stay_at_chance(world, sweeps):
     never = attacks.make_folds(facts_of(world.never), 4, by="town")
     run = attacks.rtt(world.model, world.unlearned, world.tokenizer, never, **HOW)
     count = sum(s.hits.shape[-1] for s in run)
-    bound = CHANCE + 3 * np.sqrt(
-        CHANCE * (1 - CHANCE) / count * 3
-    )  # three questions per town
+    # Three questions per town are not independent.
+    bound = CHANCE + 3 * np.sqrt(CHANCE * (1 - CHANCE) / count * 3)
     assert attacks.best_accuracy(run) < bound < 0.8
     assert run[0].losses[1, -1] < run[0].losses[1, 0] / 2  # T was learned
 
