@@ -216,7 +216,7 @@ def test_sites_layers_and_units_that_do_not_exist(shapes, error, words):
 
 def test_other_bad_arguments_of_pruning():
     model, params = tiny.tiny_model()
-    with pytest.raises(TypeError, match="boolean mask, got dtype float32"):
+    with pytest.raises(TypeError, match="boolean mask at 'mlp', got dtype float32"):
         edits.prune_units(model, params, {"mlp": jnp.ones((3, 24))})
     with pytest.raises(ValueError, match="offset only for sites .* got 'attention'"):
         edits.prune_units(model, params, {}, offset={"attention": some("attention")})
