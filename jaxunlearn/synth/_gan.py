@@ -226,7 +226,7 @@ def draw_images(
     """Generates images, `batch_size` at a time.
 
     Args:
-        draw: (generator, latents [b, latent]) -> images, such as `draw` of a gan.
+        draw: (generator, latents [b, latent]) -> images, such as `generate` of a Gan.
         generator: the params of the generator.
         num_images: number of images.
         latent: size of a latent vector.

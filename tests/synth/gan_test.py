@@ -157,9 +157,9 @@ def test_a_gan_that_diverges_stops_with_the_last_good_networks():
             batch_size=16,
             loss="hinge",
             learning_rate=0.5,
-            limit=3.0,
+            max_loss=3.0,
             patience=3,
-            every=1,
+            snapshot_every=1,
             hooks=[keep],
         )
     found = error.value
