@@ -51,7 +51,7 @@ def added_shapes(config: ConfigDict, model: Model, params: PyTree) -> PyTree:
         return jax.eval_shape(lambda x, k: wrap.add_lora(model, x, k), params, key)
     if not projects(config):
         return params
-    count = config.projection.count
+    count = config.projection.num_directions
     leaves = {
         site: {
             "new": jax.ShapeDtypeStruct(
@@ -84,13 +84,14 @@ def added(
     if not projects(config):
         return params
     forget, retain = (_batches(config, name, rows) for name in ("forget", "retain"))
+    units = min(model.sites[site].units for site in wrap.projection_sites(model))
     return recipes.mrp.begin(
         model,
         params,
         forget,
         retain,
-        num_directions=config.projection.count,
-        num_protected=config.projection.num_protected,
+        num_directions=config.projection.num_directions,
+        num_protected=config.projection.num_protected or min(64, units // 4),
     )
 
 

@@ -57,7 +57,7 @@ def losses(scores: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> Iterator[st
     """A table of the mean loss of an answer token, in nats, by stream."""
     names = list(next(iter(scores.values())))
     wide = max(len(name) for name in ["stream", *names])
-    yield f"{'stream':{wide}}  rows  " + "  ".join(f"loss {x:7}" for x in scores)
+    yield f"{'stream':{wide}}  rows  " + "  ".join(f"{'loss ' + x:>12}" for x in scores)
     for name in names:
         rows = next(iter(scores.values()))[name]["rows"]
         values = "  ".join(f"{each[name]['nll']:12.4f}" for each in scores.values())

@@ -89,6 +89,8 @@ def run(
         log_fn(f"Finished: {done} steps are done, the results are in {folder.result}.")
         return json.loads(folder.result.read_text())
     if training:
+        # Tracing finds wrong arguments of losses before the weights are loaded.
+        built.step.trace(built.state, built.streams, built.frozen)
         _record(config, folder, command, plain)
         for line in describe.plan(config, built, rows):
             log_fn(line)

@@ -101,7 +101,8 @@ def defaults() -> ConfigDict:
             # alpha 0 means 2 * rank.
             "lora": {"rank": 0, "alpha": 0.0, "pattern": r"blocks/.*/kernel"},
             # Where mrp.graddiff projects: site -> layers. Empty: all layers of mlp_out.
-            "projection": {"sites": {}, "count": 2, "num_protected": 64},
+            # num_protected 0: the smaller of 64 and a quarter of the units.
+            "projection": {"sites": {}, "num_directions": 2, "num_protected": 0},
             # The learning rate rises over `warmup` steps and then falls, as a cosine,
             # to `end` times its peak at `steps`. It is constant where steps is 0.
             "schedule": {"warmup": 0, "steps": 0, "end": 0.1},
