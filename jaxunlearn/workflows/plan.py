@@ -207,8 +207,9 @@ def line(report: plan.Report | str) -> str:
 
 def as_json(report: plan.Report) -> dict:
     """A Report as plain dicts, lists and numbers."""
-    moved = {kind: m._asdict() for kind, m in report.collectives.items()}
-    return report._asdict() | {"moved": moved}
+    found = report._asdict()
+    collectives = found.pop("collectives")
+    return found | {"moved": {kind: x._asdict() for kind, x in collectives.items()}}
 
 
 def _rank(item):

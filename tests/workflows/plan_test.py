@@ -130,7 +130,7 @@ def test_a_search_ranks_what_fits_first(monkeypatch, tmp_path):
         seconds = {"serial": 1.0 / config.num_microbatches}
         fake = dict.fromkeys(library.Report._fields, 0)
         report = library.Report(**fake)._replace(
-            seconds=seconds, fits=True, moved={}, mesh=dict(mesh)
+            seconds=seconds, fits=True, collectives={}, mesh=dict(mesh)
         )
         return made.setdefault((config.num_microbatches, mesh["tensor"]), report)
 
