@@ -92,7 +92,7 @@ def test_every_attack_runs_and_is_on_the_card(done):
     asks = [n for n in NAMES if n != "sample" and not n.startswith("rtt")]
     assert answered == ["original", "unlearned", *asks]
     assert list(numbers["refused"]) == ["unwrap"]
-    assert "nothing to take off" in numbers["refused"]["unwrap"]
+    assert "unwrap needs a wrapped model" in numbers["refused"]["unwrap"]
     assert (output / "card.md").read_text() == text and "`the command`" in text
     for name in ("**original**", "**unlearned**", "few_shot", "leak at k", "RTT"):
         assert name in text
