@@ -43,6 +43,9 @@ SIDE = {
 # The one door into a side room: tables of arrays, no files.
 TABLE = "data.table"
 
+# Folders that experiments share, from the floor up: each may import those before it.
+SHARED = ("shared", "small")
+
 LEAF_LIBRARIES = ("jax", "optax", "flax.struct")
 FILE_LIBRARIES = (
     "transformers",
@@ -294,6 +297,18 @@ def nothing_imports_the_top(source: Source) -> Iterator[Violation]:
             yield line, f"{name} may be imported by tests alone"
 
 
+def shared_experiments_import_downwards(source: Source) -> Iterator[Violation]:
+    """experiments/shared imports no other experiment, experiments/small only shared"""
+    top, *rest = Path(source.path).with_suffix("").parts
+    if top != "experiments" or rest[0] not in SHARED:
+        return
+    below = SHARED[: SHARED.index(rest[0]) + 1]
+    for line, name in imports(source):
+        folder = name.split(".")[1:2]
+        if _within(name, ("experiments",)) and not set(folder) <= set(below):
+            yield line, f"experiments/{rest[0]} may not import {name}"
+
+
 def libraries_are_declared(source: Source) -> Iterator[Violation]:
     """every library that is imported is a dependency or an extra in pyproject.toml"""
     for line, name in imports(source):
@@ -331,6 +346,7 @@ RULES: tuple[Rule, ...] = (
     modules_are_short,
     the_licence_comes_first,
     nothing_imports_the_top,
+    shared_experiments_import_downwards,
     libraries_are_declared,
 )
 

@@ -100,6 +100,11 @@ BROKEN = {
         ("jaxunlearn/_fit.py", "from tests import tiny"),
         ("experiments/a.py", "import tests.tiny"),
     ],
+    plan.shared_experiments_import_downwards: [
+        ("experiments/shared/a.py", "from experiments.small import world"),
+        ("experiments/shared/a.py", "import experiments.rtt.run"),
+        ("experiments/small/a.py", "def f():\n    from experiments import comparison"),
+    ],
     plan.libraries_are_declared: [
         ("jaxunlearn/_fit.py", "import mlflow"),
         ("tests/a_test.py", "from nltk import tree"),
@@ -123,6 +128,9 @@ ALLOWED = [
     ("jaxunlearn/_fit.py", "def f(mesh):\n    with jax.set_mesh(mesh):\n        pass"),
     ("experiments/a.py", "import sys\nif __name__ == '__main__':\n    f(sys.argv)"),
     ("experiments/benchmarks/a.py", "import torch, transformers"),
+    ("experiments/small/a.py", "from experiments.shared import ledger"),
+    ("experiments/rtt/a.py", "from experiments.small import world"),
+    ("experiments/rtt/a.py", "from experiments.comparison import figures"),
     ("tests/a_test.py", "import torch, safetensors\nfrom tests import tiny"),
 ]
 

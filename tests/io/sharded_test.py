@@ -135,7 +135,7 @@ def test_a_process_with_too_little_memory_for_the_model_loads_its_shards(
     with socket.socket() as free:
         free.bind(("localhost", 0))
         address = f"localhost:{free.getsockname()[1]}"
-    devices = "--xla_force_host_platform_device_count=4"
+    devices = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=4"
     run = [sys.executable, "-m", "tests.io.share", str(tmp_path), address]
     started = [
         subprocess.Popen(
