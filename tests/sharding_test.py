@@ -86,9 +86,22 @@ def on_one_device(method):
     return run(method, None)
 
 
-@pytest.mark.parametrize("sizes", MESHES, ids=str)
-@pytest.mark.parametrize("method", [blur_npo, npo_kl, down_kernels])
-def test_five_steps_on_any_mesh_equal_those_on_one_device(sizes, method):
+def methods_on_meshes():
+    """BLUR on every mesh; the others on one of each kind, and on the rest as slow."""
+    quick = {
+        blur_npo: MESHES,
+        npo_kl: [(8, 1, 1), (2, 2, 2)],
+        down_kernels: [(1, 4, 2)],
+    }
+    for method, meshes in quick.items():
+        for sizes in MESHES:
+            marks = [] if sizes in meshes else [pytest.mark.slow]
+            name = f"{method.__name__}-{sizes}"
+            yield pytest.param(method, sizes, marks=marks, id=name)
+
+
+@pytest.mark.parametrize(("method", "sizes"), list(methods_on_meshes()))
+def test_five_steps_on_any_mesh_equal_those_on_one_device(method, sizes):
     expected, expected_metrics = on_one_device(method)
     params, metrics = run(method, mesh_of(sizes))
     for name, value in expected_metrics.items():
