@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Checks of static facts, and the one place that words errors.
+"""Checks of arguments, and the wording of their errors.
 
-Every message says what was needed, what came and the next move. Only shapes, dtypes and
-Python numbers are looked at: a traced value passes.
+Every message states what was needed, what came, and what to do. Only shapes, dtypes and
+Python numbers are checked; a traced value always passes.
 """
 
 import difflib
@@ -16,7 +16,7 @@ import jax.numpy as jnp
 
 
 def _number(value: Any) -> float | None:
-    """The Python value of a concrete scalar, None for anything traced or callable."""
+    """The Python value of a concrete scalar; None for a traced or callable value."""
     if isinstance(value, jax.core.Tracer) or callable(value):
         return None
     try:
@@ -52,22 +52,21 @@ def finite(owner: str, **values: Any) -> None:
 
 
 def positive_int(owner: str, **values: Any) -> None:
-    """Raises TypeError or ValueError unless each value is a whole number >= 1."""
+    """Raises TypeError or ValueError unless each value is an integer >= 1."""
     for name, value in values.items():
         if isinstance(value, bool) or not isinstance(value, int):
-            raise TypeError(
-                f"{owner} needs a whole number {name}, got {name}={value!r}."
-            )
+            raise TypeError(f"{owner} needs an integer {name}, got {name}={value!r}.")
         if value < 1:
             raise ValueError(f"{owner} needs {name} >= 1, got {name}={value}.")
 
 
-def whole(owner: str, **arrays: Any) -> None:
-    """Raises TypeError unless each array's dtype is one of whole numbers."""
+def integers(owner: str, **arrays: Any) -> None:
+    """Raises TypeError unless each array has an integer dtype."""
     for name, array in arrays.items():
         if not jnp.issubdtype(array.dtype, jnp.integer):
             raise TypeError(
-                f"{owner} needs whole {name}, got {array.dtype}. Give them as integers."
+                f"{owner} needs integer {name}, got {name} of dtype {array.dtype}. "
+                "Convert them to int32."
             )
 
 
@@ -106,7 +105,7 @@ def mask(owner: str, where: Any, **arrays: Any) -> None:
 def has_keys(
     owner: str, what: str, needed: Iterable[str], came: Iterable[str], fix: str
 ) -> None:
-    """Raises KeyError naming the missing keys, what is there, and the next move."""
+    """Raises KeyError with the missing keys, the given keys, and what to do."""
     came = list(came)
     missing = [name for name in needed if name not in came]
     if missing:
@@ -143,13 +142,13 @@ class Missing(KeyError):
         return str(self.args[0])
 
 
-def listed(names: Iterable[Any], most: int = 8) -> str:
+def listed(names: Iterable[Any], max_names: int = 8) -> str:
     """'a', 'b' and 3 more."""
     names = list(names)
     if not names:
         return "nothing"
-    shown = ", ".join(repr(name) for name in names[:most])
-    rest = len(names) - most
+    shown = ", ".join(repr(name) for name in names[:max_names])
+    rest = len(names) - max_names
     return shown if rest <= 0 else f"{shown} and {rest} more"
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from jaxunlearn import _checks
 from jaxunlearn.typing import Array, Batch, Model, Params, PRNGKey
 
-_ROUND_TO = 8  # widths of a piece, so that few shapes are compiled
+_ROUND_TO = 8  # widths of a piece are multiples of it, so that few shapes compile
 
 
 def generate(
@@ -19,83 +19,86 @@ def generate(
     batch: Batch,
     *,
     max_new_tokens: int,
-    end: int | None = None,
+    eos_id: int | None = None,
     temperature: float = 0.0,
     key: PRNGKey | None = None,
 ) -> Array:
     """Continues every prompt of a batch.
 
     Args:
-        model: a Model that can decode (has `cache` and `extend`).
+        model: a Model that can decode (has `init_cache` and `decode`).
         params: its parameters.
         batch: prompts, `tokens` [B, L] and `mask` [B, L], padded on either side; every
             row has at least one real token.
-        max_new_tokens: how many tokens to add.
-        end: id of the token that ends a text; the rest of its row is `end`. Decoding
-            stops early when every row has ended.
-        temperature: 0 takes the likeliest token, above 0 samples from logits /
+        max_new_tokens: number of tokens to add.
+        eos_id: id of the token that ends a text; the rest of its row is `eos_id`.
+            Decoding stops early when every row has ended.
+        temperature: 0 takes the most probable token; above 0 samples from logits /
             temperature.
         key: needed for sampling.
     Returns:
-        [B, max_new_tokens] int32, the new tokens only.
+        [B, max_new_tokens] int32, only the new tokens.
     Raises:
         ValueError: if the model cannot decode, the texts would be longer than its
-            positions, or sampling lacks an key.
+            maximal length, or sampling has no key.
     """
     _checks.positive_int("generate", max_new_tokens=max_new_tokens)
     _checks.not_negative("generate", temperature=temperature)
     if model.decode is None:
         raise ValueError(
-            "generate needs a model with a key-value cache, got one without `extend`. "
-            "Use a decoder from models.make or hf.load."
+            "generate needs a model with a key-value cache, got a model with "
+            "decode=None. Use a decoder from models.make or hf.load."
         )
     if temperature > 0 and key is None:
-        raise ValueError("generate needs key=jax.random.key(...) to sample, got none.")
+        raise ValueError(
+            f"generate needs a key for temperature={temperature}, got key=None. Pass "
+            "key=jax.random.key(...)."
+        )
     longest = getattr(model.config, "max_length", None)
     total = batch["tokens"].shape[1] + max_new_tokens
     if longest is not None and total > longest:
         raise ValueError(
             f"generate needs prompt and new tokens within {longest} positions, got "
-            f"{total}. Shorten the prompts or ask for fewer tokens."
+            f"{total}. Shorten the prompts or reduce max_new_tokens."
         )
     key = jax.random.key(0) if key is None else key
-    params = ready(model, params)
-    room = total - 1
+    params = prepare_params(model, params)
+    capacity = total - 1
     pieces, back = _pieces(batch)
-    starts = [_start(params, piece, model, room) for piece in pieces]
+    starts = [_start(params, piece, model, capacity) for piece in pieces]
     hidden, cache = starts[0] if len(starts) == 1 else _joined(starts)
-    stop = -1 if end is None else int(end)
+    eos = -1 if eos_id is None else int(eos_id)
     new, _ = _continue(
-        params, hidden, cache, stop, key, model, max_new_tokens, float(temperature)
+        params, hidden, cache, eos, key, model, max_new_tokens, float(temperature)
     )
     return new if back is None else new[back]
 
 
-def ready(model: Model, params: Params) -> Params:
-    """The params as `generate` reads them fastest; on CPUs a copy of most of them.
+def prepare_params(model: Model, params: Params) -> Params:
+    """The params in the layout that decodes fastest; on CPUs a copy of most of them.
 
-    `generate` does this by itself; who calls it often with the same params saves time
-    by doing it once.
+    `generate` calls this itself. Before many calls with the same params, call it once
+    to save time.
     """
-    return params if model.prepare_decode is None else _ready(params, model)
+    return params if model.prepare_decode is None else _prepare(params, model)
 
 
 def rows_axis(leaf: Array) -> int | None:
-    """The axis of a cache's leaf that has the rows: see Model.init_cache."""
+    """The axis of a cache's leaf that indexes rows; see Model.init_cache."""
     return None if leaf.ndim == 0 else 1 if leaf.ndim == 5 else 0
 
 
 def _pieces(batch):
-    """The batch in runs of rows of like length, each only as wide as they are.
+    """The batch split into batches of rows of similar length, each with less padding.
 
     Returns:
-        (batches, index that brings the rows back into order or None). One batch, as it
-        was, where little padding would be saved, under jit and on a mesh.
+        (batches, index that restores the order of the rows, or None). It is the one
+        unchanged batch where little padding would be saved, under jit and on a mesh.
     """
-    whole = {name: jnp.asarray(batch[name]) for name in ("tokens", "mask")}
-    traced = any(isinstance(x, jax.core.Tracer) for x in whole.values())
+    unsplit = {name: jnp.asarray(batch[name]) for name in ("tokens", "mask")}
+    traced = any(isinstance(x, jax.core.Tracer) for x in unsplit.values())
     if traced or not jax.sharding.get_abstract_mesh().empty:
-        return [whole], None
+        return [unsplit], None
     tokens, mask = np.asarray(batch["tokens"]), np.asarray(batch["mask"])
     rows, length = tokens.shape
     lengths = mask.sum(axis=1)
@@ -110,8 +113,8 @@ def _pieces(batch):
         if spent < 0.85 * cost:
             best, cost = cuts, spent
     if len(best) == 1:
-        return [whole], None
-    # Real tokens first: a row's place in its piece is then that of its tokens.
+        return [unsplit], None
+    # Real tokens first, so that the columns beyond `width` hold only padding.
     first = np.argsort(~mask, axis=1, kind="stable")
     tokens, mask = (np.take_along_axis(x, first, axis=1) for x in (tokens, mask))
     pieces = []
@@ -127,26 +130,26 @@ def _width(longest, length):
 
 
 @partial(jax.jit, static_argnums=1)
-def _ready(params, model):
+def _prepare(params, model):
     return model.prepare_decode(params)
 
 
 @partial(jax.jit, static_argnums=(2, 3))
-def _start(params, batch, model, room):
+def _start(params, batch, model, capacity):
     """The last hidden state of each prompt, [B, D], and the cache after the prompts."""
     rows, length = batch["tokens"].shape
-    hidden, cache = model.decode(params, batch, model.init_cache(rows, room))
+    hidden, cache = model.decode(params, batch, model.init_cache(rows, capacity))
     last = jnp.max(jnp.where(batch["mask"], jnp.arange(length), 0), axis=1)
     return jnp.take_along_axis(hidden, last[:, None, None], axis=1)[:, 0], cache
 
 
 @jax.jit
 def _joined(starts):
-    """What `_start` says of several batches, as of one with all their rows."""
+    """The results of `_start` for several batches as those of one batch."""
 
     def join(*leaves):
         axis = rows_axis(leaves[0])
-        if axis is None:  # new tokens go behind the longest prompt
+        if axis is None:  # new tokens are appended after the longest prompt
             return jnp.max(jnp.stack(leaves))
         return jnp.concatenate(leaves, axis=axis)
 
@@ -154,18 +157,18 @@ def _joined(starts):
 
 
 @partial(jax.jit, static_argnums=(5, 6, 7), donate_argnums=2)
-def _continue(params, hidden, cache, end, key, model, count, temperature):
-    """(new tokens [B, count], the cache, as it could not be donated otherwise)."""
+def _continue(params, hidden, cache, eos_id, key, model, count, temperature):
+    """(new tokens [B, count], the cache: only a returned cache can be donated)."""
     rows = hidden.shape[0]
 
     def choose(hidden, index):
         logits = model.unembed(params, hidden)
         if temperature == 0:
-            return _likeliest(logits)
+            return _argmax(logits)
         token_key = jax.random.fold_in(key, index)
         return jax.random.categorical(token_key, logits / temperature).astype(jnp.int32)
 
-    def going(state):
+    def unfinished(state):
         index, _, _, done, _ = state
         return (index < count) & ~jnp.all(done)
 
@@ -173,20 +176,20 @@ def _continue(params, hidden, cache, end, key, model, count, temperature):
         index, token, cache, done, out = state
         new = {"tokens": token[:, None], "mask": jnp.ones((rows, 1), jnp.bool_)}
         hidden, cache = model.decode(params, new, cache)
-        token = jnp.where(done, end, choose(hidden[:, 0], index))
-        done = done | (token == end)
+        token = jnp.where(done, eos_id, choose(hidden[:, 0], index))
+        done = done | (token == eos_id)
         return index + 1, token, cache, done, out.at[:, index].set(token)
 
     token = choose(hidden, 0)
-    out = jnp.full((rows, count), end, jnp.int32).at[:, 0].set(token)
-    state = (jnp.int32(1), token, cache, token == end, out)
-    _, _, cache, _, out = jax.lax.while_loop(going, add, state)
+    out = jnp.full((rows, count), eos_id, jnp.int32).at[:, 0].set(token)
+    state = (jnp.int32(1), token, cache, token == eos_id, out)
+    _, _, cache, _, out = jax.lax.while_loop(unfinished, add, state)
     return out, cache
 
 
-def _likeliest(logits):
-    """argmax over the last axis, [B]. In two passes, as CPUs run jnp.argmax one number
-    after the other: a tenth of a small model's step."""
+def _argmax(logits):
+    """argmax over the last axis, [B], in two passes: jnp.argmax is not vectorised on
+    CPUs and took a tenth of a small model's step."""
     size = logits.shape[-1]
     best = jnp.max(logits, axis=-1, keepdims=True)
     index = jnp.where(logits == best, jnp.arange(size, dtype=jnp.int32), size - 1)

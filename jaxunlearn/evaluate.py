@@ -30,7 +30,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from jaxunlearn import _checks, losses, metrics, sharding, terms
-from jaxunlearn._generate import generate, ready, rows_axis
+from jaxunlearn._generate import generate, prepare_params, rows_axis
 from jaxunlearn.data import table as tables
 from jaxunlearn.terms._chunks import counted_values
 from jaxunlearn.typing import Model, Params
@@ -187,8 +187,8 @@ def completions(
     max_length = getattr(model.config, "max_length", table["tokens"].shape[1])
     max_width = max_length - max_new_tokens
     texts = [""] * len(prompts)
-    params = ready(model, params)
-    settings = dict(max_new_tokens=max_new_tokens, end=tokenizer.eos_token_id)
+    params = prepare_params(model, params)
+    settings = dict(max_new_tokens=max_new_tokens, eos_id=tokenizer.eos_token_id)
     for start in range(0, len(order), batch_size):
         index = order[start : start + batch_size]
         full = np.resize(index, batch_size)  # the last batch repeats its first rows

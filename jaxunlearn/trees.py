@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Trees of parameters: leaf paths, splitting by pattern, and float32 products.
 
-A path joins the keys to a leaf with `/`, as in `blocks/mlp/down/kernel`. A split leaves
-None in the places of the other half, which JAX treats as an empty subtree, so gradients
-and optimizer state exist only for the half that trains.
+A path joins the keys of a leaf with `/`, as in `blocks/mlp/down/kernel`. Each half of a
+split has None in the places of the other half. JAX treats None as an empty subtree, so
+gradients and optimizer state exist only for the half that trains.
 
-Leaves that stack layers can be split by layer: `blocks/mlp/down/kernel@5,6,7` trains
-three layers of [N, ...]. The training half holds {"layers:5,6,7": [3, ...]} in the
-leaf's place, the other half the whole leaf, and `merge` puts the layers into it.
+A leaf that stacks layers can be split by layer: `blocks/mlp/down/kernel@5,6,7` trains
+three layers of [N, ...]. In place of the leaf the training half has {"layers:5,6,7":
+[3, ...]}, the other half has the complete leaf, and `merge` puts the layers into it.
 """
 
 import re
@@ -19,11 +19,11 @@ import jax.numpy as jnp
 from jaxunlearn import _checks
 from jaxunlearn.typing import Array, Params, PyTree
 
-LAYERS = "layers:"  # how the key of a leaf's chosen layers begins
+LAYERS = "layers:"  # the first characters of the key of a leaf's chosen layers
 
 
 def paths(tree: PyTree) -> dict[str, Array]:
-    """Every leaf by its path, in the tree's order."""
+    """Path -> leaf, in the tree's order."""
     return {
         _path(keys): leaf
         for keys, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]
@@ -33,23 +33,23 @@ def paths(tree: PyTree) -> dict[str, Array]:
 def map_with_path(
     function: Callable[..., PyTree], tree: PyTree, *rest: PyTree
 ) -> PyTree:
-    """tree.map where the function also gets the leaf's path: f(path, leaf, *leaves)."""
+    """jax.tree.map of a function that also gets the path: f(path, leaf, *leaves)."""
     return jax.tree_util.tree_map_with_path(
         lambda keys, *leaves: function(_path(keys), *leaves), tree, *rest
     )
 
 
 def split(params: Params, pattern: str) -> tuple[Params, Params]:
-    """Splits params into the leaves whose whole path matches `pattern`, and the others.
+    """Splits params into the leaves whose full path matches `pattern`, and the others.
 
     Args:
         params: nested dict of arrays.
-        pattern: regular expression matched against the whole path; r".*" takes every
+        pattern: regular expression matched against the full path; r".*" matches every
             leaf. With `@` and layers after it, as in r"blocks/mlp/down/kernel@5,6,7",
             only these entries of axis 0 of the matching leaves.
     Returns:
         (matching, rest), each with the structure of params and None where a leaf is in
-        the other. Layers are copied out of their leaf, which stays whole in `rest`.
+        the other. Chosen layers are copied; `rest` has the complete leaf.
     Raises:
         ValueError: if no leaf matches, or it does not have these layers.
     """
@@ -61,12 +61,12 @@ def split(params: Params, pattern: str) -> tuple[Params, Params]:
             f"leaves are {_checks.listed(paths(params))}."
         )
 
-    def ours(path, x):
+    def chosen_part(path, x):
         if not compiled.fullmatch(path):
             return None
         return _take(path, x, layers) if chosen else x
 
-    matching = map_with_path(ours, params)
+    matching = map_with_path(chosen_part, params)
     rest = map_with_path(
         lambda p, x: None if compiled.fullmatch(p) and not chosen else x, params
     )
@@ -74,10 +74,10 @@ def split(params: Params, pattern: str) -> tuple[Params, Params]:
 
 
 def merge(first: Params, second: Params | None) -> Params:
-    """Puts the two halves of a split together again; `second=None` is an empty half.
+    """The params of both halves of a split; `second=None` is an empty half.
 
     Raises:
-        ValueError: if both halves hold the same leaf.
+        ValueError: if both halves have the same leaf.
     """
     if second is None:
         return first
@@ -87,7 +87,8 @@ def merge(first: Params, second: Params | None) -> Params:
             return _put(a, b) if _sliced(a) else _put(b, a)
         if a is not None and b is not None:
             raise ValueError(
-                "trees.merge needs disjoint halves, but both hold a leaf. Use split."
+                "trees.merge needs halves without a common leaf, got one in both. Use "
+                "the two halves of one trees.split."
             )
         return b if a is None else a
 
@@ -114,11 +115,11 @@ def _dot(a: Array, b: Array) -> Array:
 def _take(path, x, layers: str):
     """{"layers:5,6,7": those entries of axis 0}, of an array or of its shape."""
     indices = [int(i) for i in layers.split(",") if i.strip().isdecimal()]
-    few = sorted(set(indices)) == indices and len(indices) == layers.count(",") + 1
-    if not few or not x.shape or indices[-1] >= x.shape[0]:
+    valid = sorted(set(indices)) == indices and len(indices) == layers.count(",") + 1
+    if not valid or not x.shape or indices[-1] >= x.shape[0]:
         raise ValueError(
-            f"trees.split needs layers of {path!r}, of shape {x.shape}, as whole "
-            f"numbers that rise, such as @0,1, got @{layers}."
+            f"trees.split needs ascending layer indices below the first axis of "
+            f"{path!r}, shape {x.shape}, such as @0,1, got @{layers}."
         )
     key = LAYERS + ",".join(map(str, indices))
     if isinstance(x, jax.ShapeDtypeStruct):
@@ -127,18 +128,18 @@ def _take(path, x, layers: str):
     return {key: jnp.concatenate([x[i : i + 1] for i in indices])}
 
 
-def _put(chosen, whole):
-    """The whole leaf with its chosen layers in place."""
+def _put(chosen, leaf):
+    """The complete leaf with the chosen layers in place."""
     ((key, values),) = chosen.items()
-    if isinstance(whole, jax.ShapeDtypeStruct):
-        return whole
-    # Pieces put beside each other: a model that stops early then reads no other piece,
-    # where a scatter would copy the whole leaf first.
+    if isinstance(leaf, jax.ShapeDtypeStruct):
+        return leaf
+    # Concatenated, as a scatter would first copy the leaf: a model that stops early
+    # reads only the pieces that it needs.
     pieces, last = [], 0
     for row, i in enumerate(int(i) for i in key.removeprefix(LAYERS).split(",")):
-        pieces += [whole[last:i], values[row : row + 1]]
+        pieces += [leaf[last:i], values[row : row + 1]]
         last = i + 1
-    return jnp.concatenate([*pieces, whole[last:]])
+    return jnp.concatenate([*pieces, leaf[last:]])
 
 
 def _sliced(x: PyTree) -> bool:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The types that the rooms of jaxunlearn share; no behaviour lives here.
+"""The types that all parts of jaxunlearn share.
 
 Letters in shapes: B batch, L tokens, V vocabulary, D width, F hidden units, H heads,
 N layers.
@@ -15,8 +15,7 @@ PyTree = Any
 PRNGKey = jax.Array
 
 Params = PyTree
-"""Nested dict of arrays. None stands where a leaf belongs to the other half of a
-split."""
+"""Nested dict of arrays, with None for a leaf that is in the other half of a split."""
 
 Batch = Mapping[str, Array]
 """Columns of one stream. Language: `tokens` [B, L] int32, `mask` [B, L] bool (True: a
@@ -40,8 +39,7 @@ class Outputs(NamedTuple):
     Attributes:
         hidden: [B, L, D], final normed hidden states (the raw block output if `until`
             was given).
-        taps: site name -> [layers asked, B, L, units], only the sites and layers asked
-            for.
+        taps: site name -> [requested layers, B, L, units], for the requested sites.
     """
 
     hidden: Array
@@ -53,14 +51,14 @@ class Site(NamedTuple):
 
     Attributes:
         units: number of units, the last axis of the site's value.
-        layers: how many layers carry the site.
-        consumer: leaf path of the kernel that reads the site, or None where several do.
-        axis: axis of one layer's consumer that indexes the units.
+        layers: number of layers that have the site.
+        reader: leaf path of the one kernel that reads the site; None if several do.
+        axis: axis of one layer's `reader` that indexes the units.
         readers: leaf paths of all kernels whose input is the site's value.
         writers: leaf paths of kernels whose outputs lead to the site's value unit by
             unit, so that without an output its unit is 0 or unused.
-        grouping: (heads, size), where several heads read one producing unit: each run of
-            `size` outputs feeds `heads` runs of the site's units, side by side.
+        grouping: (heads, size), where several heads read one output of a writer: each
+            run of `size` outputs becomes `heads` consecutive runs of the site's units.
     """
 
     units: int
@@ -78,22 +76,21 @@ class Model(NamedTuple):
     Attributes:
         init: key -> params.
         apply: (params, batch, *, taps={}, edits={}, until=None, key=None) -> Outputs.
-            `taps` maps a site to the layers whose values are wanted, `edits` maps a
+            `taps` maps a site to the layers whose values are returned, `edits` maps a
             site to a function (value [B, L, units], layer int32[]) -> value, `until`
             stops after a layer.
         unembed: (params, hidden [..., D]) -> logits [..., V] float32.
-        sites: the places `taps` and `edits` may name.
-        config: what built the model, for exporters; None where nothing did.
-        init_cache: (batch_size, length) -> empty key-value cache; None if it cannot
-            decode.
-            Rows are axis 0 of its arrays, or axis 1 of those of five axes, which have
-            all layers; what has no axis counts the tokens of a row so far.
+        sites: the sites that `taps` and `edits` may name.
+        config: the configuration that built the model, for exporters; None without one.
+        init_cache: (batch_size, length) -> empty key-value cache; None if the model
+            cannot decode. Rows are axis 0 of its arrays, or axis 1 of arrays with five
+            axes, which have all layers; a scalar counts the tokens of a row so far.
         decode: (params, batch, cache) -> (hidden, cache), appends the batch's tokens.
-        prepare_decode: params -> params as a loop of `decode` reads them fastest; None where
-            they are best as they are.
-        rules: how the params lie on a mesh, for `sharding.by_rules`.
-        low_rank: whether a kernel with `lora_a` and `lora_b` beside it (`wrap.lora`)
-            adds x @ lora_a @ lora_b to its product.
+        prepare_decode: params -> params in the layout that a loop of `decode` reads
+            fastest; None if that is their usual layout.
+        rules: how the params are placed on a mesh, for `sharding.by_rules`.
+        low_rank: whether `apply` adds x @ lora_a @ lora_b to the product of a kernel
+            that has the leaves `lora_a` and `lora_b` (`wrap.lora`).
     """
 
     init: Callable[[PRNGKey], Params]
@@ -108,18 +105,18 @@ class Model(NamedTuple):
     low_rank: bool = False
 
     def __hash__(self) -> int:
-        """By its functions, so that a model can be a static argument of jax.jit."""
+        """Hash of the functions, so that a model can be a static argument of jit."""
         return hash((self.apply, self.unembed))
 
 
 class Total(NamedTuple):
-    """A sum and the number of things summed; division happens once, at the very end."""
+    """A sum and the number of summands; the division happens once, at the end."""
 
     sum: Array
     count: Array
 
     def mean(self) -> Array:
-        """sum / count, and 0 where nothing was counted."""
+        """sum / count, and 0 where the count is 0."""
         count = self.count.astype(self.sum.dtype)
         return jax.numpy.where(count > 0, self.sum / jax.numpy.maximum(count, 1), 0)
 
@@ -132,7 +129,7 @@ class Term(Protocol):
 
     Attributes:
         reads: names of the streams the term reads.
-        needs_ref: whether it runs the reference model.
+        needs_ref: whether it runs the reference model and so needs `ref_params`.
     """
 
     reads: tuple[str, ...]
@@ -148,11 +145,11 @@ class Term(Protocol):
 
 
 class Frozen(NamedTuple):
-    """What a step reads but never changes: passed as an argument, never donated.
+    """The arrays that a step reads and never changes; an argument that is not donated.
 
     Attributes:
-        params: the leaves that do not train (None where the leaf trains).
-        ref_params: the reference model's parameters, or None if no term asks for them.
+        params: the leaves that do not train, None in the places of those that do.
+        ref_params: the reference model's parameters, or None if no term needs them.
     """
 
     params: Params = None

@@ -93,7 +93,7 @@ def test_missing_keys_print_as_written():
 def test_listed_is_short():
     assert _checks.listed([]) == "nothing"
     assert _checks.listed(["a", 1]) == "'a', 1"
-    assert _checks.listed(range(10), most=8) == "0, 1, 2, 3, 4, 5, 6, 7 and 2 more"
+    assert _checks.listed(range(10), max_names=8) == "0, 1, 2, 3, 4, 5, 6, 7 and 2 more"
 
 
 def test_a_missing_library_is_named_with_the_extra_that_installs_it():

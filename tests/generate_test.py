@@ -127,7 +127,7 @@ def test_the_first_of_equals_is_the_likeliest():
 def test_the_end_token_stops_a_row_and_fills_it(greedy):
     model, params, expected = greedy
     for end in sorted(set(expected.ravel().tolist())):
-        new = ju.generate(model, params, mixed(), max_new_tokens=NEW, end=end)
+        new = ju.generate(model, params, mixed(), max_new_tokens=NEW, eos_id=end)
         ended = np.cumsum(expected == end, axis=1) > 0  # from the first one on
         assert_array_equal(new, np.where(ended, end, expected))
 
@@ -143,7 +143,7 @@ def test_decoding_stops_when_every_row_has_ended(greedy):
     counted = model._replace(decode=extend)
     row = {name: x[:1] for name, x in mixed().items()}
     first = int(expected[0, 0])
-    new = ju.generate(counted, params, row, max_new_tokens=NEW, end=first)
+    new = ju.generate(counted, params, row, max_new_tokens=NEW, eos_id=first)
     jax.block_until_ready(new)
     jax.effects_barrier()
     assert_array_equal(new, np.full((1, NEW), first))
@@ -205,7 +205,7 @@ def test_samples_follow_the_distribution(temperature):
 def test_a_model_without_a_cache_is_refused():
     model, params = tiny.tiny_model()
     bare = model._replace(init_cache=None, decode=None)
-    with pytest.raises(ValueError, match="without `extend`. Use a decoder from"):
+    with pytest.raises(ValueError, match="decode=None"):
         ju.generate(bare, params, mixed(), max_new_tokens=1)
 
 
@@ -213,7 +213,7 @@ def test_texts_beyond_the_positions_are_refused():
     model, params = tiny.tiny_model()
     batch = tiny.tiny_batch(rows=2, length=60, answer=False)
     assert ju.generate(model, params, batch, max_new_tokens=4).shape == (2, 4)
-    with pytest.raises(ValueError, match="within 64 positions, got 65. Shorten"):
+    with pytest.raises(ValueError, match="within 64 positions, got 65"):
         ju.generate(model, params, batch, max_new_tokens=5)
 
 
@@ -221,8 +221,8 @@ def test_wrong_settings_are_errors():
     model, params = tiny.tiny_model()
     for kwargs, error, message in (
         ({"max_new_tokens": 0}, ValueError, "max_new_tokens >= 1, got"),
-        ({"max_new_tokens": 1.5}, TypeError, "whole number max_new_tokens"),
-        ({"max_new_tokens": 1, "temperature": 0.5}, ValueError, "needs key="),
+        ({"max_new_tokens": 1.5}, TypeError, "max_new_tokens=1.5"),
+        ({"max_new_tokens": 1, "temperature": 0.5}, ValueError, "key=None"),
         ({"max_new_tokens": 1, "temperature": -1.0}, ValueError, "temperature >= 0"),
     ):
         with pytest.raises(error, match=message):

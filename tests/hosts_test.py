@@ -107,9 +107,9 @@ def test_rules_of_ones_own_come_first_and_must_match_a_leaf():
 def test_one_process_needs_no_joining_and_bad_arguments_say_what_to_do():
     sharding.initialize("localhost:1234", 1, 0)
     assert jax.process_count() == 1
-    with pytest.raises(ValueError, match="no processes and no process. Give coord"):
+    with pytest.raises(ValueError, match="no num_processes and no process_id"):
         sharding.initialize("localhost:1234")
-    with pytest.raises(ValueError, match="process < processes, got process=2"):
+    with pytest.raises(ValueError, match="got process_id=2"):
         sharding.initialize("localhost:1234", 2, 2)
     with pytest.raises(ValueError, match="'host:port', got 'localhost'"):
         sharding.initialize("localhost", 2, 0)

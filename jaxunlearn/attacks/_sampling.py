@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from jaxunlearn import _checks
-from jaxunlearn._generate import generate, ready
+from jaxunlearn._generate import generate, prepare_params
 from jaxunlearn.data import table as tables
 from jaxunlearn.typing import Model, Params, PRNGKey
 
@@ -55,7 +55,7 @@ def sample(
         raise ValueError(f"{owner} needs at least one prompt, got none.")
     table = tables.encode(tokenizer, prompts)
     table = {name: table[name].repeat(num_samples, 0) for name in ("tokens", "mask")}
-    params, texts = ready(model, params), []
+    params, texts = prepare_params(model, params), []
     for index, batch in enumerate(tables.eval_batches(table, batch_size)):
         valid = batch.pop("valid")
         new = generate(
@@ -63,7 +63,7 @@ def sample(
             params,
             batch,
             max_new_tokens=max_new_tokens,
-            end=tokenizer.eos_token_id,
+            eos_id=tokenizer.eos_token_id,
             temperature=temperature,
             key=jax.random.fold_in(key, index),
         )

@@ -51,7 +51,7 @@ def table(images: np.ndarray, labels: np.ndarray, *, classes: int) -> tables.Tab
     if np.issubdtype(images.dtype, np.floating):
         images = images.astype(np.float32)
     _pixels.check("images.table", {"image": images})
-    _checks.whole("images.table", labels=labels)
+    _checks.integers("images.table", labels=labels)
     if labels.min() < 0 or labels.max() >= classes:
         raise ValueError(
             f"images.table needs labels from 0 to {classes - 1}, got {labels.min()} to "
@@ -80,7 +80,7 @@ def relabelled(images: tables.Table, labels: np.ndarray) -> tables.Table:
         TypeError: for labels that are not integers.
     """
     tokens, labels = np.array(images["tokens"]), np.asarray(labels)
-    _checks.whole("images.relabelled", labels=labels)
+    _checks.integers("images.relabelled", labels=labels)
     if labels.shape != tokens.shape[:1] or (labels < 0).any():
         raise ValueError(
             f"images.relabelled needs {len(tokens)} labels >= 0, got shape "

@@ -45,7 +45,7 @@ def kmeans_per_class(
             f"{owner} needs features [n, D] and labels [n], n >= 1, got shapes "
             f"{features.shape} and {labels.shape}."
         )
-    _checks.whole(owner, labels=labels)
+    _checks.integers(owner, labels=labels)
     if not np.isfinite(features).all() or labels.min() < 0:
         raise ValueError(
             f"{owner} needs finite features and labels >= 0, got "

@@ -137,7 +137,7 @@ def labels_of_buckets(owner: str, table: tables.Table, buckets: Any) -> dict[int
             f"{owner} needs a bucket for each of {len(labels)} images, got shape "
             f"{buckets.shape}. Use kmeans_per_class."
         )
-    _checks.whole(owner, buckets=buckets)
+    _checks.integers(owner, buckets=buckets)
     if buckets.min() < 0:
         raise ValueError(
             f"{owner} needs buckets >= 0, got {buckets.min()}. Use kmeans_per_class."

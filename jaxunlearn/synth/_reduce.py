@@ -65,14 +65,14 @@ def reduce_retain(
             f"{owner} needs a bucket for each of {count} images, got shape "
             f"{buckets.shape}. Use the buckets of this table."
         )
-    _checks.whole(owner, buckets=buckets)
+    _checks.integers(owner, buckets=buckets)
     forget = np.unique(list(forget_rows))
     if not forget.size or forget[0] < 0 or forget[-1] >= len(buckets):
         raise ValueError(
             f"{owner} needs forget_rows from 0 to {len(buckets) - 1}, at least "
             f"one, got {forget[:8].tolist()}."
         )
-    _checks.whole(owner, forget_rows=forget)
+    _checks.integers(owner, forget_rows=forget)
     names, images = np.asarray(condensed.buckets), tables.num_rows(condensed.table)
     if names.shape != (images,):
         raise ValueError(

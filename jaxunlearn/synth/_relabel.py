@@ -92,7 +92,7 @@ def invert_labels(
     owner = "invert_labels"
     _checks.one_of(owner, RULES, rule=rule)
     labels = np.asarray(labels)
-    _checks.whole(owner, labels=labels)
+    _checks.integers(owner, labels=labels)
     if num_classes < 2 or (labels < 0).any() or (labels >= num_classes).any():
         raise ValueError(
             f"{owner} needs num_classes >= 2 and labels from 0 to num_classes - 1, got "

@@ -182,7 +182,7 @@ def test_as_float_and_relabelled_change_nothing_else():
     other = images.relabelled(full, 3 - LABELS)
     assert_array_equal(images.labels_of(other), 3 - LABELS)
     assert_array_equal(images.labels_of(full), LABELS)
-    with pytest.raises(TypeError, match="whole labels"):
+    with pytest.raises(TypeError, match="labels of dtype"):
         images.relabelled(full, LABELS * 0.5)
     with pytest.raises(ValueError, match=f"needs {len(LABELS)} labels >= 0"):
         images.relabelled(full, LABELS[:-1])

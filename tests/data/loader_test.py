@@ -192,7 +192,7 @@ def test_bad_arguments_are_named_at_once():
         loader.streams({"forget": Noted(4)}, 3, seed=0, shard=(0, 2))
     with pytest.raises(ValueError, match="prefetch >= 0"):
         loader.streams({"forget": Noted(4)}, 2, seed=0, prefetch=-1)
-    with pytest.raises(TypeError, match="whole number prefetch, got prefetch=1.5"):
+    with pytest.raises(TypeError, match="prefetch=1.5"):
         loader.streams({"forget": Noted(4)}, 2, seed=0, prefetch=1.5)
 
 
