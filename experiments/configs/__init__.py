@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Configs of jaxunlearn/workflows/training/run.py, one experiment a file."""
+"""Config files for the commands of jaxunlearn, one experiment in each file."""

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """SmolLM2-135M-Instruct forgets the capitals of Europe and keeps the others.
 
-python -m jaxunlearn.workflows.training.run --config=experiments/configs/capitals.py
+jaxunlearn forget --config experiments/configs/capitals.py
 
-The data of the quickstart without its selection of known facts; its story, questions
-and attack are in experiments/quickstart/run.py.
+The data are those of experiments/quickstart, but all capitals are used, not only those
+that the model knows.
 """
 
 from jaxunlearn.workflows.training import settings

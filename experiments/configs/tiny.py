@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """BLUR-NPO on a random decoder of two small layers: seconds on a CPU.
 
-python -m jaxunlearn.workflows.training.run --config=experiments/configs/tiny.py --config.steps=30
+jaxunlearn forget --config experiments/configs/tiny.py --steps 30
 """
 
 from jaxunlearn.workflows.training import settings

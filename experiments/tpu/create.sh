@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
-# Queues a request for TPU VMs and waits until they are there. SPOT=0 for machines that
-# are not taken away; SLICES=2 for two slices of the same type.
+# Queues a request for TPU VMs and waits until they are active. SPOT=0 requests machines
+# that are not taken away; SLICES=2 requests two slices of the same type.
 set -euo pipefail
 source "$(dirname "$0")/common.sh"
 : "${TYPE:?is needed: the accelerator type of one slice, such as v6e-16}"

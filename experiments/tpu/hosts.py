@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Do all hosts of a TPU slice see each other? The first thing to run on new machines.
+"""Check that all hosts of a TPU slice find each other; run it first on new machines.
 
 python -m experiments.tpu.hosts --devices 16
 
-Run it on every host at once. It joins the processes, adds one number from every device
-of all of them, and fails where the sum or the number of devices is not as expected.
+Run it on every host at the same time. It joins the processes, adds one number from every
+device, and fails if the sum or the number of devices is not as expected.
 """
 
 import argparse
@@ -19,7 +19,7 @@ from jaxunlearn import sharding
 
 
 def total(mesh: jax.sharding.Mesh) -> int:
-    """0 + 1 + ... over the devices of the mesh, each of which holds one of them."""
+    """The sum 0 + 1 + ... over the devices of the mesh, each of which holds one number."""
     place = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
     numbers = np.arange(mesh.size, dtype=np.int32)
     spread = jax.make_array_from_callback(numbers.shape, place, numbers.__getitem__)
@@ -28,7 +28,7 @@ def total(mesh: jax.sharding.Mesh) -> int:
 
 
 def check(expected: int | None) -> int:
-    """Says what this process sees; the exit status: 0 if all is there and adds up."""
+    """Prints what this process finds; returns 0 if the devices and their sum are right."""
     devices = jax.devices()
     slices = len({getattr(device, "slice_index", 0) for device in devices})
     print(
@@ -55,7 +55,7 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "--devices", type=int, help="how many there should be, on all hosts together"
+        "--devices", type=int, help="expected number of devices, on all hosts together"
     )
     expected = parser.parse_args().devices
     sharding.initialize()

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
 # Puts a clone with a virtual environment on every worker; run again, it updates them.
-# PREPARE is a command of your own that every worker runs at the end, such as a mount.
+# PREPARE is a command that every worker runs at the end, such as a mount.
 set -euo pipefail
 source "$(dirname "$0")/common.sh"
 : "${REPO:?is needed: a git address that the workers can clone without a password}"
@@ -9,7 +9,7 @@ REVISION=${REVISION:-$(git -C "$(dirname "$0")" rev-parse HEAD)}
 EXTRAS=${EXTRAS:-hf}
 PREPARE=${PREPARE:-true}
 
-# The images are Ubuntu 22.04 with Python 3.10, and this project needs 3.11: uv brings it.
+# The images are Ubuntu 22.04 with Python 3.10; this project needs 3.11, installed by uv.
 everywhere "set -e
 if [ ! -d ~/jaxunlearn ]; then git clone --quiet '$REPO' ~/jaxunlearn; fi
 cd ~/jaxunlearn

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
-# Runs a command on every worker until it ends well, with new machines whenever they were
-# taken away. Only for a command that goes on where it stopped when it is run again.
-# A command that fails while its machines stay is not repeated, unless its status is 75:
-# told to stop, has saved, wants to be run again.
+# Runs a command on every worker until it succeeds, with new machines whenever they were
+# taken away. Only for a command that resumes when it is run again. A command that fails
+# while its machines stay is not repeated, unless its exit status is 75: stopped, saved
+# its state, must be run again.
 set -euo pipefail
 here=$(dirname "$0")
 source "$here/common.sh"

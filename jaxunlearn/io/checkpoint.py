@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Checkpoints of a running training: written beside it, whole or not at all.
+"""Checkpoints of a training run: written in the background, complete or not at all.
 
     saved = checkpoint.open("runs/a/checkpoints", keep=3)
     found = checkpoint.restore(saved, shapes, config=config)   # None in a new folder
@@ -7,10 +7,10 @@
     checkpoint.wait(saved)
 
 A checkpoint holds the state, the position in the data, the config and the versions of
-the libraries. It is written by orbax in the background, each device its own shards, and
-gets its name only when all of it is on disk. Restoring needs the shapes of the state
-with the shardings to restore to, of any mesh. Every leaf is saved with a sum over its
-bits, so that a damaged file is noticed even where it can still be read.
+the libraries. Orbax writes it in the background, each device its shards, and it gets its
+final name only when it is complete on disk. Restoring needs the shapes of the state with
+the shardings to restore to, of any mesh. Every leaf is saved with a sum over its bits, so
+that a damaged file is noticed even if it can still be read.
 """
 
 import errno
@@ -43,7 +43,7 @@ class Checkpoints(NamedTuple):
 
     Attributes:
         path: the folder; each checkpoint is a folder in it, named by its step.
-        manager: orbax's.
+        manager: the CheckpointManager of orbax.
     """
 
     path: Path
@@ -51,13 +51,13 @@ class Checkpoints(NamedTuple):
 
 
 class Restored(NamedTuple):
-    """What a checkpoint held.
+    """The contents of a checkpoint.
 
     Attributes:
         step: updates that had been applied.
-        state: like the shapes that were asked for.
-        data: the position in the data, as it was given to `save`.
-        skipped: (step, what is wrong with it) of newer checkpoints that were damaged.
+        state: arrays, of the shapes that `restore` was given.
+        data: the position in the data that `save` was given.
+        skipped: (step, the damage) of newer checkpoints that could not be used.
     """
 
     step: int
@@ -67,16 +67,17 @@ class Restored(NamedTuple):
 
 
 class NotSaved(OSError):
-    """A checkpoint could not be written; those before it are whole."""
+    """A checkpoint could not be written; earlier checkpoints are complete."""
 
 
 def open(folder: str | os.PathLike, *, keep: int = 3) -> Checkpoints:  # noqa: A001
-    """Opens a folder of checkpoints, or makes it, and removes unfinished ones.
+    """Opens or makes a folder of checkpoints, and removes unfinished ones.
 
     Args:
         folder: on a file system that all processes share.
-        keep: newest checkpoints that stay; an older one goes only when a newer is
-            whole on disk. Two or more, so that a damaged one has one before it.
+        keep: the number of newest checkpoints that stay. An older one is removed only
+            when a newer one is complete on disk. With two or more, a damaged checkpoint
+            has one before it.
     Raises:
         ValueError: if keep < 1.
         NotSaved: if the folder cannot be made.
@@ -92,14 +93,14 @@ def open(folder: str | os.PathLike, *, keep: int = 3) -> Checkpoints:  # noqa: A
         manager = ocp.CheckpointManager(path, options=options)
     except (OSError, ValueError) as error:
         raise NotSaved(
-            f"checkpoint.open needs a folder it may write to, got {path}: {error}. "
+            f"checkpoint.open needs a folder that it can write, got {path}: {error}. "
             "Name another."
         ) from error
     return Checkpoints(path, manager)
 
 
 def steps(saved: Checkpoints) -> list[int]:
-    """Steps of the checkpoints that are there, oldest first."""
+    """Steps of the checkpoints in the folder, oldest first."""
     saved.manager.reload()
     return sorted(saved.manager.all_steps())
 
@@ -112,17 +113,17 @@ def save(
     data: Any = None,
     config: Mapping[str, Any] | None = None,
 ) -> None:
-    """Begins to write a checkpoint and returns when the arrays may change again.
+    """Starts to write a checkpoint and returns when the arrays may change again.
 
     Args:
         saved: from `open`.
-        step: updates applied so far; larger than that of every checkpoint there.
-        state: tree of arrays, PRNG keys among them; None has no leaf.
-        data: where the loader stands, anything that JSON holds.
-        config: what the run was made from, anything that JSON holds.
+        step: updates applied so far; larger than the step of every checkpoint there.
+        state: tree of arrays, which may include PRNG keys; None has no leaf.
+        data: the position of the loader, anything that JSON can hold.
+        config: the settings of the run, anything that JSON can hold.
     Raises:
         ValueError: if the step is not new.
-        NotSaved: if this checkpoint, or the one begun before it, could not be written.
+        NotSaved: if this checkpoint, or the one started before it, could not be written.
     """
     _settle(saved, saved.manager.wait_until_finished)
     last = saved.manager.latest_step()
@@ -150,7 +151,7 @@ def save(
 
 
 def wait(saved: Checkpoints) -> None:
-    """Returns when everything that was begun is on disk.
+    """Returns when every started checkpoint is on disk.
 
     Raises:
         NotSaved: if it could not be written.
@@ -159,7 +160,7 @@ def wait(saved: Checkpoints) -> None:
 
 
 def close(saved: Checkpoints) -> None:
-    """Waits, then lets go of the folder; raises as `wait` does."""
+    """Waits, then releases the folder; errors are those of `wait`."""
     wait(saved)
     saved.manager.close()
 
@@ -171,7 +172,7 @@ def restore(
     config: Mapping[str, Any] | None = None,
     may_differ: Collection[str] = (),
 ) -> Restored | None:
-    """The newest checkpoint that is whole, or None where there is none.
+    """The newest undamaged checkpoint, or None if there is no checkpoint.
 
     Damaged checkpoints that are newer are moved to `damaged/` inside the folder, so
     that their step can be saved again.
@@ -181,7 +182,7 @@ def restore(
         shapes: tree like the state, a jax.ShapeDtypeStruct with a sharding (of any
             mesh) at each leaf.
         config: compared with the saved one, unless None.
-        may_differ: dotted keys of config, with all below them, that are not compared.
+        may_differ: dotted keys of config that are not compared, nor the keys below them.
     Raises:
         ValueError: if the checkpoint is of another model, optimizer or config, naming
             what differs.
@@ -206,8 +207,8 @@ def restore(
     if skipped:
         came = "; ".join(f"step {step}: {why}" for step, why in skipped)
         raise OSError(
-            f"checkpoint.restore needs one whole checkpoint, but all in {saved.path} "
-            f"are damaged ({came}). Move the folder away to begin anew."
+            f"checkpoint.restore needs one undamaged checkpoint, but all in {saved.path} "
+            f"are damaged ({came}). Move the folder away to start again."
         )
     return None
 
@@ -252,7 +253,7 @@ def _state(saved: Checkpoints, step: int, shapes: PyTree, note: dict) -> PyTree:
 
 
 def _raw(tree: PyTree) -> dict[str, Any]:
-    """Leaves, or their shapes, by path; PRNG keys as the numbers that they are."""
+    """Leaves, or their shapes, by path; PRNG keys as their numbers."""
     return {path: _key_data(leaf) for path, leaf in trees.paths(tree).items()}
 
 
@@ -270,12 +271,12 @@ def _is_key(leaf: Any) -> bool:
 
 
 def _described(tree: PyTree) -> dict[str, str]:
-    """Kind and shape of each leaf, as in float32[3, 4]."""
+    """Dtype and shape of each leaf, as in float32[3, 4]."""
     return {path: f"{x.dtype}{list(x.shape)}" for path, x in trees.paths(tree).items()}
 
 
 def _sums(leaves: Mapping[str, Array]) -> dict[str, int]:
-    """A sum of scrambled bits for each leaf, the same however it is cut."""
+    """A sum of scrambled bits for each leaf, the same for every sharding."""
     return {path: int(x) for path, x in jax.device_get(_bit_sums(leaves)).items()}
 
 
@@ -323,7 +324,7 @@ def _refuse_another(path, note, shapes, config, may_differ) -> None:
     if differ:
         raise ValueError(
             f"The checkpoint {path} is of another config: {'; '.join(differ[:5])}"
-            f"{_more(differ, 5)}. Set these back to go on, or use another folder."
+            f"{_more(differ, 5)}. Set these back to resume, or use another folder."
         )
 
 
@@ -351,18 +352,18 @@ def _put_aside(saved: Checkpoints, step: int) -> None:
 
 
 def _settle(saved: Checkpoints, function) -> None:
-    """Runs what writes; an error becomes NotSaved with what to do."""
+    """Calls a function that writes; its error becomes NotSaved with the next move."""
     try:
         function()
     except Exception as error:
         full = getattr(error, "errno", None) in FULL or _FULL_TEXT.search(str(error))
         if not full and not isinstance(error, OSError):
             raise
-        whole = steps(saved)
+        complete = steps(saved)
         before = (
-            f"The checkpoint of step {whole[-1]} is whole"
-            if whole
-            else ("There is no earlier checkpoint")
+            f"The checkpoint of step {complete[-1]} is complete"
+            if complete
+            else "There is no earlier checkpoint"
         )
         fix = "Free some disk space" if full else "Make the folder writable"
         raise NotSaved(
