@@ -13,7 +13,7 @@ from experiments.shared.page import Content, redraw, table
 FOLDER = Path(__file__).resolve().parent
 
 
-def page(results: Mapping[str, Content]) -> list[str]:
+def readme(results: Mapping[str, Content]) -> list[str]:
     """README.md: a row for each benchmark that has a committed result."""
     rows = [
         (
@@ -138,4 +138,4 @@ BENCHMARKS: Mapping[str, tuple[str, str, Callable[[Content], str], str]] = {
 
 
 if __name__ == "__main__":
-    command.main(lambda arguments: redraw(FOLDER, page, {}), __doc__)
+    command.main(lambda arguments: redraw(FOLDER, readme, {}), __doc__)

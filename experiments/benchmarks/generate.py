@@ -215,7 +215,10 @@ def summary(
             if name.startswith(f"transformers: {task}")
         }
         best = min(others, key=others.get)
-        result["ratios"][task] = {"ratio": others[best] / seconds, "beside": best}
+        result["ratios"][task] = {
+            "ratio": others[best] / seconds,
+            "compared_with": best,
+        }
     count = ours["generate"].size
     result["tokens_per_second"] = {
         name: count / each["median_seconds"]

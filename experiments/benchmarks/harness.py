@@ -162,7 +162,7 @@ def in_harness(
     """Form -> the option picked of every question, by a model in the harness.
 
     Args:
-        name: "hf", the harness's own on torch, or "jaxunlearn", ours.
+        name: "hf", the harness's model on torch, or "jaxunlearn", ours.
         model: an exported folder.
         folder: as `write_task` fills it.
         forms: those that it wrote.
@@ -255,7 +255,7 @@ def in_words(result: Mapping[str, Any]) -> list[str]:
         "# MMLU in lm-evaluation-harness and under our scoring",
         "",
         f"`{result['command']}`: {result['questions']} questions of "
-        f"{result['subjects']} subjects, zero-shot; letters A to D or whole answers to "
+        f"{result['subjects']} subjects, zero-shot; letters A to D or answer texts to "
         "choose from, by summed log-probability. *Picked otherwise*: "
         "questions where another option is picked than in the first row. "
         f"{versions}.",

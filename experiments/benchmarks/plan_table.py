@@ -49,7 +49,7 @@ ROWS = {
     "405b-v5p": Row("llama-3.1-405b", "v5p:16x16x16", dict(fsdp=512, tensor=8), 512),
     "8b-v5p-8-layers": Row("llama-3.1-8b", "v5p:4x4x4", dict(fsdp=64), 64, 8),
 }
-# (what, where, MFU in percent, by whom): measured by others, on their own steps.
+# (what, where, MFU in percent, by whom): measured by others, on other steps.
 PUBLISHED = (
     ("Llama-3.1-8B", "256 v6e", 45.5, "MaxText"),
     ("Llama-3.1-70B", "512 v5p", 65.4, "MaxText"),

@@ -28,7 +28,7 @@ STRENGTHS = tuple(10.0**k for k in range(10))
 def run(arguments: command.Arguments) -> None:
     """Measures the errors, then writes the results and the page."""
     if arguments.options.draw:
-        page.redraw(FOLDER, figures.page, figures.PLOTS)
+        page.redraw(FOLDER, figures.readme, figures.PLOTS)
         return
     with jax.enable_x64(True):
         errors = {name: errors_in(name) for name in ("float64", "float32")}
@@ -40,7 +40,7 @@ def run(arguments: command.Arguments) -> None:
         "slope_1e2_to_1e6": float(slope),
         "jax": jax.__version__,
     }
-    page.publish(FOLDER, "error", content, figures.page, figures.plot_error)
+    page.publish(FOLDER, "error", content, figures.readme, figures.draw_error)
 
 
 def errors_in(dtype: str) -> list[float]:

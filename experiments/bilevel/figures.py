@@ -24,8 +24,8 @@ DRAW = {"--draw": dict(action="store_true", help="only draw page and plots again
 def summarise(lines: Sequence[Line]) -> list[dict[str, Any]]:
     """[mean, deviation] over seeds of every run at every gamma, and of the best gamma.
 
-    The best gamma of a grid is chosen for each seed on its own test rows, so it is a
-    bound that no user could reach.
+    The best gamma of a grid is chosen for each seed on the test rows themselves, so it
+    is a bound that no user could reach.
     """
     found = []
     for name in RUNS:
@@ -53,7 +53,7 @@ def separation(line: Line) -> float:
     return float(np.mean((right > bad) + 0.5 * (right == bad)))
 
 
-def page(results: Mapping[str, Content]) -> list[str]:
+def readme(results: Mapping[str, Content]) -> list[str]:
     """README.md, of {"weigh", "error"}."""
     lines = head(
         "Learning unlearning's weights by a hypergradient",
@@ -170,7 +170,7 @@ def _error(content: Content) -> list[str]:
     ]
 
 
-def plot_weigh(content: Content, file: Path) -> None:
+def draw_weigh(content: Content, file: Path) -> None:
     """Left: the upper level over gamma. Right: gamma and weights while learning."""
     lines = content["runs"]
     learned = [line for line in lines if line["run"] == "learnt"]
@@ -205,7 +205,7 @@ def plot_weigh(content: Content, file: Path) -> None:
             axes.grid(alpha=0.3)
 
 
-def plot_error(content: Content, file: Path) -> None:
+def draw_error(content: Content, file: Path) -> None:
     """Relative error over the strength of the penalty."""
     strengths, errors = content["strengths"], content["relative_errors"]
     with plots.saved(file, size=(7, 5)) as (_, grid):
@@ -220,4 +220,4 @@ def plot_error(content: Content, file: Path) -> None:
         axes.legend()
 
 
-PLOTS = {"weigh": plot_weigh, "error": plot_error}
+PLOTS = {"weigh": draw_weigh, "error": draw_error}

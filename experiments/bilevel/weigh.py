@@ -280,7 +280,7 @@ def _entry(x, stats, wrong):
 def run(arguments: command.Arguments) -> None:
     """Runs what is missing, then writes the results and the page."""
     if arguments.options.draw:
-        page.redraw(FOLDER, figures.page, figures.PLOTS)
+        page.redraw(FOLDER, figures.readme, figures.PLOTS)
         return
     config, settings = arguments.config, arguments.settings
     small = world.make(config, progress=True)
@@ -289,7 +289,7 @@ def run(arguments: command.Arguments) -> None:
     lines = compare_with_grid(small, ledger.Ledger(file, head, progress=True), settings)
     about = head | {"seeds": list(settings.seeds)}
     content = {"about": about, "summary": figures.summarise(lines), "runs": lines}
-    page.publish(FOLDER, "weigh", content, figures.page, figures.plot_weigh)
+    page.publish(FOLDER, "weigh", content, figures.readme, figures.draw_weigh)
 
 
 if __name__ == "__main__":

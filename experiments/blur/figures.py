@@ -9,7 +9,7 @@ from experiments.shared.page import Content, head, table
 PLAIN = "plain NLL"
 
 
-def page(results: Mapping[str, Content]) -> list[str]:
+def readme(results: Mapping[str, Content]) -> list[str]:
     """README.md, of {"small", "methods_cost", "step_smollm2_cpu"}."""
     pairs = results["small"]["pairs"]
     cost, step = results["methods_cost"], results["step_smollm2_cpu"]

@@ -27,7 +27,7 @@ FOLDER = Path(__file__).resolve().parent
 def draw(folder: Path) -> None:
     """Writes README.md."""
     results = page.results(comparison.FOLDER) | page.results(benchmarks.FOLDER)
-    page.write_text(Path(folder) / "README.md", page.readme(figures.page, results))
+    page.write_text(Path(folder) / "README.md", page.readme(figures.readme, results))
 
 
 if __name__ == "__main__":

@@ -151,7 +151,7 @@ def _at(curve, target) -> float | None:
     return float(np.interp(target, *curve))
 
 
-def page(results: Mapping[str, Content]) -> list[str]:
+def readme(results: Mapping[str, Content]) -> list[str]:
     """README.md, of {"small"}."""
     content = results["small"]
     about, rows, pairs = (content[key] for key in ("about", "methods", "pairs"))
@@ -260,7 +260,7 @@ def pair_sentences(pairs: Sequence[Mapping[str, Any]]) -> list[str]:
     return found or ["No pair has run at every rate on every seed."]
 
 
-def plot(content: Content, file: Path) -> None:
+def draw(content: Content, file: Path) -> None:
     """Forget quality against utility."""
     lines, rows = content["runs"], content["methods"]
     names = list(dict.fromkeys(row["method"] for row in rows))

@@ -147,7 +147,7 @@ def run(arguments: command.Arguments) -> None:
     """Runs what is missing, then writes the results and the page."""
     config, settings, options = arguments
     if options.draw:
-        page.redraw(FOLDER, figures.page, {NAME: figures.plot})
+        page.redraw(FOLDER, figures.readme, {NAME: figures.draw})
         return
     every = methods.methods()
     names = options.only.split(",") if options.only else list(every)
@@ -163,7 +163,7 @@ def run(arguments: command.Arguments) -> None:
         about = head | {"rates": list(settings.rates), "seeds": list(settings.seeds)}
         about |= {"parameters": small.about["parameters"]}
         content = figures.content(lines, about)
-        page.publish(FOLDER, NAME, content, figures.page, figures.plot)
+        page.publish(FOLDER, NAME, content, figures.readme, figures.draw)
 
 
 if __name__ == "__main__":

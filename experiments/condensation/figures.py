@@ -13,7 +13,7 @@ METHODS = ("original", "retrained", "condensation")
 Numbers = Mapping[str, Mapping[str, float]]
 
 
-def page(results: Mapping[str, Mapping[str, Content]]) -> list[str]:
+def readme(results: Mapping[str, Mapping[str, Content]]) -> list[str]:
     """README.md, of {"vision": results of the comparison, "condensation": these}."""
     lines = head(
         "Dataset-condensation-driven unlearning",

@@ -232,7 +232,7 @@ def draw(folder: Path) -> None:
         "vision": page.results(vision_run.FOLDER),
         "condensation": page.results(FOLDER),
     }
-    page.write_text(Path(folder) / "README.md", page.readme(figures.page, results))
+    page.write_text(Path(folder) / "README.md", page.readme(figures.readme, results))
 
 
 if __name__ == "__main__":

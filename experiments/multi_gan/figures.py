@@ -9,7 +9,7 @@ from experiments.vision import figures
 METHODS = ("original", "retrained", "multi-GAN", "multi-GAN without images")
 
 
-def page(results: Mapping[str, Content]) -> list[str]:
+def readme(results: Mapping[str, Content]) -> list[str]:
     """README.md; `results` are those of experiments/vision."""
     lines = head(
         "Unlearning with several GANs",

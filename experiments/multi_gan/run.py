@@ -27,7 +27,7 @@ def run(arguments: command.Arguments) -> None:
 
 def draw(folder: Path, vision_folder: Path = vision.FOLDER) -> None:
     """Writes README.md from the comparison's results."""
-    text = page.readme(figures.page, page.results(vision_folder))
+    text = page.readme(figures.readme, page.results(vision_folder))
     page.write_text(Path(folder) / "README.md", text)
 
 

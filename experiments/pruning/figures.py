@@ -55,7 +55,7 @@ def _gap(row) -> float:
     return row["forget"] - row["retain"]
 
 
-def page(results: Mapping[str, Content]) -> list[str]:
+def readme(results: Mapping[str, Content]) -> list[str]:
     """README.md."""
     content = results["smollm2"]
     about, lines = content["about"], content["runs"]
@@ -177,7 +177,7 @@ def _ratio(ratio: float) -> str:
     return f"{ratio:.1f}" if ratio < 1000 else "no loss"
 
 
-def plot(content: Content, file: Path) -> None:
+def draw(content: Content, file: Path) -> None:
     """Both drops of every method over the neurons removed, in both directions."""
     lines = content["runs"]
     with plots.saved(file, size=(11, 4.2), columns=2, sharey=True) as (_, grid):

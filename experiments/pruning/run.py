@@ -265,7 +265,7 @@ def run(arguments: command.Arguments) -> None:
     """Runs the missing steps, then writes the results and the page."""
     settings = arguments.settings
     if arguments.options.draw:
-        page.redraw(FOLDER, figures.page, {NAME: figures.plot})
+        page.redraw(FOLDER, figures.readme, {NAME: figures.draw})
         return
     check(settings)
     model, params, tokenizer = hf.load(settings.model, remat="none")
@@ -282,7 +282,7 @@ def run(arguments: command.Arguments) -> None:
     about |= ledger.provenance("experiments.pruning.run")
     about["checks"] = exactness(model, params, jnp.asarray(gone), rows["prose"])
     content = {"about": about, "best": figures.best(lines), "runs": lines}
-    page.publish(FOLDER, NAME, content, figures.page, figures.plot)
+    page.publish(FOLDER, NAME, content, figures.readme, figures.draw)
 
 
 if __name__ == "__main__":

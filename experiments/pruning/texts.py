@@ -60,9 +60,9 @@ def english(folder: str = "") -> tuple[tuple[str, str], str]:
 
 def _articles(file: Path) -> str:
     with gzip.open(file, "rt", encoding="utf-8") as lines:
-        kept = [x.strip() for x in lines if x.strip() and not x.startswith(" =")]
+        paragraphs = [x.strip() for x in lines if x.strip() and not x.startswith(" =")]
     # The published form is tokenised: hyphens and numbers are joined again.
-    text = re.sub(r" @([-.,])@ ", r"\1", "\n\n".join(kept))
+    text = re.sub(r" @([-.,])@ ", r"\1", "\n\n".join(paragraphs))
     text = re.sub(r" ([.,;:!?)])", r"\1", text)
     return re.sub(r"\( ", "(", text)
 

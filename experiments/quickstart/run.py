@@ -202,7 +202,7 @@ def load(path):
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python, this package and the libraries it stands on."""
+    """Versions of Python, this package and the libraries it uses."""
     names = ("jax", "flax", "optax", "transformers")
     found = {"python": platform.python_version(), "jaxunlearn": ju.__version__}
     return found | {name: metadata.version(name) for name in names}

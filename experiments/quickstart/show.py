@@ -4,6 +4,7 @@
 from pathlib import Path
 from typing import Any
 
+from experiments.shared import plot as plots
 from jaxunlearn import evaluate
 from jaxunlearn.data import capitals as facts
 
@@ -62,52 +63,38 @@ def attack(result: dict) -> str:
 
 def plot(result: dict, history: list[dict], path: Path) -> None:
     """Left: accuracy before and after unlearning. Right: the losses of every step."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
-    names = [name.replace(", ", ",\n") for name, _ in ROWS]
-    places = range(len(ROWS))
-    styles = (
-        ("forget", "before", "#f2b8b5", -0.3),
-        ("forget", "after", "#b3261e", -0.1),
-        ("retain", "before", "#a8c7fa", 0.1),
-        ("retain", "after", "#0b57d0", 0.3),
-    )
-    for kind, when, color, shift in styles:
-        heights = [result[when][kind][key] for _, key in ROWS]
-        bars = left.bar(
-            [x + shift for x in places],
-            heights,
-            0.2,
-            color=color,
-            label=f"{kind}, {when}",
+    colours = {
+        "forget, before": "#f2b8b5",
+        "forget, after": "#b3261e",
+        "retain, before": "#a8c7fa",
+        "retain, after": "#0b57d0",
+    }
+    series = {}
+    for label in colours:
+        name, when = label.split(", ")
+        series[label] = [[result[when][name][key], 0.0] for _, key in ROWS]
+    relearn, steps = result["relearn"], [entry["step"] for entry in history]
+    with plots.saved(path, size=(11, 4.2), columns=2, dpi=130) as (_, grid):
+        left, right = grid[0]
+        names = [name.replace(", ", ",\n") for name, _ in ROWS]
+        plots.bars(left, names, series, colours=list(colours.values()), rotation=0)
+        for bars in left.containers[1::2]:
+            left.bar_label(bars, fmt="%.2f", fontsize=7)
+        left.set_ylim(0, 1.25)
+        left.set_ylabel("accuracy over the known facts")
+        left.legend(ncols=2, fontsize=8, loc="upper center", frameon=False)
+        left.set_title(
+            f"{result['method']}, seed {result['seed']}, {result['steps']} steps"
         )
-        left.bar_label(bars, fmt="%.2f", fontsize=7)
-    left.set_xticks(list(places), names, fontsize=8)
-    left.set_ylim(0, 1.25)
-    left.set_ylabel("accuracy over facts that the original model knows")
-    left.legend(ncols=2, fontsize=8, loc="upper center", frameon=False)
-    left.set_title(
-        f"{result['method']}, seed {result['seed']}, {result['steps']} steps"
-    )
-
-    for key in history[0]:
-        if key.endswith("/nll") or key == "forget/loss":
-            right.plot(
-                [e["step"] for e in history], [e[key] for e in history], label=key
-            )
-    right.set_xlabel("step")
-    right.set_ylabel("nats")
-    right.set_yscale("log")
-    right.legend(fontsize=8, frameon=False)
-    relearn = result["relearn"]
-    right.set_title(
-        f"relearning: original {relearn['original']:.2f}, unlearned "
-        f"{relearn['unlearned']:.2f}, after the attack {relearn['relearned']:.2f}",
-        fontsize=9,
-    )
-    figure.savefig(path, dpi=130)
-    plt.close(figure)
+        for key in history[0]:
+            if key.endswith("/nll") or key == "forget/loss":
+                right.plot(steps, [entry[key] for entry in history], label=key)
+        right.set_xlabel("step")
+        right.set_ylabel("nats")
+        right.set_yscale("log")
+        right.legend(fontsize=8, frameon=False)
+        right.set_title(
+            f"relearning: original {relearn['original']:.2f}, unlearned "
+            f"{relearn['unlearned']:.2f}, after the attack {relearn['relearned']:.2f}",
+            fontsize=9,
+        )

@@ -19,7 +19,7 @@ COLUMNS = {
 }
 
 
-def page(results: Mapping[str, Content]) -> list[str]:
+def readme(results: Mapping[str, Content]) -> list[str]:
     """README.md, of {"kills"}."""
     content = results["kills"]
     kills, terms = content["sigkill"], content["sigterm"]

@@ -71,7 +71,7 @@ def main(argv: list[str] | None = None) -> dict:
     result = summary(rows, len(expected))
     if options.results:
         place = Path(options.results)
-        page.publish(place, "kills", result, figures.page, None)
+        page.publish(place, "kills", result, figures.readme, None)
     bad = [row["trial"] for row in rows if not row["identical"]]
     if bad or result["sigterm"]["other_exit"]:
         raise SystemExit(

@@ -77,7 +77,7 @@ of the retain streams. Numbers under *source* are arXiv's; defaults of `openunle
 are that project's ({OPEN}).
 
 *passes*: forward and backward passes over a stream's batch, each stream counted; those
-that stop at a layer say so. *ref*: forward passes of the reference in every step, or
+that stop at a layer name it. *ref*: forward passes of the reference in every step, or
 "column" where its log-probabilities are computed once per dataset and travel with the
 rows. *trees*: gradients held at once. Measured times and memory:
 [results](../experiments/benchmarks/results/methods_cost.md).

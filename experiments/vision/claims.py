@@ -2,7 +2,7 @@
 """Claims of the condensation and multi-GAN papers, tested on the comparison's rows.
 
 Each claim is tested on every seed: it holds if it does on every seed, fails if on none,
-and is undecided otherwise. That says nothing about other data, networks or settings.
+and is undecided otherwise. Other data, networks or settings may give other verdicts.
 """
 
 from collections.abc import Callable, Mapping, Sequence

@@ -19,7 +19,7 @@ ATTACKS = ("m1", "m2", "m3", "m4", "m5", "m6")
 GAP = (*ACCURACIES, "m1")  # what the distance from the retrained model is made of
 OTHER = ("seconds", "offline", "wall", "ratio", "um", "om", "m4_auc", "m4_tpr")
 PAPERS = ("condensation", "multi-GAN")
-SETTINGS = {"random": "Images at random", "class": "A whole class"}
+SETTINGS = {"random": "Images at random", "class": "One class"}
 DATA = {"fashion_mnist": "Fashion-MNIST", "cifar10_subset": "CIFAR-10"}
 WORDS = {"holds": "holds", "fails": "**fails**", "undecided": "is **undecided**"}
 CONFIGS = {"fashion_mnist": "fashion", "cifar10_subset": "cifar"}
@@ -60,7 +60,7 @@ def summarise(lines: Sequence[Line]) -> list[dict[str, Any]]:
     return found
 
 
-def page(results: Mapping[str, Content]) -> list[str]:
+def readme(results: Mapping[str, Content]) -> list[str]:
     """README.md."""
     lines = head(
         "Forgetting images",
@@ -72,7 +72,7 @@ def page(results: Mapping[str, Content]) -> list[str]:
         command="\n".join(command(name) for name in DATA),
         time="About 20 minutes for Fashion-MNIST and 3 hours for CIFAR-10 in the "
         "methods alone, on two cores, and the attacks in addition.",
-        setup="A small network forgets images at random or a whole class in eleven "
+        setup="A small network forgets images at random or one class in eleven "
         "ways. Every method runs at one setting of `methods.py`; no setting was tuned. "
         "These are small runs: compare rows with each other, not with the papers' "
         "tables.",
@@ -89,7 +89,7 @@ def page(results: Mapping[str, Content]) -> list[str]:
         "ideal is the retrained model's number, not 0.5. UM, OM: gradient metrics. "
         "*s*: CPU seconds of all cores for the steps, without compilation (SSD's with "
         "it). *before*: CPU seconds of condensing, of training the GANs or of SalUn's "
-        "mask, compilation included. *wall*: seconds by the clock for the whole "
+        "mask, compilation included. *wall*: seconds by the clock for the complete "
         "method, on two cores that other work used too (condensing counts in the "
         "setting that ran it). Numbers are means over seeds ± standard deviation.",
         "",
@@ -292,7 +292,7 @@ def paper_verdict(results: Mapping[str, Content], method: str) -> list[str]:
     return found
 
 
-def plot(content: Content, file: Path) -> None:
+def draw(content: Content, file: Path) -> None:
     """Accuracies, and CPU seconds, of every method."""
     rows = content["methods"]
     settings = list(dict.fromkeys(row["setting"] for row in rows))
@@ -319,7 +319,7 @@ def plot(content: Content, file: Path) -> None:
                 axis.legend(fontsize=8)
 
 
-PLOTS = dict.fromkeys(DATA, plot)
+PLOTS = dict.fromkeys(DATA, draw)
 
 
 def pictures(shared: Mapping[str, Any], file: Path) -> None:

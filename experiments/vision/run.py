@@ -127,7 +127,7 @@ def run(arguments: command.Arguments) -> None:
     """Runs the missing methods and writes the results."""
     config, options = arguments.config, arguments.options
     if options.draw:
-        page.redraw(options.results, figures.page, figures.PLOTS)
+        page.redraw(options.results, figures.readme, figures.PLOTS)
         return
     names = options.only.split(",") if options.only else list(methods.METHODS)
     for name in names:
@@ -137,8 +137,10 @@ def run(arguments: command.Arguments) -> None:
 
     def done(shared):
         committed = page.results(options.results).get(config.name)
-        whole = content(ledger.lines, config, committed)
-        page.publish(options.results, config.name, whole, figures.page, figures.plot)
+        results = content(ledger.lines, config, committed)
+        page.publish(
+            options.results, config.name, results, figures.readme, figures.draw
+        )
         if config.pictures:
             file = options.results / "results" / f"{config.name}_pictures.png"
             figures.pictures(shared, file)

@@ -143,8 +143,8 @@ def train(
 ) -> tuple[Params, float]:
     """(params after `steps` updates, CPU seconds).
 
-    The seconds are those of all cores for the steps, because wall time says little on a
-    shared machine. The first step, which compiles, counts as the mean of the others.
+    The seconds are those of all cores for the steps, because wall time means little on
+    a shared machine. The first step, which compiles, counts as the mean of the others.
 
     Args:
         world: data and network.

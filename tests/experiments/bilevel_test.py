@@ -18,9 +18,10 @@ SETTINGS = weigh.Settings(
     retain=6,
     held_out=4,
     test=6,
-    updates=3,
-    warm_up=2,
-    unlearn=4,
+    updates=2,
+    warm_up=1,
+    steps=1,
+    unlearn=2,
     learning_rate=3e-3,
     grid=(0.1, 1.0),
     seeds=(0,),
@@ -70,14 +71,14 @@ def test_every_run_is_measured_once_and_drawn(small_world, tmp_path, monkeypatch
     grid = [f"{run} {g:g} 0" for run in ("grid", "clean") for g in SETTINGS.grid]
     assert runs == ["learnt 0", *grid]
     learned = lines[0]
-    assert len(learned["updates"]) == 3 and learned["gamma"] != SETTINGS.start
+    assert len(learned["updates"]) == 2 and learned["gamma"] != SETTINGS.start
     assert_allclose(sum(learned["weights"]), 1, rtol=1e-5)
     monkeypatch.setattr(weigh, "learn", lambda *_: pytest.fail("learned again"))
     again = weigh.compare_with_grid(small, ledger.Ledger(book.file, head), SETTINGS)
     assert again == lines
     content = {"about": head | {"seeds": [0]}, "runs": lines}
-    assert "learned by f2sa" in "\n".join(figures.page({"weigh": content}))
-    figures.plot_weigh(content, tmp_path / "weigh.png")
+    assert "learned by f2sa" in "\n".join(figures.readme({"weigh": content}))
+    figures.draw_weigh(content, tmp_path / "weigh.png")
     assert (tmp_path / "weigh.png").stat().st_size > 5000
     rows = figures.summarise(lines)
     best = {r["run"]: r["upper"][0] for r in rows if r["gamma"] == "best"}
@@ -114,4 +115,4 @@ def test_what_is_learned_comes_from_f2sa_alone(small_world, monkeypatch):
     x, entries = weigh.learn(small, rows, SETTINGS)
     assert_allclose(x["gamma"], np.log(SETTINGS.start), rtol=1e-6)
     assert not np.any(x["rows"])
-    assert len(entries) == 3
+    assert len(entries) == 2

@@ -150,10 +150,10 @@ def test_the_page_has_every_method_and_both_reference_models(done, tmp_path):
     content = figures.content(done.lines, about)
     assert len(content["methods"]) == 4
     assert all(row["seeds"] == 2 for row in content["methods"])
-    text = "\n".join(figures.page({"small": content}))
+    text = "\n".join(figures.readme({"small": content}))
     for name in ("**retrained**", "**original**", *PAIR):
         assert f"| {name} |" in text
-    figures.plot(content, tmp_path / "plot.png")
+    figures.draw(content, tmp_path / "plot.png")
     assert (tmp_path / "plot.png").stat().st_size > 10_000
 
 

@@ -79,6 +79,6 @@ def test_all_three_experiments_run_and_are_drawn(tmp_path):
     assert run.experiments(world, ledger(world, file)) == lines
     content = {"about": {"config": world.config.to_dict()}, "runs": lines}
     results = {"vision": {}, "condensation": {"fashion_mnist": content}}
-    page = "\n".join(figures.page(results))
+    page = "\n".join(figures.readme(results))
     value = models["membership"]["original"]["AUC"]
     assert f"| original | {value:.3f}" in page and "### Condensed (1 seed)" in page

@@ -81,7 +81,9 @@ def test_medians_are_compared_with_the_fastest_and_differences_counted():
     theirs["generate"][1, 2] = 99
     found = generate.summary(runs, ours, theirs)
     assert found["ratios"]["generate"]["ratio"] == 2.5
-    assert found["ratios"]["generate"]["beside"].endswith("generate, 2 at a time")
+    assert found["ratios"]["generate"]["compared_with"].endswith(
+        "generate, 2 at a time"
+    )
     assert found["ratios"]["score"]["ratio"] == 2.0
     assert found["same"] == {
         "positions": 7 / 8,

@@ -20,12 +20,12 @@ from experiments.vision import figures as vision
 
 EXPERIMENTS = Path(benchmarks.__file__).resolve().parents[1]
 PAGES = {
-    "benchmarks": benchmarks.page,
-    "bilevel": bilevel.page,
-    "comparison": comparison.page,
-    "pruning": pruning.page,
-    "reliability": reliability.page,
-    "vision": vision.page,
+    "benchmarks": benchmarks.readme,
+    "bilevel": bilevel.readme,
+    "comparison": comparison.readme,
+    "pruning": pruning.readme,
+    "reliability": reliability.readme,
+    "vision": vision.readme,
 }
 # Pages that are drawn from the results of other folders.
 DRAWN = {
@@ -40,12 +40,12 @@ BENCHMARKS = {
     "plan": plan_table.markdown,
 }
 PLOTS = {
-    "bilevel/weigh": bilevel.plot_weigh,
-    "bilevel/error": bilevel.plot_error,
-    "comparison/small": comparison.plot,
-    "pruning/smollm2": pruning.plot,
-    "vision/fashion_mnist": vision.plot,
-    "vision/cifar10_subset": vision.plot,
+    "bilevel/weigh": bilevel.draw_weigh,
+    "bilevel/error": bilevel.draw_error,
+    "comparison/small": comparison.draw,
+    "pruning/smollm2": pruning.draw,
+    "vision/fashion_mnist": vision.draw,
+    "vision/cifar10_subset": vision.draw,
 }
 
 

@@ -143,10 +143,10 @@ def test_the_page_reports_drops_and_their_ratio(done, tmp_path):
     about |= dict(command="this", versions={"jax": "1"}, neurons=[3, 24])
     about |= dict(checks=dict(gap=1e-7, width=[24, 20], seconds=[2.0, 1.5]))
     for each in (done[1], lines):
-        page = "\n".join(figures.page({"smollm2": dict(about=about, runs=each)}))
+        page = "\n".join(figures.readme({"smollm2": dict(about=about, runs=each)}))
         assert "Forget prose, retain code" in page and "1.0e-07" in page
     assert "| selective | 2% | 40.0% | 10.0% | 4.0 |" in page
-    figures.plot({"runs": done[1]}, tmp_path / "plot.png")
+    figures.draw({"runs": done[1]}, tmp_path / "plot.png")
     assert (tmp_path / "plot.png").stat().st_size > 0
 
 

@@ -91,9 +91,9 @@ def test_a_comparison_runs_what_is_missing_and_is_drawn(tmp_path):
     content = comparison.content(lines, world.config)
     gaps = {(r["setting"], r["method"]): r["gap"] for r in content["methods"]}
     assert gaps["random", "retrained"] == [0.0, 0.0]
-    text = "\n".join(figures.page({"fashion_mnist": content}))
+    text = "\n".join(figures.readme({"fashion_mnist": content}))
     assert text.count("| condensation |") == 2 and "undecided" in text
-    figures.plot(content, tmp_path / "plot.png")
+    figures.draw(content, tmp_path / "plot.png")
     figures.pictures(
         shared[0] | {"drawn": {"forget": world.train["image"]}}, tmp_path / "x.png"
     )
@@ -162,7 +162,7 @@ def test_a_method_that_diverges_does_not_stop_the_others(tmp_path):
     rows = figures.summarise(lines)
     assert [row["diverged"] for row in rows] == [0, 1, 0, 1]
     content = comparison.content(lines, world.config)
-    figures.plot(content, tmp_path / "plot.png")
+    figures.draw(content, tmp_path / "plot.png")
 
 
 def test_drawn_statistics_are_of_all_classes_though_rows_are_sorted(monkeypatch):
