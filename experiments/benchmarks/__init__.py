@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Benchmarks of time, memory and agreement; what is timed runs in a separate process."""
+"""Benchmarks of time, memory and agreement; timed code runs in a separate process."""
