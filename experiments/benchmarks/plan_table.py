@@ -127,7 +127,7 @@ def _cells(row: Row, entry: dict) -> tuple:
     report, other = entry["blur"], entry.get("sum")
     size = f"{row.preset}, {row.rows} + {row.rows} rows"
     size += f", {row.layers} layers" if row.layers else ""
-    sent = sum(each["bytes"] for each in report["moved"].values()) / 1e9
+    sent = sum(each["bytes"] for each in report["collectives"].values()) / 1e9
     low, high = report["mfu"]
     serial = other and report["seconds"]["serial"] / other["seconds"]["serial"]
     compiler = other and _ratio(report["optimal_seconds"], other["optimal_seconds"])

@@ -38,7 +38,7 @@ def test_the_table_is_drawn_from_its_numbers(tmp_path, monkeypatch):
     report = dict(devices=64, peak=2**33, hbm=2**34, fits=True, compile_seconds=9.0)
     report |= dict(optimal_seconds=0.3)
     report |= dict(memory=dict(params=2**32, activations=2**32), mfu=(0.25, 0.5))
-    report |= dict(moved={"all-gather": dict(times=3, bytes=5e9)})
+    report |= dict(collectives={"all-gather": dict(count=3, bytes=5e9)})
     report |= dict(seconds=dict(compute=1.0, hbm=0.0, ici=1.0, serial=2.0))
     half = report | {"seconds": report["seconds"] | {"serial": 1.6}}
     half |= {"optimal_seconds": 0.25}
