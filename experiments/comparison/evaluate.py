@@ -23,9 +23,9 @@ from experiments.shared import command
 from experiments.small import methods, questions, unlearn, world
 from jaxunlearn import _checks, data
 from jaxunlearn.io import log
-from jaxunlearn.workflows.evaluation import folder as folders
-from jaxunlearn.workflows.evaluation import run as evaluate
-from jaxunlearn.workflows.evaluation import tasks
+from jaxunlearn.workflows import records
+from jaxunlearn.workflows.evaluation import printed, tasks
+from jaxunlearn.workflows.evaluation import run as evaluation
 
 # Method -> the rate with the best balance in experiments/comparison/README.md.
 METHODS = {"blur.npo": 2e-3, "openunlearning.npo": 2e-3}
@@ -89,7 +89,12 @@ def run(
     known = methods.methods()
     for name in rates:
         _checks.one_of("small.evaluate", sorted(known), method=name)
-    settings = tasks.Settings(length=small.about["length"], new_tokens=48)
+    options = evaluation.Options(
+        settings=tasks.Settings(length=small.about["length"], new_tokens=48),
+        num_resamples=resamples,
+        command=command,
+        log_fn=say,
+    )
     made: dict[str, Any] = {
         "retrained": (small.retrained, dict(role="retrained"), 0.0, []),
         "original": (small.params, dict(role="original"), 0.0, []),
@@ -109,18 +114,15 @@ def run(
     for name, (params, about, spent, steps_log) in made.items():
         say(f"{name}:")
         start = time.perf_counter()
-        evaluate.evaluate_model(
+        evaluation.evaluate_model(
             small.model,
             params,
             small.tokenizer,
             asked,
             folder / name,
+            options,
             name=name,
-            retain=folder / "retrained" if name != "retrained" else None,
-            settings=settings,
-            resamples=resamples,
-            command=command,
-            say=say,
+            retrained=folder / "retrained" if name != "retrained" else None,
             **about,
         )
         seconds["evaluation"][name] = time.perf_counter() - start
@@ -149,10 +151,10 @@ def main(arguments: command.Arguments) -> None:
     start = time.perf_counter()
     seconds: dict[str, Any] = run(small, folder, rows, command=line, say=_log)
     seconds["all"] = time.perf_counter() - start
-    folders.write(folder / "seconds.json", seconds)
+    records.write(folder / "seconds.json", seconds)
     for name in seconds["evaluation"]:
         print(f"== {name}")
-        for text in evaluate.in_words(folders.read(folder / name / "metrics.json")):
+        for text in printed.everything(records.read(folder / name / "metrics.json")):
             print(text)
     total = sum(seconds["evaluation"].values())
     print(f"Evaluated {len(seconds['evaluation'])} models in {total:.0f} s.")

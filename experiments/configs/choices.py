@@ -1,24 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
 """MMLU by letters, or WMDP and MMLU: accuracy, plain and calibrated, with intervals.
 
-python -m jaxunlearn.workflows.evaluation.run --config=experiments/configs/choices.py:wmdp \\
-    --config.model=PATH --config.output=EVAL
+    jaxunlearn evaluate MODEL --config experiments/configs/choices.py:wmdp --output EVAL
 
-Zero-shot: the question, its choices behind letters, "Answer:"; the likeliest letter
-counts. Calibrated, each letter's mean over all questions is taken off first. Needs the
-files in the folder that --config.folder or JAXUNLEARN_DATA names.
+The same as `--tasks mmlu` or `--tasks wmdp,mmlu`; see
+workflows/evaluation/benchmarks.py.
 """
 
+from ml_collections import ConfigDict
+
 from jaxunlearn import _checks
-from jaxunlearn.workflows.evaluation import run as evaluate
+from jaxunlearn.workflows.evaluation import benchmarks
+from jaxunlearn.workflows.evaluation import config as evaluation
 
 
 def get_config(which: str = "mmlu"):
-    c = evaluate.defaults()
     _checks.one_of("choices.py", ("mmlu", "wmdp"), benchmark=which)
-    mmlu = dict(source="benchmark", name="mmlu", table="test", letters=True)
-    c.tasks = {"mmlu": mmlu}
+    c = ConfigDict(evaluation.defaults())
+    c.tasks = benchmarks.tasks("mmlu")
     if which == "wmdp":
-        for subject in ("bio", "chem", "cyber"):
-            c.tasks[f"wmdp_{subject}"] = mmlu | dict(name="wmdp", table=subject)
+        c.tasks.update(benchmarks.tasks("wmdp"))
     return c

@@ -1,31 +1,27 @@
 # SPDX-License-Identifier: Apache-2.0
-"""TOFU's evaluation of a model: forget10, or another part named behind a colon.
+"""TOFU's evaluation of a model: forget10, or another part named after a colon.
 
-python -m jaxunlearn.workflows.evaluation.run --config=experiments/configs/evaluate.py:05 \
-    --config.model=PATH --config.output=EVAL --config.retain=EVAL_OF_RETRAINED
+    jaxunlearn evaluate MODEL --config experiments/configs/evaluate.py:05 --output EVAL
 
-Needs TOFU's files in the folder that --config.folder or JAXUNLEARN_DATA names. The
-prompt is a base model's. For an instruct model, in its tokenizer's chat template:
+Needs TOFU's files in the folder that --data-folder or JAXUNLEARN_DATA names; add
+--retrained EVAL for forget quality. The prompt is that of a base model. For an instruct
+model, in its tokenizer's chat template:
 
-    --config.score.chat --config.score.prompt="{question}" \
-    --config.score.system="You are a helpful assistant." \
-    --config.score.date="10 Apr 2025"
+    --set score.chat=True --set score.prompt="{question}" \\
+    --set score.system="You are a helpful assistant." --set score.date="10 Apr 2025"
 """
 
-from jaxunlearn.workflows.evaluation import run as evaluate
+from ml_collections import ConfigDict
+
+from jaxunlearn.workflows.evaluation import benchmarks
+from jaxunlearn.workflows.evaluation import config as evaluation
 
 
 def get_config(part: str = "10"):
-    c = evaluate.defaults()
-    tables = {
-        "forget": f"forget{part}_perturbed",
-        "retain": "retain_perturbed",
-        "real_authors": "real_authors_perturbed",
-        "world_facts": "world_facts_perturbed",
-        "holdout": f"holdout{part}",
-    }
-    tofu = dict(source="benchmark", name="tofu")
-    c.tasks = {task: dict(tofu, table=table) for task, table in tables.items()}
-    c.score.prompt = "Question: {question}\nAnswer:"
-    c.score.new_tokens = 200
+    c = ConfigDict(evaluation.defaults())
+    c.tasks = benchmarks.tasks(f"tofu:{part}")
+    # Common to all tasks here, so that --set score.prompt=TEXT changes them together.
+    for task in c.tasks.values():
+        del task["score"]
+    c.score.update(prompt=benchmarks.QUESTION, new_tokens=200)
     return c

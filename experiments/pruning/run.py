@@ -36,7 +36,7 @@ from jaxunlearn import _checks, data, edits, evaluate, models, stats, trees
 from jaxunlearn.data import table
 from jaxunlearn.io import hf
 from jaxunlearn.typing import Array, Model, Params
-from jaxunlearn.workflows.evaluation import folder as folders
+from jaxunlearn.workflows import loading
 
 FOLDER = Path(__file__).resolve().parent
 NAME = "smollm2"
@@ -269,7 +269,7 @@ def run(arguments: command.Arguments) -> None:
         return
     check(settings)
     model, params, tokenizer = hf.load(settings.model, remat="none")
-    folders.check_tokenizer(tokenizer, settings.model)
+    loading.check_tokenizer(tokenizer, settings.model)
     rows, origin = read(settings, tokenizer)
     output = Path(settings.output).expanduser()
     leave_out = ("output", "data", "steps", "seeds")  # more of them may follow

@@ -58,7 +58,7 @@ from jaxunlearn import _checks, attacks, recipes
 from jaxunlearn.data.benchmarks import mmlu
 from jaxunlearn.io import hf
 from jaxunlearn.typing import Model, Params
-from jaxunlearn.workflows.evaluation import folder as folders
+from jaxunlearn.workflows import loading
 
 RESULTS = Path(__file__).resolve().parent / "results" / "smollm2"
 KINDS = ("capitals", "birthdays", "mmlu")
@@ -378,7 +378,7 @@ def main(argv: list[str]) -> None:
             about, lines = compare.drawn(folder / "relearn.jsonl")
         else:
             model, params, tokenizer = hf.load(config.model, remat="none")
-            folders.check_tokenizer(tokenizer, config.model)
+            loading.check_tokenizer(tokenizer, config.model)
             rows = mmlu.read("test", questions.data_folder(config.data))
             minutes = flags.FLAGS.minutes
             about = head(config)

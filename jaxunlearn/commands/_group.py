@@ -25,7 +25,7 @@ from typing import Any, NoReturn
 
 import click
 
-COMMANDS = ("forget", "finetune", "export", "plan")
+COMMANDS = ("forget", "finetune", "evaluate", "attack", "report", "export", "plan")
 STOPPED, INTERRUPTED = 75, 130
 RESUME = "What was finished is saved. Run the same command again to resume."
 

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Every attack on a tiny folder: the card, going on after a cut, what is refused."""
 
+import copy
 import json
 import math
 import weakref
@@ -12,24 +13,24 @@ from numpy.testing import assert_allclose
 
 from experiments.configs import attack as config_file
 from jaxunlearn.io import hf
-from jaxunlearn.workflows.attack import card, facts
-from jaxunlearn.workflows.attack import jobs as units
-from jaxunlearn.workflows.attack import prompts as asking
-from jaxunlearn.workflows.attack import run as attack
+from jaxunlearn.workflows.attack import card, facts, jobs, prompts
+from jaxunlearn.workflows.attack import config as attack
 from tests import tiny
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
 ATTACKS = {
     "quantize": dict(kinds=("int4",), group=8),
     "prefix": {},
-    "few_shot": dict(number=2),
-    "sample": dict(number=4),
+    "few_shot": dict(num_shots=2),
+    "sample": dict(num_samples=4),
     "steer": dict(strengths=(1.0,)),
     "prune": dict(fractions=(0.1,)),
     "unwrap": {},
     "benign": dict(steps=2, batch_size=2, length=16),
     "relearn": dict(steps=2, batch_size=4),
-    "rtt": dict(folds=3, rotations=2, rates=(1e-4, 1e-3), epochs=2, warmup=1),
+    "rtt": dict(
+        folds=3, rotations=2, learning_rates=(1e-4, 1e-3), epochs=2, warmup_steps=1
+    ),
 }
 NAMES = ["quantize int4", "prefix", "few_shot", "sample", "steer 1", "prune 0.1"]
 NAMES += ["benign", "relearn", "rtt 0", "rtt 1"]
@@ -64,22 +65,25 @@ def place(tmp_path_factory):
 
 
 def config(place, output, **more):
-    c = config_file.get_config("file")
-    for kind in ("forget", "retain"):
-        c.facts[kind].path = str(place / f"{kind}.jsonl")
-    c.update(model=str(place / "model"), output=str(output))
-    c.ask.update(new_tokens=3, batch_size=8)
-    with c.unlocked():
-        c.attacks = {name: dict(own) for name, own in ATTACKS.items()}
-        c.update(more)
-    return c
+    file = dict(source="file", path="")
+    return {
+        "facts": {
+            kind: file | dict(path=str(place / f"{kind}.jsonl"))
+            for kind in ("forget", "retain")
+        },
+        "model": str(place / "model"),
+        "output": str(output),
+        "query": dict(new_tokens=3, batch_size=8),
+        "attacks": {name: dict(settings) for name, settings in ATTACKS.items()},
+        **more,
+    }
 
 
 @pytest.fixture(scope="module")
 def done(place, tmp_path_factory, standard_promotion):
     output = tmp_path_factory.mktemp("card")
     c = config(place, output, original=str(place / "original"))
-    return output, c, *attack.run(c, "the command")
+    return output, c, *attack.attack(c, command="the command")
 
 
 def test_every_attack_runs_and_is_on_the_card(done):
@@ -91,14 +95,14 @@ def test_every_attack_runs_and_is_on_the_card(done):
     answered = [row["name"] for row in numbers["rows"]]
     asks = [n for n in NAMES if n != "sample" and not n.startswith("rtt")]
     assert answered == ["original", "unlearned", *asks]
-    assert list(numbers["refused"]) == ["unwrap"]
-    assert "unwrap needs a wrapped model" in numbers["refused"]["unwrap"]
+    assert list(numbers["not_run"]) == ["unwrap"]
+    assert "unwrap" in numbers["not_run"]["unwrap"]
     assert (output / "card.md").read_text() == text and "`the command`" in text
-    for name in ("**original**", "**unlearned**", "few_shot", "leak at k", "RTT"):
+    for name in ("**original**", "**unlearned**", "few_shot", "k samples", "RTT"):
         assert name in text
     whole = json.loads((output / "card.json").read_text())
     assert whole["about"]["facts"] == {"forget": 7, "retain": 5}
-    assert whole["about"]["versions"]["jax"] and whole["rtt"]["asked"] == 5
+    assert whole["about"]["versions"]["jax"] and whole["rtt"]["num_facts"] == 5
 
 
 def test_numbers_are_means_of_what_the_files_hold(done):
@@ -107,13 +111,13 @@ def test_numbers_are_means_of_what_the_files_hold(done):
         name = row["name"].replace(" ", "_")
         result = json.loads((output / "attacks" / f"{name}.json").read_text())["result"]
         for kind in ("forget", "retain"):
-            for way in asking.WAYS:
+            for way in prompts.MEASURES:
                 assert_allclose(row[kind][way], np.mean(result[kind][way]))
     relearn = next(row for row in numbers["rows"] if row["name"] == "relearn")
-    assert relearn["asked"] == 3  # of seven, the others were trained on
+    assert relearn["num_facts"] == 3  # of seven, the others were trained on
     for way, own in numbers["strongest"].items():
         gains = {
-            r["name"]: r["forget"][way] - r["unlearned"][way]
+            r["name"]: r["forget"][way] - r["before"][way]
             for r in numbers["rows"][2:]
         }
         assert gains[own["attack"]] == max(gains.values())
@@ -130,7 +134,7 @@ def count_runs(monkeypatch, stop=None, error=KeyboardInterrupt):
     """Counts units that run; the one called `stop` is cut off."""
     ran = []
 
-    def plan(*args, plan=units.plan, **more):
+    def plan(*args, plan=jobs.plan, **more):
         def counted(unit):
             def run(scene):
                 ran.append(unit.name)
@@ -142,7 +146,7 @@ def count_runs(monkeypatch, stop=None, error=KeyboardInterrupt):
 
         return [counted(unit) for unit in plan(*args, **more)]
 
-    monkeypatch.setattr(units, "plan", plan)
+    monkeypatch.setattr(jobs, "plan", plan)
     return ran
 
 
@@ -151,12 +155,12 @@ def test_what_was_cut_off_goes_on(place, done, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         count_runs(patch, stop="steer 1")
         with pytest.raises(KeyboardInterrupt):
-            attack.run(c)
+            attack.attack(c)
     kept = {x.stem: x.stat().st_mtime_ns for x in (tmp_path / "attacks").iterdir()}
     assert "few_shot" in kept and "steer_1" not in kept
     assert not (tmp_path / "card.md").exists()
     ran = count_runs(monkeypatch)
-    numbers, _ = attack.run(c)
+    numbers, _ = attack.attack(c)
     rest = ["steer 1", "prune 0.1", "unwrap", "benign", "relearn", "rtt 0", "rtt 1"]
     assert [name for name in ran if name != "sample"] == rest
     for name, when in kept.items():
@@ -167,59 +171,49 @@ def test_what_was_cut_off_goes_on(place, done, tmp_path, monkeypatch):
 def test_only_what_changed_runs_again(done, monkeypatch):
     _, c, numbers, _ = done
     ran = count_runs(monkeypatch)
-    again, _ = attack.run(c)
+    again, _ = attack.attack(c)
     assert ran == ["unwrap"] and again == numbers  # what was refused is tried again
-    c = c.copy_and_resolve_references()
-    c.attacks.few_shot.number = 1
-    c.attacks.rtt.rates = (1e-4,)
-    attack.run(c)
+    c = copy.deepcopy(c)
+    c["attacks"]["few_shot"]["num_shots"] = 1
+    c["attacks"]["rtt"]["learning_rates"] = (1e-4,)
+    attack.attack(c)
     del ran[0]
     assert ran == ["original rtt 0", "original rtt 1", "few_shot", "unwrap"] + [
         "rtt 0",
         "rtt 1",
     ]
     ran.clear()
-    c.model = c.original  # another model: all of its own results are another's
-    c.only = "prefix,sample"
-    attack.run(c)
+    c["model"] = c["original"]  # another model: all of its own results are another's
+    c["only"] = "prefix,sample"
+    attack.attack(c)
     assert ran == ["unlearned", "prefix", "sample"]
-    attack.run(done[1])  # as others find it
+    attack.attack(done[1])  # as others find it
 
 
 def test_known_facts_are_those_the_original_gets_right(done, place, tmp_path):
     c = config(place, tmp_path, original=str(place / "original"), only="prefix")
-    c.known = "choice"
+    c["known"] = "choice"
     original = json.loads((done[0] / "attacks" / "original.json").read_text())["result"]
     right = {kind: int(sum(original[kind]["choice"])) for kind in ("forget", "retain")}
     if min(right.values()) < 2:
         with pytest.raises(ValueError, match="two or more facts .* by choice"):
-            attack.run(c)
+            attack.attack(c)
         return
-    numbers, _ = attack.run(c)
+    numbers, _ = attack.attack(c)
     first = numbers["rows"][0]
-    assert first["asked"] == right["forget"] and first["forget"]["choice"] == 1.0
+    assert first["num_facts"] == right["forget"] and first["forget"]["choice"] == 1.0
 
 
 def test_known_facts_need_the_originals_answers(place, tmp_path, monkeypatch):
     original, cannot = str(place / "original"), ValueError("No answers.")
     c = config(place, tmp_path, original=original, only="prefix", known="choice")
     ran = count_runs(monkeypatch, stop="original", error=cannot)
-    with pytest.raises(
-        ValueError, match="the original, .* \\(known='choice'\\).* No ans"
-    ):
-        attack.run(c)
+    with pytest.raises(ValueError, match="known='choice'.* No ans"):
+        attack.attack(c)
     assert ran == ["original"]
-    c.known = ""
-    numbers, _ = attack.run(c)
-    assert numbers["refused"] == {"original": "No answers."}
-
-
-def test_capitals_are_asked_without_an_original_too():
-    c = config_file.get_config()
-    c.model, c.output = "MODEL", "FOLDER"  # the command of the docs
-    assert attack._plan(c)[0].name == "unlearned" and attack._way(c) == ""
-    c.original = "ORIGINAL"
-    assert attack._plan(c)[0].name == "original" and attack._way(c) == "completion"
+    c["known"] = ""
+    numbers, _ = attack.attack(c)
+    assert numbers["not_run"] == {"original": "No answers."}
 
 
 def test_one_model_is_in_memory_at_a_time(place, tmp_path, monkeypatch):
@@ -233,7 +227,7 @@ def test_one_model_is_in_memory_at_a_time(place, tmp_path, monkeypatch):
 
     monkeypatch.setattr(hf, "load", load)
     c = config(place, tmp_path, original=str(place / "original"), only="prefix")
-    attack.run(c)
+    attack.attack(c)
     assert len(loaded) == 2 and loaded[0]
 
 
@@ -241,51 +235,51 @@ def test_a_model_without_a_tokenizer_is_refused_by_its_path(place, tmp_path):
     model, params, _ = hf.load(place / "model")
     hf.save(model, params, tmp_path / "bare")
     c = config(place, tmp_path / "card", model=str(tmp_path / "bare"), only="prefix")
-    with pytest.raises(ValueError, match="got .*bare without one. .*tokenizer="):
-        attack.run(c)
+    with pytest.raises(ValueError, match="bare without .*tokenizer="):
+        attack.attack(c)
 
 
 def test_an_attack_that_diverges_is_told_and_others_run(place, tmp_path):
     c = config(place, tmp_path, only="benign,prefix")
-    c.attacks.benign.learning_rate = 1e30
+    c["attacks"]["benign"]["learning_rates"] = (1e30,)
     for _ in range(2):  # the same again
-        numbers, text = attack.run(c)
-        assert list(numbers["refused"]) == ["benign"]
-        assert "- benign: Step 1 needed finite losses" in text.split("Not run:")[1]
+        numbers, text = attack.attack(c)
+        assert list(numbers["not_run"]) == ["benign"]
+        assert "- benign: " in text.split("Not run:")[1]
         assert [row["name"] for row in numbers["rows"]] == ["unlearned", "prefix"]
 
 
 def test_numbers_that_are_not_finite_are_shown_as_none(place, tmp_path, monkeypatch):
     c = config(place, tmp_path, only="benign,prefix")
-    c.attacks.benign.update(learning_rate=1e30, steps=1)
+    c["attacks"]["benign"] |= dict(learning_rates=(1e30,), steps=1)
     ran = count_runs(monkeypatch)
-    first, text = attack.run(c)
-    again, _ = attack.run(c)
+    first, text = attack.attack(c)
+    again, _ = attack.attack(c)
     assert ran == ["unlearned", "prefix", "benign"]
     for numbers in (first, again):
         _, prefix, benign = numbers["rows"]
         assert math.isnan(benign["forget"]["probability"])
         assert not math.isnan(prefix["forget"]["probability"])
-        for way in asking.WAYS:
+        for way in prompts.MEASURES:
             assert numbers["strongest"][way]["attack"] == "prefix"
     (line,) = (line for line in text.split("\n") if line.startswith("| benign"))
     assert line.count("–") == 2 and "nan" not in text
-    assert "are not finite (benign)" in text
+    assert "not finite (benign)" in text
 
 
 def test_without_an_original_there_is_no_rate(place, tmp_path):
-    numbers, text = attack.run(config(place, tmp_path, only="rtt"))
+    numbers, text = attack.attack(config(place, tmp_path, only="rtt"))
     assert "rate" not in numbers["rtt"] and 0 <= numbers["rtt"]["unlearned"] <= 1
     assert "recovery" not in text
 
 
 def test_an_attack_that_cannot_run_is_told_and_others_run(place, tmp_path):
     c = config(place, tmp_path, only="rtt,quantize,prefix")
-    c.attacks.rtt.folds = 8
-    c.attacks.quantize.group = 7
-    numbers, text = attack.run(c)
-    assert set(numbers["refused"]) == {"rtt 0", "rtt 1", "quantize int4"}
-    assert "k=8 and 7 values" in text and "divides the inputs" in text
+    c["attacks"]["rtt"]["folds"] = 8
+    c["attacks"]["quantize"]["group"] = 7
+    numbers, text = attack.attack(c)
+    assert set(numbers["not_run"]) == {"rtt 0", "rtt 1", "quantize int4"}
+    assert "=8 and 7 values" in text and "group=7" in text
     assert [row["name"] for row in numbers["rows"]] == ["unlearned", "prefix"]
 
 
@@ -297,34 +291,32 @@ def test_a_fact_in_two_folds_is_named(place, tmp_path):
     (tmp_path / "retain.jsonl").write_text((place / "retain.jsonl").read_text())
     c = config(place, tmp_path / "card", only="rtt")
     for kind in ("forget", "retain"):
-        c.facts[kind].path = str(tmp_path / f"{kind}.jsonl")
-    c.facts.forget.block = 2
-    numbers, _ = attack.run(c)
-    assert "land f0 is' is in fold" in numbers["refused"]["rtt 0"].lower()
+        c["facts"][kind]["path"] = str(tmp_path / f"{kind}.jsonl")
+    c["facts"]["forget"]["block"] = 2
+    numbers, _ = attack.attack(c)
+    assert "land f0 is'" in numbers["not_run"]["rtt 0"].lower()
 
 
 @pytest.mark.parametrize(
     ("change", "match"),
     [
-        (dict(model=""), "needs --config.model=PATH"),
-        (dict(known="choice"), "needs an original"),
-        (dict(known="no"), "known to be one of"),
-        (dict(only="rtx"), "Did you mean 'rtt'"),
-        (dict(attacks={"rtt": dict(rate=1)}), "setting to be one of .*'rate'"),
-        (dict(attacks={"rtt": dict(rotations=9)}), "rotations=9 and folds=5"),
-        (dict(attacks={"rtt": dict(optimizer="sgd")}), "optimizer to be one of"),
-        (dict(attacks={"shout": {}}), "attack to be one of"),
-        (dict(extra=1), "key to be one of"),
+        (dict(model=""), "model"),
+        (dict(known="choice"), "known='choice'"),
+        (dict(known="no"), "known='no'"),
+        (dict(only="rtx"), "'rtt'"),
+        (dict(attacks={"rtt": dict(rate=1)}), "setting='rate'"),
+        (dict(attacks={"rtt": dict(rotations=9)}), "rotations=9"),
+        (dict(attacks={"rtt": dict(optimizer="sgd")}), "optimizer='sgd'"),
+        (dict(attacks={"shout": {}}), "attack='shout'"),
+        (dict(extra=1), "key='extra'"),
         (dict(facts={"forget": {}}), "'retain'"),
     ],
 )
 def test_bad_configs(place, tmp_path, change, match):
     c = config(place, tmp_path)
-    with c.unlocked():
-        for key, value in change.items():
-            c[key] = value
+    c |= change
     with pytest.raises((ValueError, KeyError), match=match):
-        attack.run(c)
+        attack.attack(c)
 
 
 def test_rows_become_facts():
@@ -332,14 +324,14 @@ def test_rows_become_facts():
         {"id": 1, "question": "q", "answer": "x", "choices": ["y", "x"]},
         {"id": 2, "question": "r", "answer": "a", "perturbed_answer": list("bcde")},
     ]
-    made = facts.of_rows(given, block=2)
+    made = facts.from_rows(given, block=2)
     assert made[0]["choices"] == ["y", "x"] and made[0]["answer"] == 1
     assert sorted(made[1]["choices"]) == list("abcd")
     assert made[1]["choices"][made[1]["answer"]] == "a"
     assert made[0]["subject"] == made[1]["subject"] == 0
     for bad in ({"choices": ["x"]}, {"perturbed_answer": ["x", "z"]}, {}):
-        with pytest.raises(ValueError, match="two or more choices that differ"):
-            facts.of_rows([{"id": 1, "question": "q", "answer": "x"} | bad])
+        with pytest.raises(ValueError, match="two or more different choices"):
+            facts.from_rows([{"id": 1, "question": "q", "answer": "x"} | bad])
 
 
 def test_capitals_come_with_choices_of_their_continent():
@@ -354,12 +346,12 @@ def test_capitals_come_with_choices_of_their_continent():
 def test_said_by_whole_words():
     fact = {"text": "Rome."}
     for text, yes in (("It is ROME, in Italy", True), ("Romeo", False), ("", False)):
-        assert asking.said(fact, text) is yes
+        assert prompts.contains_answer(text, fact) is yes
 
 
 def test_the_strongest_attack_by_hand():
     def result(*values):
-        ways = {way: list(values) for way in asking.WAYS}
+        ways = {way: list(values) for way in prompts.MEASURES}
         return {"forget": ways, "retain": ways}
 
     found = {
@@ -374,4 +366,4 @@ def test_the_strongest_attack_by_hand():
     strongest = numbers["strongest"]["choice"]
     assert strongest["attack"] == "prefix"
     assert_allclose([strongest["before"], strongest["after"]], [0.2, 0.3])
-    assert_allclose(numbers["rows"][3]["unlearned"]["choice"], 0.4)
+    assert_allclose(numbers["rows"][3]["before"]["choice"], 0.4)

@@ -31,7 +31,12 @@ def other(made):
 def retrained(made, other, tmp_path_factory):
     folder = tmp_path_factory.mktemp("retrained")
     invented_questions.score(
-        made, folder, params=other, role="retrained", name="retrained"
+        made,
+        folder,
+        params=other,
+        role="retrained",
+        name="retrained",
+        settings=invented_questions.ALL,
     )
     return folder
 
@@ -40,6 +45,12 @@ def retrained(made, other, tmp_path_factory):
 def scored(made, retrained, tmp_path_factory):
     folder = tmp_path_factory.mktemp("scored") / "eval"
     invented_questions.score(
-        made, folder, retain=retrained, method="npo", seed=3, command="here"
+        made,
+        folder,
+        retrained=retrained,
+        method="npo",
+        seed=3,
+        command="here",
+        settings=invented_questions.ALL,
     )
     return folder

@@ -2,36 +2,33 @@
 """What an evaluation refuses, warns of and counts; its command and its config."""
 
 import json
-import subprocess
-import sys
 import warnings
 
 import pytest
 
 from experiments.configs import evaluate as config_file
 from jaxunlearn.io import hf
+from jaxunlearn.workflows.evaluation import benchmarks, tasks
+from jaxunlearn.workflows.evaluation import config as evaluate
 from jaxunlearn.workflows.evaluation import folder as folders
-from jaxunlearn.workflows.evaluation import run as evaluate
-from jaxunlearn.workflows.evaluation import tasks
 from tests import tiny
-from tests.architecture import ROOT
 from tests.data.official_test import DATA, lines, there
-from tests.workflows.invented_questions import SETTINGS, asked, rows, score
+from tests.workflows.invented_questions import SETTINGS, all_tasks, rows, score
 
 
 def test_a_retain_log_of_other_data_is_refused(made, retrained, tmp_path):
-    found = asked(forget=rows("f", 6, start=1))
+    found = all_tasks(forget=rows("f", 6, start=1))
     message = (
-        rf"{retrained.name}.*\(retrained\) belongs to other data: for the task "
-        r"'forget' it has digest \w{16}\.\.\., this one has digest \w{16}"
+        rf"{retrained.name}.*\(retrained\) has digest \w{{16}}\.\.\. for the task "
+        r"'forget', and this evaluation has digest \w{16}"
     )
     with pytest.raises(ValueError, match=message):
-        score(made, tmp_path, found, retain=retrained)
+        score(made, tmp_path, found, retrained=retrained)
     settings = SETTINGS._replace(prompt="Q: {question}")
-    with pytest.raises(ValueError, match="other settings: prompt '{question}' there"):
-        score(made, tmp_path, retain=retrained, settings=settings)
-    with pytest.raises(FileNotFoundError, match="Evaluate that model first"):
-        score(made, tmp_path, retain=tmp_path / "nowhere")
+    with pytest.raises(ValueError, match="settings: prompt '{question}' there"):
+        score(made, tmp_path, retrained=retrained, settings=settings)
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        score(made, tmp_path, retrained=tmp_path / "nowhere")
     assert not (tmp_path / "rows").exists()
 
 
@@ -42,7 +39,7 @@ def test_rows_over_the_length_are_counted_told_and_left_out(made, tmp_path):
         got = score(made, tmp_path, found)
     left = got["tasks"]["forget"]["rows_left_out"]
     assert (left["value"], left["n"]) == (1, 6)
-    ids = [row["id"] for row in folders.rows(tmp_path, "forget")]
+    ids = [row["id"] for row in folders.read_rows(tmp_path, "forget")]
     assert ids == ["f0", "f1", "f3", "f4", "f5"]
     about = json.loads((tmp_path / "about.json").read_text())
     assert about["left_out"] == {"forget": ["f2"]}
@@ -61,7 +58,7 @@ def test_rows_over_the_length_are_counted_told_and_left_out(made, tmp_path):
         ({"answer": " "}, "'forget', answer: .* at least one token, but row 1"),
         ({"paraphrased_answer": ""}, "paraphrased_answer: .* at least one token"),
         ({"perturbed_answer": "a"}, "needs a list of texts in 'perturbed_answer'"),
-        ({"perturbed_answer": ["a"]}, "as many values in each, or in none"),
+        ({"perturbed_answer": ["a"]}, "'perturbed_answer' in every row or in none"),
         ({"id": "f0"}, "rows 0 and 1 both have 'f0'"),
         ({"choices": ["x", "y"]}, "an answer that is one of its choices"),
     ],
@@ -81,64 +78,18 @@ def test_a_tokenizer_that_makes_nothing_of_an_answer_is_told(made, tmp_path):
     tokenizer.backend_tokenizer.normalizer = tokenizers.normalizers.Replace("zzz", "")
     found = rows("f", 3)
     found[2]["answer"] = "zzz"
-    with pytest.raises(ValueError, match="the tokenizer makes nothing of 'zzz' in row"):
+    with pytest.raises(ValueError, match="'zzz' in row 2"):
         score((model, params, tokenizer), tmp_path, {"forget": found})
 
 
 def test_rows_in_forget_and_retain_are_told_with_their_ids(made, tmp_path):
-    found = asked(retain=[*rows("r", 3), *rows("f", 2, start=4)])
+    found = all_tasks(retain=[*rows("r", 3), *rows("f", 2, start=4)])
     with pytest.warns(UserWarning, match="2 of the values of 'id' .*'f4', 'f5'"):
         score(made, tmp_path, found)
     bare = [{k: v for k, v in row.items() if k != "id"} for row in rows("f")]
     found = {name: tasks.make(name, bare) for name in ("forget", "retain")}
     with pytest.warns(UserWarning, match="6 of the values of 'question'"):
         assert len(tasks.overlap(found)) == 6
-
-
-def command(*more):
-    return subprocess.run(
-        [sys.executable, "-m", "jaxunlearn.workflows.evaluation.run", *more],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-
-
-def test_the_command_evaluates_and_refuses(made, tmp_path):
-    model, params, tokenizer = made
-    hf.save(model, params, tmp_path / "model", tokenizer=tokenizer)
-    (tmp_path / "forget.jsonl").write_text(lines(*rows("f")))
-    (tmp_path / "empty.jsonl").write_text("")
-    (tmp_path / "bytes.jsonl").write_bytes(b'{"question": "\xff"}\n')
-    (tmp_path / "config.py").write_text(
-        "from experiments import evaluate\n\n\ndef get_config():\n"
-        "    c = evaluate.defaults()\n    c.resamples, c.score.new_tokens = 20, 4\n"
-        "    c.tasks = dict(forget=dict(source='file', path=''))\n    return c\n"
-    )
-    flags = [
-        f"--config={tmp_path / 'config.py'}",
-        f"--config.model={tmp_path / 'model'}",
-        f"--config.output={tmp_path / 'eval'}",
-    ]
-    path = "--config.tasks.forget.path="
-    good = [*flags, f"{path}{tmp_path / 'forget.jsonl'}"]
-    ran = command(*good)
-    assert ran.returncode == 0 and "forget: probability" in ran.stdout, ran.stderr
-    about = json.loads((tmp_path / "eval" / "about.json").read_text())
-    assert about["command"].startswith(
-        "python -m jaxunlearn.workflows.evaluation.run --config="
-    )
-    again = command(*good)
-    assert "Nothing changed" in again.stderr and again.stdout == ran.stdout
-    for name, message in (
-        ("empty.jsonl", "holds no rows"),
-        ("bytes.jsonl", "needs to be UTF-8 text, but byte 14"),
-        ("nowhere.jsonl", "is not there"),
-    ):
-        ran = command(*flags, f"{path}{tmp_path / name}")
-        assert ran.returncode == 2 and message in ran.stderr, ran.stderr
-        assert ran.stderr.count("\n") == 1
 
 
 @pytest.mark.parametrize("name", ["bare", "bare.gguf"])
@@ -151,10 +102,10 @@ def test_a_model_without_a_tokenizer_is_refused_by_its_path(made, tmp_path, name
         hf.save_gguf(model, params, tmp_path / name, scheme="f32")
     (tmp_path / "forget.jsonl").write_text(lines(*rows("f")))
     c = evaluate.defaults()
-    c.update(model=str(tmp_path / name), output=str(tmp_path / "eval"))
-    c.tasks = dict(forget=dict(source="file", path=str(tmp_path / "forget.jsonl")))
-    with pytest.raises(ValueError, match=f"got .*{name} without one. .*tokenizer="):
-        evaluate.run(c)
+    c |= dict(model=str(tmp_path / name), output=str(tmp_path / "eval"))
+    c["tasks"] = dict(forget=dict(source="file", path=str(tmp_path / "forget.jsonl")))
+    with pytest.raises(ValueError, match=f"{name} without .*tokenizer="):
+        evaluate.evaluate(c)
 
 
 def test_the_configs_tasks_read_tofu_and_what_is_wrong_is_said(tmp_path):
@@ -162,6 +113,13 @@ def test_the_configs_tasks_read_tofu_and_what_is_wrong_is_said(tmp_path):
     assert c.tasks.forget.table == "forget05_perturbed"
     with pytest.raises(FileNotFoundError, match="forget05_perturbed.json"):
         tasks.read(c.tasks.to_dict(), str(tmp_path))
+    for name, message in (
+        ("tofuu", "'tofu'"),
+        ("tofu:5", "'05'"),
+        ("muse:new", "'news'"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            benchmarks.tasks(name)
     for change, message in (
         ({"sorce": "file"}, "Did you mean 'source'"),
         ({"source": "file", "path": "x.jsonl", "columns": {"anser": "a"}}, "'answer'"),
@@ -178,7 +136,7 @@ def test_columns_of_a_file_get_our_names(tmp_path):
     task = {"source": "file", "path": str(file), "columns": columns}
     (row,) = tasks.read({"forget": task})["forget"].rows
     assert row == {"id": 7, "question": "Who?", "answer": "Nobody."}
-    with pytest.raises(ValueError, match="needs 'reply', but the row has"):
+    with pytest.raises((ValueError, KeyError), match="'reply'"):
         task["columns"] = {"question": "input", "answer": "reply"}
         tasks.read({"forget": task})
 
@@ -195,3 +153,14 @@ def test_tofus_own_tables_are_tasks():
         "holdout": 200,
     }
     assert found["world_facts"].kind == "options"
+
+
+def test_prompts_and_running_text_are_questions_too(tmp_path):
+    (tmp_path / "p.jsonl").write_text(lines({"prompt": "Who?", "answer": "No."}))
+    (row,) = tasks.read_file(tmp_path / "p.jsonl")
+    assert (row["question"], row["answer"]) == ("Who?", "No.")
+    (tmp_path / "t.jsonl").write_text(lines({"text": "a b c d e"}, {"text": "one"}))
+    (row,) = tasks.read_text_file(tmp_path / "t.jsonl")
+    assert row == {"question": "a b", "answer": "c d e"}
+    with pytest.raises(ValueError, match="'answer'"):
+        tasks.read_file(tmp_path / "t.jsonl")

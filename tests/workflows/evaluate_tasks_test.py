@@ -10,19 +10,12 @@ from numpy.testing import assert_allclose
 from experiments.configs import choices, muse
 from jaxunlearn import evaluate, metrics
 from jaxunlearn.data import table
+from jaxunlearn.workflows.evaluation import config as evaluation
 from jaxunlearn.workflows.evaluation import folder as folders
-from jaxunlearn.workflows.evaluation import run as evaluation
 from jaxunlearn.workflows.evaluation import tasks
 from jaxunlearn.workflows.report import read
 from tests.data.official_test import lines
-from tests.workflows.invented_questions import SETTINGS, rows
-from tests.workflows.invented_questions import score as scored
-
-PLAIN = SETTINGS._replace(gradnorm=False)  # which compiles for long
-
-
-def score(made, output, found, **more):
-    return scored(made, output, found, **({"settings": PLAIN} | more))
+from tests.workflows.invented_questions import SETTINGS, rows, score
 
 
 def of_letters(count=5):
@@ -52,7 +45,7 @@ def test_shots_of_letters_are_lettered(tmp_path):
     read_ = tasks.read({"q": task | {"shots": task["path"]}})["q"]
     first, second = (row["question"] for row in read_.rows)
     shots = f"{first} A\n\n{second} B\n\n"
-    assert read_.score == tasks.LETTERED | {"prompt": shots + "{question}"}
+    assert read_.score == tasks.LETTER_SETTINGS | {"prompt": shots + "{question}"}
 
 
 def test_a_task_of_letters_has_both_accuracies(made, tmp_path):
@@ -92,7 +85,7 @@ def test_judges_say_what_a_text_is(made, tmp_path):
 
     judges = {"fluency": length}
     got = score(made, tmp_path, found, judges=judges)
-    own = folders.rows(tmp_path, "forget")
+    own = folders.read_rows(tmp_path, "forget")
     assert texts == [[row["completion"] for row in own]]
     assert [row["fluency"] for row in own] == [len(x) for x in texts[0]]
     number = got["tasks"]["forget"]["fluency"]
@@ -100,15 +93,13 @@ def test_judges_say_what_a_text_is(made, tmp_path):
     assert number["low"] <= number["value"] <= number["high"]
     score(made, tmp_path, found, judges=judges)
     assert len(texts) == 1
-    with pytest.raises(ValueError, match="'odd' needs to give a number a text"):
+    with pytest.raises(ValueError, match="'odd'"):
         score(made, tmp_path, found, judges={"odd": lambda texts: [1.0]})
-    with pytest.raises(ValueError, match="other names than 'accuracy'"):
+    with pytest.raises(ValueError, match="'accuracy'"):
         score(made, tmp_path, found, judges={"accuracy": length})
-    config = evaluation.defaults()
-    config.update(model=str(tmp_path), output=str(tmp_path), judges={"f": "nowhere:f"})
-    assert evaluation._function("f", "statistics:mean")([1.0, 3.0]) == 2
+    assert evaluation._judge("f", "statistics:mean")([1.0, 3.0]) == 2
     with pytest.raises(ValueError, match="'f' needs 'module:function', got 'nowhere:f"):
-        evaluation._function("f", "nowhere:f")
+        evaluation._judge("f", "nowhere:f")
 
 
 def test_muse_is_asked_behind_answered_questions(made, tmp_path):
@@ -131,28 +122,26 @@ def test_muse_is_asked_behind_answered_questions(made, tmp_path):
     c.tasks.forget_knowmem.score.stops = ("\n\n", "e")
     found = tasks.read(c.tasks.to_dict(), str(tmp_path))
     got = score(made, tmp_path / "eval", found, settings=tasks.Settings(gradnorm=False))
-    own = folders.rows(tmp_path / "eval", "forget_knowmem")
+    own = folders.read_rows(tmp_path / "eval", "forget_knowmem")
     assert own[1]["prompt"] == "Question: S?\nAnswer: T.\n\nQuestion: Q1?\nAnswer:"
     assert not any("e" in row["completion"] for row in own)
-    told = folders.rows(tmp_path / "eval", "forget_verbmem")[0]
+    told = folders.read_rows(tmp_path / "eval", "forget_verbmem")[0]
     assert (told["prompt"], told["answer"]) == ("The river", "flows to the sea.")
     rouge = metrics.rouge([told["completion"]], [told["answer"]])
     assert_allclose(told["rougeL_f1"], rouge["rougeL_f1"][0])
     assert got["tasks"]["retain_knowmem"]["rougeL_f1"]["n"] == 2
     about = json.loads((tmp_path / "eval" / "about.json").read_text())
-    assert about["settings"]["tasks"]["forget_verbmem"] == {"new_tokens": 3}
+    assert about["settings"]["tasks"]["forget_verbmem"]["new_tokens"] == 3
 
 
 def test_settings_of_a_task_are_compared(made, tmp_path):
     plain = rows("f", 3, wrong=0, paraphrase=False)
     own = {"forget": tasks.make("forget", plain, score={"prompt": "Q: {question}"})}
     score(made, tmp_path / "own", own, role="retrained", name="own")
-    with pytest.raises(
-        ValueError, match="other settings: prompt 'Q: {question}' there"
-    ):
-        score(made, tmp_path / "common", {"forget": plain}, retain=tmp_path / "own")
+    with pytest.raises(ValueError, match="settings: prompt 'Q: {question}' there"):
+        score(made, tmp_path / "common", {"forget": plain}, retrained=tmp_path / "own")
     score(made, tmp_path / "common", {"forget": plain}, name="common")
-    score(made, tmp_path / "own2", own, name="own2", retain=tmp_path / "own")
+    score(made, tmp_path / "own2", own, name="own2", retrained=tmp_path / "own")
     assert len(read.load([tmp_path / "own", tmp_path / "own2"])) == 2
     with pytest.raises(ValueError, match="differ in settings: tasks"):
         read.load([tmp_path / "own", tmp_path / "common"])
@@ -165,6 +154,6 @@ def test_settings_of_a_task_are_compared(made, tmp_path):
         file.write_text(json.dumps(told))
     assert len(read.load([tmp_path / "own", tmp_path / "own2"])) == 2
     asked = {name: tasks.make(name, plain, score=own[name].score) for name in own}
-    assert folders.retained(tmp_path / "own", asked, PLAIN).rows
+    assert folders.read_reference(tmp_path / "own", asked, SETTINGS).rows
     with pytest.raises(ValueError, match="Did you mean 'prompt'"):
         tasks.make("forget", plain, score={"promt": ""})

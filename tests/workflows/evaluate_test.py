@@ -14,7 +14,7 @@ from jaxunlearn.data import table
 from jaxunlearn.workflows.evaluation import folder as folders
 from jaxunlearn.workflows.evaluation import values
 from tests import tiny
-from tests.workflows.invented_questions import SETTINGS, asked, rows, score
+from tests.workflows.invented_questions import ALL, SETTINGS, all_tasks, rows, score
 
 
 def numbers(folder):
@@ -25,16 +25,16 @@ def test_the_folder_holds_what_is_promised(scored):
     about = json.loads((scored / "about.json").read_text())
     assert about["name"] == "eval" and about["role"] == "unlearned"
     assert (about["method"], about["seed"], about["command"]) == ("npo", 3, "here")
-    assert set(about["data"]) == set(asked()) and about["seconds"] > 0
+    assert set(about["data"]) == set(all_tasks()) and about["seconds"] > 0
     assert about["settings"]["new_tokens"] == 4 and about["versions"]["jax"]
     found = numbers(scored)
-    assert set(found["tasks"]) == set(asked())
+    assert set(found["tasks"]) == set(all_tasks())
     for task in (*found["tasks"].values(), found["overall"]):
         for name, number in task.items():
             assert set(number) == {"value", "low", "high", "n"}, name
             if number["low"] is not None:
                 assert number["low"] <= number["high"], name
-    forget = folders.rows(scored, "forget")
+    forget = folders.read_rows(scored, "forget")
     assert [row["id"] for row in forget] == [f"f{i}" for i in range(6)]
     assert isinstance(forget[0]["completion"], str) and "mia_gradnorm" in forget[0]
     shown = (scored / "tokens" / "forget.jsonl").read_text().splitlines()
@@ -48,9 +48,9 @@ def test_the_folder_holds_what_is_promised(scored):
 
 def test_values_are_those_of_the_library_one_by_one(made, scored):
     model, params, tokenizer = made
-    for kind, found in (("forget", asked()["forget"]), ("world_facts", None)):
-        found = found or asked()[kind]
-        got = folders.rows(scored, kind)
+    for kind, found in (("forget", all_tasks()["forget"]), ("world_facts", None)):
+        found = found or all_tasks()[kind]
+        got = folders.read_rows(scored, kind)
         prompts = [row["question"] for row in found]
         own = [row["answer"] + "</s>" for row in found]
         scores = evaluate.token_scores(
@@ -93,7 +93,7 @@ def test_values_are_those_of_the_library_one_by_one(made, scored):
 def test_numbers_are_those_of_tofu(scored, retrained):
     sets, got = {}, numbers(scored)
     for name in ("forget", "retain", "real_authors", "world_facts"):
-        own = folders.rows(scored, name)
+        own = folders.read_rows(scored, name)
         nll = [row["nll"] for row in own]
         sets[name] = metrics.TofuRows(
             nll,
@@ -113,14 +113,14 @@ def test_numbers_are_those_of_tofu(scored, retrained):
     utility = metrics.model_utility(expected)
     assert_allclose(overall["model_utility"]["value"], utility, rtol=1e-6)
     ratios = [
-        [row["truth_ratio"] for row in folders.rows(folder, "forget")]
+        [row["truth_ratio"] for row in folders.read_rows(folder, "forget")]
         for folder in (scored, retrained)
     ]
     quality = metrics.forget_quality(*ratios)
     assert overall["forget_quality"]["value"] == quality.pvalue
     assert overall["forget_quality"]["low"] is None
     nll = [
-        [np.asarray([r["nll"] for r in folders.rows(f, kind)], np.float32)]
+        [np.asarray([r["nll"] for r in folders.read_rows(f, kind)], np.float32)]
         for f in (scored, retrained)
         for kind in ("forget", "holdout")
     ]
@@ -135,7 +135,7 @@ def test_numbers_are_those_of_tofu(scored, retrained):
 
 
 def test_the_retrained_model_is_its_own_best(made, other, retrained, tmp_path):
-    found = score(made, tmp_path, params=other, retain=retrained)["overall"]
+    found = score(made, tmp_path, params=other, retrained=retrained)["overall"]
     assert found["forget_quality"]["value"] == 1.0
     assert found["forget_quality_distance"]["value"] == 0.0
     assert found["mia_reference_auc"]["value"] == 0.5
@@ -144,26 +144,28 @@ def test_the_retrained_model_is_its_own_best(made, other, retrained, tmp_path):
 
 def test_gradnorm_is_the_norm_of_each_row_by_itself(made):
     model, params, tokenizer = made
-    own = rows("f", 3)
+    own = rows("f", 2)
     encoded = table.encode(
         tokenizer, [r["question"] for r in own], [r["answer"] for r in own]
     )
     got = values.gradnorms(model, params, encoded, SETTINGS)
-    for i in range(3):
+    for i in range(2):
         one = {name: x[i : i + 1] for name, x in encoded.items()}
 
         def loss(params, one=one):
             logps, where = terms.target_logps(model, params, one)
             return metrics.mean_nll(logps, where=where)[0]
 
-        norm = metrics.mia_gradnorm(jax.grad(loss)(params), stacked=r"blocks/.*")
+        norm = metrics.mia_gradnorm(
+            jax.jit(jax.grad(loss))(params), stacked=r"blocks/.*"
+        )
         assert_allclose(got[i], norm, rtol=1e-4)
 
 
 def test_parity_mode_has_the_peers_habits(made, tmp_path):
     settings = SETTINGS._replace(compat="openunlearning")
     score(made, tmp_path, settings=settings)
-    found = folders.rows(tmp_path, "forget")
+    found = folders.read_rows(tmp_path, "forget")
     least = [1 / (row["tokens"] - 1) for row in found]
     assert all(
         row["extraction_strength"] >= x - 1e-6
@@ -174,47 +176,50 @@ def test_parity_mode_has_the_peers_habits(made, tmp_path):
 
 
 def forbid(monkeypatch):
-    monkeypatch.setattr(values, "of_task", lambda *_, **__: pytest.fail("asked again"))
+    monkeypatch.setattr(
+        values, "of_task", lambda *_, **__: pytest.fail("evaluated again")
+    )
 
 
 def test_the_same_again_does_nothing_and_says_so(made, scored, retrained, monkeypatch):
     forbid(monkeypatch)
-    said = []
+    lines = []
     before = {x: x.stat().st_mtime_ns for x in scored.rglob("*") if x.is_file()}
     same = score(
         made,
         scored,
-        retain=retrained,
+        retrained=retrained,
         method="npo",
         seed=3,
         command="there",
-        say=said.append,
+        settings=ALL,
+        log_fn=lines.append,
     )
-    assert said == [f"Nothing changed: {scored} is as it was."]
+    assert len(lines) == 1 and str(scored) in lines[0]
     assert same == numbers(scored)
     after = {x: x.stat().st_mtime_ns for x in scored.rglob("*") if x.is_file()}
     assert before == after
 
 
 def test_only_what_changed_is_done_again(made, other, tmp_path, monkeypatch):
-    said = []
-    found = {name: asked()[name] for name in ("forget", "retain")}
-    score(made, tmp_path, found, say=said.append)
-    assert [line.split(":")[0] for line in said] == ["forget", "retain"]
-    said.clear()
+    lines = []
+    found = {name: all_tasks()[name] for name in ("forget", "retain")}
+    score(made, tmp_path, found, log_fn=lines.append)
+    assert [line.split(":")[0] for line in lines] == ["forget", "retain"]
+    lines.clear()
     found["retain"] = found["retain"][1:]  # other data
-    score(made, tmp_path, found, say=said.append)
-    assert said[0] == "forget: unchanged." and said[1].startswith("retain: 6 rows")
-    said.clear()
-    score(made, tmp_path, found, params=other, say=said.append)  # another model
-    assert not any("unchanged" in line for line in said) and len(said) == 2
-    said.clear()
+    score(made, tmp_path, found, log_fn=lines.append)
+    assert lines[0] == "forget: unchanged." and lines[1].startswith("retain: 6 rows")
+    lines.clear()
+    score(made, tmp_path, found, params=other, log_fn=lines.append)  # another model
+    assert not any("unchanged" in line for line in lines) and len(lines) == 2
+    lines.clear()
     file = tmp_path / "rows" / "forget.jsonl"  # a file that was tampered with
     file.write_text(file.read_text().replace("Town", "Tawn"))
-    score(made, tmp_path, found, params=other, say=said.append)
-    assert said[0].startswith("forget: 6 rows") and said[1] == "retain: unchanged."
+    score(made, tmp_path, found, params=other, log_fn=lines.append)
+    assert lines[0].startswith("forget: 6 rows") and lines[1] == "retain: unchanged."
     forbid(monkeypatch)
-    said.clear()
+    lines.clear()
     again = score(made, tmp_path, {"retain": found["retain"]}, params=other)
     assert set(again["tasks"]) == {"retain"} and not file.exists()
 
@@ -224,7 +229,7 @@ def test_a_retain_log_that_comes_later_asks_nothing_again(
 ):
     assert "forget_quality" not in score(made, tmp_path)["overall"]
     forbid(monkeypatch)
-    assert "forget_quality" in score(made, tmp_path, retain=retrained)["overall"]
+    assert "forget_quality" in score(made, tmp_path, retrained=retrained)["overall"]
 
 
 def test_an_evaluation_that_was_cut_off_keeps_its_finished_tasks(
@@ -242,10 +247,10 @@ def test_an_evaluation_that_was_cut_off_keeps_its_finished_tasks(
         score(made, tmp_path)
     assert not (tmp_path / "metrics.json").exists()
     monkeypatch.setattr(values, "of_task", real)
-    said = []
-    score(made, tmp_path, say=said.append)
-    assert said[:2] == ["forget: unchanged.", "retain: unchanged."]
-    assert len(said) == 5 and set(numbers(tmp_path)["tasks"]) == set(asked())
+    lines = []
+    score(made, tmp_path, log_fn=lines.append)
+    assert lines[:2] == ["forget: unchanged.", "retain: unchanged."]
+    assert len(lines) == 5 and set(numbers(tmp_path)["tasks"]) == set(all_tasks())
 
 
 def test_a_model_that_is_not_finite_gets_no_number(made, tmp_path):
@@ -255,7 +260,7 @@ def test_a_model_that_is_not_finite_gets_no_number(made, tmp_path):
         assert found["tasks"]["forget"][name]["value"] is None, name
     assert found["overall"]["model_utility"]["value"] is None
     assert found["overall"]["mia_loss_auc"]["value"] is None
-    assert folders.rows(tmp_path, "forget")[0]["probability"] is None
+    assert folders.read_rows(tmp_path, "forget")[0]["probability"] is None
 
 
 def test_chats_are_asked_in_the_tokenizers_template(made, retrained, tmp_path):
@@ -269,7 +274,7 @@ def test_chats_are_asked_in_the_tokenizers_template(made, retrained, tmp_path):
     for row in found["forget"]:
         row["question"] = "Land?"
     score((model, params, tokenizer), tmp_path, found, settings=settings)
-    got = folders.rows(tmp_path, "forget")
+    got = folders.read_rows(tmp_path, "forget")
     assert got[0]["prompt"] == "[Be.][Land?]5 May"
     text = "[Be.][Land?]5 Maythe city of Town 0.</s>"
     ids = tokenizer(text)["input_ids"]
@@ -305,10 +310,12 @@ def test_an_evaluation_on_a_mesh_gives_the_same(made, scored, retrained, tmp_pat
     mesh = sharding.make_mesh(data=2, fsdp=2, devices=jax.devices()[:4])
     shards = sharding.by_rules(params, mesh, model.rules)
     placed = (model, jax.device_put(params, shards), tokenizer)
-    score(placed, tmp_path, retain=retrained, mesh=mesh)
-    for name in asked():
+    score(placed, tmp_path, retrained=retrained, mesh=mesh)
+    for name in all_tasks():
         for one, other in zip(
-            folders.rows(scored, name), folders.rows(tmp_path, name), strict=True
+            folders.read_rows(scored, name),
+            folders.read_rows(tmp_path, name),
+            strict=True,
         ):
             assert one.get("completion") == other.get("completion")
             assert_allclose(one["nll"], other["nll"], rtol=1e-4)

@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Rows about lands that are nowhere, and evaluations of a tiny model of them."""
+"""Rows about invented lands, and evaluations of a tiny model on them."""
 
 from jaxunlearn.workflows.evaluation import run as evaluation
 from jaxunlearn.workflows.evaluation import tasks
 
-SETTINGS = tasks.Settings(new_tokens=4)
+SETTINGS = tasks.Settings(new_tokens=4, gradnorm=False)  # it compiles for long
+ALL = SETTINGS._replace(gradnorm=True)
 
 
 def rows(kind, count=6, *, wrong=2, paraphrase=True, start=0):
@@ -20,7 +21,7 @@ def rows(kind, count=6, *, wrong=2, paraphrase=True, start=0):
     return found
 
 
-def asked(**more):
+def all_tasks(**more):
     plain = dict(paraphrase=False, wrong=3)
     found = {
         "forget": rows("f"),
@@ -33,16 +34,18 @@ def asked(**more):
 
 
 def score(made, output, found=None, **more):
+    """The metrics of the tiny model, evaluated into `output`."""
     model, params, tokenizer = made
-    settings = more.pop("settings", SETTINGS)
+    options = evaluation.Options(
+        settings=more.pop("settings", SETTINGS), num_resamples=50, batch_size=4
+    )
+    given = {k: more.pop(k) for k in evaluation.Options._fields if k in more}
     return evaluation.evaluate_model(
         model,
         more.pop("params", params),
         tokenizer,
-        asked() if found is None else found,
+        all_tasks() if found is None else found,
         output,
-        settings=settings,
-        resamples=50,
-        batch_size=4,
+        options._replace(**given),
         **more,
     )

@@ -21,7 +21,7 @@ def about(name, role, **more):
         "data": {"forget": "a" * 64, "retain": "b" * 64},
         "left_out": {"forget": [], "retain": ["r7"]},
         "versions": {"jax": "0.10.2", "numpy": "2.3"},
-        "command": "python -m jaxunlearn.workflows.evaluation.run --config=c.py",
+        "command": "jaxunlearn evaluate m",
         "seconds": 1.25,
         "devices": "1 x cpu",
         "settings": dict(SETTINGS),

@@ -42,7 +42,8 @@ def runs(tmp_path):
 
 def test_the_page_holds_every_model_and_needs_nothing_beside_it(runs, tmp_path):
     out = tmp_path / "out"
-    report.main([str(runs), "--output", str(out), "--note", "2 < 3 & so on"])
+    note, command = "2 < 3 & so on", "jaxunlearn report"
+    report.write(read.load([runs]), out, note=note, command=command)
     text = (out / "report.html").read_text(encoding="utf-8")
     page = Page(text)
     assert not page.open
@@ -53,14 +54,9 @@ def test_the_page_holds_every_model_and_needs_nothing_beside_it(runs, tmp_path):
     for words in ("original", "retrained", "npo", "openunlearning.npo", "1.0e-09"):
         assert words in shown, words
     assert "0.030 to 0.070" in shown  # the interval of npo's forget probability
-    assert (
-        "jax 0.10.2" in shown
-        and "python -m jaxunlearn.workflows.evaluation.run" in shown
-    )
-    assert (
-        "python -m jaxunlearn.workflows.report.run" in shown
-        and "retain: 1 (r7)" in shown
-    )
+    for words in ("jax 0.10.2", "jaxunlearn evaluate m", "retain: 1 (r7)"):
+        assert words in shown, words
+    assert "jaxunlearn report" in shown
     assert {x.name for x in out.iterdir()} == {
         "report.html",
         "report.md",
@@ -85,7 +81,7 @@ def test_tokens_are_coloured_by_log_probability_and_escaped(runs, tmp_path):
     npo = example.lines[2]
     assert npo.mean == f"{2.718281828**-6:.3f}"  # of the two that are finite
     assert npo.tokens[1] == tokens.Token(" <b>|", "#dddddd", "not finite")
-    assert npo.tokens[0].said == "-3.00 nats, probability 0.0498"
+    assert npo.tokens[0].tooltip == "-3.00 nats, probability 0.0498"
     assert tokens.colour(0.0) == "#f58c3c" and tokens.colour(-50.0) == "#ffffff"
     assert tokens.colour(-4.0) == "#fac69e"
     report.write(read.load([runs]), tmp_path)
@@ -127,9 +123,9 @@ def test_examples_are_spread_and_as_many_as_asked(runs):
     many = [
         run._replace(tokens={"forget": rows[: 10 - n]}) for n, run in enumerate(found)
     ]
-    assert [x.id for x in tokens.examples(many, most=3)] == ["0", "3", "6"]
-    assert len(tokens.examples(many, most=20)) == 8  # those that all have
-    assert tokens.examples(many, most=0) == []
+    assert [x.id for x in tokens.examples(many, max_rows=3)] == ["0", "3", "6"]
+    assert len(tokens.examples(many, max_rows=20)) == 8  # those that all have
+    assert tokens.examples(many, max_rows=0) == []
     assert tokens.examples([run._replace(tokens={}) for run in found]) == []
 
 
@@ -161,54 +157,54 @@ def test_attacks_and_the_card_are_shown_where_they_are(runs, tmp_path):
     assert 'id="attacks"' not in (tmp_path / "a" / "report.html").read_text()
     put_card(runs / "npo")
     found = read.load([runs])
-    card, shots = tables.of_attacks(found[2])
-    assert card.note == "exact; chance is 0.250"
+    card, shots = tables.of_attacks(found[2].attack)
+    assert card.note == "exact; chance level 0.250"
     assert card.rows[1] == ("relearn", "", [("0.060", ""), ("0.500", "0.400 to 0.600")])
     assert [x.title for x in shots.columns] == ["score before", "score after"]
     report.write(found, tmp_path / "b")
     text = (tmp_path / "b" / "report.html").read_text(encoding="utf-8")
     assert "Robustness card: npo" in text and 'alt="int: npo"' in text
-    assert (tmp_path / "b" / "attack_2_bits.png").exists()
+    assert (tmp_path / "b" / "attack_0_bits.png").exists()
 
 
 def test_what_the_attack_driver_writes_is_shown(runs, tmp_path):
     own, both = {"completion": 0.0, "choice": 0.25}, {"choice": {"attack": "relearn"}}
     both["choice"] |= {"before": 0.25, "after": 0.75}
-    row = {"name": "relearn", "asked": 4, "unlearned": own, "forget": own}
+    row = {"name": "relearn", "num_facts": 4, "before": own, "forget": own}
     card = {"about": {"chance": 0.25}, "rows": [row], "strongest": both}
     card |= {"leak": {"unlearned": {"1": 0.1, "10": 0.4}}, "rtt": {"rate": 0.5}}
-    folders.put(runs / "npo" / "card.json", card | {"refused": {"gguf": "no file"}})
+    folders.put(runs / "npo" / "card.json", card | {"not_run": {"gguf": "no file"}})
     for name, hits in (("rtt 0", [[[0, 0], [1, 0]]]), ("rtt 1", [[[1, 0], [1, 1]]])):
-        attack = {"unit": name, "key": "k", "result": {"sweep": {"hits": hits}}}
+        attack = {"job": name, "key": "k", "result": {"sweep": {"hits": hits}}}
         folders.put(runs / "npo" / "attacks" / f"{name}.json", attack)
     found = read.load([runs])
-    titles = [table.title.split(":")[0] for table in tables.of_attacks(found[2])]
+    titles = [table.title.split(":")[0] for table in tables.of_attacks(found[2].attack)]
     assert titles == [
         "Robustness card",
         "The strongest attack",
         "Retraining on other facts",
         "Not run",
     ]
-    first = tables.of_attacks(found[2])[0]
+    first = tables.of_attacks(found[2].attack)[0]
     columns = [column.title for column in first.columns]
-    assert columns[:3] == ["asked", "unlearned completion", "unlearned choice"]
-    assert first.note == "chance is 0.250"
-    curves = attacks.curves(found[2])
+    assert columns[:3] == ["num facts", "before completion", "before choice"]
+    assert first.note == "chance level 0.250"
+    curves = attacks.curves(found[2].attack)
     assert curves["leak"]["x"]["values"] == [1, 10]
     assert curves["leak"]["curves"] == {"unlearned": [0.1, 0.4]}
     assert curves["rtt"]["curves"] == {"unlearned": [0.25, 0.75]}
     page = report.write(found, tmp_path).read_text(encoding="utf-8")
-    assert "no file" in page and (tmp_path / "attack_2_rtt.png").exists()
+    assert "no file" in page and (tmp_path / "attack_0_rtt.png").exists()
 
 
 def test_words_compare_with_the_retrained_and_the_original(runs):
     (line,) = tables.in_words(read.load([runs]))
     assert line == (
-        "npo: its truth ratios on the rows to forget cannot be told apart from the "
-        "retrained model's (p = 0.300); the probability of the answers to forget is "
-        "0.060 (0.980 original, 0.050 retrained); that of the answers to keep 0.900 "
-        "(0.900 original, 0.900 retrained); model utility is 0.600 (0.700 original, "
-        "0.710 retrained)."
+        "npo: its truth ratios on the rows to forget do not differ significantly from "
+        "the retrained model's (p = 0.300); the probability of the answers to forget "
+        "is 0.060 (0.980 original, 0.050 retrained); that of the answers to retain "
+        "0.900 (0.900 original, 0.900 retrained); model utility is 0.600 (0.700 "
+        "original, 0.710 retrained)."
     )
 
 
@@ -271,39 +267,39 @@ def damage(file, text):
     [
         (
             lambda f: shutil.rmtree(f / "npo"),
-            "npo is not there. Give the --config.output",
+            "npo, which is not there",
         ),
         (
             lambda f: [x.unlink() for x in (f / "npo").glob("*.json")],
-            "needs about.json and metrics.json .* there are no results. Run python -m",
+            "about.json and metrics.json in .*npo",
         ),
         (
             lambda f: (f / "npo" / "metrics.json").unlink(),
-            "npo is not finished: it lacks metrics.json. Run its command again: python",
+            "npo is not finished: metrics.json missing. .* again: jaxunlearn",
         ),
         (
             lambda f: folders.put(f / "npo" / "cache.json", {"metrics": None}),
-            "npo is not finished: it was cut off",
+            "npo is not finished",
         ),
         (
             lambda f: damage(f / "npo" / "metrics.json", b'{"tasks": {'),
-            "metrics.json needs to be JSON, but is damaged",
+            "metrics.json needs JSON",
         ),
         (
             lambda f: damage(f / "npo" / "training.jsonl", b'{"step": 0}\n{"st'),
-            "training.jsonl, line 2 needs to be JSON",
+            "training.jsonl, line 2 needs JSON",
         ),
         (
             lambda f: damage(f / "npo" / "about.json", b'"\xff"'),
-            "about.json needs to be UTF-8 text, but byte 1 is not",
+            "about.json needs UTF-8 text, but byte 1",
         ),
         (
             lambda f: folders.put(f / "npo" / "about.json", {"name": "npo"}),
-            "about.json needs .* but has no 'role', 'data'",
+            "about.json needs .* without 'role', 'data'",
         ),
         (
             lambda f: folders.put(f / "npo" / "metrics.json", []),
-            "metrics.json needs 'tasks', 'overall', but has no 'tasks', 'overall'",
+            "metrics.json needs .* without 'tasks', 'overall'",
         ),
         (
             lambda f: folders.put(f / "npo" / "card.json", {"rows": [3]}),
@@ -314,7 +310,7 @@ def damage(file, text):
                 f / "npo" / "attacks" / "a.json",
                 {"measure": "m", "x": {"values": [1, 2]}, "curves": {"npo": [1]}},
             ),
-            "curves of 2 values, as its x has, but 'npo' has 1",
+            "2 values, .* got 1 for 'npo'",
         ),
     ],
 )
@@ -334,33 +330,25 @@ def change(folder, **more):
     [
         (
             {"data": {"forget": "c" * 64, "retain": "b" * 64}},
-            "task 'forget' 'original' was asked rows with digest a{16}... and 'npo' "
-            "rows with digest c{16}.... Evaluate one of them again on the other's data",
+            "task 'forget' 'original' has rows with digest a{16}... and 'npo' has rows "
+            "with digest c{16}",
         ),
         (
             {"data": {"mmlu": "c"}},
-            "same tasks, but 'original' was asked 'forget', 'ret",
+            "same tasks, but 'original' has 'forget', 'ret",
         ),
         (
             {"settings": folders.SETTINGS | {"new_tokens": 9}},
-            "differ in settings: new_tokens 4 and 9. Evaluate one of them again",
+            "differ in settings: new_tokens 4 and 9",
         ),
-        ({"name": "original"}, "are both 'original'. Evaluate one again with"),
-        ({"role": "teacher"}, "needs a role of original, retrained, unlearned, got"),
+        ({"name": "original"}, "are both 'original'"),
+        ({"role": "teacher"}, "role='teacher'"),
     ],
 )
-def test_evaluations_that_cannot_be_compared_are_refused(
-    runs, tmp_path, capsys, more, message
-):
+def test_evaluations_that_cannot_be_compared_are_refused(runs, more, message):
     change(runs / "npo", **more)
     with pytest.raises(ValueError, match=message):
         read.load([runs])
-    out = tmp_path / "out"
-    with pytest.raises(SystemExit) as ended:
-        report.main([str(runs), "--output", str(out)])
-    assert ended.value.code == 2 and not out.exists()
-    said = capsys.readouterr().err
-    assert said.startswith("error: ") and said.count("\n") == 1
 
 
 def test_gradnorm_alone_may_differ(runs):
@@ -369,7 +357,7 @@ def test_gradnorm_alone_may_differ(runs):
 
 
 def test_nothing_and_a_negative_number_of_examples_are_refused(runs, tmp_path):
-    with pytest.raises(ValueError, match="at least one evaluation folder, got none"):
+    with pytest.raises(ValueError, match="got none"):
         read.load([])
-    with pytest.raises(ValueError, match="examples >= 0, got -1"):
+    with pytest.raises(ValueError, match="examples=-1"):
         report.write(read.load([runs]), tmp_path, examples=-1)

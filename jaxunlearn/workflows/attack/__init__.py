@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The parts of jaxunlearn/workflows/attack/run.py: facts, what is asked, the attacks, the card.
+"""Attacks on a saved model, and the robustness card.
 
-| module | has |
+| module | content |
 | --- | --- |
+| `run` | `attack_model`: every attack on a model, with resume |
+| `config` | `attack`: the same from a config, for a model or a run |
 | `facts` | questions with choices, from benchmarks, files or the capitals |
-| `asking` | what a model knows of them, fact by fact |
-| `units` | every attack as one piece of work with a result of its own |
+| `prompts` | what a model knows of each fact |
+| `jobs` | every attack as jobs, each with a result of its own |
 | `card` | the robustness card that is made of the results |
 """

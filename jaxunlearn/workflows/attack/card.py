@@ -1,197 +1,209 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The robustness card: what is known before, after unlearning, after each attack."""
+"""The robustness card: what a model knows before and after each attack."""
 
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from jaxunlearn import attacks
-from jaxunlearn.workflows.attack import jobs as units
-from jaxunlearn.workflows.attack import prompts as asking
+from jaxunlearn.workflows.attack import jobs, prompts
 
 KINDS = ("forget", "retain")
-NONE = "–"  # for a number that there is not
+MODELS = ("original", "unlearned")  # rows without an attack
+NONE = "–"  # in place of a number that is not finite
 Results = Mapping[str, Mapping[str, Any]]
 
 
-def make(found: Results, ids: Sequence[Any], refused: Mapping[str, str]) -> dict:
-    """The card's numbers.
+def make(results: Results, ids: Sequence[Any], not_run: Mapping[str, str]) -> dict:
+    """The numbers of the card.
 
     Args:
-        found: unit -> its result.
-        ids: of the forgotten facts, in the order in which they were asked.
-        refused: unit -> why it was not run.
+        results: job -> its result.
+        ids: of the facts to forget, in the order of the results.
+        not_run: job -> why it could not be run.
     Returns:
-        `rows`, one for each model and attack that answered questions: name, asked (how
-        many forgotten facts), forget and retain (means by way), unlearned (forget's
-        means before the attack, over the same facts); `leak`, `rtt`, `strongest` (by
-        way, the attack after which most is known, and how much) and `refused`. A mean
-        is NaN if one of its values is, and the attack then is not the strongest.
+        `rows`, one for each model and each attack after which the model was queried:
+        name, num_facts (number of facts to forget that were queried), forget and retain
+        (the mean of each measure), before (the same as forget, for the same facts
+        before the attack); `leak`, `rtt`, `strongest` (for each measure the attack that
+        raises it most, and the measure before and after it) and `not_run`. A mean is
+        NaN if one of its values is; the strongest attack is chosen among the others.
     """
-    first = found["unlearned"]["forget"]
-    place = {key: i for i, key in enumerate(ids)}
+    unlearned = results["unlearned"]["forget"]
+    index = {key: i for i, key in enumerate(ids)}
     rows = []
-    for name, result in found.items():
+    for name, result in results.items():
         if "forget" not in result:
             continue
-        held = [place[key] for key in result.get("held_out", ids)]
-        before = {way: [values[i] for i in held] for way, values in first.items()}
+        queried = [index[key] for key in result.get("held_out", ids)]
+        before = {
+            measure: [values[i] for i in queried]
+            for measure, values in unlearned.items()
+        }
         rows.append(
             {
                 "name": name,
-                "asked": len(held),
-                "unlearned": asking.means(before),
-                **{kind: asking.means(result[kind]) for kind in KINDS},
+                "num_facts": len(queried),
+                "before": prompts.means(before),
+                **{kind: prompts.means(result[kind]) for kind in KINDS},
             }
         )
-    attacked = [r for r in rows if r["name"] not in ("original", "unlearned")]
-    attacked = [r for r in attacked if not _broken(r, ("forget", "unlearned"))]
+    attacked = [
+        row
+        for row in rows
+        if row["name"] not in MODELS and _is_finite(row, ("forget", "before"))
+    ]
     strongest = {}
-    for way in asking.WAYS:
-        gains = {r["name"]: r["forget"][way] - r["unlearned"][way] for r in attacked}
-        if gains:
-            name = max(gains, key=gains.__getitem__)
-            row = next(r for r in attacked if r["name"] == name)
-            strongest[way] = {
-                "attack": name,
-                "before": row["unlearned"][way],
-                "after": row["forget"][way],
-            }
+    for measure in prompts.MEASURES if attacked else ():
+        row = max(attacked, key=lambda r: r["forget"][measure] - r["before"][measure])
+        strongest[measure] = {
+            "attack": row["name"],
+            "before": row["before"][measure],
+            "after": row["forget"][measure],
+        }
     leak = {
         name: {k: sum(x) / len(x) for k, x in result["leak"].items()}
-        for name, result in found.items()
+        for name, result in results.items()
         if "leak" in result
     }
     return {
         "rows": rows,
         "leak": leak,
-        "rtt": _rtt(found),
+        "rtt": _rtt(results),
         "strongest": strongest,
-        "refused": dict(refused),
+        "not_run": dict(not_run),
     }
 
 
-def _rtt(found: Results) -> dict[str, float]:
-    own = {n: r for n, r in found.items() if n.startswith("rtt ")}
-    if not own:
+def _rtt(results: Results) -> dict[str, float]:
+    """Accuracy before and after retraining on the other folds, and recovery rates."""
+    of_model = {n: r for n, r in results.items() if n.startswith("rtt ")}
+    if not of_model:
         return {}
-    sweeps = [units.sweep(result) for result in own.values()]
-    chance = 1 / next(iter(own.values()))["sweep"]["choices"]
-    told = {"chance": chance, "rotations": len(sweeps)}
-    told["asked"] = sum(sweep.hits.shape[-1] for sweep in sweeps)
-    others = [found.get(f"original {name}") for name in own]
-    if all(others):
-        both = dict(
-            unlearned=sweeps, original=[units.sweep(result) for result in others]
-        )
-        fair = attacks.recovery(**both, chance=chance, nested=True)
-        told |= attacks.recovery(**both, chance=chance)
-        return told | {"rate_nested": fair["rate"]}
-    return told | {
-        "before": sum(s.accuracy[0, 0] for s in sweeps) / len(sweeps),
-        "unlearned": attacks.best_accuracy(sweeps),
+    sweeps = [jobs.sweep(result) for result in of_model.values()]
+    chance = 1 / next(iter(of_model.values()))["sweep"]["num_choices"]
+    found: dict[str, Any] = {
+        "chance": chance,
+        "rotations": len(sweeps),
+        "num_facts": sum(sweep.hits.shape[-1] for sweep in sweeps),
     }
+    of_original = [results.get(f"original {name}") for name in of_model]
+    if not all(of_original):
+        before = sum(sweep.accuracy[0, 0] for sweep in sweeps) / len(sweeps)
+        after = attacks.best_accuracy(sweeps)
+        return found | {"before": before, "unlearned": after}
+    both = dict(unlearned=sweeps, original=[jobs.sweep(x) for x in of_original])
+    nested = attacks.recovery(**both, chance=chance, nested=True)
+    found |= attacks.recovery(**both, chance=chance)
+    return found | {"rate_nested": nested["rate"]}
 
 
 def markdown(card: Mapping[str, Any], about: Mapping[str, Any]) -> str:
-    """The card for people."""
+    """The card as Markdown text."""
+    facts = about["facts"]
+    known = f" (known to the original by {about['known']})" if about["known"] else ""
     out = [
         f"# Robustness card of {about['model']}",
         "",
-        f"Written by `{about['command']}`: {about['facts']['forget']} facts to forget, "
-        f"{about['facts']['retain']} to keep{_chosen(about)}, seed {about['seed']}, "
-        f"{about['seconds']:.0f} s in all. *Completion*: greedy decoding says the "
-        f"answer; *choice*: the right one of several is the likeliest (chance "
-        f"{about['chance']:.2f}); *probability* of an answer's token, geometric mean. "
-        "Means over facts.",
+        f"Made by `{about['command']}`: {facts['forget']} facts to forget, "
+        f"{facts['retain']} to retain{known}, seed {about['seed']}, "
+        f"{about['seconds']:.0f} s. *Completion*: share of facts whose answer is in "
+        "the greedy completion. *Choice*: share of facts whose right choice has the "
+        "highest "
+        f"log-probability (chance level {about['chance']:.2f}). *Probability*: of a "
+        "token of the answer (geometric mean over its tokens). Numbers are means over "
+        "facts.",
         "",
-        *_answers(card),
+        *_sentences(card),
         "",
         "| | forget: completion | choice | probability | retain: completion | choice | "
         "probability |",
         "| --- |" + " --- |" * 6,
     ]
     for row in card["rows"]:
-        cells = [_shown(row[kind][way]) for kind in KINDS for way in asking.WAYS]
-        name = row["name"]
-        if name in ("original", "unlearned"):
-            name = f"**{name}**"
-        elif name == "relearn":
-            own = row["unlearned"]
-            before = ", ".join(_shown(own[way]) for way in asking.WAYS)
-            name = f"relearn, asked the {row['asked']} held out (before: {before})"
-        out.append(f"| {name} | {' | '.join(cells)} |")
-    broken = [row["name"] for row in card["rows"] if _broken(row, KINDS)]
-    if broken:
+        cells = [
+            _text(row[kind][measure]) for kind in KINDS for measure in prompts.MEASURES
+        ]
+        out.append(f"| {_title(row)} | {' | '.join(cells)} |")
+    if broken := [row["name"] for row in card["rows"] if not _is_finite(row, KINDS)]:
         out += [
             "",
-            f"{NONE}: log-probabilities are not finite ({', '.join(broken)}). Such a "
-            "model answers nothing; its completion and choice are accidents.",
+            f"{NONE}: not finite ({', '.join(broken)}). The log-probabilities of this "
+            "model are not finite, so its completions and choices have no meaning.",
         ]
     if card["leak"]:
         ks = list(next(iter(card["leak"].values())))
-        out += ["", f"| leak at k samples | {' | '.join(ks)} |"]
+        out += ["", "Share of facts whose answer is in at least one of k samples:", ""]
+        out.append(f"| k samples | {' | '.join(ks)} |")
         out.append("| --- |" + " --- |" * len(ks))
-        for name, own in card["leak"].items():
-            whose = "original" if name.startswith("original") else "unlearned"
-            out.append(f"| {whose} | {' | '.join(f'{x:.2f}' for x in own.values())} |")
+        for name, shares in card["leak"].items():
+            model = "original" if name.startswith("original") else "unlearned"
+            out.append(
+                f"| {model} | {' | '.join(f'{x:.2f}' for x in shares.values())} |"
+            )
     if card["rtt"]:
         out += ["", *_retraining(card["rtt"])]
-    if card["refused"]:
+    if card["not_run"]:
         out += ["", "Not run:", ""]
-        out += [f"- {name}: {reason}" for name, reason in card["refused"].items()]
+        out += [f"- {name}: {reason}" for name, reason in card["not_run"].items()]
     return "\n".join(out) + "\n"
 
 
-def _chosen(about) -> str:
-    return f" (known to the original by {about['known']})" if about["known"] else ""
+def _title(row) -> str:
+    if row["name"] in MODELS:
+        return f"**{row['name']}**"
+    if row["name"].split()[0] != "relearn":
+        return row["name"]
+    before = ", ".join(_text(row["before"][measure]) for measure in prompts.MEASURES)
+    return f"{row['name']}, {row['num_facts']} held-out facts (before: {before})"
 
 
-def _broken(row, kinds) -> bool:
-    return any(math.isnan(row[kind][way]) for kind in kinds for way in asking.WAYS)
+def _is_finite(row, kinds) -> bool:
+    return not any(math.isnan(x) for kind in kinds for x in row[kind].values())
 
 
-def _shown(number: float, form: str = ".2f") -> str:
+def _text(number: float, form: str = ".2f") -> str:
     return NONE if math.isnan(number) else f"{number:{form}}"
 
 
-def _answers(card) -> list[str]:
-    """What the numbers say."""
+def _sentences(card) -> list[str]:
+    """The main results in sentences."""
     out = [
-        f"- {way}: {own['attack']} leaves most known, {own['before']:.2f} before the "
-        f"attack and {own['after']:.2f} after it."
-        for way, own in card["strongest"].items()
+        f"- {measure.capitalize()}: the strongest attack is {best['attack']}, from "
+        f"{best['before']:.2f} before it to {best['after']:.2f} after it."
+        for measure, best in card["strongest"].items()
     ]
-    told = card["rtt"]
-    if "rate" in told:
+    rtt = card["rtt"]
+    if "rate" in rtt:
         out.append(
-            f"- Retraining on other facts brings choice from {told['before']:.2f} to "
-            f"{told['unlearned']:.2f} on facts held out; the original has "
-            f"{told['original']:.2f} after the same, a recovery of "
-            f"{_shown(told['rate'], '.0%')} (who never knew has "
-            f"{_shown(told['floor'], '.0%')})."
+            f"- Retraining on other facts (RTT) raises choice on held-out facts from "
+            f"{rtt['before']:.2f} to {rtt['unlearned']:.2f}. The original reaches "
+            f"{rtt['original']:.2f} after the same training, so the recovery rate is "
+            f"{_text(rtt['rate'], '.0%')} ({_text(rtt['floor'], '.0%')} at chance "
+            "level)."
         )
     return out
 
 
-def _retraining(told) -> list[str]:
-    names = {
+def _retraining(rtt) -> list[str]:
+    titles = {
         "before": "before",
         "unlearned": "after",
         "original": "original after",
-        "rate": "recovery",
-        "rate_nested": "recovery, rate chosen on other facts",
+        "rate": "recovery rate",
+        "rate_nested": "recovery rate, learning rate chosen on other facts",
         "above_chance": "recovery above chance",
-        "floor": "floor of chance",
+        "floor": "recovery rate at chance level",
     }
-    kept = {key: title for key, title in names.items() if key in told}
-    cells = [_shown(told[key]) for key in kept]
-    error = f" ± {told['error']:.2f} (two deviations)" if "error" in told else ""
+    present = {key: title for key, title in titles.items() if key in rtt}
+    cells = [_text(rtt[key]) for key in present]
+    error = f" ± {rtt['error']:.2f} (two standard errors)" if "error" in rtt else ""
     return [
-        f"Retraining on the other folds (RTT), {told['rotations']} rotations, "
-        f"{told['asked']} facts asked{error}; best of all rates and epochs:",
+        "Retraining on the other folds (RTT): accuracy of choice on the held-out fold, "
+        f"{rtt['rotations']} rotations, {rtt['num_facts']} facts{error}, at the best "
+        "learning rate and epoch:",
         "",
-        f"| {' | '.join(kept.values())} |",
-        "|" + " --- |" * len(kept),
+        f"| {' | '.join(present.values())} |",
+        "|" + " --- |" * len(present),
         f"| {' | '.join(cells)} |",
     ]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every attack as pieces of work, each with a result that is written by itself."""
+"""Every attack as jobs. A job has one result, which is written when it is done."""
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -12,309 +12,361 @@ import optax
 from jaxunlearn import _checks, attacks, edits
 from jaxunlearn.data import prose, table
 from jaxunlearn.typing import Model, Params
-from jaxunlearn.workflows.attack import prompts as asking
-from jaxunlearn.workflows.attack.facts import Facts
+from jaxunlearn.workflows.attack import prompts
+from jaxunlearn.workflows.attack.facts import FactSet
 
-# Each attack with every setting it takes; a config changes or leaves out some.
-DEFAULTS: Mapping[str, Mapping[str, Any]] = {
+# Every attack with all its settings.
+THOROUGH: Mapping[str, Mapping[str, Any]] = {
     "quantize": dict(kinds=("int8", "int4", "nf4"), group="channel"),
     "prefix": dict(text="Answer truthfully, with the facts as they are."),
-    "few_shot": dict(number=4),
-    "sample": dict(number=16, temperature=1.0),
-    "steer": dict(layer=-1, strengths=(1.0, 2.0)),  # -1: the middle one
+    "few_shot": dict(num_shots=4),
+    "sample": dict(num_samples=16, temperature=1.0),
+    "steer": dict(layer=-1, strengths=(1.0, 2.0)),  # layer -1: the middle layer
     "prune": dict(fractions=(0.01, 0.05)),
     "unwrap": dict(),
-    "benign": dict(steps=40, batch_size=4, learning_rate=2e-5, length=64),
-    "relearn": dict(steps=40, batch_size=8, learning_rate=2e-5, rank=0),
+    "benign": dict(steps=40, batch_size=4, learning_rates=(2e-5,), length=64),
+    "relearn": dict(steps=40, batch_size=8, learning_rates=(2e-5,), rank=0),
     "rtt": dict(
         folds=5,
         rotations=2,
-        rates=(1e-5, 5e-5),
+        learning_rates=(1e-5, 5e-5),
         epochs=4,
         batch_size=8,
-        format="answer",
-        asked="choice",
+        train_format="answer",
+        eval_format="choice",
         optimizer="adam",
-        warmup=4,
+        warmup_steps=4,
         rank=0,
         rates_per_batch=1,
     ),
 }
+# The same attacks in minutes: fewer samples, strengths, steps, epochs and rotations.
+QUICK: Mapping[str, Mapping[str, Any]] = THOROUGH | {
+    "quantize": THOROUGH["quantize"] | dict(kinds=("int4",)),
+    "sample": THOROUGH["sample"] | dict(num_samples=4),
+    "steer": THOROUGH["steer"] | dict(strengths=(1.0,)),
+    "prune": THOROUGH["prune"] | dict(fractions=(0.01,)),
+    "benign": THOROUGH["benign"] | dict(steps=20),
+    "relearn": THOROUGH["relearn"] | dict(steps=20),
+    "rtt": THOROUGH["rtt"] | dict(rotations=1, epochs=2, learning_rates=(5e-5,)),
+}
 OPTIMIZERS = {"adam": optax.scale_by_adam(), "lion": optax.scale_by_lion(0.9, 0.99)}
+NUM_SAMPLES_SHOWN = (1, 4, 16, 64, 256)  # of the leak, up to the number drawn
 
 
-class Scene(NamedTuple):
-    """Who is attacked, and what is asked."""
+class Context(NamedTuple):
+    """What a job works on: the attacked model and the facts.
+
+    Attributes:
+        model, params, tokenizer: the attacked model.
+        facts: the facts it is queried about.
+        settings: how it is prompted.
+        seed: of random draws and of the data order.
+        progress: whether to show progress bars.
+    """
 
     model: Model
     params: Params
     tokenizer: Any
-    facts: Facts
-    how: asking.How
+    facts: FactSet
+    settings: prompts.PromptSettings
     seed: int = 0
     progress: bool = False
 
-    def ask(self, model=None, params=None, change=None) -> dict[str, Any]:
-        """What is known of forgotten and retained facts, by the scene's model if no
-        other is given."""
+    def query(self, model=None, params=None, change=None) -> dict[str, Any]:
+        """The measures of the facts to forget and to retain.
+
+        Args:
+            model, params: in place of the context's.
+            change: the attacker's change to the prompts.
+        """
         model = self.model if model is None else model
         params = self.params if params is None else params
-        run = partial(asking.ask, model, params, self.tokenizer, how=self.how)
-        return {
-            "forget": run(self.facts.forget, change=change),
-            "retain": run(self.facts.retain, change=change),
-        }
+        run = partial(
+            prompts.query,
+            model,
+            params,
+            self.tokenizer,
+            settings=self.settings,
+            change=change,
+        )
+        return {"forget": run(self.facts.forget), "retain": run(self.facts.retain)}
+
+    def encode_prompts(self, facts: Sequence[Any]) -> table.Table:
+        """The prompts of facts as a table."""
+        return table.encode(self.tokenizer, self.settings.prompts(facts))
+
+    def encode_facts(self, facts: Sequence[Any]) -> table.Table:
+        """Prompts and answers of facts as a table to train on."""
+        return attacks.encode_facts(
+            self.tokenizer, facts, "answer", prompt=self.settings.prompt
+        )
+
+    def folds(self, num_folds: int) -> list[list[Any]]:
+        """The facts to forget in folds that share no subject."""
+        return attacks.make_folds(
+            self.facts.forget, num_folds, by="subject", seed=self.seed
+        )
+
+    @property
+    def key(self) -> Any:
+        """A random key made of the seed."""
+        return jax.random.key(self.seed)
 
 
-class Unit(NamedTuple):
-    """One piece of work.
+class AttackJob(NamedTuple):
+    """One job.
 
     Attributes:
-        name: such as "quantize int4"; "original" stands first where the model before
+        name: such as "quantize int4"; it begins with "original" if the model before
             unlearning is attacked.
-        run: what it does in a scene; its result can be written as JSON.
-        settings: all that changes the result, beside the scene.
+        run: from a context to a result that can be written as JSON.
+        settings: everything that changes the result, besides the context.
     """
 
     name: str
-    run: Callable[[Scene], dict[str, Any]]
+    run: Callable[[Context], dict[str, Any]]
     settings: Mapping[str, Any]
 
     @property
-    def of(self) -> str:
-        """Whose weights: "original" or "model"."""
+    def target(self) -> str:
+        """The attacked model: "original" or "model"."""
         return "original" if self.name.split()[0] == "original" else "model"
 
 
-def plan(chosen: Mapping[str, Mapping[str, Any]], *, original: bool) -> list[Unit]:
-    """The work, in order: the original's first, so that it can be let go.
+def plan(
+    chosen: Mapping[str, Mapping[str, Any]], *, has_original: bool
+) -> list[AttackJob]:
+    """All jobs in order. Those on the original are first, so that it can be freed.
 
     Args:
-        chosen: attack -> settings that differ from DEFAULTS.
-        original: whether the model before unlearning is there too.
+        chosen: attack -> settings that differ from THOROUGH.
+        has_original: whether the model before unlearning is attacked too.
     Raises:
-        ValueError: for an attack or a setting that is not in DEFAULTS.
+        ValueError: for an unknown attack or setting, with the nearest one.
     """
-    each = {}
+    complete = {}
     for name, settings in chosen.items():
-        _checks.one_of("The attacks", list(DEFAULTS), attack=name)
+        _checks.one_of("The attacks", list(THOROUGH), attack=name)
         for key in settings:
-            known = list(DEFAULTS[name])
+            known = list(THOROUGH[name])
             _checks.one_of(f"The attack {name!r}", known, setting=key)
-        each[name] = dict(DEFAULTS[name]) | dict(settings)
-    made = []
-    for name in DEFAULTS:  # their order, whatever the config's
-        if name in each:
-            made += list(_MAKERS[name](each[name]))
+        complete[name] = dict(THOROUGH[name]) | dict(settings)
+    jobs = []
+    for name in THOROUGH:
+        if name in complete:
+            jobs += list(_MAKERS[name](complete[name]))
     first = []
-    if original:
-        both = [u for u in made if u.name.split()[0] in ("rtt", "sample")]
-        first = [Unit("original", lambda scene: scene.ask(), {})]
-        first += [unit._replace(name=f"original {unit.name}") for unit in both]
-    return [*first, Unit("unlearned", lambda scene: scene.ask(), {}), *made]
+    if has_original:
+        both = [job for job in jobs if job.name.split()[0] in ("rtt", "sample")]
+        first = [AttackJob("original", Context.query, {})]
+        first += [job._replace(name=f"original {job.name}") for job in both]
+    return [*first, AttackJob("unlearned", Context.query, {}), *jobs]
 
 
 def _quantize(settings):
     for kind in settings["kinds"]:
         group = settings["group"] if kind.startswith("int") else None
 
-        def run(scene, kind=kind, group=group):
-            return scene.ask(params=edits.quantize(scene.params, kind, group=group))
+        def run(context, kind=kind, group=group):
+            params = edits.quantize(context.params, kind, group=group)
+            return context.query(params=params)
 
-        yield Unit(f"quantize {kind}", run, {"kind": kind, "group": group})
+        yield AttackJob(f"quantize {kind}", run, {"kind": kind, "group": group})
 
 
 def _prefix(settings):
-    def run(scene):
+    def run(context):
         change = partial(attacks.in_context, prefix=settings["text"], separator="\n")
-        return scene.ask(change=change)
+        return context.query(change=change)
 
-    yield Unit("prefix", run, settings)
+    yield AttackJob("prefix", run, settings)
 
 
 def _few_shot(settings):
-    def run(scene):
-        facts = scene.facts.retain
+    def run(context):
+        facts = context.facts.retain
         answers = [fact["text"] for fact in facts]
-        shots = list(zip(scene.how.prompts(facts), answers, strict=True))
-        how = dict(shots=shots, num_shots=settings["number"], seed=scene.seed)
-        return scene.ask(change=partial(attacks.in_context, separator="\n", **how))
+        shots = list(zip(context.settings.prompts(facts), answers, strict=True))
+        change = partial(
+            attacks.in_context,
+            shots=shots,
+            num_shots=settings["num_shots"],
+            separator="\n",
+            seed=context.seed,
+        )
+        return context.query(change=change)
 
-    yield Unit("few_shot", run, settings)
+    yield AttackJob("few_shot", run, settings)
 
 
 def _sample(settings):
-    def run(scene):
-        facts = scene.facts.forget
+    num_samples = settings["num_samples"]
+
+    def run(context):
+        facts = context.facts.forget
         texts = attacks.sample(
-            scene.model,
-            scene.params,
-            scene.tokenizer,
-            scene.how.prompts(facts),
-            num_samples=settings["number"],
+            context.model,
+            context.params,
+            context.tokenizer,
+            context.settings.prompts(facts),
+            num_samples=num_samples,
             temperature=settings["temperature"],
-            max_new_tokens=scene.how.new_tokens,
-            batch_size=scene.how.batch_size,
-            key=jax.random.key(scene.seed),
+            max_new_tokens=context.settings.new_tokens,
+            batch_size=context.settings.batch_size,
+            key=context.key,
         )
         hits = np.array(
             [
-                [asking.said(fact, text) for text in each]
-                for fact, each in zip(facts, texts, strict=True)
+                [prompts.contains_answer(text, fact) for text in samples]
+                for fact, samples in zip(facts, texts, strict=True)
             ]
         )
-        ks = [k for k in (1, 4, 16, 64, 256) if k < settings["number"]]
-        return {
-            "leak": {
-                str(k): attacks.leak_at_k(hits, k).tolist()
-                for k in [*ks, settings["number"]]
-            }
-        }
+        ks = [k for k in NUM_SAMPLES_SHOWN if k < num_samples] + [num_samples]
+        return {"leak": {str(k): attacks.leak_at_k(hits, k).tolist() for k in ks}}
 
-    yield Unit("sample", run, settings)
+    yield AttackJob("sample", run, settings)
 
 
 def _steer(settings):
+    layer = settings["layer"]
     for strength in settings["strengths"]:
 
-        def run(scene, strength=strength):
-            site = scene.model.sites["block"]
-            layer = settings["layer"]
-            layer = site.layers // 2 if layer < 0 else layer
-            forget, retain = (
-                table.encode(scene.tokenizer, scene.how.prompts(facts))
-                for facts in (scene.facts.forget, scene.facts.retain)
-            )
+        def run(context, strength=strength):
+            num_layers = context.model.sites["block"].layers
             model = attacks.steer(
-                scene.model,
-                scene.params,
-                forget=forget,
-                retain=retain,
-                layers=[layer],
+                context.model,
+                context.params,
+                forget=context.encode_prompts(context.facts.forget),
+                retain=context.encode_prompts(context.facts.retain),
+                layers=[num_layers // 2 if layer < 0 else layer],
                 strength=strength,
             )
-            return scene.ask(model=model)
+            return context.query(model=model)
 
-        own = {"layer": settings["layer"], "strength": strength}
-        yield Unit(f"steer {strength:g}", run, own)
+        yield AttackJob(
+            f"steer {strength:g}", run, {"layer": layer, "strength": strength}
+        )
 
 
 def _prune(settings):
     for fraction in settings["fractions"]:
 
-        def run(scene, fraction=fraction):
-            forget, retain = (
-                [table.encode(scene.tokenizer, scene.how.prompts(facts))]
-                for facts in (scene.facts.forget, scene.facts.retain)
-            )
+        def run(context, fraction=fraction):
             params = attacks.prune(
-                scene.model,
-                scene.params,
-                forget=forget,
-                retain=retain,
+                context.model,
+                context.params,
+                forget=[context.encode_prompts(context.facts.forget)],
+                retain=[context.encode_prompts(context.facts.retain)],
                 fraction=fraction,
             )
-            return scene.ask(params=params)
+            return context.query(params=params)
 
-        yield Unit(f"prune {fraction:g}", run, {"fraction": fraction})
+        yield AttackJob(f"prune {fraction:g}", run, {"fraction": fraction})
 
 
 def _unwrap(settings):
-    def run(scene):
-        model, params = attacks.unwrap(scene.model, scene.params)
-        return scene.ask(model=model, params=params)
+    def run(context):
+        model, params = attacks.unwrap(context.model, context.params)
+        return context.query(model=model, params=params)
 
-    yield Unit("unwrap", run, settings)
+    yield AttackJob("unwrap", run, settings)
+
+
+def _by_rate(name, settings, run):
+    """A job for each learning rate; the name has the rate if there are several."""
+    rates = settings["learning_rates"]
+    rest = {key: x for key, x in settings.items() if key != "learning_rates"}
+    for rate in rates:
+        each = rest | {"learning_rate": rate}
+        title = name if len(rates) == 1 else f"{name} {rate:g}"
+        yield AttackJob(title, partial(run, each), each)
 
 
 def _benign(settings):
-    def run(scene):
-        how = dict(settings)
-        text = prose.prose()[0]
-        rows = table.encode_text(scene.tokenizer, text, length=how.pop("length"))
-        params, log = attacks.benign(
-            scene.model,
-            scene.params,
-            rows,
-            forget=_trained(scene, scene.facts.forget),
-            key=jax.random.key(scene.seed),
-            seed=scene.seed,
-            progress=scene.progress,
-            **how,
-        )
-        return scene.ask(params=params) | _losses(log)
+    """Finetunes on text that has nothing to do with the facts."""
 
-    yield Unit("benign", run, settings)
+    def run(settings, context):
+        rest = dict(settings)
+        length = rest.pop("length")
+        params, log = attacks.benign(
+            context.model,
+            context.params,
+            table.encode_text(context.tokenizer, prose.prose()[0], length=length),
+            forget=context.encode_facts(context.facts.forget),
+            seed=context.seed,
+            key=context.key,
+            progress=context.progress,
+            **rest,
+        )
+        return context.query(params=params) | _losses(log)
+
+    yield from _by_rate("benign", settings, run)
 
 
 def _relearn(settings):
-    """Trains on every other subject; only the others count as forgotten then."""
+    """Finetunes on one half of the facts to forget; the other half is queried."""
 
-    def run(scene):
-        folds = _folds(scene, 2)
+    def run(settings, context):
+        trained, held_out = context.folds(2)
         params, log = attacks.relearn(
-            scene.model,
-            scene.params,
-            _trained(scene, folds[0]),
-            key=jax.random.key(scene.seed),
-            seed=scene.seed,
-            progress=scene.progress,
+            context.model,
+            context.params,
+            context.encode_facts(trained),
+            seed=context.seed,
+            key=context.key,
+            progress=context.progress,
             **settings,
         )
-        held_out = scene._replace(facts=scene.facts._replace(forget=folds[1]))
-        found = held_out.ask(params=params) | _losses(log)
-        return found | {"held_out": [fact["id"] for fact in folds[1]]}
+        facts = context.facts._replace(forget=held_out)
+        found = context._replace(facts=facts).query(params=params)
+        return found | _losses(log) | {"held_out": [fact["id"] for fact in held_out]}
 
-    yield Unit("relearn", run, settings)
+    yield from _by_rate("relearn", settings, run)
 
 
 def _rtt(settings):
-    settings = dict(settings)
-    count = settings["rotations"]
-    if not 1 <= count <= settings["folds"]:
+    rotations, folds = settings["rotations"], settings["folds"]
+    if not 1 <= rotations <= folds:
         raise ValueError(
-            f"The attack 'rtt' needs 1 <= rotations <= folds, got rotations={count} "
-            f"and folds={settings['folds']}."
+            f"The attack 'rtt' needs 1 <= rotations <= folds, got "
+            f"rotations={rotations} and folds={folds}."
         )
     _checks.one_of(
         "The attack 'rtt'", list(OPTIMIZERS), optimizer=settings["optimizer"]
     )
-    for rotation in range(count):
+    for rotation in range(rotations):
 
-        def run(scene, rotation=rotation):
-            how = dict(settings)
-            del how["rotations"]
-            direction = OPTIMIZERS[how.pop("optimizer")]
+        def run(context, rotation=rotation):
+            rest = dict(settings)
+            del rest["rotations"]
+            direction = OPTIMIZERS[rest.pop("optimizer")]
             (sweep,) = attacks.rtt(
-                scene.model,
-                scene.params,
-                scene.tokenizer,
-                _folds(scene, how.pop("folds")),
-                prompt=scene.how.prompt,
+                context.model,
+                context.params,
+                context.tokenizer,
+                context.folds(rest.pop("folds")),
+                prompt=context.settings.prompt,
                 by="question",
                 rotations=[rotation],
                 direction=direction,
-                train_format=how.pop("format"),
-                eval_format=how.pop("asked"),
-                learning_rates=how.pop("rates"),
-                warmup_steps=how.pop("warmup"),
-                key=jax.random.key(scene.seed),
-                seed=scene.seed,
-                progress=scene.progress,
-                **how,
+                seed=context.seed,
+                key=context.key,
+                progress=context.progress,
+                **rest,
             )
             return {
                 "sweep": {
-                    "rates": sweep.learning_rates,
+                    "learning_rates": sweep.learning_rates,
                     "hits": sweep.hits.astype(int).tolist(),
                     "logps": np.round(sweep.logps, 4).tolist(),
                     "losses": sweep.losses.tolist(),
                     "finite": sweep.finite.tolist(),
-                    "choices": len(scene.facts.forget[0]["choices"]),
+                    "num_choices": len(context.facts.forget[0]["choices"]),
                 }
             }
 
-        yield Unit(f"rtt {rotation}", run, settings | {"rotation": rotation})
+        yield AttackJob(f"rtt {rotation}", run, settings | {"rotation": rotation})
 
 
 _MAKERS = {
@@ -331,25 +383,15 @@ _MAKERS = {
 }
 
 
-def sweep(found: Mapping[str, Any]) -> attacks.Sweep:
-    """The Sweep that an "rtt" unit's result holds."""
-    own = found["sweep"]
+def sweep(result: Mapping[str, Any]) -> attacks.Sweep:
+    """The Sweep in the result of an "rtt" job."""
+    found = result["sweep"]
     return attacks.Sweep(
-        tuple(own["rates"]),
-        np.array(own["hits"], bool),
-        np.array(own["logps"], np.float32),
-        np.array(own["losses"], np.float32),
-        np.array(own["finite"], bool),
-    )
-
-
-def _folds(scene: Scene, count: int) -> list[list[Any]]:
-    return attacks.make_folds(scene.facts.forget, count, by="subject", seed=scene.seed)
-
-
-def _trained(scene: Scene, facts: Sequence[Any]) -> dict[str, np.ndarray]:
-    return attacks.encode_facts(
-        scene.tokenizer, facts, "answer", prompt=scene.how.prompt
+        tuple(found["learning_rates"]),
+        np.array(found["hits"], bool),
+        np.array(found["logps"], np.float32),
+        np.array(found["losses"], np.float32),
+        np.array(found["finite"], bool),
     )
 
 

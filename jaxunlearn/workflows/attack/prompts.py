@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a model knows of facts, fact by fact, in three ways.
+"""What a model knows of each fact, by three measures.
 
-* completion: greedy decoding says the answer within some tokens;
-* choice: the right choice is the likeliest, by the sum over its tokens;
+* completion: 1 if the greedy completion contains the answer, else 0;
+* choice: 1 if the right choice has the highest log-probability (summed over its
+  tokens), else 0;
 * probability: exp(mean log-probability of a token of the answer).
 """
 
@@ -17,16 +18,16 @@ from jaxunlearn.data import table
 from jaxunlearn.typing import Model, Params
 from jaxunlearn.workflows.attack.facts import Fact
 
-WAYS = ("completion", "choice", "probability")
+MEASURES = ("completion", "choice", "probability")
 
 
-class How(NamedTuple):
-    """How facts are put to a model.
+class PromptSettings(NamedTuple):
+    """How a model is prompted.
 
     Attributes:
-        prompt: what stands before the answer; {question} is filled in.
-        new_tokens: of a completion.
-        batch_size: rows at a time.
+        prompt: the text before the answer; {question} is replaced by the question.
+        new_tokens: number of generated tokens of a completion.
+        batch_size: number of rows in a batch.
     """
 
     prompt: str = "{question}"
@@ -34,36 +35,36 @@ class How(NamedTuple):
     batch_size: int = 32
 
     def prompts(self, facts: Sequence[Fact]) -> list[str]:
-        """What the model reads of each fact."""
+        """The prompt of each fact."""
         return [self.prompt.replace("{question}", fact["question"]) for fact in facts]
 
 
-def ask(
+def query(
     model: Model,
     params: Params,
     tokenizer: Any,
     facts: Sequence[Fact],
-    how: How,
+    settings: PromptSettings,
     *,
     change: Callable[[list[str]], list[str]] | None = None,
 ) -> dict[str, list[float]]:
-    """By way, a number for each fact: 0 or 1, or a probability.
+    """Measure -> its value for each fact.
 
     Args:
-        model, params, tokenizer: who is asked.
-        facts: n of them.
-        how: see How.
-        change: what an attacker makes of the prompts.
+        model, params, tokenizer: the model.
+        facts: n facts.
+        settings: how the model is prompted.
+        change: the attacker's change to the prompts.
     """
-    prompts = how.prompts(facts)
+    prompts = settings.prompts(facts)
     prompts = change(prompts) if change else prompts
     texts = evaluate.completions(
         model,
         params,
         tokenizer,
         prompts,
-        max_new_tokens=how.new_tokens,
-        batch_size=how.batch_size,
+        max_new_tokens=settings.new_tokens,
+        batch_size=settings.batch_size,
     )
     chosen = evaluate.choose(
         model,
@@ -71,32 +72,34 @@ def ask(
         tokenizer,
         prompts,
         [fact["choices"] for fact in facts],
-        batch_size=how.batch_size,
+        batch_size=settings.batch_size,
     )
     rows = table.encode(tokenizer, prompts, [fact["text"] for fact in facts])
     logps, lengths = evaluate.answer_logps(
-        model, params, rows, batch_size=how.batch_size
+        model, params, rows, batch_size=settings.batch_size
     )
-    right = [fact["answer"] for fact in facts]
-    says = [said(fact, text) for fact, text in zip(facts, texts, strict=True)]
+    right = np.array([fact["answer"] for fact in facts])
     return {
-        "completion": [int(x) for x in says],
-        "choice": (chosen == np.array(right)).astype(int).tolist(),
+        "completion": [
+            int(contains_answer(text, fact))
+            for text, fact in zip(texts, facts, strict=True)
+        ],
+        "choice": (chosen == right).astype(int).tolist(),
         "probability": np.exp(logps / lengths).astype(float).tolist(),
     }
 
 
-def said(fact: Fact, text: str) -> bool:
-    """Whether a text says the answer, as whole words; case and marks do not count."""
+def contains_answer(text: str, fact: Fact) -> bool:
+    """Whether the answer's words are in the text, ignoring case and punctuation."""
     answer = _words(fact["text"])
     return bool(answer) and f" {answer} " in f" {_words(text)} "
 
 
-def means(asked: Mapping[str, Sequence[float]]) -> dict[str, float]:
-    """The mean of each way; NaN where there is no fact, or a value is NaN."""
+def means(values: Mapping[str, Sequence[float]]) -> dict[str, float]:
+    """The mean of each measure; NaN if there is no fact or a value is NaN."""
     return {
-        way: float(np.mean(values)) if len(values) else float("nan")
-        for way, values in asked.items()
+        measure: float(np.mean(each)) if len(each) else float("nan")
+        for measure, each in values.items()
     }
 
 

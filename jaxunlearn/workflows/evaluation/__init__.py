@@ -1,10 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The parts of jaxunlearn/workflows/evaluation/run.py.
+"""Evaluation of models on tasks.
 
-| file | what |
+| module | content |
 | --- | --- |
-| `tasks` | rows of questions from benchmarks and files, checked; what is too long |
-| `values` | everything one model says of one task, a dict a row |
-| `summary` | rows to numbers with intervals; forget quality, utility, attacks |
-| `folder` | the evaluation folder: what is there, whole, and made of what |
+| `run` | `evaluate_model`, `evaluate_path`: a model into a folder, with resume |
+| `of_run` | `evaluate_run`: the original and the unlearned model of a run |
+| `config` | `evaluate`: the same from a config |
+| `tasks` | rows of questions from benchmarks and files, checked and tokenised |
+| `benchmarks` | the tasks of TOFU, MUSE, MMLU and WMDP by name |
+| `values` | the values of every row |
+| `summary` | from rows to numbers with intervals; forget quality, utility, attacks |
+| `folder` | the files of an evaluation |
+| `printed` | numbers as lines of text |
 """

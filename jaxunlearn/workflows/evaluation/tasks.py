@@ -1,11 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tasks: named tables of questions, checked before any model is asked.
+"""Tasks: named tables of questions, checked before a model is evaluated on them.
 
-A row has `question` and `answer`; `paraphrased_answer` and `perturbed_answer` (wrong
-ones, a list) where truth ratios are wanted, `choices` (a list that holds the answer)
-where it is a choice, and `id` where the file has one. Rows without get "NAME/NUMBER".
+A row has `question` (or `prompt`) and `answer`. Optional columns:
+
+* `paraphrased_answer`, and `perturbed_answer` (a list of wrong answers), for truth
+  ratios;
+* `choices` (a list with the answer in it), for multiple choice;
+* `id`; a row without one gets "NAME/NUMBER".
 """
 
+import os
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -17,34 +21,36 @@ from jaxunlearn.data import files, table
 from jaxunlearn.data.benchmarks import official
 
 KINDS = ("forget", "retain", "options", "holdout")
-OF_NAME = {"real_authors": "options", "world_facts": "options"}
-OF_NAME |= {kind: kind for kind in KINDS}
+KIND_OF_NAME = {"real_authors": "options", "world_facts": "options"}
+KIND_OF_NAME |= {kind: kind for kind in KINDS}
 BENCHMARKS = ("tofu", "lume", "muse", "wmdp", "mmlu", "rtt_facts")
 COLUMNS = ("question", "answer", "paraphrased_answer", "perturbed_answer", "choices")
-SETTINGS = ("source", "name", "table", "folder", "check", "path", "columns", "kind")
-SETTINGS += ("letters", "shots", "score")
+TASK_KEYS = ("source", "name", "table", "folder", "check", "path", "columns", "kind")
+TASK_KEYS += ("letters", "shots", "score")
 LETTERS = "ABCDEFGHIJ"
-LETTERED = {"prompt": "{question}", "new_tokens": 0, "end": False}
+LETTER_SETTINGS = {"prompt": "{question}", "new_tokens": 0, "end": False}
 
 Row = Mapping[str, Any]
 
 
 class Settings(NamedTuple):
-    """How rows are put to a model and scored; what is in here changes the numbers.
+    """How a model is prompted and scored; each of these changes the numbers.
 
     Attributes:
-        prompt: what stands before the answer; {question} is filled in.
-        chat: whether the prompt is what the user says in the tokenizer's own chat
-            template, behind which the answer comes without a space.
-        system: what the system says there.
-        date: the date that the template is given; some write today's without.
-        end: whether the tokenizer's end token belongs to every answer.
-        length: tokens of question and answer at most; 0 for the model's positions.
-        new_tokens: of a generated answer, at most; 0 leaves generation out.
-        stops: a generated answer ends before the first of these texts.
+        prompt: the text before the answer; {question} is replaced by the question.
+        end: whether the tokenizer's end token is part of every answer.
+        length: maximum number of tokens of prompt and answer; 0 for the model's limit.
+        new_tokens: maximum number of generated tokens; 0 generates nothing.
         compat: "" or "openunlearning", for that library's epsilon, its dropped last
             token and its floor of extraction strength.
-        gradnorm: whether GradNorm, which costs a gradient a row, is among the attacks.
+        gradnorm: whether to compute the attack GradNorm, which costs one gradient for
+            each row.
+        chat: whether the prompt is a user message in the tokenizer's chat template; the
+            answer then follows without a space.
+        system: the system message of that template.
+        date: the date given to that template; some templates use today's date if none
+            is given.
+        stops: a generated answer ends before the first of these texts.
     """
 
     prompt: str = "{question}"
@@ -65,12 +71,12 @@ class Task(NamedTuple):
     Attributes:
         name: such as "forget".
         kind: one of KINDS: "forget" (a truth ratio near 1 is best), "retain" (near 0
-            is), "options" (so too, and the probability is the share among the wrong
-            answers) or "holdout" (rows never seen, for the attacks: nothing is
-            generated).
-        rows: each with `id`.
+            is best), "options" (near 0 is best, and the probability is normalised by
+            the wrong answers) or "holdout" (rows that no model was trained on, for
+            membership attacks: nothing is generated).
+        rows: the rows, each with `id`.
         digest: SHA-256 of the rows.
-        score: fields of Settings that this task has of its own.
+        score: fields of Settings that differ for this task.
     """
 
     name: str
@@ -79,19 +85,19 @@ class Task(NamedTuple):
     digest: str
     score: Mapping[str, Any] = {}
 
-    def settings(self, common: Settings) -> Settings:
-        """The common settings with the task's own."""
+    def with_defaults(self, common: Settings) -> Settings:
+        """The common settings, replaced where the task has its own."""
         return common._replace(**self.score)
 
 
-class Kept(NamedTuple):
-    """The rows of a task that fit, as tokens.
+class EncodedTask(NamedTuple):
+    """The tokenised rows of a task that are short enough.
 
     Attributes:
-        rows: n of them, in order.
-        tables: column -> table of n rows; a list's columns are "perturbed_answer/0"
-            and so on.
-        left_out: ids of those that do not fit.
+        rows: n rows, in order.
+        tables: column -> table of n rows; the columns of a list are named
+            "perturbed_answer/0" and so on.
+        left_out: ids of the rows that are too long.
     """
 
     rows: Sequence[Row]
@@ -105,45 +111,49 @@ def make(
     kind: str = "",
     score: Mapping[str, Any] | None = None,
 ) -> Task:
-    """A task of rows, once they make sense.
+    """A task of rows, after checking them.
 
     Args:
-        name: what it is called.
-        rows: as this module describes them; other columns are left out.
-        kind: one of KINDS; by the name, or else "retain", if empty.
-        score: fields of Settings for this task alone.
+        name: the name of the task.
+        rows: as this module describes them; other columns are dropped.
+        kind: one of KINDS; if empty, the kind that belongs to the name, or "retain".
+        score: fields of Settings that differ for this task.
     Raises:
         ValueError: naming task and row, for no rows, a missing column, a value of
-            another type, lists of different lengths, or an id that comes twice.
+            another type, lists of different lengths, or a duplicate id.
     """
-    kind = kind or OF_NAME.get(name, "retain")
+    kind = kind or KIND_OF_NAME.get(name, "retain")
     _checks.one_of(f"The task {name!r}", KINDS, kind=kind)
     for key in score or {}:
         _checks.one_of(f"The task {name!r}'s score", Settings._fields, key=key)
     if not rows:
         raise ValueError(f"The task {name!r} needs at least one row, got none.")
-    kept = [_row(name, i, row) for i, row in enumerate(rows)]
+    checked = [_checked_row(name, i, row) for i, row in enumerate(rows)]
     for column in COLUMNS[2:]:
-        counts = {_count(row.get(column)) for row in kept}
+        counts = {_count(row.get(column)) for row in checked}
         if len(counts) > 1:
             raise ValueError(
-                f"The task {name!r} needs {column!r} in every row, as many values in "
-                f"each, or in none, got {sorted(counts)} of them. Make tasks of them."
+                f"The task {name!r} needs {column!r} in every row or in none, with the "
+                f"same number of values, got {sorted(counts)} values. Split the rows "
+                "into several tasks."
             )
     seen: dict[Any, int] = {}
-    for i, row in enumerate(kept):
+    for i, row in enumerate(checked):
         if row["id"] in seen:
             raise ValueError(
-                f"The task {name!r} needs ids that differ, but rows {seen[row['id']]} "
-                f"and {i} both have {row['id']!r}. Take one out or rename it."
+                f"The task {name!r} needs unique ids, but rows {seen[row['id']]} and "
+                f"{i} both have {row['id']!r}. Remove one or rename it."
             )
         seen[row["id"]] = i
-    return Task(name, kind, kept, official.digest(kept), dict(score or {}))
+    return Task(name, kind, checked, official.digest(checked), dict(score or {}))
 
 
 def lettered(rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """Rows with `choices` as questions for a letter: choices behind letters, a line
-    each, and "Answer:", which LETTERED puts as they are."""
+    """Rows with `choices` as questions whose answer is a letter, as MMLU is scored.
+
+    The question is followed by the choices, each on a line behind its letter, and
+    "Answer:". LETTER_SETTINGS are the settings for such rows.
+    """
     made = []
     for number, row in enumerate(rows):
         choices, right = row.get("choices", ()), row["answer"]
@@ -157,22 +167,26 @@ def lettered(rows: Sequence[Row]) -> list[dict[str, Any]]:
         letters = LETTERS[: len(choices)]
         lines = [f"{x}. {choice}" for x, choice in zip(letters, choices, strict=True)]
         question = "\n".join([row["question"], *lines, "Answer:"])
-        own = {"question": question, "answer": letters[right], "choices": list(letters)}
-        made.append(({"id": row["id"]} if "id" in row else {}) | own)
+        fields = dict(question=question, answer=letters[right], choices=list(letters))
+        made.append(({"id": row["id"]} if "id" in row else {}) | fields)
     return made
 
 
 def read(settings: Mapping[str, Any], folder: str = "") -> dict[str, Task]:
-    """The tasks that a config names.
+    """The tasks that a config describes.
 
     Args:
-        settings: task -> `source` "benchmark" with `name`, `table` and optionally
-            `folder` and `check`, or "file" with `path`; optionally `columns` (ours ->
-            the file's) and `kind`; `letters`, to ask for the letter of a choice as MMLU
-            and WMDP are scored; `score`, settings of its own, among them a `prompt`;
-            `shots`, a table or file of the same columns, whose rows stand answered
-            before each question of that prompt.
-        folder: above the benchmarks' own, where a task does not say.
+        settings: task -> a dict with
+            `source`: "benchmark" (with `name`, `table` and optionally `folder` and
+            `check`) or "file" (with `path`);
+            `columns`: optional, our column names -> those of the file;
+            `kind`: optional, one of KINDS;
+            `letters`: optional, True to score the letter of a choice, as MMLU and WMDP
+            are scored;
+            `score`: optional, fields of Settings that differ for this task;
+            `shots`: optional, a table or file with the same columns; its questions and
+            answers are put before every question.
+        folder: the parent folder of the benchmarks, where a task names none.
     Raises:
         ValueError, FileNotFoundError: as `make` and the readers of files.
     Warns:
@@ -182,24 +196,24 @@ def read(settings: Mapping[str, Any], folder: str = "") -> dict[str, Task]:
     for name, task in settings.items():
         owner = f"The task {name!r}"
         for key in task:
-            _checks.one_of(owner, SETTINGS, key=key)
+            _checks.one_of(owner, TASK_KEYS, key=key)
         renamed = dict(task.get("columns") or {})
         for key in renamed:
             _checks.one_of(f"{owner}'s columns", ("id", *COLUMNS), key=key)
         rows = _rows(owner, task, renamed, folder)
-        own = dict(task.get("score") or {})
-        own = LETTERED | own if task.get("letters") else own
+        score = dict(task.get("score") or {})
+        score = LETTER_SETTINGS | score if task.get("letters") else score
         if task.get("shots"):
             where = "path" if task["source"] == "file" else "table"
             shots = _rows(owner, {**task, where: task["shots"]}, renamed, folder)
-            own["prompt"] = _answered(owner, shots, own) + own["prompt"]
-        found[name] = make(name, rows, task.get("kind", ""), own)
+            score["prompt"] = _shots_text(owner, shots, score) + score["prompt"]
+        found[name] = make(name, rows, task.get("kind", ""), score)
     overlap(found)
     return found
 
 
 def overlap(tasks: Mapping[str, Task]) -> list[Any]:
-    """Ids, or questions where ids are our own, in both `forget` and `retain`.
+    """Ids (or questions, if the rows had no ids) in both `forget` and `retain`.
 
     Warns:
         UserWarning: with the ids, as data.overlap.
@@ -207,39 +221,41 @@ def overlap(tasks: Mapping[str, Task]) -> list[Any]:
     if not {"forget", "retain"} <= set(tasks):
         return []
     pair = [tasks[name].rows for name in ("forget", "retain")]
-    own = any(row["id"] == f"{n}/0" for n in tasks for row in tasks[n].rows[:1])
-    if not own:
+    without_ids = any(
+        row["id"] == f"{name}/0" for name in tasks for row in tasks[name].rows[:1]
+    )
+    if not without_ids:
         return data.overlap(*pair)
-    once = [
+    questions = [
         [{"question": q} for q in dict.fromkeys(row["question"] for row in rows)]
         for rows in pair
     ]
-    return data.overlap(*once, by="question")
+    return data.overlap(*questions, by="question")
 
 
-def fit(
+def encode(
     task: Task, tokenizer: Any, settings: Settings, positions: int | None = None
-) -> Kept:
-    """The rows whose every text fits, tokenised; none is ever cut.
+) -> EncodedTask:
+    """Tokenises the rows that are short enough; texts are never truncated.
 
     Args:
-        task: whose rows.
+        task: the task.
         tokenizer: a fast tokenizer.
         settings: `prompt`, `end`, `length` and `new_tokens` are read.
-        positions: of the model, if they are limited.
+        positions: the model's maximum number of tokens, if it has one.
     Raises:
-        ValueError: naming the task, if the tokenizer makes nothing of an answer, or
-            no row fits.
+        ValueError: naming the task, if an answer has no tokens, or every row is too
+            long.
     Warns:
-        UserWarning: with the number of rows left out, and the longest.
+        UserWarning: with the number of rows left out, and the longest of them.
     """
     texts = prompts(task.rows, tokenizer, settings)
     separator = "" if settings.chat else " "
     end = (tokenizer.eos_token or "") if settings.end else ""
-    tables, length, start = {}, np.zeros(len(texts), int), 0
+    tables, length, prompt_length = {}, np.zeros(len(texts), int), 0
     for column, answers in _answers(task).items():
         try:
-            # Before there is an end token, so that empty answers are refused.
+            # Without the end token first, so that empty answers are refused.
             bare = table.encode(tokenizer, texts, answers, separator=separator)
         except ValueError as error:
             raise ValueError(f"The task {task.name!r}, {column}: {error}") from None
@@ -249,26 +265,26 @@ def fit(
         tables[column] = bare
         length = np.maximum(length, bare["mask"].sum(1))
         if column == "answer":
-            start = (bare["mask"] & ~bare["answer"]).sum(1)
-    most = settings.length or positions or int(length.max())
-    most = min(most, positions or most)
-    fits = length <= most
+            prompt_length = (bare["mask"] & ~bare["answer"]).sum(1)
+    limit = settings.length or positions or int(length.max())
+    limit = min(limit, positions or limit)
+    fits = length <= limit
     if generates(task, settings) and positions:
-        fits &= start + settings.new_tokens <= positions
+        fits &= prompt_length + settings.new_tokens <= positions
     if not fits.all():
         longest = int(np.where(fits, 0, length).argmax())
-        told = (
+        message = (
             f"The task {task.name!r}: {(~fits).sum()} of {len(fits)} rows are longer "
-            f"than {most} tokens, or leave no room for {settings.new_tokens} new ones "
-            f"(row {task.rows[longest]['id']!r} has {length[longest]})"
+            f"than {limit} tokens, or leave no room for {settings.new_tokens} new "
+            f"tokens (row {task.rows[longest]['id']!r} has {length[longest]})"
         )
         if not fits.any():
-            raise ValueError(f"{told}, and no row is left. Raise length.")
-        warnings.warn(f"{told}. They are left out.", stacklevel=2)
+            raise ValueError(f"{message}, and no row is left. Raise length.")
+        warnings.warn(f"{message}. They are left out.", stacklevel=2)
     index = np.flatnonzero(fits)
     width = table.rounded_length(length[index].max())
     width = min(width, positions or width)
-    return Kept(
+    return EncodedTask(
         [task.rows[i] for i in index],
         {
             name: {key: x[index, :width] for key, x in each.items()}
@@ -279,15 +295,15 @@ def fit(
 
 
 def generates(task: Task, settings: Settings) -> bool:
-    """Whether answers are generated, for ROUGE."""
+    """Whether answers are generated and scored by ROUGE."""
     return task.kind != "holdout" and settings.new_tokens > 0
 
 
 def prompts(rows: Sequence[Row], tokenizer: Any, settings: Settings) -> list[str]:
-    """What the model reads before each answer.
+    """The text before each answer.
 
     Raises:
-        ValueError: for a chat with a tokenizer that has no template.
+        ValueError: for a chat prompt if the tokenizer has no chat template.
     """
     texts = [settings.prompt.replace("{question}", row["question"]) for row in rows]
     if not settings.chat:
@@ -297,7 +313,7 @@ def prompts(rows: Sequence[Row], tokenizer: Any, settings: Settings) -> list[str
 
 
 def _answers(task: Task) -> dict[str, list[str]]:
-    """Column -> an answer a row; those of a list are numbered."""
+    """Column -> an answer for each row; a list has one numbered column for each."""
     found = {}
     for column in COLUMNS[1:]:
         count = _count(task.rows[0].get(column))
@@ -309,17 +325,18 @@ def _answers(task: Task) -> dict[str, list[str]]:
     return found
 
 
-def _answered(owner, shots, own) -> str:
-    """Questions and answers, each followed by an empty line."""
-    _checks.has_keys(owner, "in its score", ["prompt"], own, "Shots need a wording.")
+def _shots_text(owner, shots, score) -> str:
+    """Questions with their answers, each followed by an empty line."""
+    _checks.has_keys(owner, "in its score", ["prompt"], score, "Shots need a prompt.")
+    prompt = score["prompt"]
     return "".join(
-        f"{own['prompt'].replace('{question}', shot['question'])} {shot['answer']}\n\n"
+        f"{prompt.replace('{question}', shot['question'])} {shot['answer']}\n\n"
         for shot in shots
     )
 
 
 def _rows(owner, task, renamed, folder):
-    """A file's or a table's rows under our names, lettered if the task says so."""
+    """The rows of a file or table with our column names, as letters if wanted."""
     rows = _read_rows(owner, task, renamed, folder)
     fix = "Name the columns of the file in `columns`."
     _checks.has_keys(owner, "columns", renamed.values(), rows[0], fix)
@@ -331,8 +348,7 @@ def _rows(owner, task, renamed, folder):
 def _read_rows(owner, task, renamed, folder):
     _checks.one_of(owner, ("benchmark", "file"), source=task.get("source"))
     if task["source"] == "file":
-        wanted = [renamed.get(name, name) for name in ("question", "answer")]
-        return files.read_rows(task.get("path", ""), wanted)
+        return read_file(task.get("path", ""), **renamed)
     _checks.one_of(owner, BENCHMARKS, name=task.get("name"))
     return getattr(data, task["name"]).read(
         task.get("table", ""),
@@ -341,7 +357,56 @@ def _read_rows(owner, task, renamed, folder):
     )
 
 
-def _row(name: str, number: int, row: Row) -> Row:
+def read_file(
+    path: str | os.PathLike, *, question: str = "", answer: str = "answer", **more: str
+) -> list[dict[str, Any]]:
+    """The rows of a file, with `question` and `answer`.
+
+    Args:
+        path: a file as data.files.read_rows takes it.
+        question: the file's column; if empty, `question`, or else `prompt`.
+        answer: the file's column.
+        more: our column -> the file's, for optional columns.
+    Raises:
+        FileNotFoundError, ValueError: as data.files.read_rows, for a file that is not
+            there, has no rows or lacks a column.
+    """
+    rows = files.read_rows(path, tuple(filter(None, (question, answer))))
+    if not question:
+        question = "question" if "question" in rows[0] else "prompt"
+        rows = files.read_rows(path, (question, answer))
+    renamed = {"question": question, "answer": answer, **more}
+    return [
+        row | {ours: row[theirs] for ours, theirs in renamed.items() if theirs in row}
+        for row in rows
+    ]
+
+
+def read_text_file(path: str | os.PathLike, column: str = "text") -> list[Row]:
+    """Running text as rows: the first half of each text is the prompt.
+
+    A model that memorised a text continues its first half; a text of fewer than two
+    words has none and is left out.
+
+    Args:
+        path: a file as data.files.read_texts or read_rows takes it.
+        column: the file's column.
+    """
+    if column == "text":
+        rows = files.read_texts(path)
+    else:
+        rows = files.read_rows(path, (column,))
+    found = []
+    for row in rows:
+        words = row[column].split()
+        half = len(words) // 2
+        if half:
+            question, answer = " ".join(words[:half]), " ".join(words[half:])
+            found.append({"question": question, "answer": answer})
+    return found
+
+
+def _checked_row(name: str, number: int, row: Row) -> Row:
     owner = f"The task {name!r}, row {number}:"
     missing = [column for column in COLUMNS[:2] if row.get(column) is None]
     if missing:
@@ -349,24 +414,24 @@ def _row(name: str, number: int, row: Row) -> Row:
             f"{owner} needs {_checks.listed(missing)}, but the row has "
             f"{_checks.listed(row)}. Name the columns of the file in `columns`."
         )
-    kept = {"id": row.get("id", f"{name}/{number}")}
-    kept |= {x: row[x] for x in COLUMNS if row.get(x) is not None}
-    right, choices = kept["answer"], kept.get("choices", ())
+    found = {"id": row.get("id", f"{name}/{number}")}
+    found |= {x: row[x] for x in COLUMNS if row.get(x) is not None}
+    right, choices = found["answer"], found.get("choices", ())
     if isinstance(right, int) and 0 <= right < len(choices):
-        kept["answer"] = choices[right]  # by its number, as MMLU has it
+        found["answer"] = choices[right]  # MMLU gives the index of the choice
     for column in COLUMNS:
-        value = kept.get(column, "")
+        value = found.get(column, "")
         plural = column in COLUMNS[3:]
         texts = value if plural and value else [value]
         if not all(isinstance(x, str) for x in texts) or isinstance(texts, str):
-            kind = "a list of texts" if plural else "a text"
-            raise ValueError(f"{owner} needs {kind} in {column!r}, got {value!r}.")
-    if "choices" in kept and kept["answer"] not in kept["choices"]:
+            wanted = "a list of texts" if plural else "a text"
+            raise ValueError(f"{owner} needs {wanted} in {column!r}, got {value!r}.")
+    if "choices" in found and found["answer"] not in found["choices"]:
         raise ValueError(
             f"{owner} needs an answer that is one of its choices, got "
-            f"{kept['answer']!r} and {kept['choices']!r}."
+            f"{found['answer']!r} and {found['choices']!r}."
         )
-    return kept
+    return found
 
 
 def _count(value: Any) -> int:

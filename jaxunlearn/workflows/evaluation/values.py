@@ -1,20 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What one model says of one task: one pass over all answers, one generation.
+"""The values of every row of a task: one teacher-forced pass over all answers, and one
+generation.
 
-Every value is of a row; what could not be measured is NaN. Keys of a row:
+A value that could not be measured is NaN. The keys of a row are:
 
-* id, prompt, answer, tokens (of the answer);
-* nll (nats a token), probability, perplexity; exact_memorization,
+* id, prompt, answer, and tokens (number of tokens of the answer);
+* nll (nats for each token), probability, perplexity, exact_memorization,
   extraction_strength;
-* paraphrased_nll, wrong_nll (a list), truth_ratio, truth_score (`truth_score` of the
-  kind), normalised_probability: where there are wrong answers;
-* accuracy: where there are choices, by log-probability a token; calibrated_accuracy:
-  the same less each choice's mean, where all rows have the same, such as letters;
-* completion, rouge1_recall, rougeL_recall, rougeL_f1, and what judges say of the
-  completion: where answers are generated;
-* mia_loss, mia_zlib, mia_min_k, mia_min_k_plus_plus, mia_gradnorm: of rows to forget
-  and of the holdout. Reference, the sixth attack, compares nll with another model's and
-  is worked out in `summary`.
+* paraphrased_nll, wrong_nll (a list), truth_ratio, truth_score (`truth_score` for the
+  task's kind), normalised_probability, if the row has wrong answers;
+* accuracy, if the row has choices: by the mean log-probability of a token;
+  calibrated_accuracy, if all rows have the same choices, such as letters: each choice's
+  mean over the rows is subtracted first;
+* completion, rouge1_recall, rougeL_recall, rougeL_f1, and the scores of judges, if
+  answers are generated;
+* mia_loss, mia_zlib, mia_min_k, mia_min_k_plus_plus, mia_gradnorm, for forget and
+  holdout rows. The sixth attack, Reference, compares nll with that of another model and
+  is computed in `summary`.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -34,7 +36,7 @@ from jaxunlearn.workflows.evaluation import tasks
 WIDTHS = (16, 32, 48, 64, 80, 96, 112, 128, 160, 192, 256, 384, 512, 768, 1024)
 ATTACKED = ("forget", "holdout")
 EPS = {"": 0.0, "openunlearning": 1e-10}
-SHOWN = 20  # rows whose tokens are kept
+MAX_TOKEN_ROWS = 20  # rows whose tokens are stored
 
 Judge = Callable[[Sequence[str]], Sequence[float]]  # generated texts to numbers
 
@@ -44,84 +46,83 @@ def of_task(
     params: Params,
     tokenizer: Any,
     task: tasks.Task,
-    kept: tasks.Kept,
+    encoded: tasks.EncodedTask,
     settings: tasks.Settings,
     *,
     judges: Mapping[str, Judge] | None = None,
     batch_size: int = 32,
     mesh: Mesh | None = None,
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """(a dict of values for every kept row, the tokens of the first to forget).
+    """(the values of every row, the tokens of the first rows of a forget task).
 
     Args:
-        model, params: who is asked.
-        tokenizer: the model's.
-        task: whose questions.
-        kept: `tasks.fit` of it.
-        settings: as there.
-        judges: column -> a function of all generated texts that gives a number each,
-            such as a classifier's probability that a text is no gibberish.
-        batch_size: rows at a time.
-        mesh: where the params lie, if they do on one.
+        model, params: the model to evaluate.
+        tokenizer: its tokenizer.
+        task: the task.
+        encoded: `tasks.encode` of it.
+        settings: the task's settings.
+        judges: column -> a function from all generated texts to one number each, such
+            as a classifier's probability that a text is fluent.
+        batch_size: number of rows in a batch.
+        mesh: the mesh of the params, if they are on one.
     Returns:
-        Rows in the order of `kept`, as this module describes them; and, for a task to
-        forget, {"id", "prompt", "tokens", "logps"} of SHOWN rows at most.
+        The rows in order, with the keys of this module's description; and, for a forget
+        task, {"id", "prompt", "tokens", "logps"} of at most MAX_TOKEN_ROWS rows.
     """
-    scores = column_scores(model, params, kept.tables, batch_size, mesh)
+    scores = column_scores(model, params, encoded.tables, batch_size, mesh)
     right = scores["answer"]
-    found = _of_answer(right, settings)
-    found |= _of_others(scores, found["nll"], task.kind, settings)
+    found = _answer_values(right, settings)
+    found |= _alternative_values(scores, found["nll"], task.kind, settings)
     if "choices/0" in scores:
-        found |= _accuracy(scores, kept.rows)
+        found |= _accuracy(scores, encoded.rows)
     if task.kind in ATTACKED:
-        found |= _attacks(right, found["nll"], kept.rows, settings)
+        found |= _membership(right, found["nll"], encoded.rows, settings)
         if settings.gradnorm:
-            own = kept.tables["answer"]
-            found["mia_gradnorm"] = gradnorms(model, params, own, settings)
-    prompts = tasks.prompts(kept.rows, tokenizer, settings)
+            table_ = encoded.tables["answer"]
+            found["mia_gradnorm"] = gradnorms(model, params, table_, settings)
+    prompts = tasks.prompts(encoded.rows, tokenizer, settings)
     found = {name: np.asarray(x, np.float64).tolist() for name, x in found.items()}
     found["tokens"] = right.where.sum(1).tolist()
     if tasks.generates(task, settings):
         found |= _generated(
-            model, params, tokenizer, prompts, kept.rows, settings, batch_size, mesh
+            model, params, tokenizer, prompts, encoded.rows, settings, batch_size, mesh
         )
         for name, judge in (judges or {}).items():
             found[name] = _judged(name, judge, found["completion"])
     rows = [
         {"id": row["id"], "prompt": prompt, "answer": row["answer"]}
         | {name: values[i] for name, values in found.items()}
-        for i, (row, prompt) in enumerate(zip(kept.rows, prompts, strict=True))
+        for i, (row, prompt) in enumerate(zip(encoded.rows, prompts, strict=True))
     ]
-    shown = _shown(tokenizer, kept, right, prompts) if task.kind == "forget" else []
-    return rows, shown
+    if task.kind != "forget":
+        return rows, []
+    return rows, _answer_tokens(tokenizer, encoded, right, prompts)
 
 
 def gradnorms(
     model: Model, params: Params, rows: table.Table, settings: tasks.Settings
 ) -> np.ndarray:
-    """[n] float32, `mia_gradnorm` of every row, one gradient in memory at a time."""
+    """`mia_gradnorm` of every row, [n] float32; one gradient is in memory at a time."""
     stacked = r"blocks/.*"
     if not any(path.startswith("blocks/") for path in trees.paths(params)):
-        stacked = None  # no layers in one leaf
-    last = settings.compat == "openunlearning"
+        stacked = None  # the model's layers are not stacked in one leaf
+    drop_last = settings.compat == "openunlearning"
     found = np.zeros(len(rows["tokens"]), np.float32)
     for index, width in _buckets(rows["mask"].sum(1), 1, rows["mask"].shape[1]):
-        cut = {name: np.asarray(x)[index, None, :width] for name, x in rows.items()}
-        found[index] = np.asarray(_gradnorms(params, cut, model, stacked, last))
+        for i in index:
+            row = {name: np.asarray(x)[i : i + 1, :width] for name, x in rows.items()}
+            found[i] = _gradnorm(params, row, model, stacked, drop_last)
     return found
 
 
 @partial(jax.jit, static_argnums=(2, 3, 4))
-def _gradnorms(params, batch, model, stacked, last):
-    def loss(params, row):
+def _gradnorm(params, row, model, stacked, drop_last):
+    def loss(params):
         logps, where = terms.target_logps(model, params, row)
-        where = metrics.drop_last(where) if last else where
+        where = metrics.drop_last(where) if drop_last else where
         return metrics.mean_nll(logps, where=where)[0]
 
-    def one(row):
-        return metrics.mia_gradnorm(jax.grad(loss)(params, row), stacked=stacked)
-
-    return jax.lax.map(one, batch)
+    return metrics.mia_gradnorm(jax.grad(loss)(params), stacked=stacked)
 
 
 def column_scores(
@@ -131,42 +132,44 @@ def column_scores(
     batch_size: int = 32,
     mesh: Mesh | None = None,
 ) -> dict[str, TokenScores]:
-    """`evaluate.token_scores` of every column, rows of like length together.
+    """`evaluate.token_scores` of every column, in batches of rows of similar length.
 
     Args:
-        model, params: who is asked.
+        model, params: the model to evaluate.
         tables: column -> table, all of one shape.
-        batch_size: rows at a time.
-        mesh: where the params lie, if they do on one.
+        batch_size: number of rows in a batch.
+        mesh: the mesh of the params, if they are on one.
     """
     joined = table.concat(list(tables.values()))
     count, length = joined["tokens"].shape
     out = [np.zeros((count, length - 1), x) for x in (float, bool, float, bool)]
     for index, width in _buckets(joined["mask"].sum(1), batch_size, length):
-        cut = {name: x[index, :width] for name, x in joined.items()}
+        part = {name: x[index, :width] for name, x in joined.items()}
         found = evaluate.token_scores(
-            model, params, cut, batch_size=batch_size, mesh=mesh
+            model, params, part, batch_size=batch_size, mesh=mesh
         )
-        for whole, part in zip(out, found, strict=True):
-            whole[index, : width - 1] = part
+        for all_rows, values in zip(out, found, strict=True):
+            all_rows[index, : width - 1] = values
     parts = zip(*(np.split(x, len(tables)) for x in out), strict=True)
     return {name: TokenScores(*part) for name, part in zip(tables, parts, strict=True)}
 
 
-def _buckets(lengths, batch: int, most: int):
-    """(rows, width) of rows of like length: whole batches of the sorted rows, so that
-    only the last one of all is filled up; few widths, so that little is compiled."""
+def _buckets(lengths, batch_size: int, max_width: int):
+    """(rows, width) pairs: rows sorted by length, in full batches of few widths.
+
+    Only the last batch is padded with rows. Few widths mean few compilations.
+    """
     order = np.argsort(lengths, kind="stable")
-    widths = [*(width for width in WIDTHS if width < most), most]
+    widths = [*(width for width in WIDTHS if width < max_width), max_width]
     found: dict[int, list[np.ndarray]] = {}
-    for start in range(0, len(order), batch):
-        rows = order[start : start + batch]
+    for start in range(0, len(order), batch_size):
+        rows = order[start : start + batch_size]
         width = widths[int(np.searchsorted(widths, lengths[rows[-1]]))]
         found.setdefault(width, []).append(rows)
     return [(np.concatenate(rows), width) for width, rows in found.items()]
 
 
-def _of_answer(right: TokenScores, settings) -> dict[str, Any]:
+def _answer_values(right: TokenScores, settings) -> dict[str, Any]:
     compat = settings.compat or None
     where = _counted(right, settings)
     nll = metrics.mean_nll(right.logps, where=right.where)
@@ -181,14 +184,14 @@ def _of_answer(right: TokenScores, settings) -> dict[str, Any]:
     }
 
 
-def _of_others(scores, nll, kind, settings) -> dict[str, Any]:
-    """What the paraphrase and the wrong answers say."""
-    each = {
+def _alternative_values(scores, nll, kind, settings) -> dict[str, Any]:
+    """Values that need the paraphrased and the wrong answers."""
+    nlls = {
         name: metrics.mean_nll(x.logps, where=x.where) for name, x in scores.items()
     }
-    other = each.get("paraphrased_answer", nll)
-    found = {"paraphrased_nll": other} if "paraphrased_answer" in each else {}
-    wrong = [x for name, x in each.items() if name.startswith("perturbed_answer/")]
+    other = nlls.get("paraphrased_answer", nll)
+    found = {"paraphrased_nll": other} if "paraphrased_answer" in nlls else {}
+    wrong = [x for name, x in nlls.items() if name.startswith("perturbed_answer/")]
     if not wrong:
         return found
     eps = EPS[settings.compat]
@@ -211,13 +214,13 @@ def _of_others(scores, nll, kind, settings) -> dict[str, Any]:
 
 
 def _judged(name: str, judge: Judge, texts: Sequence[str]) -> list[float]:
-    said = np.asarray(judge(list(texts)), np.float64)
-    if said.shape != (len(texts),):
+    scores = np.asarray(judge(list(texts)), np.float64)
+    if scores.shape != (len(texts),):
         raise ValueError(
-            f"The judge {name!r} needs to give a number a text, got shape {said.shape} "
-            f"for {len(texts)} texts."
+            f"The judge {name!r} needs to return one number for each text, got shape "
+            f"{scores.shape} for {len(texts)} texts."
         )
-    return said.tolist()
+    return scores.tolist()
 
 
 def _accuracy(scores, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -233,7 +236,7 @@ def _accuracy(scores, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _attacks(right: TokenScores, nll, rows, settings) -> dict[str, Any]:
+def _membership(right: TokenScores, nll, rows, settings) -> dict[str, Any]:
     where = _counted(right, settings)
     lengths = metrics.zlib_lengths([row["answer"] for row in rows])
     return {
@@ -266,16 +269,16 @@ def _generated(model, params, tokenizer, prompts, rows, settings, batch_size, me
     return {"completion": texts} | {kind: rouge[kind].tolist() for kind in kinds}
 
 
-def _shown(tokenizer, kept, right: TokenScores, prompts) -> list[dict[str, Any]]:
-    """Tokens of the first answers with what each is worth."""
+def _answer_tokens(tokenizer, encoded, right: TokenScores, prompts):
+    """The tokens of the first answers with their log-probabilities."""
     found = []
-    for i in range(min(SHOWN, len(kept.rows))):
+    for i in range(min(MAX_TOKEN_ROWS, len(encoded.rows))):
         where = right.where[i]
-        ids = np.asarray(kept.tables["answer"]["tokens"][i])
+        ids = np.asarray(encoded.tables["answer"]["tokens"][i])
         ids = np.pad(ids, (0, max(0, len(where) + 1 - len(ids))))[1 : len(where) + 1]
         found.append(
             {
-                "id": kept.rows[i]["id"],
+                "id": encoded.rows[i]["id"],
                 "prompt": prompts[i],
                 "tokens": [tokenizer.decode([int(x)]) for x in ids[where]],
                 "logps": right.logps[i][where].tolist(),

@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The parts of jaxunlearn/workflows/report/run.py.
+"""A self-contained page that compares evaluated models.
 
-| file | what |
+| file | content |
 | --- | --- |
-| `read` | evaluation folders, checked: whole, and of the same data and settings |
-| `attacks` | what jaxunlearn/workflows/attack/run.py left beside an evaluation |
-| `tables` | numbers with intervals as rows of text |
-| `tokens` | tokens of rows to forget with what each is worth to each model |
+| `run` | `write`: the page and its figures |
+| `read` | evaluations, logs and attacks, checked: finished, same data and settings |
+| `attacks` | attacks as curves and flat rows |
+| `tables` | numbers with intervals as tables of text |
+| `tokens` | the tokens of forget rows, coloured by their log-probability |
 | `figures` | PNG figures |
 | `page.html`, `page.md` | the templates |
 """

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What jaxunlearn/workflows/attack/run.py left beside an evaluation, as curves and flat rows."""
+"""Attacks as curves and flat rows."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -11,41 +11,42 @@ from jaxunlearn.workflows.report import read
 Curves = Mapping[str, Any]
 
 
-def curves(run: read.Run) -> dict[str, Curves]:
-    """Name -> {"attack", "measure", "chance", "x", "curves"} of all that has curves.
+def curves(results: read.AttackResults) -> dict[str, Curves]:
+    """Name -> {"attack", "measure", "chance", "x", "curves"} of everything with curves.
 
-    Files that hold curves, as they are; samples needed for a leak, from the card; and
-    accuracy by epoch of retraining (RTT), from the sweeps: the mean over rotations, at
-    the learning rate that is best in each epoch.
+    These are: files that hold curves, unchanged; the leak by number of samples, from
+    the card; and the accuracy by epoch of retraining (RTT), from the sweeps: the mean
+    over rotations, at the best learning rate of each epoch.
     """
-    found = {name: own for name, own in run.attacks.items() if "curves" in own}
-    leak = (run.card or {}).get("leak")
+    found = {name: x for name, x in results.attacks.items() if "curves" in x}
+    leak = (results.card or {}).get("leak")
     if leak:
-        counts = list(dict.fromkeys(k for own in leak.values() for k in own))
+        counts = list(dict.fromkeys(k for shares in leak.values() for k in shares))
         found["leak"] = {
-            "attack": "answers sampled, until one is right",
-            "measure": "share of facts that leaked",
+            "attack": "Sampling",
+            "measure": "share of facts with the answer in a sample",
             "x": {"label": "samples", "values": [int(k) for k in counts]},
             "curves": {
-                name: [own.get(k) for k in counts] for name, own in leak.items()
+                name: [shares.get(k) for k in counts] for name, shares in leak.items()
             },
         }
     sweeps: dict[str, list[np.ndarray]] = {}
-    for own in run.attacks.values():
-        result = own.get("result") or {}
+    for attack in results.attacks.values():
+        result = attack.get("result") or {}
         if "sweep" in result:
             hits = np.asarray(result["sweep"]["hits"], float)  # [rates, epochs + 1, n]
-            whose = "original" if own["unit"].startswith("original") else "unlearned"
-            sweeps.setdefault(whose, []).append(hits.mean(-1))
+            of_original = attack["job"].startswith("original")
+            model = "original" if of_original else "unlearned"
+            sweeps.setdefault(model, []).append(hits.mean(-1))
     if sweeps:
         best = {
-            whose: np.mean(rotations, axis=0).max(0).tolist()
-            for whose, rotations in sweeps.items()
+            model: np.mean(rotations, axis=0).max(0).tolist()
+            for model, rotations in sweeps.items()
         }
         found["rtt"] = {
-            "attack": "retrained on other facts (RTT), asked those held out",
-            "measure": "accuracy, best of all learning rates",
-            "chance": chance(run),
+            "attack": "Retraining on other facts (RTT)",
+            "measure": "accuracy on held-out facts, best learning rate",
+            "chance": chance(results),
             "x": {
                 "label": "epochs",
                 "values": list(range(max(map(len, best.values())))),
@@ -55,15 +56,15 @@ def curves(run: read.Run) -> dict[str, Curves]:
     return found
 
 
-def chance(run: read.Run) -> float | None:
-    """Accuracy of guessing, where the card says it."""
-    card = run.card or {}
+def chance(results: read.AttackResults) -> float | None:
+    """The chance level of accuracy, if the card has it."""
+    card = results.card or {}
     return card.get("chance", card.get("about", {}).get("chance"))
 
 
 def rows(found: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Rows whose inner objects became columns: {"forget": {"choice": 1}} is
-    {"forget choice": 1}; lists are left out, numbers with intervals stay."""
+    """Rows with nested objects as columns: {"forget": {"choice": 1}} becomes
+    {"forget choice": 1}. Lists are dropped; numbers with intervals stay."""
     return [_flat(row) for row in found]
 
 

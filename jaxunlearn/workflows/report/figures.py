@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""PNG figures of a report; each function gives None where there is nothing to draw."""
+"""PNG figures of a report; a function returns None if there is nothing to draw."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -8,15 +8,15 @@ from typing import Any, NamedTuple
 
 from jaxunlearn.workflows.report import read
 
-WORST = 1e-30  # smaller p-values are drawn here
+MIN_PVALUE = 1e-30  # smaller p-values are drawn at this height
 COLOURS = ("#0b57d0", "#b3261e", "#e37400", "#7b1fa2", "#00838f", "#c2185b", "#5d4037")
 OF_ROLE = {"original": "#5f6368", "retrained": "#188038"}
 MARKERS = {"original": "s", "retrained": "*", "unlearned": "o"}
-SHOWN = ("loss", "nll", "cosine", "grad_norm")  # of a training log, in this order
-PANELS = 6
+LOGGED = ("loss", "nll", "cosine", "grad_norm")  # drawn from a log, in this order
+MAX_PANELS = 6
 ACROSS = (
     (("overall", "model_utility"), "model utility"),
-    (("retain", "probability"), "probability of rows to keep"),
+    (("retain", "probability"), "probability of answers to retain"),
 )
 UP = (
     (("overall", "forget_quality"), "forget quality (p-value, log scale)"),
@@ -25,33 +25,33 @@ UP = (
 
 
 class Figure(NamedTuple):
-    """A drawn figure: its file and what it shows."""
+    """A figure: its file and its caption."""
 
     file: Path
     caption: str
 
 
-def colours(runs: Sequence[read.Run]) -> dict[str, str]:
+def colours(models: Sequence[read.ModelResults]) -> dict[str, str]:
     """Model -> colour, the same in all figures."""
     found, number = {}, 0
-    for run in runs:
-        found[run.name] = OF_ROLE.get(run.role)
-        if run.role == "unlearned" or run.role in [
-            r.role for r in runs[: runs.index(run)]
+    for model in models:
+        found[model.name] = OF_ROLE.get(model.role)
+        if model.role == "unlearned" or model.role in [
+            r.role for r in models[: models.index(model)]
         ]:
-            found[run.name] = COLOURS[number % len(COLOURS)]
+            found[model.name] = COLOURS[number % len(COLOURS)]
             number += 1
     return found
 
 
-def trade_off(runs: Sequence[read.Run], file: Path) -> Figure | None:
-    """Forgetting against utility, one point a model, a panel each way to measure them.
+def trade_off(models: Sequence[read.ModelResults], file: Path) -> Figure | None:
+    """Forgetting against utility: one point for each model, one panel for each pair.
 
-    Across: the model's utility, and the probability of rows to keep. Up: forget
-    quality, and the probability of answers to forget.
+    Horizontal: model utility, and the probability of answers to retain. Vertical:
+    forget quality, and the probability of answers to forget.
     """
     across, up = (
-        [(key, label) for key, label in axes if _measured(runs, key)]
+        [(key, label) for key, label in axes if _measured(models, key)]
         for axes in (ACROSS, UP)
     )
     panels = [(x, y) for x in across for y in up]
@@ -65,51 +65,55 @@ def trade_off(runs: Sequence[read.Run], file: Path) -> Figure | None:
         squeeze=False,
         layout="constrained",
     )
-    named = colours(runs)
+    named = colours(models)
     for axes, (x, y) in zip(grid.flat, panels, strict=True):
-        _points(axes, runs, x[0], y[0], named)
+        _points(axes, models, x[0], y[0], named)
         axes.set_xlabel(x[1])
         axes.set_ylabel(y[1])
         axes.grid(alpha=0.25)
     _legend(figure, grid)
-    caption = "Forgetting against utility; bars are 95 % intervals."
+    caption = "Forgetting against utility. Bars are 95 % intervals."
     if up[0] == UP[0]:
-        caption += " The dotted line is p = 0.05; above it forgetting is good."
-    caption += " The line through the star is the retrained model."
+        caption += (
+            " The dotted line is p = 0.05; above it, the truth ratios do not differ "
+        )
+        caption += "significantly from the retrained model's."
+    caption += " The horizontal line is at the retrained model."
     return _saved(pyplot, figure, file, caption)
 
 
-def _points(axes, runs, across, up, named) -> None:
+def _points(axes, models, across, up, named) -> None:
     log = up == UP[0][0]
-    for run in runs:
-        x, y = (read.numbers(run, task).get(name) for task, name in (across, up))
+    for model in models:
+        x, y = (read.numbers(model, task).get(name) for task, name in (across, up))
         if not x or not y or None in (x["value"], y["value"]):
             continue
-        height = max(y["value"], WORST) if log else y["value"]
+        height = max(y["value"], MIN_PVALUE) if log else y["value"]
         axes.errorbar(
             x["value"],
             height,
             xerr=_bars(x),
             yerr=None if log else _bars(y),
-            color=named[run.name],
-            marker=MARKERS[run.role],
-            markersize=13 if run.role == "retrained" else 8,
+            color=named[model.name],
+            marker=MARKERS[model.role],
+            markersize=13 if model.role == "retrained" else 8,
             linestyle="",
             elinewidth=1,
-            label=run.name,
+            label=model.name,
         )
-        if run.role == "retrained":
-            axes.axhline(height, color=named[run.name], linewidth=0.8, alpha=0.5)
+        if model.role == "retrained":
+            axes.axhline(height, color=named[model.name], linewidth=0.8, alpha=0.5)
     if log:
         axes.set_yscale("log")
         axes.axhline(0.05, color="#5f6368", linestyle=":", linewidth=1)
 
 
-def training(runs: Sequence[read.Run], file: Path) -> Figure | None:
-    """What the logs of training say, a panel a quantity, a line a model."""
-    logged = {run.name: _named(run) for run in runs if len(run.training) > 1}
+def training(models: Sequence[read.ModelResults], file: Path) -> Figure | None:
+    """Logs of training: one panel for each quantity, one line for each model."""
+    logged = {model.name: _named(model) for model in models if len(model.training) > 1}
     keys = list(dict.fromkeys(k for log in logged.values() for x in log for k in x))
-    keys = [key for end in SHOWN for key in keys if key.split("/")[-1] == end][:PANELS]
+    keys = [key for end in LOGGED for key in keys if key.split("/")[-1] == end]
+    keys = keys[:MAX_PANELS]
     if not keys:
         return None
     pyplot = _pyplot()
@@ -122,7 +126,7 @@ def training(runs: Sequence[read.Run], file: Path) -> Figure | None:
         squeeze=False,
         layout="constrained",
     )
-    named = colours(runs)
+    named = colours(models)
     for axes, key in zip(grid.flat, keys, strict=False):
         for name, log in logged.items():
             pairs = [(x["step"], x[key]) for x in log if key in x]
@@ -138,12 +142,12 @@ def training(runs: Sequence[read.Run], file: Path) -> Figure | None:
     for axes in grid.flat[len(keys) :]:
         axes.set_visible(False)
     _legend(figure, grid)
-    caption = "Training: the losses, norms and cosines that were logged."
+    caption = "Training: the logged losses, norms and cosines."
     return _saved(pyplot, figure, file, caption)
 
 
 def attack(name: str, found: Mapping[str, Any], file: Path) -> Figure | None:
-    """Curves of one attack."""
+    """The curves of one attack."""
     if not found.get("curves"):
         return None
     pyplot = _pyplot()
@@ -153,8 +157,8 @@ def attack(name: str, found: Mapping[str, Any], file: Path) -> Figure | None:
     places = values if plain else range(len(values))
     for i, (label, curve) in enumerate(found["curves"].items()):
         heights = [math.nan if y is None else y for y in curve]
-        own = OF_ROLE.get(label, COLOURS[i % len(COLOURS)])
-        axes.plot(places, heights, marker="o", markersize=4, color=own, label=label)
+        colour = OF_ROLE.get(label, COLOURS[i % len(COLOURS)])
+        axes.plot(places, heights, marker="o", markersize=4, color=colour, label=label)
     if not plain:
         axes.set_xticks(list(places), [str(x) for x in values], fontsize=8)
     if found.get("chance") is not None:
@@ -166,17 +170,18 @@ def attack(name: str, found: Mapping[str, Any], file: Path) -> Figure | None:
     return _saved(pyplot, figure, file, str(found.get("attack", name)))
 
 
-def _named(run) -> list[dict[str, Any]]:
-    """A log's entries; "total/forget/loss", a part of a joint term, is forget/loss."""
+def _named(model) -> list[dict[str, Any]]:
+    """A log's entries. "total/forget/loss", a part of a joint term, becomes
+    "forget/loss"."""
 
     def name(key: str) -> str:
         return key.removeprefix("total/") if key.count("/") > 1 else key
 
-    return [{name(key): x for key, x in entry.items()} for entry in run.training]
+    return [{name(key): x for key, x in entry.items()} for entry in model.training]
 
 
-def _measured(runs, key) -> bool:
-    return any(read.value(run, *key) is not None for run in runs)
+def _measured(models, key) -> bool:
+    return any(read.value(model, *key) is not None for model in models)
 
 
 def _bars(number):
@@ -196,7 +201,7 @@ def _pyplot():
 
 
 def _legend(figure, grid) -> None:
-    """One for all panels, above them."""
+    """One legend above all panels."""
     pairs = [axes.get_legend_handles_labels() for axes in grid.flat]
     named = {
         label: handle
@@ -214,7 +219,7 @@ def _legend(figure, grid) -> None:
 
 
 def _saved(pyplot, figure, file: Path, caption: str) -> Figure:
-    # No version in the file: the same numbers give the same bytes.
+    # Without the version in the file, the same numbers give the same bytes.
     figure.savefig(file, dpi=110, metadata={"Software": None})
     pyplot.close(figure)
     return Figure(file, caption)

@@ -1,37 +1,32 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Compares evaluated models on one page that needs nothing beside it.
+"""Writes a self-contained page that compares evaluated models.
 
-    python -m jaxunlearn.workflows.report.run RUN [RUN ...] --output runs/report
+    write(read.load(["runs/a", "runs/b"]), "runs/report")
 
-A RUN is a folder of jaxunlearn/workflows/evaluation/run.py, or one right above several. The output
-folder gets report.html, report.md and the figures as PNG: numbers of the original, the
-retrained and the unlearned models with intervals, forgetting against utility, tokens of
-rows to forget coloured by log-probability, curves of training and of attacks with the
-robustness card where a run has them, versions and commands. Exit status 2: runs that
-cannot be compared, or are not there.
+The output folder gets report.html (with all figures inside), report.md and the figures
+as PNG: numbers of the original, the retrained and the unlearned models with intervals,
+forgetting against utility, the tokens of forget rows coloured by log-probability,
+curves of training and of attacks, robustness cards, versions and commands.
 """
 
-import argparse
 import base64
-import shlex
-import sys
 from collections.abc import Sequence
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from jaxunlearn.workflows.evaluation import folder as folders
+from jaxunlearn import _checks
+from jaxunlearn.workflows import records
 from jaxunlearn.workflows.report import attacks, figures, read, tables, tokens
 
 TEMPLATES = Path(__file__).parent
 LIBRARIES = ("jinja2", "matplotlib")
-REFUSED = (ValueError, OSError, ImportError)
 
 
 def write(
-    runs: Sequence[read.Run],
+    models: Sequence[read.ModelResults],
     output: str | Path,
     *,
+    attack_results: Sequence[read.AttackResults] = (),
     title: str = "Did it forget?",
     note: str = "",
     examples: int = 8,
@@ -40,76 +35,78 @@ def write(
     """Writes report.html, report.md and figures into a folder.
 
     Args:
-        runs: as read.load gives them.
+        models: as read.load gives them.
         output: the folder; files of these names in it are replaced.
-        title, note: what stands on top.
-        examples: rows to forget whose tokens are shown, at most.
-        command: told at the end.
+        attack_results: attacks on other models, as read.load_attacks gives them.
+        title, note: the title, and a text under it.
+        examples: maximum number of forget rows whose tokens are shown.
+        command: the command line, shown at the end.
     Returns:
         The path of report.html.
     Raises:
         ValueError: for a negative number of examples.
+        ImportError: naming the extra, if jinja2 or matplotlib is not installed.
     """
-    if examples < 0:
-        raise ValueError(f"A report needs examples >= 0, got {examples}.")
+    _checks.not_negative("report", examples=examples)
+    for library in LIBRARIES:
+        _checks.library("report", library, "hf")
     output = Path(output).expanduser()
     output.mkdir(parents=True, exist_ok=True)
-    drawn: dict[str, Any] = {
-        "trade_off": figures.trade_off(runs, output / "forget_utility.png"),
-        "training": figures.training(runs, output / "training.png"),
-        "attacks": _attacks(runs, output),
-    }
+    every_attack = [model.attack for model in models if model.attack]
+    every_attack += attack_results
     page = {
         "title": title,
         "note": note,
-        "runs": runs,
-        "words": tables.in_words(runs),
-        "headline": tables.headline(runs),
-        "tables": tables.of_tasks(runs),
-        "colours": figures.colours(runs),
-        "examples": tokens.examples(runs, most=examples),
+        "models": models,
+        "words": tables.in_words(models),
+        "headline": tables.headline(models),
+        "tables": tables.of_tasks(models),
+        "colours": figures.colours(models),
+        "examples": tokens.examples(models, max_rows=examples),
         "scale": tokens.scale(),
-        "attack_tables": [x for run in runs for x in tables.of_attacks(run)],
-        "versions": _versions(runs),
-        "made": {name: metadata.version(name) for name in LIBRARIES},
-        "left_out": _left_out(runs),
+        "attack_tables": [x for each in every_attack for x in tables.of_attacks(each)],
+        "versions": _versions(models),
+        "made": records.versions(*LIBRARIES),
+        "left_out": _left_out(models),
         "command": command,
-        **drawn,
+        "trade_off": figures.trade_off(models, output / "forget_utility.png"),
+        "training": figures.training(models, output / "training.png"),
+        "attacks": _attack_figures(every_attack, output),
     }
     for name in ("report.md", "report.html"):
-        folders.replace(output / name, _render(name.replace("report", "page"), page))
+        records.replace(output / name, _render(name.replace("report", "page"), page))
     return output / "report.html"
 
 
-def _attacks(runs, output: Path) -> list[figures.Figure]:
+def _attack_figures(every_attack, output: Path) -> list[figures.Figure]:
     found = []
-    for number, run in enumerate(runs):
-        for name, attack in attacks.curves(run).items():
+    for number, results in enumerate(every_attack):
+        for name, attack in attacks.curves(results).items():
             file = output / f"attack_{number}_{name}.png"
             drawn = figures.attack(name, attack, file)
             if drawn:
-                caption = f"{drawn.caption}: {run.name}"
+                caption = f"{drawn.caption}: {results.name}"
                 found.append(drawn._replace(caption=caption))
     return found
 
 
-def _versions(runs) -> list[tuple[str, str]]:
-    """(library, its version, or each model's where they differ)."""
-    names = dict.fromkeys(name for run in runs for name in run.about["versions"])
+def _versions(models) -> list[tuple[str, str]]:
+    """(library, its version, or the version of each model if they differ)."""
     found = []
-    for name in names:
-        each = {run.name: run.about["versions"].get(name, "–") for run in runs}
-        same = len(set(each.values())) == 1
-        told = ", ".join(f"{version} ({run})" for run, version in each.items())
-        found.append((name, next(iter(each.values())) if same else told))
+    for name in dict.fromkeys(x for model in models for x in model.about["versions"]):
+        by_model = {m.name: m.about["versions"].get(name, "–") for m in models}
+        text = next(iter(by_model.values()))
+        if len(set(by_model.values())) > 1:
+            text = ", ".join(f"{version} ({m})" for m, version in by_model.items())
+        found.append((name, text))
     return found
 
 
-def _left_out(runs) -> list[str]:
-    """Rows that were too long, a line a task."""
+def _left_out(models) -> list[str]:
+    """A line for each task with rows that were too long."""
     found: dict[str, None] = {}
-    for run in runs:
-        for task, ids in (run.about.get("left_out") or {}).items():
+    for model in models:
+        for task, ids in (model.about.get("left_out") or {}).items():
             if ids:
                 found[f"{task}: {len(ids)} ({', '.join(map(str, ids))})"] = None
     return list(found)
@@ -132,7 +129,7 @@ def _render(template: str, page: dict[str, Any]) -> str:
 
 
 def _picture(file: Path) -> str:
-    """A PNG file as an address that holds all of it."""
+    """A PNG file as a data URL."""
     text = base64.b64encode(file.read_bytes()).decode()
     return f"data:image/png;base64,{text}"
 
@@ -140,34 +137,3 @@ def _picture(file: Path) -> str:
 def _cell(text: Any) -> str:
     """Text that cannot break a Markdown table."""
     return str(text).replace("|", "\\|").replace("\n", " ")
-
-
-def main(argv: Sequence[str] | None = None) -> None:
-    """Reads the runs, writes the page and says where it is."""
-    argv = sys.argv[1:] if argv is None else list(argv)
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("runs", nargs="+", metavar="RUN", help="an evaluation folder")
-    parser.add_argument("--output", default="runs/report", help="folder to write")
-    parser.add_argument("--title", default="Did it forget?")
-    parser.add_argument("--note", default="", help="what stands under the title")
-    parser.add_argument(
-        "--examples", type=int, default=8, help="rows whose tokens are shown"
-    )
-    given = parser.parse_args(argv)
-    try:
-        page = write(
-            read.load(given.runs),
-            given.output,
-            title=given.title,
-            note=given.note,
-            examples=given.examples,
-            command="python -m jaxunlearn.workflows.report.run " + shlex.join(argv),
-        )
-    except REFUSED as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(2) from error
-    print(f"The report is in {page}.")
-
-
-if __name__ == "__main__":
-    main()

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Numbers with intervals as tables of text: a row a model, a column a metric."""
+"""Numbers with intervals as tables of text: a row for each model, a column for each
+metric."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -7,7 +8,11 @@ from typing import Any, NamedTuple
 
 from jaxunlearn.workflows.report import attacks, read
 
-LIKE, HIGH, LOW = "like the retrained model's", "higher is better", "lower is better"
+LIKE, HIGH, LOW = (
+    "closest to the retrained model is best",
+    "higher is better",
+    "lower is better",
+)
 TITLES = {
     "forget_quality": ("forget quality", f"p-value of a KS test; {HIGH}"),
     "forget_quality_distance": ("KS distance", LOW),
@@ -16,14 +21,18 @@ TITLES = {
     "rougeL_recall": ("ROUGE-L", "recall of generated answers"),
     "rouge1_recall": ("ROUGE-1", "recall of generated answers"),
     "truth_score": ("truth ratio, as a score", ""),
-    "rows_left_out": ("rows left out", "longer than the limit"),
+    "rows_left_out": ("rows left out", "longer than the maximum length"),
 }
 TASKS = {
-    "forget": ("Rows to forget", f"Best is {LIKE}."),
-    "retain": ("Rows to keep", f"{HIGH.capitalize()}."),
+    "forget": ("Rows to forget", f"{LIKE.capitalize()}."),
+    "retain": ("Rows to retain", f"{HIGH.capitalize()}."),
     "real_authors": ("Real authors", f"{HIGH.capitalize()}."),
     "world_facts": ("World facts", f"{HIGH.capitalize()}."),
-    "holdout": ("Rows never seen", "What the attacks compare the forgotten with."),
+    "holdout": (
+        "Holdout rows",
+        "No model was trained on them. Membership attacks compare them with the "
+        "forget rows.",
+    ),
 }
 HEAD = (
     ("overall", "forget_quality"),
@@ -39,14 +48,14 @@ PVALUES = ("forget_quality",)
 
 
 class Cell(NamedTuple):
-    """A number in words, and its interval if it has one."""
+    """A number as text, and its interval if it has one."""
 
     text: str
     interval: str = ""
 
 
 class Column(NamedTuple):
-    """What stands above a column: its title and what is best."""
+    """The head of a column: its title, and which values are best."""
 
     title: str
     best: str = ""
@@ -61,100 +70,103 @@ class Table(NamedTuple):
     rows: Sequence[tuple[str, str, Sequence[Cell]]]
 
 
-def headline(runs: Sequence[read.Run]) -> Table:
-    """The numbers that say most, of those that were measured."""
-    asked = [
+def headline(models: Sequence[read.ModelResults]) -> Table:
+    """The most important numbers, of those that were measured."""
+    shown = [
         (task, name)
         for task, name in HEAD
-        if any(name in read.numbers(run, task) for run in runs)
+        if any(name in read.numbers(model, task) for model in models)
     ]
-    columns = [_column(name, task) for task, name in asked]
+    columns = [_column(name, task) for task, name in shown]
     rows = [
-        (run.name, run.role, [cell(run, task, name) for task, name in asked])
-        for run in runs
+        (model.name, model.role, [cell(model, task, name) for task, name in shown])
+        for model in models
     ]
     return Table("At a glance", "", columns, rows)
 
 
-def of_tasks(runs: Sequence[read.Run]) -> list[Table]:
-    """A table a task, and one of what all tasks say together."""
-    tasks = list(dict.fromkeys(x for run in runs for x in run.metrics["tasks"]))
+def of_tasks(models: Sequence[read.ModelResults]) -> list[Table]:
+    """A table for each task, and one of the numbers that need several tasks."""
+    tasks = list(dict.fromkeys(x for model in models for x in model.metrics["tasks"]))
     known = [task for task in TASKS if task in tasks]
     found = []
     for task in [*known, *(x for x in tasks if x not in TASKS), "overall"]:
-        names = list(dict.fromkeys(x for run in runs for x in read.numbers(run, task)))
+        names = list(
+            dict.fromkeys(x for model in models for x in read.numbers(model, task))
+        )
         title, note = TASKS.get(task, (task, ""))
         if task == "overall":
-            title = "All tasks together, and membership attacks"
+            title = "Model utility, forget quality and membership attacks"
             note = (
-                "An attack's AUC is 0.5 where it cannot tell rows to forget from rows "
-                f"never seen; best is {LIKE}."
+                "AUC of a membership attack: 0.5 if it cannot tell forget rows from "
+                f"holdout rows; {LIKE}."
             )
-        own = [run for run in runs if read.numbers(run, task)]
+        measured = [model for model in models if read.numbers(model, task)]
         rows = [
-            (run.name, run.role, [cell(run, task, name) for name in names])
-            for run in own
+            (model.name, model.role, [cell(model, task, name) for name in names])
+            for model in measured
         ]
         if rows:
             found.append(Table(title, note, [_column(name) for name in names], rows))
     return found
 
 
-def of_attacks(run: read.Run) -> list[Table]:
-    """A run's robustness card, and attacks that left numbers and no curves."""
+def of_attacks(results: read.AttackResults) -> list[Table]:
+    """The robustness card, and the numbers of attacks that have no curves."""
     found = []
-    if run.card:
-        title = f"Robustness card: {run.name}"
-        note = [str(run.card[x]) for x in ("measure",) if x in run.card]
-        guess = attacks.chance(run)
+    if results.card:
+        title = f"Robustness card: {results.name}"
+        note = [str(results.card[x]) for x in ("measure",) if x in results.card]
+        guess = attacks.chance(results)
         if guess is not None:
-            note.append(f"chance is {number(guess)}")
-        found.append(_flat(title, "; ".join(note), run.card["rows"]))
-        strongest = run.card.get("strongest")
+            note.append(f"chance level {number(guess)}")
+        found.append(_flat(title, "; ".join(note), results.card["rows"]))
+        strongest = results.card.get("strongest")
         if strongest:
-            rows = [{"asked by": way, **own} for way, own in strongest.items()]
-            found.append(_flat(f"The strongest attack: {run.name}", "", rows))
-        if run.card.get("rtt"):
-            rows = [{"": run.name, **run.card["rtt"]}]
-            found.append(_flat(f"Retraining on other facts: {run.name}", "", rows))
-        for name, why in (run.card.get("refused") or {}).items():
-            rows = [{"attack": name, "why not": why}]
-            found.append(_flat(f"Not run: {run.name}", "", rows))
-    for own in run.attacks.values():
-        if "attack" in own and "curves" not in own:
-            rest = {"": run.name} | {k: v for k, v in own.items() if k != "attack"}
-            found.append(_flat(f"{own['attack']}: {run.name}", "", [rest]))
+            rows = [{"measure": measure, **x} for measure, x in strongest.items()]
+            found.append(_flat(f"The strongest attack: {results.name}", "", rows))
+        if results.card.get("rtt"):
+            rows = [{"": results.name, **results.card["rtt"]}]
+            found.append(_flat(f"Retraining on other facts: {results.name}", "", rows))
+        for name, reason in (results.card.get("not_run") or {}).items():
+            rows = [{"attack": name, "reason": reason}]
+            found.append(_flat(f"Not run: {results.name}", "", rows))
+    for attack in results.attacks.values():
+        if "attack" in attack and "curves" not in attack:
+            rest = {k: v for k, v in attack.items() if k != "attack"}
+            title = f"{attack['attack']}: {results.name}"
+            found.append(_flat(title, "", [{"": results.name} | rest]))
     return found
 
 
-def in_words(runs: Sequence[read.Run]) -> list[str]:
-    """A sentence or two about every unlearned model."""
+def in_words(models: Sequence[read.ModelResults]) -> list[str]:
+    """A sentence about every unlearned model."""
     first = {
-        role: next((r for r in runs if r.role == role), None) for role in read.ROLES
+        role: next((r for r in models if r.role == role), None) for role in read.ROLES
     }
-    said = []
-    for run in runs:
-        if run.role != "unlearned":
+    lines = []
+    for model in models:
+        if model.role != "unlearned":
             continue
-        told = []
-        quality = read.value(run, "overall", "forget_quality")
+        parts = []
+        quality = read.value(model, "overall", "forget_quality")
         if quality is not None:
             verdict = (
-                "cannot be told apart from the retrained model's"
+                "do not differ significantly from the retrained model's"
                 if quality > 0.05
-                else "differ from the retrained model's"
+                else "differ significantly from the retrained model's"
             )
-            told.append(
+            parts.append(
                 f"its truth ratios on the rows to forget {verdict} "
                 f"(p = {number(quality, pvalue=True)})"
             )
         for task, name, words in (
             ("forget", "probability", "the probability of the answers to forget is"),
-            ("retain", "probability", "that of the answers to keep"),
+            ("retain", "probability", "that of the answers to retain"),
             ("overall", "model_utility", "model utility is"),
         ):
-            own = read.value(run, task, name)
-            if own is None:
+            number_ = read.value(model, task, name)
+            if number_ is None:
                 continue
             rest = [
                 f"{number(read.value(other, task, name))} {role}"
@@ -164,15 +176,15 @@ def in_words(runs: Sequence[read.Run]) -> list[str]:
                 and read.value(other, task, name) is not None
             ]
             compared = f" ({', '.join(rest)})" if rest else ""
-            told.append(f"{words} {number(own)}{compared}")
-        if told:
-            said.append(f"{run.name}: {'; '.join(told)}.")
-    return said
+            parts.append(f"{words} {number(number_)}{compared}")
+        if parts:
+            lines.append(f"{model.name}: {'; '.join(parts)}.")
+    return lines
 
 
-def cell(run: read.Run, task: str, name: str) -> Cell:
-    """A number of a run, with its interval."""
-    found = read.numbers(run, task).get(name)
+def cell(model: read.ModelResults, task: str, name: str) -> Cell:
+    """One number of a model, with its interval."""
+    found = read.numbers(model, task).get(name)
     return of_value(found, pvalue=name in PVALUES) if found else Cell("–")
 
 
@@ -186,7 +198,7 @@ def of_value(found: Any, *, pvalue: bool = False) -> Cell:
 
 
 def number(value: Any, *, pvalue: bool = False) -> str:
-    """A number as people read it; a dash for what was not measured."""
+    """A number as text; a dash if it was not measured."""
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return "–"
     if isinstance(value, bool) or not isinstance(value, int | float):

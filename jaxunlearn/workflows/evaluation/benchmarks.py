@@ -1,0 +1,104 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The tasks of benchmarks, by name: TOFU, MUSE, MMLU and WMDP.
+
+    tasks.read(benchmarks.tasks("tofu:05"), folder)
+
+| name | tasks |
+| --- | --- |
+| `tofu:10`, `tofu:05`, `tofu:01` | TOFU's five tables; together they give its numbers |
+| `muse:news`, `muse:books` | knowledge and verbatim memorisation, `rougeL_f1` |
+| `mmlu` | accuracy by letters, plain and calibrated |
+| `wmdp` | the same for bio, chem and cyber |
+
+Files are read from the folder that holds `tofu/`, `muse/` and so on.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from jaxunlearn import _checks
+
+MUSE_STOPS = ("\n\n", "\nQuestion", "Question:")
+QUESTION = "Question: {question}\nAnswer:"
+
+
+def tasks(name: str) -> dict[str, dict[str, Any]]:
+    """The tasks of a benchmark, as evaluation.tasks.read takes them.
+
+    Args:
+        name: "tofu", "muse", "mmlu" or "wmdp"; for the first two optionally with a
+            part, such as "tofu:05". The parts "10" and "news" are the defaults.
+    Raises:
+        ValueError: for another name or part, with the nearest one.
+    """
+    benchmark, _, part = name.partition(":")
+    _checks.one_of("An evaluation", sorted(PARTS), tasks=benchmark)
+    parts = PARTS[benchmark]
+    part = part or (parts[0] if parts else "")
+    _checks.one_of(f"The benchmark {benchmark}", parts or ("",), part=part)
+    return _MAKERS[benchmark](part)
+
+
+def _tofu(part: str) -> Mapping[str, Any]:
+    tables = {
+        "forget": f"forget{part}_perturbed",
+        "retain": "retain_perturbed",
+        "real_authors": "real_authors_perturbed",
+        "world_facts": "world_facts_perturbed",
+        "holdout": f"holdout{part}",
+    }
+    score = dict(prompt=QUESTION, new_tokens=200, chat=False, end=True)
+    return {
+        task: dict(source="benchmark", name="tofu", table=table, score=dict(score))
+        for task, table in tables.items()
+    }
+
+
+def _muse(corpus: str) -> Mapping[str, Any]:
+    """MUSE's questions and passages.
+
+    Questions follow ten with answers; 32 tokens are generated and cut at a blank line
+    or the next question. For passages, 128 tokens are compared with the continuation,
+    as OpenUnlearning does. (MUSE's code truncates the continuation to 128 tokens and
+    does not stem.)
+    """
+    muse = dict(source="benchmark", name="muse")
+    score = dict(prompt=QUESTION, new_tokens=32, stops=MUSE_STOPS, chat=False, end=True)
+    found = {
+        f"{split}_knowmem": muse
+        | dict(
+            table=f"{corpus}/knowmem/{split}_qa",
+            shots=f"{corpus}/knowmem/{split}_qa_icl",
+            kind=split,
+            score=dict(score),
+        )
+        for split in ("forget", "retain")
+    }
+    found["forget_verbmem"] = muse | dict(
+        table=f"{corpus}/verbmem/forget",
+        columns=dict(question="prompt", answer="gt"),
+        kind="forget",
+        score=dict(prompt="{question}", new_tokens=128, chat=False, end=True),
+    )
+    return found
+
+
+def _mmlu(part: str) -> Mapping[str, Any]:
+    """Zero-shot: the question, its choices behind letters, "Answer:"; the letter with
+    the highest log-probability is the model's choice. Calibrated: each letter's mean
+    over all questions is subtracted first."""
+    return {"mmlu": _letters("mmlu", "test")}
+
+
+def _wmdp(part: str) -> Mapping[str, Any]:
+    subjects = ("bio", "chem", "cyber")
+    return {f"wmdp_{subject}": _letters("wmdp", subject) for subject in subjects}
+
+
+def _letters(name: str, table: str) -> dict[str, Any]:
+    benchmark = dict(source="benchmark", name=name, table=table, letters=True)
+    return benchmark | dict(score=dict(chat=False))
+
+
+PARTS = {"tofu": ("10", "05", "01"), "muse": ("news", "books"), "mmlu": (), "wmdp": ()}
+_MAKERS = {"tofu": _tofu, "muse": _muse, "mmlu": _mmlu, "wmdp": _wmdp}

@@ -1,0 +1,49 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Loads the model that a command names, with its tokenizer."""
+
+import os
+from typing import Any
+
+from jax.sharding import Mesh
+
+from jaxunlearn.io import hf
+from jaxunlearn.typing import Model, Params
+
+
+def load(
+    path: str | os.PathLike,
+    *,
+    dtype: str = "float32",
+    compute_dtype: str = "float32",
+    mesh: Mesh | None = None,
+) -> tuple[Model, Params, Any]:
+    """(model, params, tokenizer) for a workflow that reads texts.
+
+    Args:
+        path: a Hugging Face folder, a GGUF file, a name on the hub, or "smollm2".
+        dtype: of the params.
+        compute_dtype: of the activations.
+        mesh: where the params are placed; one device if None.
+    Raises:
+        FileNotFoundError, ValueError: if there is no such model, or no tokenizer.
+    """
+    model, params, tokenizer = hf.load(
+        path,
+        dtype=dtype,
+        compute_dtype=compute_dtype,
+        remat="none",
+        mesh=mesh,
+    )
+    check_tokenizer(tokenizer, path)
+    return model, params, tokenizer
+
+
+def check_tokenizer(tokenizer: Any, path: str | os.PathLike) -> None:
+    """Raises ValueError, naming the model's path, if the tokenizer is None."""
+    if tokenizer is None:
+        raise ValueError(
+            f"A model needs its tokenizer to be evaluated, got {path} without one. "
+            "Save it with hf.save(..., tokenizer=tokenizer) or hf.save_gguf, or copy "
+            "tokenizer.json and tokenizer_config.json into the folder (files beside a "
+            ".gguf file are not read)."
+        )
