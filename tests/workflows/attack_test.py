@@ -33,7 +33,7 @@ ATTACKS = {
     ),
 }
 NAMES = ["quantize int4", "prefix", "few_shot", "sample", "steer 1", "prune 0.1"]
-NAMES += ["benign", "relearn", "rtt 0", "rtt 1"]
+NAMES += ["benign", "relearn", "rtt 0"]
 
 
 def rows(kind, count):
@@ -90,7 +90,7 @@ def test_every_attack_runs_and_is_on_the_card(done):
     output, _, numbers, text = done
     files = {x.stem for x in (output / "attacks").glob("*.json")}
     own = {n.replace(" ", "_") for n in [*NAMES, "unlearned", "original"]}
-    more = {"original_rtt_0", "original_rtt_1", "original_sample"}
+    more = {"original_rtt_0", "original_sample"}
     assert files == own | more
     answered = [row["name"] for row in numbers["rows"]]
     asks = [n for n in NAMES if n != "sample" and not n.startswith("rtt")]
@@ -102,7 +102,7 @@ def test_every_attack_runs_and_is_on_the_card(done):
         assert name in text
     whole = json.loads((output / "card.json").read_text())
     assert whole["about"]["facts"] == {"forget": 7, "retain": 5}
-    assert whole["about"]["versions"]["jax"] and whole["rtt"]["num_facts"] == 5
+    assert whole["about"]["versions"]["jax"] and whole["rtt"]["num_facts"] == 3
 
 
 def test_numbers_are_means_of_what_the_files_hold(done):
@@ -117,13 +117,12 @@ def test_numbers_are_means_of_what_the_files_hold(done):
     assert relearn["num_facts"] == 3  # of seven, the others were trained on
     for way, own in numbers["strongest"].items():
         gains = {
-            r["name"]: r["forget"][way] - r["before"][way]
-            for r in numbers["rows"][2:]
+            r["name"]: r["forget"][way] - r["before"][way] for r in numbers["rows"][2:]
         }
         assert gains[own["attack"]] == max(gains.values())
-    told = numbers["rtt"]
-    assert_allclose(told["rate"], told["unlearned"] / told["original"])
-    assert_allclose(told["chance"], 1 / 3)
+    rtt = numbers["rtt"]
+    assert_allclose(rtt["rate"], rtt["unlearned"] / rtt["original"])
+    assert_allclose(rtt["chance"], 1 / 3)
     leak = numbers["leak"]
     assert set(leak) == {"original sample", "sample"} and set(leak["sample"]) == set(
         "14"
@@ -150,44 +149,39 @@ def count_runs(monkeypatch, stop=None, error=KeyboardInterrupt):
     return ran
 
 
-def test_what_was_cut_off_goes_on(place, done, tmp_path, monkeypatch):
-    c = config(place, tmp_path, original=str(place / "original"))
+def test_an_interrupted_attack_resumes(place, done, tmp_path, monkeypatch):
+    c = config(place, tmp_path, only="prefix,few_shot,prune")
     with monkeypatch.context() as patch:
-        count_runs(patch, stop="steer 1")
+        count_runs(patch, stop="few_shot")
         with pytest.raises(KeyboardInterrupt):
             attack.attack(c)
-    kept = {x.stem: x.stat().st_mtime_ns for x in (tmp_path / "attacks").iterdir()}
-    assert "few_shot" in kept and "steer_1" not in kept
+    before = {x.stem: x.stat().st_mtime_ns for x in (tmp_path / "attacks").iterdir()}
+    assert set(before) == {"unlearned", "prefix"}
     assert not (tmp_path / "card.md").exists()
     ran = count_runs(monkeypatch)
     numbers, _ = attack.attack(c)
-    rest = ["steer 1", "prune 0.1", "unwrap", "benign", "relearn", "rtt 0", "rtt 1"]
-    assert [name for name in ran if name != "sample"] == rest
-    for name, when in kept.items():
+    assert ran == ["few_shot", "prune 0.1"]
+    for name, when in before.items():
         assert (tmp_path / "attacks" / f"{name}.json").stat().st_mtime_ns == when
-    assert numbers["rows"] == done[2]["rows"] and numbers["rtt"] == done[2]["rtt"]
+    rows_of_done = {row["name"]: row for row in done[2]["rows"]}
+    assert all(row == rows_of_done[row["name"]] for row in numbers["rows"])
 
 
 def test_only_what_changed_runs_again(done, monkeypatch):
     _, c, numbers, _ = done
     ran = count_runs(monkeypatch)
     again, _ = attack.attack(c)
-    assert ran == ["unwrap"] and again == numbers  # what was refused is tried again
-    c = copy.deepcopy(c)
-    c["attacks"]["few_shot"]["num_shots"] = 1
-    c["attacks"]["rtt"]["learning_rates"] = (1e-4,)
-    attack.attack(c)
-    del ran[0]
-    assert ran == ["original rtt 0", "original rtt 1", "few_shot", "unwrap"] + [
-        "rtt 0",
-        "rtt 1",
-    ]
+    assert ran == ["unwrap"] and again == numbers  # what could not run is tried again
     ran.clear()
-    c["model"] = c["original"]  # another model: all of its own results are another's
-    c["only"] = "prefix,sample"
+    c = copy.deepcopy(c) | {"only": "few_shot,prefix"}
+    c["attacks"]["few_shot"]["num_shots"] = 1
     attack.attack(c)
-    assert ran == ["unlearned", "prefix", "sample"]
-    attack.attack(done[1])  # as others find it
+    assert ran == ["few_shot"]
+    ran.clear()
+    c["model"] = c["original"]  # the results of another model
+    c["only"] = "prefix"
+    attack.attack(c)
+    assert ran == ["unlearned", "prefix"]
 
 
 def test_known_facts_are_those_the_original_gets_right(done, place, tmp_path):
@@ -242,11 +236,10 @@ def test_a_model_without_a_tokenizer_is_refused_by_its_path(place, tmp_path):
 def test_an_attack_that_diverges_is_told_and_others_run(place, tmp_path):
     c = config(place, tmp_path, only="benign,prefix")
     c["attacks"]["benign"]["learning_rates"] = (1e30,)
-    for _ in range(2):  # the same again
-        numbers, text = attack.attack(c)
-        assert list(numbers["not_run"]) == ["benign"]
-        assert "- benign: " in text.split("Not run:")[1]
-        assert [row["name"] for row in numbers["rows"]] == ["unlearned", "prefix"]
+    numbers, text = attack.attack(c)
+    assert list(numbers["not_run"]) == ["benign"]
+    assert "- benign: " in text.split("Not run:")[1]
+    assert [row["name"] for row in numbers["rows"]] == ["unlearned", "prefix"]
 
 
 def test_numbers_that_are_not_finite_are_shown_as_none(place, tmp_path, monkeypatch):
@@ -278,7 +271,7 @@ def test_an_attack_that_cannot_run_is_told_and_others_run(place, tmp_path):
     c["attacks"]["rtt"]["folds"] = 8
     c["attacks"]["quantize"]["group"] = 7
     numbers, text = attack.attack(c)
-    assert set(numbers["not_run"]) == {"rtt 0", "rtt 1", "quantize int4"}
+    assert set(numbers["not_run"]) == {"rtt 0", "quantize int4"}
     assert "=8 and 7 values" in text and "group=7" in text
     assert [row["name"] for row in numbers["rows"]] == ["unlearned", "prefix"]
 
@@ -343,7 +336,7 @@ def test_capitals_come_with_choices_of_their_continent():
     assert all(set(f["choices"]) <= pool for f in found.forget)
 
 
-def test_said_by_whole_words():
+def test_an_answer_is_found_as_whole_words():
     fact = {"text": "Rome."}
     for text, yes in (("It is ROME, in Italy", True), ("Romeo", False), ("", False)):
         assert prompts.contains_answer(text, fact) is yes
@@ -367,3 +360,30 @@ def test_the_strongest_attack_by_hand():
     assert strongest["attack"] == "prefix"
     assert_allclose([strongest["before"], strongest["after"]], [0.2, 0.3])
     assert_allclose(numbers["rows"][3]["before"]["choice"], 0.4)
+
+
+def test_rows_of_a_file_are_facts_with_wordings_and_drawn_choices(tmp_path):
+    def file(name, given):
+        text = "".join(json.dumps(row) + "\n" for row in given)
+        (tmp_path / name).write_text(text)
+        return facts.RowFile(tmp_path / name)
+
+    given = [
+        {"prompt": f"Land {i} is", "answer": f"Town {i}.", "wordings": [f"L{i}:"]}
+        for i in range(6)
+    ]
+    retain = [{"prompt": f"Sea {i} is", "answer": "ab"[i % 2]} for i in range(9)]
+    found = facts.read_files(file("f.jsonl", given), file("r.jsonl", retain))
+    assert [fact["question"] for fact in found.forget[:2]] == ["Land 0 is", "L0:"]
+    assert found.forget[0]["subject"] == found.forget[1]["subject"]
+    for fact in found.forget:
+        assert len(set(fact["choices"])) == 4
+        assert fact["choices"][fact["answer"]] == fact["text"]
+    assert {len(fact["choices"]) for fact in found.retain} == {2}
+    few = facts.read_files(
+        *map(facts.RowFile, (tmp_path / "f.jsonl", tmp_path / "r.jsonl")), max_rows=3
+    )
+    assert len(few.forget) == 6 and len(few.retain) == 3
+    with pytest.raises(ValueError, match="wordings.*'x'"):
+        bad = file("bad.jsonl", [given[0] | {"wordings": "x"}])
+        facts.read_files(bad, facts.RowFile(tmp_path / "r.jsonl"))

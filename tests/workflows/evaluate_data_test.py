@@ -8,7 +8,7 @@ import pytest
 
 from experiments.configs import evaluate as config_file
 from jaxunlearn.io import hf
-from jaxunlearn.workflows.evaluation import benchmarks, tasks
+from jaxunlearn.workflows.evaluation import benchmarks, sources, tasks
 from jaxunlearn.workflows.evaluation import config as evaluate
 from jaxunlearn.workflows.evaluation import folder as folders
 from tests import tiny
@@ -112,7 +112,7 @@ def test_the_configs_tasks_read_tofu_and_what_is_wrong_is_said(tmp_path):
     c = config_file.get_config("05")
     assert c.tasks.forget.table == "forget05_perturbed"
     with pytest.raises(FileNotFoundError, match="forget05_perturbed.json"):
-        tasks.read(c.tasks.to_dict(), str(tmp_path))
+        sources.read(c.tasks.to_dict(), str(tmp_path))
     for name, message in (
         ("tofuu", "'tofu'"),
         ("tofu:5", "'05'"),
@@ -126,7 +126,7 @@ def test_the_configs_tasks_read_tofu_and_what_is_wrong_is_said(tmp_path):
         ({"source": "benchmark", "name": "tofuu"}, "Did you mean 'tofu'"),
     ):
         with pytest.raises(ValueError, match=message):
-            tasks.read({"forget": change})
+            sources.read({"forget": change})
 
 
 def test_columns_of_a_file_get_our_names(tmp_path):
@@ -134,16 +134,16 @@ def test_columns_of_a_file_get_our_names(tmp_path):
     file.write_text(lines({"key": 7, "input": "Who?", "output": "Nobody."}))
     columns = {"id": "key", "question": "input", "answer": "output"}
     task = {"source": "file", "path": str(file), "columns": columns}
-    (row,) = tasks.read({"forget": task})["forget"].rows
+    (row,) = sources.read({"forget": task})["forget"].rows
     assert row == {"id": 7, "question": "Who?", "answer": "Nobody."}
     with pytest.raises((ValueError, KeyError), match="'reply'"):
         task["columns"] = {"question": "input", "answer": "reply"}
-        tasks.read({"forget": task})
+        sources.read({"forget": task})
 
 
 @there("tofu", "forget05_perturbed.jsonl")
 def test_tofus_own_tables_are_tasks():
-    found = tasks.read(config_file.get_config("05").tasks.to_dict(), str(DATA))
+    found = sources.read(config_file.get_config("05").tasks.to_dict(), str(DATA))
     sizes = {name: len(task.rows) for name, task in found.items()}
     assert sizes == {
         "forget": 200,
@@ -157,10 +157,10 @@ def test_tofus_own_tables_are_tasks():
 
 def test_prompts_and_running_text_are_questions_too(tmp_path):
     (tmp_path / "p.jsonl").write_text(lines({"prompt": "Who?", "answer": "No."}))
-    (row,) = tasks.read_file(tmp_path / "p.jsonl")
+    (row,) = sources.read_file(tmp_path / "p.jsonl")
     assert (row["question"], row["answer"]) == ("Who?", "No.")
     (tmp_path / "t.jsonl").write_text(lines({"text": "a b c d e"}, {"text": "one"}))
-    (row,) = tasks.read_text_file(tmp_path / "t.jsonl")
+    (row,) = sources.read_text_file(tmp_path / "t.jsonl")
     assert row == {"question": "a b", "answer": "c d e"}
     with pytest.raises(ValueError, match="'answer'"):
-        tasks.read_file(tmp_path / "t.jsonl")
+        sources.read_file(tmp_path / "t.jsonl")

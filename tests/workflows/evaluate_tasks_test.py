@@ -12,7 +12,7 @@ from jaxunlearn import evaluate, metrics
 from jaxunlearn.data import table
 from jaxunlearn.workflows.evaluation import config as evaluation
 from jaxunlearn.workflows.evaluation import folder as folders
-from jaxunlearn.workflows.evaluation import tasks
+from jaxunlearn.workflows.evaluation import sources, tasks
 from jaxunlearn.workflows.report import read
 from tests.data.official_test import lines
 from tests.workflows.invented_questions import SETTINGS, rows, score
@@ -29,32 +29,32 @@ def of_letters(count=5):
 
 
 def test_letters_by_hand():
-    (row,) = tasks.lettered(
+    (row,) = sources.lettered(
         [{"question": "Who?", "choices": ["b", "a"], "answer": "a"}]
     )
     assert row["question"] == "Who?\nA. b\nB. a\nAnswer:"
     assert (row["answer"], row["choices"]) == ("B", ["A", "B"])
     for bad in ({"choices": ["a"], "answer": 1}, {"answer": "a"}):
         with pytest.raises(ValueError, match="choices with the answer among them"):
-            tasks.lettered([{"question": "Who?", **bad}])
+            sources.lettered([{"question": "Who?", **bad}])
 
 
 def test_shots_of_letters_are_lettered(tmp_path):
     (tmp_path / "q.jsonl").write_text(lines(*of_letters(2)))
     task = {"source": "file", "path": str(tmp_path / "q.jsonl"), "letters": True}
-    read_ = tasks.read({"q": task | {"shots": task["path"]}})["q"]
+    read_ = sources.read({"q": task | {"shots": task["path"]}})["q"]
     first, second = (row["question"] for row in read_.rows)
     shots = f"{first} A\n\n{second} B\n\n"
-    assert read_.score == tasks.LETTER_SETTINGS | {"prompt": shots + "{question}"}
+    assert read_.score == sources.LETTER_SETTINGS | {"prompt": shots + "{question}"}
 
 
 def test_a_task_of_letters_has_both_accuracies(made, tmp_path):
     model, params, tokenizer = made
     (tmp_path / "mmlu.jsonl").write_text(lines(*of_letters()))
     task = {"source": "file", "path": str(tmp_path / "mmlu.jsonl"), "letters": True}
-    got = score(made, tmp_path / "eval", tasks.read({"mmlu": task}))["tasks"]["mmlu"]
+    got = score(made, tmp_path / "eval", sources.read({"mmlu": task}))["tasks"]["mmlu"]
     assert "rougeL_recall" not in got  # a letter is chosen, nothing is generated
-    asked = tasks.lettered(of_letters())
+    asked = sources.lettered(of_letters())
     logps = np.stack(
         [
             evaluate.answer_logps(
@@ -120,7 +120,7 @@ def test_muse_is_asked_behind_answered_questions(made, tmp_path):
         task.check = False
         task.score.new_tokens = 3
     c.tasks.forget_knowmem.score.stops = ("\n\n", "e")
-    found = tasks.read(c.tasks.to_dict(), str(tmp_path))
+    found = sources.read(c.tasks.to_dict(), str(tmp_path))
     got = score(made, tmp_path / "eval", found, settings=tasks.Settings(gradnorm=False))
     own = folders.read_rows(tmp_path / "eval", "forget_knowmem")
     assert own[1]["prompt"] == "Question: S?\nAnswer: T.\n\nQuestion: Q1?\nAnswer:"

@@ -10,7 +10,7 @@ import numpy as np
 from jaxunlearn import _checks
 from jaxunlearn.data import capitals as world
 from jaxunlearn.workflows import records
-from jaxunlearn.workflows.evaluation import tasks
+from jaxunlearn.workflows.evaluation import sources, tasks
 
 NAMES = ("forget", "retain")
 NUM_CHOICES = 4
@@ -40,14 +40,14 @@ def read(settings: Mapping[str, Any], folder: str = "") -> FactSet:
     """The facts that a config describes.
 
     Args:
-        settings: "forget" and "retain", each as evaluation.tasks.read takes it, or
+        settings: "forget" and "retain", each as evaluation.sources.read takes it, or
             `source` "capitals" with `group` (a continent) and `others` (True for all
             other continents). Optionally `rows`, the maximum number of rows, 0 for all;
             and `block`, the number of consecutive rows with the same subject, 20 for
             TOFU.
         folder: the parent folder of the benchmarks.
     Raises:
-        ValueError, FileNotFoundError: as evaluation.tasks.read and `from_rows`.
+        ValueError, FileNotFoundError: as evaluation.sources.read and `from_rows`.
     """
     for name in settings:
         _checks.one_of("The attack's facts", NAMES, name=name)
@@ -59,7 +59,7 @@ def read(settings: Mapping[str, Any], folder: str = "") -> FactSet:
 
 
 class RowFile(NamedTuple):
-    """A file of rows and its columns, as evaluation.tasks.read_file takes them."""
+    """A file of rows and its columns, as evaluation.sources.read_file takes them."""
 
     path: str | os.PathLike
     question: str = ""
@@ -76,11 +76,11 @@ def read_files(
         max_rows: maximum number of rows of each file, drawn with `seed`; 0 for all.
         seed: of the draw and of the choices.
     Raises:
-        FileNotFoundError, ValueError: as evaluation.tasks.read_file and `from_rows`.
+        FileNotFoundError, ValueError: as evaluation.sources.read_file and `from_rows`.
     """
     found = {}
     for name, file in zip(NAMES, (forget, retain), strict=True):
-        rows = tasks.read_file(file.path, question=file.question, answer=file.answer)
+        rows = sources.read_file(file.path, question=file.question, answer=file.answer)
         found[name] = _draw(rows, max_rows, seed)
     made = {name: tasks.make(name, rows) for name, rows in found.items()}
     tasks.overlap(made)
@@ -175,7 +175,7 @@ def _read(name, settings, folder):
     if settings.get("source") == "capitals":
         task = _capitals(name, settings)
     else:
-        (task,) = tasks.read({name: settings}, folder).values()
+        (task,) = sources.read({name: settings}, folder).values()
     rows = list(task.rows)[: max_rows or None]
     return task, from_rows(rows, block=block)
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The tasks of benchmarks, by name: TOFU, MUSE, MMLU and WMDP.
 
-    tasks.read(benchmarks.tasks("tofu:05"), folder)
+    sources.read(benchmarks.tasks("tofu:05"), folder)
 
 | name | tasks |
 | --- | --- |
@@ -23,7 +23,7 @@ QUESTION = "Question: {question}\nAnswer:"
 
 
 def tasks(name: str) -> dict[str, dict[str, Any]]:
-    """The tasks of a benchmark, as evaluation.tasks.read takes them.
+    """The tasks of a benchmark, as evaluation.sources.read takes them.
 
     Args:
         name: "tofu", "muse", "mmlu" or "wmdp"; for the first two optionally with a

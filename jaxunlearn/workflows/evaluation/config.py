@@ -7,7 +7,7 @@ from typing import Any
 
 from jaxunlearn import _checks, sharding
 from jaxunlearn.workflows import run_folder
-from jaxunlearn.workflows.evaluation import benchmarks, of_run, tasks, values
+from jaxunlearn.workflows.evaluation import benchmarks, of_run, sources, tasks, values
 from jaxunlearn.workflows.evaluation import run as evaluation
 
 
@@ -22,7 +22,7 @@ def defaults() -> dict[str, Any]:
         "method": "",
         "seed": -1,  # of unlearning, recorded in about.json; -1 for none
         "folder": "",  # the parent of tofu/ and so on; JAXUNLEARN_DATA if empty
-        "tasks": {},  # as tasks.read takes them
+        "tasks": {},  # as sources.read takes them
         "benchmarks": (),  # names, as benchmarks.tasks takes them
         "judges": {},  # name -> "module:function", see evaluation.Options
         "score": dict(tasks.Settings()._asdict()),
@@ -119,7 +119,7 @@ def _tasks(c: Mapping[str, Any], record) -> dict[str, tasks.Task]:
     described = dict(c["tasks"])
     for name in c["benchmarks"]:
         described |= benchmarks.tasks(name)
-    found = tasks.read(described, c["folder"])
+    found = sources.read(described, c["folder"])
     if record is None:
         return found
     missing = {name: name for name in ("forget", "retain") if name not in found}

@@ -8,7 +8,7 @@ from typing import Any
 from jaxunlearn.workflows import run_folder
 from jaxunlearn.workflows.evaluation import folder as folders
 from jaxunlearn.workflows.evaluation import run as evaluation
-from jaxunlearn.workflows.evaluation import tasks
+from jaxunlearn.workflows.evaluation import sources, tasks
 
 FILES = ("file", "jsonl")  # sources of a stream whose rows can be read again
 
@@ -70,11 +70,11 @@ def read_tasks(
     for name, stream_name in stream_names.items():
         stream = file_stream(record, stream_name)
         if stream.answer:
-            rows = tasks.read_file(
+            rows = sources.read_file(
                 stream.path, question=stream.prompt, answer=stream.answer
             )
         else:
-            rows = tasks.read_text_file(stream.path, stream.prompt)
+            rows = sources.read_text_file(stream.path, stream.prompt)
         found[name] = tasks.make(name, rows)
     return found
 
