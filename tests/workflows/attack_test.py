@@ -29,7 +29,7 @@ ATTACKS = {
     "benign": dict(steps=2, batch_size=2, length=16),
     "relearn": dict(steps=2, batch_size=4),
     "rtt": dict(
-        folds=3, rotations=2, learning_rates=(1e-4, 1e-3), epochs=2, warmup_steps=1
+        folds=3, rotations=1, learning_rates=(1e-4, 1e-3), epochs=2, warmup_steps=1
     ),
 }
 NAMES = ["quantize int4", "prefix", "few_shot", "sample", "steer 1", "prune 0.1"]
