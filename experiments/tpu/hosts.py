@@ -3,8 +3,8 @@
 
 python -m experiments.tpu.hosts --devices 16
 
-Run it on every host at the same time. It joins the processes, adds one number from every
-device, and fails if the sum or the number of devices is not as expected.
+Run it on every host at the same time. It joins the processes, adds one number from
+every device, and fails if the sum or the number of devices is not as expected.
 """
 
 import argparse
@@ -19,7 +19,7 @@ from jaxunlearn import sharding
 
 
 def total(mesh: jax.sharding.Mesh) -> int:
-    """The sum 0 + 1 + ... over the devices of the mesh, each of which holds one number."""
+    """The sum 0 + 1 + ... over the devices of the mesh; each holds one number."""
     place = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
     numbers = np.arange(mesh.size, dtype=np.int32)
     spread = jax.make_array_from_callback(numbers.shape, place, numbers.__getitem__)
@@ -28,7 +28,7 @@ def total(mesh: jax.sharding.Mesh) -> int:
 
 
 def check(expected: int | None) -> int:
-    """Prints what this process finds; returns 0 if the devices and their sum are right."""
+    """Prints what this process finds; 0 if the devices and their sum are right."""
     devices = jax.devices()
     slices = len({getattr(device, "slice_index", 0) for device in devices})
     print(

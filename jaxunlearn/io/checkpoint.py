@@ -7,10 +7,10 @@
     checkpoint.wait(saved)
 
 A checkpoint holds the state, the position in the data, the config and the versions of
-the libraries. Orbax writes it in the background, each device its shards, and it gets its
-final name only when it is complete on disk. Restoring needs the shapes of the state with
-the shardings to restore to, of any mesh. Every leaf is saved with a sum over its bits, so
-that a damaged file is noticed even if it can still be read.
+the libraries. Orbax writes it in the background, each device its shards, and it gets
+its final name only when it is complete on disk. Restoring needs the shapes of the state
+with the shardings to restore to, of any mesh. Every leaf is saved with a sum over its
+bits, so that a damaged file is noticed even if it can still be read.
 """
 
 import errno
@@ -123,7 +123,7 @@ def save(
         config: the settings of the run, anything that JSON can hold.
     Raises:
         ValueError: if the step is not new.
-        NotSaved: if this checkpoint, or the one started before it, could not be written.
+        NotSaved: if this checkpoint or the one started before could not be written.
     """
     _settle(saved, saved.manager.wait_until_finished)
     last = saved.manager.latest_step()
@@ -182,7 +182,7 @@ def restore(
         shapes: tree like the state, a jax.ShapeDtypeStruct with a sharding (of any
             mesh) at each leaf.
         config: compared with the saved one, unless None.
-        may_differ: dotted keys of config that are not compared, nor the keys below them.
+        may_differ: dotted keys of config that are not compared, with the keys below.
     Raises:
         ValueError: if the checkpoint is of another model, optimizer or config, naming
             what differs.
@@ -207,8 +207,8 @@ def restore(
     if skipped:
         came = "; ".join(f"step {step}: {why}" for step, why in skipped)
         raise OSError(
-            f"checkpoint.restore needs one undamaged checkpoint, but all in {saved.path} "
-            f"are damaged ({came}). Move the folder away to start again."
+            "checkpoint.restore needs an undamaged checkpoint, but all in "
+            f"{saved.path} are damaged ({came}). Move the folder away to start again."
         )
     return None
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Checkpoints: whole or absent, on any mesh, and never those of another run."""
+"""Checkpoints: complete or absent, on any mesh, and never those of another run."""
 
 import errno
 import json
@@ -179,7 +179,7 @@ def test_a_checkpoint_of_another_run_is_refused(filled):
         checkpoint.restore(saved, wide)
     other = CONFIG | {"recipe": {"learning_rate": 0.2}, "steps": 20}
     with pytest.raises(
-        ValueError, match=r"another config: recipe.lr was 0.1, now 0.2\. Set"
+        ValueError, match=r"another config: recipe.learning_rate was 0.1, now 0.2\. Set"
     ):
         checkpoint.restore(saved, shapes, config=other, may_differ=("steps",))
     with pytest.raises(ValueError, match=r"steps was 9, now 20"):
@@ -218,7 +218,7 @@ def test_a_full_disk_keeps_the_checkpoint_before(tmp_path):
     run = [sys.executable, "-c", FULL, str(tmp_path / "c")]
     done = subprocess.run(run, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
-    assert "The checkpoint of step 1 is whole. Free some disk space" in done.stdout
+    assert "The checkpoint of step 1 is complete. Free some disk space" in done.stdout
     assert done.stdout.endswith("[1, 2]\n")
 
 
@@ -268,13 +268,13 @@ def test_a_file_system_without_space_keeps_the_checkpoint_before(tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     assert f"errno {errno.ENOSPC}" in done.stdout
-    assert "The checkpoint of step 1 is whole. Free some disk space" in done.stdout
+    assert "The checkpoint of step 1 is complete. Free some disk space" in done.stdout
     assert done.stdout.endswith("[1, 2]\n")
 
 
 def test_a_place_that_is_no_folder_is_an_error(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(checkpoint.NotSaved, match="a folder it may write to"):
+    with pytest.raises(checkpoint.NotSaved, match="needs a folder"):
         checkpoint.open(tmp_path / "file")
 
 

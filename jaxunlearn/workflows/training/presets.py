@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Shapes of well-known models as DecoderConfigs, for plans and benchmarks.
 
-There are no weights and no tokenizers here. Compute is bfloat16, parameters are float32.
-The numbers are those of each model's config.json.
+There are no weights and no tokenizers here. Compute is bfloat16, parameters are
+float32. The numbers are those of each model's config.json.
 """
 
 from jaxunlearn import models
