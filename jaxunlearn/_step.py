@@ -102,8 +102,8 @@ def term_gradients(
         params: the leaves to differentiate, None in the places of the others.
         streams: a batch for each stream that a term reads; arrays with rows on axis 0.
         frozen: the other leaves, and the reference model where a term needs it.
-        key: randomness of this call (dropout). Each term and each microbatch gets a key
-            of its own from it.
+        key: randomness of this call (dropout). Each term and each microbatch gets a
+            different key.
         num_microbatches: into how many slices of equally many rows each stream is cut.
             The slices run one after the other and need that much less memory.
     Returns:
@@ -145,7 +145,7 @@ def make_step(
 ) -> Step:
     """Builds a pure function: (state, streams, frozen, rules=None) -> (state, metrics).
 
-    The step takes `term_gradients`, hands all of them to `tx`, and applies the update.
+    The step takes `term_gradients`, passes all of them to `tx`, and applies the update.
 
     A chain without a combiner is refused, as there is no one right way to combine
     gradients and the optimizer state is made outside (init_state): for the plain sum
@@ -161,12 +161,12 @@ def make_step(
         num_microbatches: into how many slices of equally many rows each stream is cut;
             see `term_gradients`.
     Returns:
-        A Step to be jitted with the state donated. `rules`, how the params lie on a
-        mesh, come from sharding.jit_step; combiners get them too. Its metrics, all
-        scalars: `<term>/loss`, whatever the term reports, `<term>/grad_norm`, the
+        A Step to be jitted with the state donated. sharding.jit_step passes `rules`,
+        the placement of the params on a mesh, which combiners also get. Its metrics,
+        all scalars: `<term>/loss`, whatever the term reports, `<term>/grad_norm`, the
         combiner's statistics under `combine/`, and `finite`. Where a loss or the
         float32 norm of a gradient is not finite (nan, inf, or beyond 1e19), `finite` is
-        False and the state comes back unchanged. It is also False where the combiner
+        False and the state is returned unchanged. It is also False where the combiner
         reports that its numbers (a schedule's value, for example) were not finite; its
         update is then zero.
     Raises:

@@ -40,7 +40,7 @@ def by_rules(tree: PyTree, mesh: Mesh, rules: Rules) -> PyTree:
 
     Args:
         tree: arrays or jax.ShapeDtypeStructs (jax.eval_shape gives them), such as
-            params, a gradient tree or a whole UnlearnState. None stays None.
+            params, a gradient tree or an UnlearnState. None stays None.
         mesh: where the leaves will be placed.
         rules: ordered (pattern, axes). The pattern must match the full path, or all of
             it after some slash. Dimensions beyond `axes` are not split; dimensions of
@@ -103,7 +103,7 @@ def create(
     Args:
         function: pure, such as `model.init` or partial(init_state, tx=tx).
         mesh: where the result will be placed.
-        rules: as for `by_rules`, which says what it raises.
+        rules: as for `by_rules`, with the same errors.
         *args, **kwargs: arrays or trees of them.
     """
     out = by_rules(jax.eval_shape(function, *args, **kwargs), mesh, rules)
@@ -210,12 +210,12 @@ def constrain(x: Array, *axes: str | Sequence[str] | None) -> Array:
 def spec(shape: Sequence[int], *axes: str | Sequence[str] | None) -> PartitionSpec:
     """`axes` without those that the caller's mesh lacks or that do not divide."""
     mesh = jax.sharding.get_abstract_mesh()
-    kept = []
+    found = []
     for size, axis in zip(shape, axes, strict=False):
         names = [n for n in _names(axis) if n in mesh.shape]
         parts = math.prod(mesh.shape[n] for n in names)
-        kept.append(tuple(names) if names and size % parts == 0 else None)
-    return PartitionSpec(*kept)
+        found.append(tuple(names) if names and size % parts == 0 else None)
+    return PartitionSpec(*found)
 
 
 def parts_of(axis: str) -> int:

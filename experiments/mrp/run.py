@@ -193,7 +193,8 @@ def forget(
             params = recipes.mrp.begin(
                 model,
                 params,
-                *([_inputs(streams[kind])] for kind in ("forget", "retain")),
+                forget=[_inputs(streams["forget"])],
+                retain=[_inputs(streams["retain"])],
                 num_directions=config.num_directions,
                 num_protected=config.num_protected,
             )

@@ -262,13 +262,13 @@ def from_linen(
             return unembed(module, x)
         return x if unembed is None else getattr(module, unembed)(x)
 
-    def whole(module, batch):
+    def forward(module, batch):
         return head_bound(module, run_bound(module, batch, True))
 
     def variables(key):
         tokens = jnp.zeros((1, 8), jnp.int32)
         batch = {"tokens": tokens, "mask": tokens == 0} if sample is None else sample
-        return module.init(key, batch, method=whole)
+        return module.init(key, batch, method=forward)
 
     given = variables(jax.random.key(0)) if params is None else params
     given = flax.core.unfreeze(given)

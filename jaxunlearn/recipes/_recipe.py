@@ -70,11 +70,11 @@ class Recipe(NamedTuple):
         """The leaves that train, and what is frozen.
 
         Without LoRA leaves the leaves that match `trainable` train. A kernel that
-        matches and has `lora_a` and `lora_b` beside it (wrap.add_lora) stays frozen and
+        matches and has leaves `lora_a` and `lora_b` (wrap.add_lora) stays frozen, and
         these two train in its place, at the same layers; if there is such a kernel,
         nothing else trains. So r".*" trains all LoRA leaves and no other leaf. A
-        pattern that matches no kernel with LoRA leaves (of projections, say) is taken
-        as it is.
+        pattern that matches no kernel with LoRA leaves (one of projections, for
+        example) is used unchanged.
 
         Args:
             params: of the whole model, or their shapes. Nothing is copied but chosen

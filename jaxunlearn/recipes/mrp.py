@@ -8,7 +8,7 @@ tasks' rows; every other weight is frozen. One topic after another:
 
     model = wrap.projection(base, {"mlp_out": (4, 9)})
     for forget, retain, loader in topics:
-        params = mrp.begin(model, params, forget, retain)
+        params = mrp.begin(model, params, forget=forget, retain=retain)
         recipe = mrp.graddiff(model)
         step, state, frozen = recipe.setup(model, params)
         state, _ = fit(step, state, loader, frozen, steps=steps)
@@ -36,9 +36,9 @@ from jaxunlearn.typing import Batch, Model, Params
 def begin(
     model: Model,
     params: Params,
+    *,
     forget: Iterable[Batch],
     retain: Iterable[Batch],
-    *,
     num_directions: int = 2,
     kind: str = "contrast",
     num_protected: int = 64,

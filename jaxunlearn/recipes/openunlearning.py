@@ -115,7 +115,7 @@ def dpo(model: Model, *, beta: float = 0.1):
     Row i of both streams answers the same question, and both have `ref_logps`.
     """
     loss = partial(losses.dpo, beta=beta, compat="openunlearning")
-    return terms.on_pairs(loss, model, "alternate", "forget")
+    return terms.on_pairs(loss, model, win="alternate", lose="forget")
 
 
 @_method()

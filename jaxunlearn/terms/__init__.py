@@ -30,13 +30,12 @@ does not average. Hyperparameters are bound with functools.partial:
 
 from jaxunlearn.terms._bound import BoundTerm, JointTerm, joint
 from jaxunlearn.terms._chunks import target_logps, target_values
-from jaxunlearn.terms._halves import HalfTerm, halves
+from jaxunlearn.terms._halves import halves
 from jaxunlearn.terms._hidden import on_hidden
 from jaxunlearn.terms._logits import on_logps, on_pairs, on_tokens
 
 __all__ = [
     "BoundTerm",
-    "HalfTerm",
     "JointTerm",
     "halves",
     "joint",

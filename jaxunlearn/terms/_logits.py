@@ -72,9 +72,9 @@ def on_logps(
 def on_pairs(
     loss: Callable[..., Array],
     model: Model,
+    *,
     win: str,
     lose: str,
-    *,
     chunk: int | None = None,
 ) -> BoundTerm:
     """A term on two answers to each question: row i of one stream is paired with row i

@@ -120,7 +120,7 @@ def add_lora(model: Model, params: Params, key: PRNGKey) -> Params:
         key: for A, drawn from N(0, 1 / in), so that x A is as large as x. A and B are
             float32.
     Returns:
-        The params with `lora_a` [..., in, rank] and `lora_b` [..., rank, out] beside
+        The params with `lora_a` [..., in, rank] and `lora_b` [..., rank, out] next to
         each matching kernel.
     Raises:
         ValueError: if the model is not from `lora`, or the params lack the kernels that

@@ -39,8 +39,8 @@ def run(name, steps=8):
     settings = SHALLOW.get(name, {}) | STRONG.get(name, {})
     if name.startswith("mrp"):
         model = wrap.projection(model, {"mlp_out": (0, 2)})
-        rows = ([streams()[kind]] for kind in ("forget", "retain"))
-        params = recipes.mrp.begin(model, params, *rows, num_protected=3)
+        rows = {name: [streams()[name]] for name in ("forget", "retain")}
+        params = recipes.mrp.begin(model, params, **rows, num_protected=3)
     rates = {"learning_rate": 0.05 if name.startswith("mrp") else 1e-3}
     recipe = recipes.by_name(name)(model, **rates, **settings)
     with jax.numpy_dtype_promotion("standard"):  # optax.adamw needs it

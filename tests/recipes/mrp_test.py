@@ -29,9 +29,9 @@ def small():
     return base, params, wrap.projection(base, PLACES)
 
 
-def begin(params, model, forget, **settings):
+def begin(model, params, forget, **settings):
     settings = dict(num_protected=3) | settings
-    return mrp.begin(model, params, [forget], [RETAIN], **settings)
+    return mrp.begin(model, params, forget=[forget], retain=[RETAIN], **settings)
 
 
 def run(model, params, forget, steps=12, **settings):
@@ -59,7 +59,7 @@ def test_defaults_are_those_of_the_authors_code():
 def test_a_step_is_sgd_on_minus_forget_plus_alpha_retain():
     _, params, model = small()
     forget = tiny.tiny_batch()
-    params = begin(params, model, forget)
+    params = begin(model, params, forget)
     train, rest = trees.split(params, wrap.PROJECTION)
     streams = {"forget": forget, "retain": RETAIN}
 
@@ -89,7 +89,7 @@ def test_topics_go_one_after_another_and_never_come_back():
     plain, bases = params, []
     for seed in (0, 5):
         forget = tiny.tiny_batch(seed=seed)
-        params = begin(params, model, forget)
+        params = begin(model, params, forget)
         params, log = run(model, params, forget)
         assert log[-1]["total/forget/nll"] > log[0]["total/forget/nll"] + 0.02
         assert log[-1]["total/loss"] < log[0]["total/loss"]
@@ -110,8 +110,8 @@ def test_topics_go_one_after_another_and_never_come_back():
 def test_a_new_task_begins_outside_of_what_was_taken_and_spared():
     _, params, model = small()
     forget = tiny.tiny_batch()
-    first = begin(params, model, forget, num_directions=1)
-    second = begin(first, model, forget, num_directions=1)
+    first = begin(model, params, forget, num_directions=1)
+    second = begin(model, first, forget, num_directions=1)
     before, new = (second["projection"]["mlp_out"][k] for k in ("old", "new"))
     assert_allclose(before, wrap.projection_basis(first)["mlp_out"], atol=1e-6)
     assert np.abs(jnp.einsum("nku,nju->nkj", before, new)).max() < 1e-5
@@ -120,14 +120,14 @@ def test_a_new_task_begins_outside_of_what_was_taken_and_spared():
     for layer, rows in enumerate(values):
         top = np.linalg.svd(rows, full_matrices=False)[2][:3]
         assert np.abs(top @ np.asarray(new[layer]).T).max() < 1e-3
-    pca = begin(params, model, forget, kind="pca")
+    pca = begin(model, params, forget, kind="pca")
     assert np.abs(pca["projection"]["mlp_out"]["new"]).max() > 0
 
 
 def test_a_cap_ends_the_push_and_a_clip_bounds_it():
     _, params, model = small()
     forget = tiny.tiny_batch()
-    params = begin(params, model, forget)
+    params = begin(model, params, forget)
     still, _ = run(model, params, forget, alpha=0.0, cap=1e-3)
     jax.tree.map(assert_array_equal, still, params)
     moved, _ = run(model, params, forget, steps=1, learning_rate=1.0, clip=0.01)
@@ -139,13 +139,13 @@ def test_what_cannot_begin_is_refused():
     base, params, model = small()
     forget = tiny.tiny_batch()
     with pytest.raises(ValueError, match="a model from wrap.projection"):
-        begin(params, base, forget)
+        begin(base, params, forget)
     with pytest.raises(ValueError, match="at least one real token"):
-        mrp.begin(model, params, [], [RETAIN])
+        mrp.begin(model, params, forget=[], retain=[RETAIN])
     with pytest.raises(ValueError, match="num_protected below half of the 16 units"):
-        mrp.begin(model, params, [forget], [RETAIN])
+        mrp.begin(model, params, forget=[forget], retain=[RETAIN])
     with pytest.raises(ValueError, match="got num_directions=14"):
-        begin(params, model, forget, num_directions=14)
+        begin(model, params, forget, num_directions=14)
     broken = jax.tree.map(lambda x: x * jnp.nan, params)
     with pytest.raises(ValueError, match="NaN or infinity"):
-        begin(broken, model, forget)
+        begin(model, broken, forget)

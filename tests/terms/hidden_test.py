@@ -119,7 +119,7 @@ def test_pairs_are_read_row_by_row_from_two_streams():
         "lose": tiny.tiny_batch() | column,
     }
     streams["win"]["answer"] = streams["win"]["answer"].at[2].set(False)
-    term = terms.on_pairs(partial(losses.dpo, beta=0.3), model, "win", "lose")
+    term = terms.on_pairs(partial(losses.dpo, beta=0.3), model, win="win", lose="lose")
     total, metrics = term(params, streams, None, RNG)
     sums = [
         terms.target_logps(model, params, streams[name])[0].sum(1) + 6 + jnp.arange(4.0)
@@ -136,7 +136,7 @@ def test_pairs_are_read_row_by_row_from_two_streams():
 @pytest.mark.parametrize("empty, other", [("win", "lose"), ("lose", "win")])
 def test_junk_beside_an_answer_that_is_not_there_changes_nothing(empty, other):
     model, params, _, _ = setting()
-    term = terms.on_pairs(losses.dpo, model, "win", "lose")
+    term = terms.on_pairs(losses.dpo, model, win="win", lose="lose")
     streams = {
         name: tiny.tiny_batch(seed=seed) | {"ref_logps": jnp.full(4, -6.0)}
         for seed, name in enumerate(("win", "lose"))

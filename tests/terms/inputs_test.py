@@ -15,7 +15,7 @@ MAKERS = {
     "on_logps": lambda loss, model: terms.on_logps(
         loss, model, "forget", reduce="token"
     ),
-    "on_pairs": lambda loss, model: terms.on_pairs(loss, model, "win", "lose"),
+    "on_pairs": lambda loss, model: terms.on_pairs(loss, model, win="win", lose="lose"),
     "on_tokens": lambda loss, model: terms.on_tokens(loss, model, "forget"),
     "on_hidden": lambda loss, model: terms.on_hidden(loss, model, "forget", layer=0),
 }

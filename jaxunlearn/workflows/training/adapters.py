@@ -88,8 +88,8 @@ def added(
     return recipes.mrp.begin(
         model,
         params,
-        forget,
-        retain,
+        forget=forget,
+        retain=retain,
         num_directions=config.projection.num_directions,
         num_protected=config.projection.num_protected or min(64, units // 4),
     )
