@@ -10,7 +10,7 @@ import pytest
 from numpy.testing import assert_array_equal
 
 from jaxunlearn.data import images
-from jaxunlearn.data.benchmarks import image_sets, official
+from jaxunlearn.data.benchmarks import image_sets
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (40, 6, 6, 1), np.uint8)
 LABELS = np.arange(40) % 4
@@ -63,9 +63,7 @@ def test_cifars_binary_records_and_jpegs_are_read(tmp_path, monkeypatch):
     (place / "test_batch.bin").write_bytes(records.tobytes())
     with pytest.raises(ValueError, match="needs 10000 rows, got 10"):
         image_sets.read("cifar10", "test", tmp_path)
-    rows = official.read(
-        image_sets.BENCHMARKS["cifar10"], "test", tmp_path, check=False
-    )
+    rows = image_sets.BENCHMARKS["cifar10"].read("test", tmp_path, check=False)
     assert [row["label"] for row in rows] == list(range(10))
     assert_array_equal(rows[3]["image"], planes[3].transpose(1, 2, 0))
 
@@ -83,7 +81,7 @@ def test_cifars_binary_records_and_jpegs_are_read(tmp_path, monkeypatch):
         test_labels=np.uint8([7, 2]),
     )
     subset = image_sets.BENCHMARKS["cifar10_subset"]
-    rows = official.read(subset, "test", tmp_path, check=False)
+    rows = subset.read("test", tmp_path, check=False)
     assert [row["label"] for row in rows] == [7, 2]
     assert abs(rows[1]["image"].astype(int) - 200).max() <= 2
 

@@ -108,15 +108,15 @@ def test_a_download_is_stored_and_checked(tmp_path, monkeypatch):
         official, "checksum", lambda *_: official.digest([QA])
     )  # a published checksum
     with pytest.raises(FileNotFoundError, match="download=True to fetch file"):
-        official.read(ours, "t", tmp_path)
-    assert official.read(ours, "t", tmp_path, download=True) == [QA]
+        ours.read("t", tmp_path)
+    assert ours.read("t", tmp_path, download=True) == [QA]
     served.unlink()
-    assert official.read(ours, "t", tmp_path) == [QA]  # kept
+    assert ours.read("t", tmp_path) == [QA]  # kept
     with pytest.raises(FileNotFoundError, match="could not be fetched from file"):
-        official.read(ours, "t", tmp_path / "other", download=True)
+        ours.read("t", tmp_path / "other", download=True)
     (tmp_path / "ours" / "t.jsonl").write_text(lines(QA | {"answer": "Another."}))
     with pytest.raises(ValueError, match="checksum .* from .*t"):
-        official.read(ours, "t", tmp_path)
+        ours.read("t", tmp_path)
 
 
 @pytest.mark.parametrize(

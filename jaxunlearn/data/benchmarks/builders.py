@@ -77,7 +77,7 @@ BENCHMARKS: Mapping[str, tuple[official.Benchmark, Callable[..., official.Rows]]
     module.BENCHMARK.name: (module.BENCHMARK, module.read)
     for module in (tofu, lume, muse, wmdp, mmlu, rtt_facts)
 } | {
-    name: (benchmark, partial(official.read, benchmark))
+    name: (benchmark, benchmark.read)
     for name, benchmark in {
         "capitals": CAPITALS,
         **{f"local_{name}": each for name, each in image_sets.BENCHMARKS.items()},
@@ -103,13 +103,13 @@ def source(
         name: the benchmark, a key of BENCHMARKS such as "tofu" or
             "local_fashion_mnist".
         table: the table.
-        folder, check, download: as for official.read.
+        folder, check, download: as for Benchmark.read.
         cache: where records are written; ~/tensorflow_datasets by default.
     Returns:
         A source for data.encoded and data.loader, with the rows of the reader: texts as
         str, integers as int, lists of texts as lists.
     Raises:
-        FileNotFoundError, ValueError: as official.read.
+        FileNotFoundError, ValueError: as Benchmark.read.
     """
     _checks.one_of("builders.source", tuple(BENCHMARKS), name=name)
     benchmark, read = BENCHMARKS[name]

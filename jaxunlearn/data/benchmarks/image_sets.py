@@ -48,7 +48,7 @@ def read(
         FileNotFoundError: naming the missing file and where to get it.
     """
     _checks.one_of("image_sets.read", tuple(BENCHMARKS), name=name)
-    rows = official.read(BENCHMARKS[name], split, folder)
+    rows = BENCHMARKS[name].read(split, folder)
     pixels = np.stack([row["image"] for row in rows])
     labels = np.array([row["label"] for row in rows])
     if per_class is not None:

@@ -72,10 +72,10 @@ def read(
 
     Args:
         table: "forget" or "retain".
-        folder, check, download: as for official.read.
+        folder, check, download: as for official.Benchmark.read.
         tasks, kinds: the rows to return; all by default.
     Raises:
-        ValueError: as official.read; also for an invalid id, an unknown task, or if no
+        ValueError: as Benchmark.read; also for an invalid id, an unknown task, or if no
             row is of these tasks and kinds.
     """
     if isinstance(tasks, str) or isinstance(kinds, str):
@@ -84,7 +84,7 @@ def read(
         _checks.one_of("lume.read", TASKS, tasks=task)
     for kind in kinds:
         _checks.one_of("lume.read", KINDS, kinds=kind)
-    rows = official.read(BENCHMARK, table, folder, check=check, download=download)
+    rows = BENCHMARK.read(table, folder, check=check, download=download)
     for row in rows:
         _checks.one_of(f"lume row {row['id']!r}", TASKS, task=row["task"])
     selected = [

@@ -4,6 +4,9 @@
     test = mmlu.read("test", folder)
     test[0]["choices"][test[0]["answer"]]
 
+The tables are "test", "dev" (five rows per subject, for few-shot prompts) and "val",
+with the columns subject, question, choices (4 texts) and answer (0 to 3).
+
 The input is one file with these columns (.jsonl or Parquet), or the folders of CSV
 files that the authors publish, one per subject. The checksums are those of the CSV
 files; another edition may differ in white space and then needs check=False.
@@ -11,7 +14,6 @@ files; another edition may differ in white space and then needs check=False.
 
 import csv
 import io
-import os
 from pathlib import Path
 
 from jaxunlearn.data.benchmarks import official
@@ -93,19 +95,4 @@ BENCHMARK = official.Benchmark(
     "ICLR 2021. https://arxiv.org/abs/2009.03300",
 )
 
-
-def read(
-    table: str,
-    folder: str | os.PathLike | None = None,
-    *,
-    check: bool = True,
-    download: bool = False,
-) -> official.Rows:
-    """Rows with subject, question, choices (4 texts) and answer (0 to 3).
-
-    Arguments and errors are those of official.read.
-
-    Args:
-        table: "test", "dev" (five per subject, for few-shot prompts) or "val".
-    """
-    return official.read(BENCHMARK, table, folder, check=check, download=download)
+read = BENCHMARK.read

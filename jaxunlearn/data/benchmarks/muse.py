@@ -8,10 +8,8 @@
 The files are the JSON lists of the authors' repository, or the Parquet files of their
 datasets, below FOLDER/muse/news/ and FOLDER/muse/books/. The texts are under copyright.
 No official file was available when this reader was written; it follows the published
-descriptions.
+descriptions. `BENCHMARK.tables` lists all tables; the corpus is "news" or "books".
 """
-
-import os
 
 from jaxunlearn.data.benchmarks import official
 from jaxunlearn.data.readers import files
@@ -63,18 +61,4 @@ BENCHMARK = official.Benchmark(
     "Models. 2024. https://arxiv.org/abs/2407.06460",
 )
 
-
-def read(
-    table: str,
-    folder: str | os.PathLike | None = None,
-    *,
-    check: bool = True,
-    download: bool = False,
-) -> official.Rows:
-    """Rows of a table as in its file; arguments and errors are those of official.read.
-
-    Args:
-        table: "CORPUS/raw/forget" and the like, as in the example above and in
-            `BENCHMARK.tables`; the corpus is "news" or "books".
-    """
-    return official.read(BENCHMARK, table, folder, check=check, download=download)
+read = BENCHMARK.read

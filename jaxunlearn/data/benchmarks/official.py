@@ -52,7 +52,10 @@ class Table(NamedTuple):
 
 
 class Benchmark(NamedTuple):
-    """The tables of a benchmark, its home page, licence and citation."""
+    """The tables of a benchmark, its home page, licence and citation.
+
+    The function `read` of most benchmarks' modules is this class's method.
+    """
 
     name: str
     tables: Mapping[str, Table]
@@ -60,54 +63,52 @@ class Benchmark(NamedTuple):
     licence: str
     citation: str
 
+    def read(
+        self,
+        table: str,
+        folder: str | os.PathLike | None = None,
+        *,
+        check: bool = True,
+        download: bool = False,
+    ) -> Rows:
+        """Every row of a table in the order of its file, with its official columns.
 
-def read(
-    benchmark: Benchmark,
-    table: str,
-    folder: str | os.PathLike | None = None,
-    *,
-    check: bool = True,
-    download: bool = False,
-) -> Rows:
-    """Every row of a table in the order of its file, with the official columns only.
-
-    Args:
-        benchmark: the benchmark.
-        table: name of the table.
-        folder: the folder that contains FOLDER/NAME/; None takes JAXUNLEARN_DATA.
-        check: compares the number of rows and, where known, their checksum with the
-            published table. Set it to False for a part or a modified version.
-        download: fetches a missing file, if the table has a `url`.
-    Raises:
-        ValueError: for an unknown table, wrong columns or types, an empty file, text
-            that is not UTF-8, or rows that differ from the published ones.
-        FileNotFoundError: naming the missing file, the folder that was searched and
-            where to get it.
-    Warns:
-        UserWarning: naming columns that the published table does not have, which are
-            dropped.
-    """
-    _checks.one_of(f"{benchmark.name}.read", tuple(benchmark.tables), table=table)
-    about = benchmark.tables[table]
-    if about.make is not None:
-        path, rows = f"{benchmark.name} {table}", about.make()
-    else:
-        path = find(benchmark, table, folder, download=download)
-        rows = (about.parse or files.read_rows)(path)
-    for index, row in enumerate(rows):
-        _check_row(path, index, row, about.columns)
-    seen = dict.fromkeys(name for row in rows for name in row)
-    extra = [name for name in seen if name not in about.columns]
-    if extra:
-        warnings.warn(
-            f"{path} has columns that {benchmark.name} {table} does not: "
-            f"{_checks.listed(extra)}. They were dropped.",
-            stacklevel=3,  # the caller of tofu.read and the like
-        )
-    rows = [{name: row[name] for name in about.columns} for row in rows]
-    if check:
-        _check_published(benchmark, table, path, rows)
-    return rows
+        Args:
+            table: name of the table, a key of `tables`.
+            folder: the folder that contains FOLDER/NAME/; None takes JAXUNLEARN_DATA.
+            check: compares the number of rows and, where known, their checksum with the
+                published table. Set it to False for a part or a modified version.
+            download: fetches a missing file, if the table has a `url`.
+        Raises:
+            ValueError: for an unknown table, wrong columns or types, an empty file,
+                text that is not UTF-8, or rows that differ from the published ones.
+            FileNotFoundError: naming the missing file, the folder that was searched and
+                where to get it.
+        Warns:
+            UserWarning: naming columns that the published table does not have, which
+                are dropped.
+        """
+        _checks.one_of(f"{self.name}.read", tuple(self.tables), table=table)
+        about = self.tables[table]
+        if about.make is not None:
+            path, rows = f"{self.name} {table}", about.make()
+        else:
+            path = find(self, table, folder, download=download)
+            rows = (about.parse or files.read_rows)(path)
+        for index, row in enumerate(rows):
+            _check_row(path, index, row, about.columns)
+        seen = dict.fromkeys(name for row in rows for name in row)
+        extra = [name for name in seen if name not in about.columns]
+        if extra:
+            warnings.warn(
+                f"{path} has columns that {self.name} {table} does not: "
+                f"{_checks.listed(extra)}. They were dropped.",
+                stacklevel=2,
+            )
+        rows = [{name: row[name] for name in about.columns} for row in rows]
+        if check:
+            _check_published(self, table, path, rows)
+        return rows
 
 
 def find(
@@ -117,7 +118,7 @@ def find(
     *,
     download: bool = False,
 ) -> Path:
-    """The path of a table's file; arguments and errors are those of `read`."""
+    """The path of a table's file; arguments and errors: `Benchmark.read`."""
     about = benchmark.tables[table]
     folder = folder or os.environ.get(VARIABLE)
     get = f"Get it from {benchmark.home}"

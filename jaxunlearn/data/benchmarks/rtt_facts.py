@@ -5,12 +5,16 @@
     texts = rtt_facts.corpus(born, wrong="differing")     # three statements per fact
     dates = rtt_facts.read("dates/split_0", folder)       # the authors' files
 
+`read` returns the birthdays generated with seed 0 ("birthdays") or a table of the
+authors: "dates/split_0" to "dates/split_4", "mmlu/FIELD" with a field of GROUPS,
+"dates/dev" or "mmlu/dev". These have question, choices (texts) and answer; dates also
+have correct_year (a text).
+
 RTT unlearns the facts of all folds, trains again on some folds (T) and evaluates the
 other ones (V). Facts recovered on V were never removed, provided that V cannot be
 inferred from T. Here names are distinct and years are drawn independently.
 """
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -251,21 +255,4 @@ BENCHMARK = official.Benchmark(
     "Language Model Weights? 2024. https://arxiv.org/abs/2410.08827",
 )
 
-
-def read(
-    table: str,
-    folder: str | os.PathLike | None = None,
-    *,
-    check: bool = True,
-    download: bool = False,
-) -> official.Rows:
-    """The birthdays generated with seed 0, or a table of the authors' files.
-
-    Arguments and errors are those of official.read.
-
-    Args:
-        table: "birthdays"; or, of the authors, "dates/split_0" to "dates/split_4",
-            "mmlu/FIELD" with a field of GROUPS, "dates/dev" or "mmlu/dev". These have
-            question, choices (texts) and answer; dates also correct_year (a text).
-    """
-    return official.read(BENCHMARK, table, folder, check=check, download=download)
+read = BENCHMARK.read

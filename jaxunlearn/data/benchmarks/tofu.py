@@ -7,10 +7,9 @@ forget01/05/10 are the last 40/200/400 rows of `full`, and retain99/95/90 the ro
 before them. A perturbed table has the same rows with a paraphrased answer and wrong
 answers: five, or three for real authors and world facts. The holdout tables are about
 further authors, who occur in no other table. `idontknow` has one column, `text`, with
-answers that refuse.
+answers that refuse. `BENCHMARK.tables` lists all tables.
 """
 
-import os
 from functools import partial
 
 from jaxunlearn.data.benchmarks import official
@@ -70,17 +69,4 @@ BENCHMARK = official.Benchmark(
     "A Task of Fictitious Unlearning for LLMs. 2024. https://arxiv.org/abs/2401.06121",
 )
 
-
-def read(
-    table: str,
-    folder: str | os.PathLike | None = None,
-    *,
-    check: bool = True,
-    download: bool = False,
-) -> official.Rows:
-    """Rows of a table as in its file; arguments and errors are those of official.read.
-
-    Args:
-        table: such as "full", "forget10", "retain_perturbed" or "world_facts".
-    """
-    return official.read(BENCHMARK, table, folder, check=check, download=download)
+read = BENCHMARK.read

@@ -73,7 +73,7 @@ def read(
     download: bool = False,
     raw_lines: bool = False,
 ) -> official.Rows:
-    """Rows of a table; arguments and errors are those of official.read.
+    """Rows of a table; arguments and errors are those of official.Benchmark.read.
 
     Args:
         table: "bio", "chem" or "cyber" (question, choices, answer 0 to 3), or a corpus
@@ -92,4 +92,4 @@ def read(
         raw = partial(files.read_texts, lines=True)
         tables = {table: BENCHMARK.tables[table]._replace(parse=raw)}
         benchmark = BENCHMARK._replace(tables=tables)
-    return official.read(benchmark, table, folder, check=check, download=download)
+    return benchmark.read(table, folder, check=check, download=download)
