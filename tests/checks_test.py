@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Checks say what was needed, what came and the next move, and let tracers pass."""
+"""Errors of the checks; traced values pass."""
 
 import hypothesis
 import jax
@@ -19,7 +19,7 @@ NUMBERS = {
 
 @pytest.mark.parametrize("check", NUMBERS)
 @hypothesis.given(st.floats() | st.integers(-9, 9))
-def test_numbers_pass_exactly_where_they_should(check, number):
+def test_numbers_pass_only_in_range(check, number):
     function, allowed = NUMBERS[check]
     if np.isfinite(number) and allowed(number):
         function("owner", beta=number)
@@ -43,7 +43,7 @@ def test_traced_values_and_schedules_pass(check):
 
 
 @pytest.mark.parametrize("value", ["a lot", None, [1, 2]])
-def test_what_is_no_number_is_a_type_error(value):
+def test_a_value_that_is_not_a_number_is_a_type_error(value):
     with pytest.raises(TypeError, match="A number was needed, got"):
         _checks.positive("owner", beta=value)
 

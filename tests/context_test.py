@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Sequences cut over the context axis: numbers, divided products, and errors."""
+"""Sequences split over the context axis: values, split products, and errors."""
 
 import re
 from functools import partial
@@ -27,7 +27,7 @@ def test_steps_on_sharded_sequences_equal_those_on_one_device(sizes):
 
 
 @pytest.mark.parametrize("sizes", MESHES, ids=str)
-def test_every_product_is_divided_over_context(sizes):
+def test_every_product_is_split_over_context(sizes):
     rows, length, chunk, vocab = 4, 32, 8, 512
     settings = sharding_test.SETTINGS | dict(vocab=vocab, hidden=48)
     model, params = tiny.tiny_model(**settings)

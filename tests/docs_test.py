@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""docs/new-method.md built as it stands, and docs/methods.md held to the code."""
+"""docs/new-method.md runs as printed, and docs/methods.md agrees with the code."""
 
 import re
 import sys
@@ -23,7 +23,7 @@ PAGE = Path(__file__).parents[1] / "docs" / "new-method.md"
 
 @pytest.fixture
 def example(monkeypatch):
-    """What the page's last block defines, with its file and its export in place."""
+    """The names that the last block of the page defines, after its file and export."""
     file, export, use = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.S)
     name = "jaxunlearn.losses._unlikelihood"
     module = types.ModuleType(name)
@@ -37,7 +37,7 @@ def example(monkeypatch):
     return made
 
 
-def test_the_example_keeps_what_every_loss_promises(example):
+def test_the_example_passes_the_contract_of_losses(example):
     logps = np.log([0.5, 0.25, 0.75])
     expected = [np.log(2.0), np.log(4 / 3), np.log(4.0)]
     row = contract.Row(losses.unlikelihood, (logps,), expected)

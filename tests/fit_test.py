@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The loop: numbering, log, hooks, and what happens when data or numbers run out."""
+"""The loop: step numbers, log, hooks, short loaders and values that are not finite."""
 
 import dataclasses
 import itertools
@@ -96,7 +96,7 @@ def test_the_log_holds_plain_numbers():
     assert entries[0]["forget/loss"] == pytest.approx(loss, rel=1e-5)
 
 
-def test_numbers_go_on_from_the_state():
+def test_step_numbers_continue_from_the_state():
     step, state = make()
     state, first = ju.fit(step, state, loader(), steps=2)
     state, second = ju.fit(step, state, loader(first=2), steps=5)
@@ -111,7 +111,7 @@ def test_numbers_go_on_from_the_state():
     identical(state, before)
 
 
-def test_no_more_batches_are_drawn_than_are_used():
+def test_the_loader_yields_only_the_batches_that_are_used():
     step, state = make()
     numbers = loader(stop=4)
     ju.fit(step, state, numbers, steps=3)
@@ -162,7 +162,7 @@ def test_a_loader_that_ends_too_early_is_an_error():
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, 1e30], ids=["nan", "inf", "1e30"])
 @pytest.mark.parametrize("term", ["forget", "retain"])
-def test_a_bad_number_stops_the_run_and_keeps_the_last_good_state(term, value):
+def test_a_value_that_is_not_finite_stops_the_run(term, value):
     step, state = make()
     bad = [(term, 3, value)]
     with pytest.raises(ju.NotFinite) as caught:
@@ -197,13 +197,13 @@ def test_a_progress_bar_writes_to_standard_error_alone(capsys):
     assert capsys.readouterr().err.endswith("\n")  # the bar was closed
 
 
-def test_json_lines_hold_every_metric(tmp_path):
+def test_json_lines_have_every_metric(tmp_path):
     path = tmp_path / "new" / "folders" / "metrics.jsonl"
     _, entries = run(3, hooks=[log.JsonLines(path)])
     assert [json.loads(line) for line in path.read_text().splitlines()] == entries
 
 
-def test_json_lines_write_null_for_what_json_lacks(tmp_path):
+def test_json_lines_write_null_for_nan_and_infinity(tmp_path):
     hook = log.JsonLines(tmp_path / "a.jsonl")
     entry = {"step": 1, "a": math.nan, "b": math.inf, "c": -math.inf, "finite": False}
     assert hook(None, entry) is None
@@ -216,14 +216,14 @@ def test_json_lines_write_null_for_what_json_lacks(tmp_path):
     assert read == {"step": 1, "a": None, "b": None, "c": None, "finite": False}
 
 
-def test_json_lines_begin_anew_or_go_on(tmp_path):
+def test_json_lines_start_again_or_append(tmp_path):
     path = tmp_path / "metrics.jsonl"
     for append, expected in ((False, 2), (True, 4), (False, 2)):
         run(2, hooks=[log.JsonLines(path, append=append)])
         assert len(path.read_text().splitlines()) == expected
 
 
-def test_json_lines_stay_when_the_run_dies(tmp_path):
+def test_json_lines_survive_a_killed_run(tmp_path):
     path = tmp_path / "metrics.jsonl"
     seen = []
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Decoding equals repeated full passes; ends, samples and refuses as promised."""
+"""Decoding equals repeated full passes; end token, sampling and errors."""
 
 import importlib
 
@@ -72,7 +72,7 @@ def test_greedy_equals_repeated_full_passes(name):
     assert len(set(expected.ravel().tolist())) > 2  # not one token over and over
 
 
-def test_padding_and_neighbours_do_not_matter(greedy):
+def test_padding_and_other_rows_do_not_change_a_row(greedy):
     model, params, expected = greedy
     for side in ("left", "right"):
         batch = tiny.tiny_batch(side=side, answer=False)
@@ -84,7 +84,7 @@ def test_padding_and_neighbours_do_not_matter(greedy):
     )
 
 
-def test_rows_of_unlike_length_begin_in_pieces():
+def test_rows_of_different_lengths_are_split_into_batches():
     model, params = tiny.tiny_model()
     long = tiny.tiny_batch(rows=32, length=40, answer=False)
     cut = jnp.where(jnp.arange(32) % 2 == 0, 40, 4 + jnp.arange(32) % 5)
@@ -104,7 +104,7 @@ def test_rows_of_unlike_length_begin_in_pieces():
     assert_array_equal(traced(batch), new)
 
 
-def test_layers_stacked_give_the_same(greedy):
+def test_stacked_layers_give_the_same_tokens(greedy):
     model, params, expected = greedy
 
     def stacked(rows, length):
@@ -117,7 +117,7 @@ def test_layers_stacked_give_the_same(greedy):
     )
 
 
-def test_the_first_of_equals_is_the_likeliest():
+def test_the_first_of_equal_logits_is_chosen():
     logits = jnp.array([[1.0, 3.0, 3.0], [2.0, 2.0, 2.0], [0.0, -jnp.inf, 1.0]])
     assert_array_equal(generate._likeliest(logits), jnp.argmax(logits, axis=-1))
     lost = jnp.full((2, 3), jnp.nan)  # a broken model still names a token
@@ -150,7 +150,7 @@ def test_decoding_stops_when_every_row_has_ended(greedy):
     assert len(calls) == 1  # the prompt: its first token ended every row
 
 
-def test_sampling_is_the_rng_s_alone():
+def test_samples_depend_only_on_the_key():
     model, params = tiny.tiny_model()
 
     def draw(seed, temperature=1.0):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Many processes, slices, and rules of one's own."""
+"""Several processes, slices, and rules that override a model's."""
 
 import dataclasses
 import os
@@ -93,7 +93,7 @@ def test_only_data_crosses_slices():
         sharding.make_mesh(data=1, fsdp=8, tensor=2, devices=devices)
 
 
-def test_rules_of_ones_own_come_first_and_must_match_a_leaf():
+def test_override_puts_rules_first_and_they_must_match_a_leaf():
     model, params = tiny.tiny_model()
     mesh = sharding.make_mesh()
     rules = sharding.override(model.rules, [(r"mlp/down/kernel", ())], params)
@@ -104,7 +104,7 @@ def test_rules_of_ones_own_come_first_and_must_match_a_leaf():
         sharding.override(model.rules, [(r"mlp/down/kernl", ())], params)
 
 
-def test_one_process_needs_no_joining_and_bad_arguments_say_what_to_do():
+def test_initialize_accepts_one_process_and_refuses_bad_arguments():
     sharding.initialize("localhost:1234", 1, 0)
     assert jax.process_count() == 1
     with pytest.raises(ValueError, match="no num_processes and no process_id"):

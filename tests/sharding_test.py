@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The same step on any mesh: numbers, shards, the divided unembedding, and errors."""
+"""The same step on any mesh: values, shards, the split unembedding, and errors."""
 
 import re
 import types
@@ -116,7 +116,7 @@ def test_microbatches_on_a_mesh_equal_the_whole_batch():
     jax.tree.map(partial(assert_allclose, rtol=0, atol=1e-5), params, expected)
 
 
-def test_params_and_moments_lie_in_their_shards():
+def test_params_and_moments_are_placed_in_their_shards():
     model, params = tiny.tiny_model(**SETTINGS)
     _, tx, _ = blur_npo(model)
     mesh = mesh_of((2, 2, 2))
@@ -135,7 +135,7 @@ def test_params_and_moments_lie_in_their_shards():
 
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("sizes", [(2, 2, 2), (1, 4, 2), (1, 8, 1)], ids=str)
-def test_the_unembedding_is_divided_over_every_axis(sizes, tied):
+def test_the_unembedding_is_split_over_every_axis(sizes, tied):
     rows, chunk, vocab = 16, 6, 512
     model, params = tiny.tiny_model(**(SETTINGS | dict(vocab=vocab)), tied=tied)
     mesh = mesh_of(sizes)
@@ -229,7 +229,7 @@ def test_a_state_that_is_not_on_the_mesh_is_refused():
         jitted(state, streams(), frozen)
 
 
-def test_what_does_not_fit_is_an_error():
+def test_impossible_settings_are_errors():
     count = jax.device_count()
     with pytest.raises(ValueError, match=f"number of devices, {count}, got data=3"):
         sharding.make_mesh(data=3, fsdp=1)

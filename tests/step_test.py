@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One step: microbatches, donation, bad numbers, randomness, halves and devices."""
+"""One step: microbatches, donation, values that are not finite, and randomness."""
 
 import dataclasses
 from functools import partial
@@ -184,7 +184,7 @@ def test_the_update_is_that_of_the_combined_gradients(num_microbatches):
     assert int(state.step) == 1 and bool(metrics["finite"])
 
 
-def test_a_donated_state_does_not_harm_the_original():
+def test_donating_the_state_leaves_the_params_alive():
     tx = optax.chain(combine.blur(), adam())
     params, key = toy_params(), jax.random.key(3)
     before = kept((params, key))

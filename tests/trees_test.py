@@ -98,7 +98,7 @@ def test_gradients_exist_only_for_the_half_that_trains():
         assert_allclose(leaf, whole[path], rtol=1e-4, atol=1e-5)
 
 
-def test_products_accumulate_in_float32():
+def test_inner_products_accumulate_in_float32():
     ones = {"a": jnp.ones([2**12], jnp.bfloat16), "b": {"c": jnp.ones([5, 2])}}
     twos = jax.tree.map(lambda x: x + x, ones)
     assert trees.vdot(ones, twos).dtype == jnp.float32
@@ -108,7 +108,7 @@ def test_products_accumulate_in_float32():
     assert float(trees.norm({})) == 0.0
 
 
-def test_layers_of_a_stacked_leaf_train_and_come_back():
+def test_layers_of_a_stacked_leaf_train_and_merge_back():
     _, params = tiny.tiny_model()
     train, rest = trees.split(params, r"blocks/mlp/(down|up)/kernel@0,2")
     down = params["blocks"]["mlp"]["down"]["kernel"]

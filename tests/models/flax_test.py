@@ -172,7 +172,7 @@ def test_params_are_a_plain_nested_dict_with_string_keys(name):
 
 
 @pytest.mark.parametrize("name", SPLITS)
-def test_dropout_is_on_exactly_where_an_rng_comes(name):
+def test_dropout_is_on_only_with_a_key(name):
     model, params = SPLITS[name](rate=0.5)
     still, _ = SPLITS[name](rate=0.0)
     batch = tiny.tiny_batch()
@@ -185,7 +185,7 @@ def test_dropout_is_on_exactly_where_an_rng_comes(name):
     assert not np.allclose(quiet, a)
 
 
-def test_an_nnx_instance_keeps_its_numbers_and_cannot_init():
+def test_a_finished_nnx_module_keeps_its_params_and_cannot_init():
     module = NnxLM(nnx.Rngs(4), rate=0.5)
     module.norm.mean.set_value(jnp.full(WIDTH, 0.7))
     model, params = models.from_nnx(module, **NNX_SPLIT)
@@ -207,7 +207,7 @@ def test_an_nnx_instance_keeps_its_numbers_and_cannot_init():
     assert not np.allclose(hidden, quiet)
 
 
-def test_a_module_without_randomness_takes_an_rng():
+def test_a_module_without_dropout_accepts_a_key():
     model, params = models.from_nnx(
         lambda rngs: nnx.Sequential(
             nnx.Embed(VOCAB, WIDTH, rngs=rngs), nnx.Linear(WIDTH, VOCAB, rngs=rngs)
@@ -375,7 +375,7 @@ def test_the_view_trains_with_an_nnx_optimizer():
     assert float(train(view, optimizer)) < float(value)
 
 
-def test_a_view_refuses_names_of_its_own():
+def test_a_view_refuses_params_named_like_its_attributes():
     model, params = tiny.tiny_model()
     with pytest.raises(ValueError, match="'params'"):
         models.nnx_view(model, {"params": params})

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Staged unlearning moves the named parts alone, keeps three optimizers, resumes."""
+"""Staged unlearning: only one part changes, three optimizer states, resuming."""
 
 import jax
 import jax.numpy as jnp
@@ -78,7 +78,7 @@ def whole(states, rest):
     return rest
 
 
-def test_the_plan_is_the_papers():
+def test_the_stages_are_those_of_the_paper():
     plan = Run(threshold=1).plan
     wanted = [("begin", 3), ("final", 2), ("begin", 3), ("middle", 3)]
     assert [tuple(stage) for stage in plan.stages(3)] == wanted
@@ -88,7 +88,7 @@ def test_the_plan_is_the_papers():
 
 
 @pytest.mark.parametrize("part", PARTS)
-def test_a_stage_moves_every_leaf_of_its_part_and_no_other_bit(part):
+def test_a_stage_changes_every_leaf_of_its_part_and_no_other(part):
     run = Run()
     states, rest, log = run.fit([Stage(part, 2)])
     before, after = (trees.paths(x) for x in (run.params, whole(states, rest)))
@@ -138,7 +138,7 @@ def _adam_count(state):
 
 
 @pytest.mark.parametrize("stop", range(1, 12))
-def test_an_interrupted_run_goes_on_bit_for_bit(stop):
+def test_an_interrupted_run_resumes_bit_for_bit(stop):
     run = Run()
     whole_run, rest, log = run.fit()
     seen = []
@@ -159,7 +159,7 @@ def test_an_interrupted_run_goes_on_bit_for_bit(stop):
     assert run.fit(states=end)[2] == []
 
 
-def test_an_interrupted_run_goes_on_from_a_checkpoint(tmp_path):
+def test_an_interrupted_run_resumes_from_a_checkpoint(tmp_path):
     run = Run()
     whole_run, rest, _ = run.fit()
     half, _, _ = run.fit(hooks=[lambda state, entry: entry["step"] == 4])
@@ -182,7 +182,7 @@ def test_an_interrupted_run_goes_on_from_a_checkpoint(tmp_path):
         assert np.asarray(a).tobytes() == np.asarray(b).tobytes()
 
 
-def test_the_offline_stage_takes_turns_and_leaves_the_beginning():
+def test_the_offline_stage_alternates_and_does_not_train_begin():
     run = Run()
     nets = {
         part: vision.make(CONFIG, train_parts=(part,)) for part in ("middle", "final")
@@ -208,7 +208,7 @@ def test_the_offline_stage_takes_turns_and_leaves_the_beginning():
     assert (before != after).any()
 
 
-def test_after_a_stage_the_rest_may_change():
+def test_after_may_change_the_frozen_params():
     run, calls = Run(), []
 
     def after(part, params, rest):
@@ -232,7 +232,7 @@ def measuring():
 
 @pytest.mark.parametrize("how", ["asked to stop", "killed"])
 @pytest.mark.parametrize("stop", range(1, 12))
-def test_statistics_are_measured_whenever_a_run_was_interrupted(measuring, stop, how):
+def test_after_runs_for_every_stage_of_an_interrupted_run(measuring, stop, how):
     run, wanted, log = measuring
     entries, states, rest = [], dict(run.states), [run.rest]
 
@@ -263,7 +263,7 @@ def test_statistics_are_measured_whenever_a_run_was_interrupted(measuring, stop,
     assert [bits(a) == bits(b) for a, b in zip(*pair, strict=True)].count(False) == 0
 
 
-def test_measured_statistics_move_in_the_part_that_trained_and_no_other_bit():
+def test_measured_statistics_change_only_in_the_part_that_trained():
     run, key = Run(), np.random.default_rng(0)
 
     def drawn(path, leaf):
@@ -290,7 +290,7 @@ def test_measured_statistics_move_in_the_part_that_trained_and_no_other_bit():
             assert all(same) == (name != part), (part, name)
 
 
-def test_what_is_not_finite_is_told_with_the_states_of_all_parts():
+def test_not_finite_carries_the_states_of_all_parts():
     run = Run()
     good = run.batches["final"]
 
@@ -310,7 +310,7 @@ def test_what_is_not_finite_is_told_with_the_states_of_all_parts():
     assert error.value.frozen_params is run.rest
 
 
-def test_states_and_stages_that_do_not_go_together_are_refused():
+def test_states_that_the_stages_cannot_reach_are_refused():
     run = Run()
     states, *_ = run.fit([Stage("middle", 1)])
     with pytest.raises(ValueError, match="step counts"):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every recipe there is runs through fit on a tiny decoder and forgets."""
+"""Every recipe runs on a tiny decoder and forgets."""
 
 import jax
 import jax.numpy as jnp

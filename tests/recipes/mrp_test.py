@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""MRP: its numbers, what trains, and topics that are taken away one after another."""
+"""MRP: defaults, trainable leaves, and topics that are removed one after another."""
 
 import inspect
 
@@ -84,7 +84,7 @@ def test_a_step_is_sgd_on_minus_forget_plus_alpha_retain():
     assert np.abs(along).max() < 1e-4 * np.abs(pull).max() + 1e-6
 
 
-def test_topics_go_one_after_another_and_never_come_back():
+def test_topics_are_removed_one_after_another_and_stay_removed():
     base, params, model = small()
     plain, bases = params, []
     for seed in (0, 5):
@@ -107,7 +107,7 @@ def test_topics_go_one_after_another_and_never_come_back():
     )
 
 
-def test_a_new_task_begins_outside_of_what_was_taken_and_spared():
+def test_initial_directions_are_orthogonal_to_earlier_and_protected_ones():
     _, params, model = small()
     forget = tiny.tiny_batch()
     first = begin(model, params, forget, num_directions=1)
@@ -124,7 +124,7 @@ def test_a_new_task_begins_outside_of_what_was_taken_and_spared():
     assert np.abs(pca["projection"]["mlp_out"]["new"]).max() > 0
 
 
-def test_a_cap_ends_the_push_and_a_clip_bounds_it():
+def test_a_cap_stops_the_ascent_and_a_clip_bounds_the_update():
     _, params, model = small()
     forget = tiny.tiny_batch()
     params = begin(model, params, forget)
@@ -135,7 +135,7 @@ def test_a_cap_ends_the_push_and_a_clip_bounds_it():
     assert_allclose(trees.norm(gap), 0.01, rtol=1e-3)
 
 
-def test_what_cannot_begin_is_refused():
+def test_begin_refuses_impossible_arguments():
     base, params, model = small()
     forget = tiny.tiny_batch()
     with pytest.raises(ValueError, match="a model from wrap.projection"):

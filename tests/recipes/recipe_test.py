@@ -46,7 +46,7 @@ def test_by_name_gives_one_recipe_or_all_of_them():
     assert {"rmu.wmdp", "mrp.graddiff", "surgery.bilevel"} <= set(names)
 
 
-def test_a_misspelt_name_is_answered_with_the_nearest():
+def test_a_misspelt_name_is_refused_with_the_nearest_name():
     with pytest.raises(ValueError, match=r"blur\.npp.*blur\.npo"):
         recipes.by_name("blur.npp")
 
@@ -88,7 +88,7 @@ def test_lora_leaves_train_in_place_of_their_kernels(make, expected):
     jax.tree.map(assert_array_equal, merged, params)
 
 
-def test_without_lora_the_pattern_is_taken_as_it_is():
+def test_without_lora_the_pattern_is_used_unchanged():
     model, params = tiny.tiny_model(**BEGIN)
     recipe = recipes.rmu.wmdp(model, layers=(0, 1))
     train, frozen = recipe.split(params)

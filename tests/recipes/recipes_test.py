@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Recipes: their numbers, that they forget and retain, and how their gradients meet."""
+"""Recipes: defaults, forgetting and retaining, and combined gradients."""
 
 import inspect
 from functools import partial
@@ -230,7 +230,7 @@ def test_gamma_may_follow_a_schedule(bare):
 
 
 @pytest.mark.parametrize("name", ["blur.npo", "blur.graddiff"])
-def test_several_retain_streams_are_one_upper_level(name):
+def test_several_retain_streams_are_one_upper_objective(name):
     model, params = small()
     weights = {"retain": 0.5, "prose": 2.0}
     recipe = RECIPES[name](model, retain=weights, learning_rate=1e-3)
@@ -339,7 +339,7 @@ def test_sure_takes_either_retain_loss(forget, retain, needs_ref):
         getattr(recipes.sure, forget)(model, retain_loss="js")
 
 
-def test_sure_as_released_has_npo_on_raw_logits():
+def test_sure_as_released_applies_npo_to_raw_logits():
     model, params = tiny.tiny_model()
     batch, key = {"forget": tiny.tiny_batch(2, 8)}, jax.random.key(0)
     term = recipes.sure.npo(model, compat="released").terms["forget"]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Terms on hidden states and on pairs equal the arithmetic written out."""
+"""Terms on hidden states and on pairs equal their formulas."""
 
 from functools import partial
 
@@ -71,7 +71,7 @@ def test_the_mean_distance_of_the_tokens_that_count(tokens, reduce):
     assert_allclose(again, got, rtol=1e-6)
 
 
-def test_an_adaptive_target_follows_the_references_own_length():
+def test_an_adaptive_target_is_scaled_to_the_norm_of_the_reference():
     model, params, ref, batch = setting()
     term = terms.on_hidden(
         losses.rmu, model, "forget", layer=1, target=VECTORS, adaptive=3.0
@@ -134,7 +134,7 @@ def test_pairs_are_read_row_by_row_from_two_streams():
 
 
 @pytest.mark.parametrize("empty, other", [("win", "lose"), ("lose", "win")])
-def test_junk_beside_an_answer_that_is_not_there_changes_nothing(empty, other):
+def test_nan_in_rows_without_an_answer_has_no_effect(empty, other):
     model, params, _, _ = setting()
     term = terms.on_pairs(losses.dpo, model, win="win", lose="lose")
     streams = {

@@ -71,7 +71,7 @@ def test_joint_is_the_weighted_sum_of_the_means(kinds, weights, answers):
     close(*(f(params) for f in run), atol=1e-4)
 
 
-def test_joint_unembeds_once_where_all_parts_want_log_probabilities():
+def test_joint_unembeds_once_if_all_parts_need_log_probabilities():
     parts, streams = parts_and_streams()
     _, params = tiny.tiny_model()
     products = {}
@@ -82,7 +82,7 @@ def test_joint_unembeds_once_where_all_parts_want_log_probabilities():
     assert products[1] == products[2] < products[3]
 
 
-def test_a_column_of_another_width_is_not_taken_for_tokens():
+def test_a_column_of_another_width_is_not_joined():
     parts, streams = parts_and_streams()
     _, params = tiny.tiny_model()
     parts = {name: parts[name] for name in ("forget", "retain")}
@@ -96,7 +96,7 @@ def test_a_column_of_another_width_is_not_taken_for_tokens():
     close(found, plain)
 
 
-def test_joint_refuses_what_cannot_be_joined():
+def test_joint_refuses_terms_that_cannot_be_joined():
     parts, _ = parts_and_streams()
     with pytest.raises(ValueError, match="at least one term"):
         terms.joint({})

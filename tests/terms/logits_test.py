@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Terms equal a plain implementation that makes all logits, and never make them."""
+"""Terms equal a plain implementation, without an array of all logits."""
 
 from functools import partial
 
@@ -177,7 +177,7 @@ run_nll = jax.jit(
 
 @hypothesis.settings(max_examples=40, deadline=None)
 @hypothesis.given(answer=MASKS, lengths=LENGTHS, left=st.booleans())
-def test_what_counts_are_answer_tokens_with_a_real_token_before(answer, lengths, left):
+def test_answer_tokens_after_a_real_token_count(answer, lengths, left):
     model, params = tiny.tiny_model()
     place = np.arange(LENGTH)[None]
     lengths = np.array(lengths)[:, None]
@@ -212,7 +212,7 @@ def test_no_array_of_all_logits_ever_exists(kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_what_is_masked_reaches_neither_value_nor_gradient(kind):
+def test_masked_entries_reach_neither_value_nor_gradient(kind):
     model, _ = tiny.tiny_model()
     term = KINDS[kind][0](model=model, stream="forget")
     batch = batch_for("right")
@@ -246,7 +246,7 @@ def test_rows_without_an_answer_do_not_count():
             assert float(metrics["nll"].mean()) == 0.0
 
 
-def test_without_an_answer_column_every_real_token_is_one():
+def test_without_an_answer_column_every_real_token_counts():
     model, params = tiny.tiny_model()
     batch = {k: v for k, v in batch_for().items() if k != "answer"}
     term = terms.on_logps(losses.nll, model, "forget", reduce="token")
@@ -277,7 +277,7 @@ def test_lengths_are_counted_by_the_term_and_columns_come_from_the_batch():
     assert_allclose(total.sum, expected, rtol=1e-5)
 
 
-def test_the_reference_gets_no_gradient_and_makes_kl_vanish():
+def test_the_reference_has_no_gradient_and_kl_to_itself_is_zero():
     model, params = tiny.tiny_model()
     term = terms.on_tokens(losses.kl, model, "forget")
     assert term.needs_ref

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""LoRA: the model it began as, only its leaves train, and an exact merge."""
+"""LoRA: same outputs at first, only its leaves train, and an exact merge."""
 
 from functools import partial
 
@@ -40,7 +40,7 @@ def logits(model, params, batch):
     return model.unembed(params, model.apply(params, batch).hidden)
 
 
-def test_fresh_leaves_change_nothing():
+def test_new_leaves_do_not_change_the_outputs():
     model, params, low, wrapped = low_rank(trained=False)
     batch = tiny.tiny_batch(vocab=64)
     expected = logits(model, params, batch)
@@ -69,7 +69,7 @@ def test_merged_params_give_the_same_logits(pattern):
     assert_allclose(merged_q, by_hand, rtol=0, atol=1e-5)
 
 
-def test_decoding_with_a_cache_reads_the_products():
+def test_decoding_with_a_cache_includes_the_products():
     model, params, low, wrapped = low_rank()
     tokens = tiny.tiny_batch(vocab=64, side="left", answer=False)
     merged = wrap.merge_lora(low, wrapped)
@@ -173,13 +173,13 @@ def test_a_flax_model_runs_on_merged_kernels():
         (dict(alpha=0.0), "alpha > 0"),
     ],
 )
-def test_what_does_not_fit_is_an_error(settings, message):
+def test_impossible_settings_are_errors(settings, message):
     model, _ = tiny.tiny_model(**SETTINGS)
     with pytest.raises(ValueError, match=message):
         wrap.lora(model, **(dict(pattern=KERNELS) | settings))
 
 
-def test_params_and_models_that_do_not_belong_are_errors():
+def test_models_and_params_that_do_not_fit_are_errors():
     model, params, low, wrapped = low_rank()
     with pytest.raises(ValueError, match="without LoRA"):
         wrap.add_lora(model, params, jax.random.key(0))

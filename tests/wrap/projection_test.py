@@ -55,7 +55,7 @@ def test_three_tasks_are_one_idempotent_projection_of_their_union():
     assert np.abs(left).max() < 1e-5 * np.abs(values["mlp_out"]).max() + 1e-6
 
 
-def test_params_without_directions_are_the_model_it_began_as():
+def test_params_without_directions_give_the_original_model():
     base, model, params = projected(tasks=1)
     plain = {k: x for k, x in params.items() if k != "projection"}
     batch = tiny.tiny_batch()
@@ -106,14 +106,14 @@ def test_folded_params_give_the_logits_of_the_projected_model(site):
     assert np.abs(logits(base, plain, batch) - expected).max() > 1e-3
 
 
-def test_the_rules_leave_directions_whole_on_every_device():
+def test_the_rules_replicate_directions_on_every_device():
     _, model, params = projected(tasks=2)
     for path in trees.paths(params):
         axes = sharding.axes_of(path, model.rules)
         assert (axes == ()) == bool(re.match("projection/|.*/scale", path))
 
 
-def test_a_cache_sees_the_projection_too():
+def test_decoding_with_a_cache_includes_the_projection():
     base, model, params = projected(tasks=1)
     batch = tiny.tiny_batch()
     cache = model.init_cache(*batch["tokens"].shape)
@@ -123,7 +123,7 @@ def test_a_cache_sees_the_projection_too():
     assert_allclose(hidden[real], expected[real], atol=1e-4)
 
 
-def test_moments_and_directions_find_what_only_the_forget_set_has():
+def test_directions_find_what_only_the_forget_set_has():
     rng = np.random.default_rng(0)
     shared, own = np.linalg.qr(rng.normal(size=(32, 2)))[0].T
 
@@ -163,7 +163,7 @@ def test_moments_are_those_of_real_tokens_of_all_batches():
     assert_allclose(got.second, second, atol=1e-5)
 
 
-def test_export_of_the_folded_model_opens_in_transformers(tmp_path):
+def test_the_folded_model_opens_in_transformers(tmp_path):
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
     base, model, params = projected(tasks=2)
@@ -250,6 +250,6 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("call, match", REFUSED.values(), ids=REFUSED)
-def test_refusals_say_why(call, match):
+def test_impossible_arguments_are_refused(call, match):
     with pytest.raises(ValueError, match=match):
         call()
