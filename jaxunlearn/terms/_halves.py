@@ -18,6 +18,11 @@ class HalfTerm:
         return self.term.reads
 
     @property
+    def parts(self) -> tuple:
+        """The terms inside, as those of a JointTerm, for Recipe.reads."""
+        return getattr(self.term, "parts", ((None, 1.0, self.term),))
+
+    @property
     def needs_ref(self) -> bool:
         return self.term.needs_ref
 

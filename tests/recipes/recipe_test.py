@@ -7,7 +7,7 @@ import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
 import jaxunlearn as ju
-from jaxunlearn import recipes, sharding, trees, wrap
+from jaxunlearn import recipes, sharding, terms, trees, wrap
 from tests import tiny
 
 KERNELS = r"blocks/(attention/q|mlp/down)/kernel"
@@ -59,6 +59,9 @@ def test_reads_gives_streams_and_columns():
     }
     joint = recipes.openunlearning.dpo(model, retain={"r": 1.0, "s": 1.0})
     assert set(joint.reads()) == {"alternate", "forget", "r", "s"}
+    first, second = terms.halves(recipes.blur.npo(model).terms["forget"])
+    halved = recipes.Recipe({"a": first, "b": second}, joint.tx)
+    assert halved.reads() == {"forget": {"tokens", "mask", "ref_logps"}}
 
 
 @pytest.mark.parametrize(
