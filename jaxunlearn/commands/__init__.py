@@ -10,6 +10,7 @@ Exit status, of every command:
     130  stopped by Ctrl-C (SIGINT); the same
 """
 
+import os
 import signal
 import sys
 
@@ -26,5 +27,7 @@ def main() -> None:
         raise SystemExit(2) from None
     from jaxunlearn.commands import _group
 
+    # transformers would otherwise report at its import that PyTorch is not installed.
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     signal.signal(signal.SIGTERM, _group.terminate)
     _group.group.main(prog_name="jaxunlearn")

@@ -103,6 +103,8 @@ def _explained(error: BaseException) -> tuple[str, int]:
     text = _joined(str(error)) or type(error).__name__
     if isinstance(error, failed):
         return f"error: {text}", 1
+    if isinstance(error, ModuleNotFoundError) and "pip install" not in text:
+        text += ". Run: pip install 'jaxunlearn[hf]'"
     if isinstance(error, refused):
         return f"error: {text}", 2
     hint = "Run the command again with --debug for the traceback."

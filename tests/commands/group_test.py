@@ -75,6 +75,7 @@ def test_no_command_prints_the_commands():
     [
         (ValueError("beta\nis -1"), 2, "beta is -1"),
         (ImportError("needs tqdm"), 2, "tqdm"),
+        (ModuleNotFoundError("No module named 'grain'"), 2, "jaxunlearn[hf]"),
         (PermissionError(13, "Permission denied", "/x"), 2, "/x"),
         (_checks.Missing("no stream"), 2, "no stream"),
         (NotFinite("step 3", None, [], 3, "forget"), 1, "step 3"),
