@@ -270,7 +270,7 @@ def draw(content: Mapping[str, Any], file: Path) -> None:
                 axis.legend(fontsize=8)
 
 
+PLOTS, SUMMARIES = {"small": draw}, {"small": summarise}
+
 if __name__ == "__main__":
-    command.main(
-        lambda arguments: page.redraw(FOLDER, readme, {"small": draw}), __doc__
-    )
+    command.main(lambda found: page.redraw(FOLDER, readme, PLOTS), __doc__)

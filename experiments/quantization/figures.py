@@ -1,18 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tables and plot of rounding unlearned models in the small world, from its lines."""
+"""README and plot of rounding unlearned models in the small world, from its lines.
 
-import json
-import statistics
+python -m experiments.quantization.figures draws both again from results/small.json.
+"""
+
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from jaxunlearn.io import log
+from experiments.shared import command, intervals, page, plot
 
 Line = Mapping[str, Any]
 
+FOLDER = Path(__file__).resolve().parent
 PRECISIONS = {
     "full": "full",
     "int8": "int8",
@@ -23,201 +25,206 @@ PRECISIONS = {
     "gptq4": "GPTQ 4",
     "int3": "int3",
 }
-FOUR = ("int4", "int4_tensor", "fp4", "nf4", "gptq4")
+BITS = {
+    4: ("int4", "int4_tensor", "fp4", "nf4", "gptq4"),
+    8: ("int8",),
+    3: ("int3",),
+}
 PAIRS = {
     "SURE GA + NLL": "GA + NLL",
     "SURE NPO + KL": "NPO + KL",
     "SURE NPO + KL, modules once": "NPO + KL",
 }
-BACK = 0.05  # of probability: less is no return, however certain
+REFERENCES = ("original", "retrained")
+RECOVERED = 0.05  # of probability; less does not count, however certain
 DRAWS = 2000
 
 
-def write(lines: Sequence[Line], about: Mapping[str, Any], place: Path) -> None:
-    """`place`.json with every line, `place`.md with tables, `place`.png with the plot.
-
-    Args:
-        lines: of quantize.compare_precisions.
-        about: the experiment's head and parameters.
-        place: path without suffix.
-    """
-    place.parent.mkdir(parents=True, exist_ok=True)
-    rows = summarise(lines, about)
-    whole = {"about": about, "summary": rows, "runs": list(lines)}
-    text = json.dumps(log.plain(whole), indent=1)
-    place.with_suffix(".json").write_text(text + "\n", encoding="utf-8")
-    text = "\n".join(_markdown(lines, about, rows, place.name)) + "\n"
-    place.with_suffix(".md").write_text(text, encoding="utf-8")
-    _plot(lines, rows, place.with_suffix(".png"))
+def write(lines: Sequence[Line], about: Mapping[str, Any], folder: Path) -> None:
+    """results/small.json and .png, and README.md."""
+    content = {"about": about, "lines": list(lines)}
+    content["summary"] = summarise(lines, about["max_probability"])
+    page.publish(folder, "small", content, readme, draw)
 
 
-def summarise(lines: Sequence[Line], about: Mapping[str, Any]) -> list[dict[str, Any]]:
+def summarise(lines: Sequence[Line], bar: float = 0.1) -> list[dict[str, Any]]:
     """For every method and dtype, [mean, deviation over seeds] at each precision.
 
-    `return` at a precision is the mean over forgotten answers of its probability there
+    `return` at a precision is the mean over forgotten answers of the probability there
     minus that in full precision, averaged over seeds, with the 2.5 and 97.5 percentiles
-    of a bootstrap over answers; `back` says whether the first of these is above 0 and
-    the mean at least BACK. `retained` is the probability over that of the untouched
-    model rounded in the same way.
+    of a bootstrap over answers; `recovered` is whether the lower one is above 0 and the
+    mean at least RECOVERED. `retained` is the probability over that of the original
+    rounded in the same way. `forgets` is whether the mean probability in full precision
+    is at most `bar`, `forgot` the number of seeds on which it is.
     """
-    base = {
-        line["dtype"]: line["scores"] for line in lines if line["method"] == "untouched"
-    }
-    found, done = [], [line for line in lines if line.get("rounded")]
-    for name, dtype in dict.fromkeys((x["method"], x["dtype"]) for x in done):
-        own = [x for x in done if (x["method"], x["dtype"]) == (name, dtype)]
-        row = {"method": name, "dtype": dtype, "rate": own[0]["rate"]}
-        row |= {"seeds": len(own), "finite": all(x["finite"] for x in own)}
+    original = {x["dtype"]: x["scores"] for x in lines if x["method"] == "original"}
+    rounded = [x for x in lines if x.get("rounded")]
+    found = []
+    for name, dtype in dict.fromkeys((x["method"], x["dtype"]) for x in rounded):
+        runs = [x for x in rounded if (x["method"], x["dtype"]) == (name, dtype)]
+        row = {"method": name, "dtype": dtype, "rate": runs[0]["rate"]}
+        row |= {"seeds": len(runs), "finite": all(x["finite"] for x in runs)}
         for key in ("steps", "codes"):
-            row[key] = _spread([x[key] for x in own])
-        for precision in own[0]["scores"]:
-            scores = [x["scores"][precision] for x in own]
-            forget = _spread([s["forget_probability"] for s in scores])
-            known = base[dtype][precision]["forget_probability"]
-            row[precision] = {
-                "forget_probability": forget,
-                "forget_exact": _spread([s["forget_exact"] for s in scores]),
-                "utility": _spread([s["utility"] for s in scores]),
-                "retained": forget[0] / known,
-            } | _returned(own, precision)
-        row["forgets"] = row["full"]["forget_probability"][0] <= about["forgotten"]
-        each = [x["scores"]["full"]["forget_probability"] for x in own]
-        row["forgot"] = sum(x <= about["forgotten"] for x in each)  # seeds
+            row[key] = intervals.spread([x[key] for x in runs])
+        for precision in runs[0]["scores"]:
+            cell = {
+                key: intervals.spread([x["scores"][precision][key] for x in runs])
+                for key in ("forget_probability", "forget_exact", "utility")
+            }
+            known = original[dtype][precision]["forget_probability"]
+            cell["retained"] = cell["forget_probability"][0] / known
+            gaps = [
+                np.subtract(x["probabilities"][precision], x["probabilities"]["full"])
+                for x in runs  # [answers] each
+            ]
+            change = intervals.bootstrap(_mean, np.mean(gaps, axis=0), draws=DRAWS)
+            cell["return"] = change
+            cell["recovered"] = change[1] > 0 and change[0] >= RECOVERED
+            row[precision] = cell
+        each = [x["scores"]["full"]["forget_probability"] for x in runs]
+        row["forgets"] = row["full"]["forget_probability"][0] <= bar
+        row["forgot"] = sum(x <= bar for x in each)
         found.append(row)
     return found
 
 
-def _returned(own: Sequence[Line], precision: str) -> dict[str, Any]:
-    gaps = [
-        np.subtract(x["rows"][precision], x["rows"]["full"])
-        for x in own  # [answers] each
-    ]
-    gaps = np.mean(gaps, axis=0)
-    draws = np.random.default_rng(0).integers(0, len(gaps), (DRAWS, len(gaps)))
-    low, high = np.percentile(gaps[draws].mean(1), (2.5, 97.5))
-    back = bool(low > 0 and gaps.mean() >= BACK)
-    return {"return": [float(gaps.mean()), float(low), float(high)], "back": back}
+def _mean(values: np.ndarray) -> np.ndarray:
+    return values.mean(-1)
 
 
-def _spread(values: Sequence[float]) -> list[float]:
-    """[mean, standard deviation]; the deviation of one value is 0."""
-    sd = statistics.stdev(values) if len(values) > 1 else 0.0
-    return [statistics.mean(values), sd]
-
-
-def _markdown(lines, about, rows, name) -> list[str]:
-    labels = [PRECISIONS[precision] for precision in PRECISIONS]
-    out = [
-        "# Rounding an unlearned model in the small world",
-        "",
-        "Written by `python -m experiments.quantization.run "
-        "--config=experiments/small/configs/biographies.py` (see there for what runs).",
-        f"A decoder of {about['parameters'] / 1e6:.2f}M parameters, world "
-        f"`{about['world']}`; {about['steps']} steps of {about['rows']} rows of each "
-        f"stream, seeds {', '.join(map(str, about['seeds']))}, each method at the "
-        f"lowest of the rates {', '.join(f'{r:g}' for r in about['rates'])} at which "
-        "the mean probability of the forgotten answers is at most "
-        f"{about['forgotten']:g} on the first seed. Linear kernels of the blocks are "
-        f"rounded: int8 by channel, int4 and int3 in groups of {about['group']}, all "
-        "symmetric; int4 tensor by the paper's equation, one step for a matrix; FP4 "
-        "(the released code's 4 bits) and NF4 in blocks of 64; GPTQ on rows to keep.",
-        "Mean ± standard deviation over seeds. *Codes* is the fraction of weights "
-        "whose nearest int4 code is another one after unlearning.",
-        "",
-        f"![Probability of the forgotten answers by precision]({name}.png)",
-        "",
-        *_answers(rows),
-        "## Probability of the forgotten answers",
-        "",
-        f"| | rate | codes | {' | '.join(labels)} |",
-        "| --- | --- | --- |" + " --- |" * len(labels),
-    ]
+def readme(results: Mapping[str, Any]) -> list[str]:
+    """The lines of README.md."""
+    about, lines = results["small"]["about"], results["small"]["lines"]
+    rows = summarise(lines, about["max_probability"])
+    labels, references = list(PRECISIONS.values()), []
     for line in lines:
-        if line["method"] in ("untouched", "twin"):
-            cells = [
-                f"{line['scores'][precision]['forget_probability']:.3f}"
-                for precision in PRECISIONS
-            ]
-            title = f"**{line['method']}**, {line['dtype']}"
-            out.append(f"| {title} | | | {' | '.join(cells)} |")
-    for row in rows:
-        cells = [_pm(row[precision]["forget_probability"]) for precision in PRECISIONS]
-        mark = "" if row["forgets"] else " (forgets too little)"
-        out.append(
-            f"| {row['method']}, {row['dtype']}{mark} | {row['rate']:g} | "
-            f"{row['codes'][0]:.1%} | {' | '.join(cells)} |"
-        )
-    out += [
-        "",
-        "## Utility",
-        "",
-        f"| | {' | '.join(labels)} |",
-        "| --- |" + " --- |" * len(labels),
-    ]
-    for line in lines:
-        if line["method"] == "untouched":
-            cells = [f"{line['scores'][p]['utility']:.3f}" for p in PRECISIONS]
-            out.append(f"| **untouched**, {line['dtype']} | {' | '.join(cells)} |")
-    for row in rows:
-        cells = [_pm(row[precision]["utility"]) for precision in PRECISIONS]
-        out.append(f"| {row['method']}, {row['dtype']} | {' | '.join(cells)} |")
-    return out
-
-
-def _answers(rows) -> list[str]:
-    """What the numbers say, in plain words."""
-    out = ["## Does it come back?", ""]
-    usable = [row for row in rows if row["forgets"]]
-    for title, kinds in (("4", FOUR), ("8", ("int8",)), ("3", ("int3",))):
-        cases = [(row, kind) for row in usable for kind in kinds]
-        back = [case for case in cases if case[0][case[1]]["back"]]
-        if not cases:
-            continue
-        most = max(cases, key=lambda case: case[0][case[1]]["return"][0])
-        gap = most[0][most[1]]["return"]
-        named = "; ".join(
-            f"{row['method']}, {row['dtype']}, {PRECISIONS[kind]} "
-            f"({row[kind]['return'][0]:+.3f})"
-            for row, kind in back
-        )
-        out.append(
-            f"- At {title} bits the forgotten comes back in {len(back)} of "
-            f"{len(cases)} cases (a method that forgot, a dtype, a quantizer)"
-            f"{': ' + named if named else ''}. The largest change of the answers' "
-            f"probability is {gap[0]:+.3f} (95 % of bootstrap samples over answers in "
-            f"{gap[1]:+.3f} to {gap[2]:+.3f}), at {most[0]['method']}, "
-            f"{most[0]['dtype']}, {PRECISIONS[most[1]]}."
-        )
-    out += [
-        "",
-        f"Coming back means: by {BACK:g} of probability or more, and above 0 in 97.5 % "
-        "of the samples.",
+        if line["method"] in REFERENCES:
+            references.append(
+                (f"**{line['method']}**, {line['dtype']}", line["scores"])
+            )
+    return [
+        *page.head(
+            "Rounding an unlearned model",
+            claim="Rounding an unlearned model to 4 bits recovers most of what it "
+            "forgot, as unlearning hardly moves the weights; SURE, which trains few "
+            "weights with larger steps, prevents it "
+            "([arXiv 2410.16454](https://arxiv.org/abs/2410.16454)).",
+            command="python -m experiments.quantization.run",
+            time=page.spent(lines),
+            setup=f"A decoder of {about['parameters'] / 1e6:.2f}M parameters, world "
+            f"`{about['world']}`; {about['steps']} steps of {about['batch_size']} rows "
+            f"of each stream, {page.seeds(about['seeds'])}, each method at the lowest "
+            f"of the rates {page.numbers(about['rates'])} at which the mean "
+            "probability of the forgotten answers is at most "
+            f"{about['max_probability']:g} on the first seed. Linear kernels of the "
+            "blocks are rounded: int8 by channel, int4 and int3 in groups of "
+            f"{about['group']}, all symmetric; int4 tensor by the paper's equation, "
+            "one step for a matrix; FP4 (the released code's 4 bits) and NF4 in "
+            "blocks of 64; GPTQ on rows to retain.",
+            verdict=_verdict(rows),
+        ),
+        "![Probability of the forgotten answers by precision](results/small.png)",
         "",
         "## What SURE changes",
         "",
+        *_sure(rows),
+        "",
+        "## Probability of the forgotten answers",
+        "",
+        "Mean ± standard deviation over seeds. *Codes* is the fraction of weights "
+        "whose nearest int4 code is another one after unlearning.",
+        "",
+        *page.table(
+            ["", "rate", "codes", *labels],
+            [
+                [title, "", ""]
+                + [f"{scores[p]['forget_probability']:.3f}" for p in PRECISIONS]
+                for title, scores in references
+            ]
+            + [
+                [
+                    f"{row['method']}, {row['dtype']}"
+                    + ("" if row["forgets"] else " (forgets too little)"),
+                    page.rate(row["rate"]),
+                    f"{row['codes'][0]:.1%}",
+                    *(page.pm(row[p]["forget_probability"]) for p in PRECISIONS),
+                ]
+                for row in rows
+            ],
+        ),
+        "## Utility",
+        "",
+        *page.table(
+            ["", *labels],
+            [
+                [title, *(f"{scores[p]['utility']:.3f}" for p in PRECISIONS)]
+                for title, scores in references
+                if "original" in title
+            ]
+            + [
+                [
+                    f"{row['method']}, {row['dtype']}",
+                    *(page.pm(row[p]["utility"]) for p in PRECISIONS),
+                ]
+                for row in rows
+            ],
+        ),
     ]
-    by_name = {(row["method"], row["dtype"]): row for row in rows}
+
+
+def _verdict(rows) -> list[str]:
+    """In how many cases rounding recovers what was forgotten."""
+    out, usable = [], [row for row in rows if row["forgets"]]
+    for bits, kinds in BITS.items():
+        cases = [(row, kind) for row in usable for kind in kinds]
+        if not cases:
+            continue
+        named = [
+            f"{row['method']}, {row['dtype']}, {PRECISIONS[kind]} "
+            f"({row[kind]['return'][0]:+.3f})"
+            for row, kind in cases
+            if row[kind]["recovered"]
+        ]
+        row, kind = max(cases, key=lambda case: case[0][case[1]]["return"][0])
+        value, low, high = row[kind]["return"]
+        out.append(
+            f"At {bits} bits forgotten answers are recovered in {len(named)} of "
+            f"{len(cases)} cases (a method that forgot, a dtype, a quantizer)"
+            f"{': ' + '; '.join(named) if named else ''}. The largest change of their "
+            f"probability is {value:+.3f} (95% bootstrap interval over answers "
+            f"{low:+.3f} to {high:+.3f}), at {row['method']}, {row['dtype']}, "
+            f"{PRECISIONS[kind]}."
+        )
+    return [
+        *out,
+        f"Recovered means: the probability rises by {RECOVERED:g} or more, and the "
+        "interval is above 0; where no case is recovered, the claim is not "
+        "reproduced. Without SURE, models here forget only at rates that change the "
+        "int4 codes of many weights (column *codes*), whereas the paper's explanation "
+        "is that weights hardly move. Larger models are not tested.",
+    ]
+
+
+def _sure(rows) -> list[str]:
+    out, by_name = [], {(row["method"], row["dtype"]): row for row in rows}
     for (name, dtype), sure in by_name.items():
         plain = by_name.get((PAIRS.get(name), dtype))
         if plain is None:
             continue
-        lead = "" if sure["forgets"] else f", which {_too_little(sure)}"
-        out.append(
-            f"- {name}, {dtype}{lead}: rate {sure['rate']:g} for {plain['rate']:g} of "
-            f"{plain['method']}; codes moved {sure['codes'][0]:.1%} for "
-            f"{plain['codes'][0]:.1%}; from full precision to int4, probability of the "
-            f"forgotten {_step(sure, 'forget_probability')} for "
-            f"{_step(plain, 'forget_probability')} and utility "
-            f"{_step(sure, 'utility')} for {_step(plain, 'utility')}."
+        weak = (
+            f", which forgets enough on {sure['forgot']} of {sure['seeds']} seeds and "
+            "not on average"
         )
-    return [*out, ""]
-
-
-def _too_little(row) -> str:
-    """A row is usable by the mean over seeds, its rate was chosen on the first."""
-    return (
-        f"forgets enough on {row['forgot']} of {row['seeds']} seeds and not on average"
-    )
+        out.append(
+            f"- {name}, {dtype}{'' if sure['forgets'] else weak}: rate "
+            f"{sure['rate']:g}, {plain['method']} {plain['rate']:g}; codes moved "
+            f"{sure['codes'][0]:.1%}, {plain['codes'][0]:.1%}; from full precision to "
+            "int4, probability of the forgotten answers "
+            f"{_step(sure, 'forget_probability')}, "
+            f"{_step(plain, 'forget_probability')} and utility "
+            f"{_step(sure, 'utility')}, {_step(plain, 'utility')}."
+        )
+    return out
 
 
 def _step(row, measure: str) -> str:
@@ -225,52 +232,44 @@ def _step(row, measure: str) -> str:
     return f"{full:.3f} → {four:.3f}"
 
 
-def _pm(spread: Sequence[float]) -> str:
-    return f"{spread[0]:.3f} ± {spread[1]:.3f}"
-
-
-def _plot(lines, rows, file: Path) -> None:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    shown = ("full", "int8", "int4", "int3")
+def draw(content: Mapping[str, Any], file: Path) -> None:
+    """Probability of the forgotten answers and utility by precision."""
+    lines, bar = content["lines"], content["about"]["max_probability"]
+    rows, shown = summarise(lines, bar), ("full", "int8", "int4", "int3")
     dtypes = list(dict.fromkeys(row["dtype"] for row in rows))
     names = list(dict.fromkeys(row["method"] for row in rows))
-    colours = dict(
-        zip(names, pyplot.cm.tab10(np.linspace(0, 1, len(names))), strict=True)
-    )
-    figure, grid = pyplot.subplots(
-        2, len(dtypes), figsize=(6 * len(dtypes), 8), sharey="row", squeeze=False
-    )
-    for column, dtype in enumerate(dtypes):
-        for axes, measure in zip(
-            grid[:, column], ("forget_probability", "utility"), strict=True
-        ):
-            for row in rows:
-                if row["dtype"] == dtype:
-                    values = np.array([row[p][measure] for p in shown])
-                    axes.errorbar(
-                        range(len(shown)),
-                        values[:, 0],
-                        yerr=values[:, 1],
-                        color=colours[row["method"]],
-                        linestyle="--" if row["method"].startswith("SURE") else "-",
-                        label=row["method"],
-                        capsize=2,
+    labels = {
+        "forget_probability": "probability of the forgotten answers",
+        "utility": "utility over rows to retain",
+    }
+    size = (6 * len(dtypes), 8)
+    sizes = dict(size=size, rows=2, columns=len(dtypes), sharey="row")
+    with plot.saved(file, **sizes) as (_, grid):
+        for column, dtype in enumerate(dtypes):
+            for axis, (measure, label) in zip(
+                grid[:, column], labels.items(), strict=True
+            ):
+                for row in (x for x in rows if x["dtype"] == dtype):
+                    values = [row[p][measure] for p in shown]
+                    line = "--" if row["method"].startswith("SURE") else "-"
+                    look = dict(color=f"C{names.index(row['method'])}", linestyle=line)
+                    plot.curve(
+                        axis, range(len(shown)), values, label=row["method"], **look
                     )
-            for line in lines:
-                if line["dtype"] == dtype and line["method"] in ("untouched", "twin"):
-                    values = [line["scores"][p][measure] for p in shown]
-                    style = ":" if line["method"] == "twin" else "-."
-                    axes.plot(values, style, color="black", label=line["method"])
-            axes.set_xticks(range(len(shown)), [PRECISIONS[p] for p in shown])
-            axes.grid(alpha=0.3)
-        grid[0, column].set_title(f"trained in {dtype}")
-    grid[0, 0].set_ylabel("probability of the forgotten answers")
-    grid[1, 0].set_ylabel("utility over rows to keep")
-    grid[0, -1].legend(fontsize=7, loc="center right")
-    figure.tight_layout()
-    figure.savefig(file, dpi=120)
-    pyplot.close(figure)
+                for line in lines:
+                    if line["dtype"] == dtype and line["method"] in REFERENCES:
+                        values = [line["scores"][p][measure] for p in shown]
+                        style = ":" if line["method"] == "retrained" else "-."
+                        axis.plot(values, style, color="black", label=line["method"])
+                axis.set_xticks(range(len(shown)), [PRECISIONS[p] for p in shown])
+                axis.grid(alpha=0.3)
+                if column == 0:
+                    axis.set_ylabel(label)
+            grid[0, column].set_title(f"trained in {dtype}")
+        grid[0, -1].legend(fontsize=7, loc="center right")
+
+
+PLOTS, SUMMARIES = {"small": draw}, {"small": summarise}
+
+if __name__ == "__main__":
+    command.main(lambda found: page.redraw(FOLDER, readme, PLOTS), __doc__)

@@ -1,60 +1,42 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Does rounding an unlearned model bring the forgotten back? (2410.16454)
+"""Does rounding an unlearned model recover forgotten facts? (2410.16454)
 
-    python -m experiments.quantization.run \\
-        --config=experiments/small/configs/biographies.py
+    python -m experiments.quantization.run
 
 Methods without and with a retain term, and SURE around the same losses, unlearn in the
-small world; each model is then asked as it is and rounded to 8, 4 and 3 bits. The claim
-is about weights that hardly move, so a method runs at the lowest of RATES at which it
-forgets on the first seed (mean probability of the forgotten answers at most FORGOTTEN),
-then on all seeds. Where no rate does, the one that forgets most is taken, and the table
-says so.
+small world; each model is then scored in full precision and rounded to 8, 4 and 3 bits.
+The claim is about weights that hardly move, so a method runs at the lowest of its rates
+at which it forgets on the first seed (mean probability of the forgotten answers at most
+`max_probability`), then on all seeds. Where no rate does, the one that forgets most is
+used, and the table marks it.
 
-Everything runs twice: with float32 masters, and with weights, gradients and moments in
-bfloat16 alone, as the paper's code trains, where a step smaller than half the distance
-to the next bfloat16 number is lost. Both compute in float32, and weights are widened to
-float32 before they are rounded to few bits.
-
-One line of JSON a run, in `<output>/<world>.quantize.jsonl`: stopped at any time, the
-same command goes on. Writes results/quantize_small.json, .md and .png; --draw only
-that.
+Everything runs twice: with float32 master weights, and with weights, gradients and
+moments in bfloat16 alone, as the paper's code trains, where a step smaller than half
+the distance to the next bfloat16 number is lost. Both compute in float32, and weights
+are widened to float32 before they are rounded to few bits.
 """
 
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from absl import app, flags, logging
-from ml_collections import config_flags
-from tqdm import tqdm
 
-from experiments.comparison import run as compare
-from experiments.quantization import figures as quantize_figures
-from experiments.small import score, unlearn, world
-from experiments.small.methods import Method
+from experiments.quantization import figures
+from experiments.shared import ledger
+from experiments.small import methods, program, score, unlearn, world
 from jaxunlearn import edits, recipes, trees
 from jaxunlearn.typing import Params
 
-RATES = (5e-5, 2e-4, 5e-4, 1e-3, 2e-3)
-SEEDS = (0, 1, 2)
-STEPS, ROWS = 30, 8
-FORGOTTEN = 0.1
-ASKED = {"forget": 24, "retain": 24}
-GROUP = 64  # divides 256 and 704 inputs, which 128 does not
-CALIBRATION = 64  # rows to keep, 48 tokens each
-DTYPES = ("float32", "bfloat16")
+CALIBRATION = 64  # rows to retain, 48 tokens each
 LINEAR = r"blocks/.*/kernel"  # what edits.quantize rounds
-RESULTS = Path(__file__).resolve().parent / "results" / "small"
 
 OU, SURE = recipes.openunlearning, recipes.sure
-# SURE's percentile with its base's own weights: what differs is the mask alone.
+# SURE's percentile with the weights of the method below it: only the mask differs.
 PLAIN = dict(alpha=1.0, percentile=90.0)
+ONCE = dict(unit="module", refresh="once")
 RECIPES: Mapping[str, Callable[..., Any]] = {
     "GA": OU.ascent,
     "GA + NLL": OU.graddiff,
@@ -62,139 +44,135 @@ RECIPES: Mapping[str, Callable[..., Any]] = {
     "NPO + KL": partial(OU.npo, retain_loss="kl"),
     "SURE GA + NLL": partial(SURE.graddiff, **PLAIN),
     "SURE NPO + KL": partial(SURE.npo, **PLAIN),
-    "SURE NPO + KL, modules once": partial(
-        SURE.npo, **PLAIN, unit="module", refresh="once"
-    ),
+    "SURE NPO + KL, modules once": partial(SURE.npo, **PLAIN, **ONCE),
 }
 
 Quantizer = Callable[[Params], Params]
 
 
-class Plan(NamedTuple):
-    """What is run, and how large."""
+class QuantizationConfig(NamedTuple):
+    """Settings of the experiment.
 
-    rates: Sequence[float] = RATES
-    seeds: Sequence[int] = SEEDS
-    steps: int = STEPS
-    rows: int = ROWS
-    asked: Mapping[str, int] = MappingProxyType(ASKED)
-    dtypes: Sequence[str] = DTYPES
-    group: int = GROUP
+    Attributes:
+        rates: learning rates, in increasing order.
+        seeds: of the order of rows.
+        steps: of a run.
+        batch_size: rows of each stream at a step.
+        num_scored: rows to forget and to retain that are scored.
+        dtypes: of the weights while they train.
+        group: weights that share a scale; 64 divides 256 and 704 inputs, 128 does not.
+        max_probability: a method has forgotten where the mean probability of the
+            answers is at most this.
+    """
 
-
-class Run(NamedTuple):
-    """One run: what it is known by in the file of results."""
-
-    method: str
-    dtype: str
-    rate: float
-    seed: int
-    rounded: bool
-
-    @property
-    def key(self) -> str:
-        kind = "rounded" if self.rounded else "sweep"
-        return f"{kind} {self.method} {self.dtype} {self.rate:.3g} {self.seed}"
+    rates: Sequence[float] = (5e-5, 2e-4, 5e-4, 1e-3, 2e-3)
+    seeds: Sequence[int] = (0, 1, 2)
+    steps: int = 30
+    batch_size: int = 8
+    num_scored: Mapping[str, int] = MappingProxyType({"forget": 24, "retain": 24})
+    dtypes: Sequence[str] = ("float32", "bfloat16")
+    group: int = 64
+    max_probability: float = 0.1
 
 
 def quantizers(small: world.World, group: int) -> dict[str, Quantizer]:
-    """Name -> float32 params to rounded ones; the first leaves them as they are."""
-    kept = small.table("retain")
-    rows = {name: kept[name][:CALIBRATION] for name in ("tokens", "mask")}
-    gptq = partial(edits.gptq, small.model, batches=[rows], group=group)
+    """Name -> float32 params to rounded ones; "full" changes nothing."""
+    rows = {x: small.table("retain")[x][:CALIBRATION] for x in ("tokens", "mask")}
+    tensor = dict(group="tensor", scheme="symmetric_full")
     return {
         "full": lambda params: params,
         "int8": partial(edits.quantize, kind="int8"),
         "int4": partial(edits.quantize, kind="int4", group=group),
-        "int4_tensor": partial(
-            edits.quantize, kind="int4", group="tensor", scheme="symmetric_full"
-        ),
+        "int4_tensor": partial(edits.quantize, kind="int4", **tensor),
         "fp4": partial(edits.quantize, kind="fp4"),
         "nf4": partial(edits.quantize, kind="nf4"),
-        "gptq4": partial(gptq, kind="int4"),
+        "gptq4": partial(
+            edits.gptq, small.model, batches=[rows], group=group, kind="int4"
+        ),
         "int3": partial(edits.quantize, kind="int3", group=group),
     }
 
 
-def compare_precisions(
+def run(
     small: world.World,
-    file: Path,
-    *,
-    known: Mapping[str, Callable[..., Any]] = RECIPES,
-    plan: Plan | None = None,
-    progress: bool = False,
-) -> list[compare.Line]:
-    """All lines of the experiment, those that `file` lacks run now and added to it.
-
-    Args:
-        small: where the methods run.
-        file: JSON lines; those of another world or plan are an error.
-        known: recipes by name.
-        plan: rates, seeds and sizes; Plan() if None.
-        progress: whether to show a bar.
-    Raises:
-        ValueError: if the file is of another world or plan.
-    """
-    plan = Plan() if plan is None else plan
-    lines = compare.read(file, head(small, plan))
-    judge = score.scorer(small, rows=plan.asked)
-    rounding = quantizers(small, plan.group)
-    if not file.exists():
-        compare.add(file, head(small, plan))
-    for name, params in (("untouched", small.params), ("twin", small.retrained)):
-        for dtype in plan.dtypes:
+    book: ledger.Ledger,
+    config: QuantizationConfig,
+    builds: Mapping[str, Callable[..., Any]] = RECIPES,
+) -> None:
+    """Adds all runs that the ledger lacks, with the recipes of `builds`."""
+    scorer = score.scorer(small, rows=config.num_scored)
+    rounding = quantizers(small, config.group)
+    for name, params in (("original", small.params), ("retrained", small.retrained)):
+        for dtype in config.dtypes:
             key = f"{name} {dtype}"
-            if key in {line["key"] for line in lines}:
-                continue
-            own = cast(params, dtype)
-            line = {"key": key, "method": name, "dtype": dtype}
-            lines.append(line | measured(judge, rounding, own))
-            compare.add(file, lines[-1])
-    bar = tqdm(disable=not progress, unit="run", dynamic_ncols=True, file=sys.stderr)
-    for dtype in plan.dtypes:
-        inside = small._replace(params=cast(small.params, dtype))
-        streams = unlearn.tables(inside)
-        for name, function in known.items():
-            made = None
-            for run in _runs(name, dtype, plan, lines):
-                bar.set_postfix_str(run.key)
-                if made is None:
-                    method = Method(name, 0.0, _built(function))
-                    sizes = dict(steps=plan.steps, batch_size=plan.rows)
-                    made = unlearn.runner(inside, method, streams, **sizes)
-                params, about = unlearn.run(made, rate=run.rate, seed=run.seed)
-                line = {"key": run.key, **run._asdict(), **about}
-                line |= moved(inside.params, params, plan.group)
-                used = rounding if run.rounded else {"full": rounding["full"]}
-                lines.append(line | measured(judge, used, params))
-                compare.add(file, lines[-1])
-                bar.update()
-    bar.close()
-    return lines
+            if book.lacks(key):
+                line = {"key": key, "method": name, "dtype": dtype}
+                book.add(line | measure(scorer, rounding, cast(params, dtype)))
+    for dtype in config.dtypes:
+        start = small._replace(params=cast(small.params, dtype))
+        streams = unlearn.tables(start)
+        for name, build in builds.items():
+            runner = None
+            for kind, rate, seed in _runs(book, name, dtype, config):
+                key = f"{kind} {name} {dtype} {rate:.3g} {seed}"
+                if not book.lacks(key):
+                    continue
+                if runner is None:
+                    method = methods.of_recipe(name, build)
+                    sizes = dict(steps=config.steps, batch_size=config.batch_size)
+                    runner = unlearn.runner(start, method, streams, **sizes)
+                params, about = unlearn.run(runner, rate=rate, seed=seed)
+                line = {"key": key, "method": name, "dtype": dtype, "rate": rate}
+                line |= {"seed": seed, "rounded": kind == "rounded"} | about
+                line |= moved(start.params, params, config.group)
+                used = rounding if kind == "rounded" else {"full": rounding["full"]}
+                book.add(line | measure(scorer, used, params))
 
 
-def measured(
-    judge: score.Scorer, rounding: Mapping[str, Quantizer], params: Params
+def _runs(book, name, dtype, config) -> Iterator[tuple[str, float, int]]:
+    """(kind, rate, seed): rates upwards until one forgets, then every seed."""
+    for rate in config.rates:
+        if rate_of(book.lines, name, dtype, config)[0] is not None:
+            break
+        yield "sweep", rate, config.seeds[0]
+    for seed in config.seeds:
+        yield "rounded", rate_of(book.lines, name, dtype, config)[0], seed
+
+
+def rate_of(
+    lines: Sequence[ledger.Line], name: str, dtype: str, config: QuantizationConfig
+) -> tuple[float | None, bool]:
+    """(the rate of a method, whether it forgets there), as ledger.lowest_rate."""
+    measured = {
+        x["rate"]: x["scores"]["full"]["forget_probability"] if x["finite"] else None
+        for x in lines
+        if (x["method"], x["dtype"]) == (name, dtype) and x.get("rounded") is False
+    }
+    return ledger.lowest_rate(config.rates, measured, config.max_probability)
+
+
+def measure(
+    scorer: score.Scorer, rounding: Mapping[str, Quantizer], params: Params
 ) -> dict[str, Any]:
-    """By quantizer what score says, and the probability of each forgotten answer."""
-    wide, scores, rows = cast(params, "float32"), {}, {}
-    for name, function in rounding.items():
-        found = score.per_row(judge, function(wide))
-        scores[name] = score.summary_of(judge, found)
-        rows[name] = found["forget"]["probability"].tolist()
-    return {"scores": scores, "rows": rows}
+    """By quantizer the scores, and the probability of each forgotten answer."""
+    wide, scores, probabilities = cast(params, "float32"), {}, {}
+    for name, quantize in rounding.items():
+        found = score.per_row(scorer, quantize(wide))
+        scores[name] = score.summary_of(scorer, found)
+        probabilities[name] = found["forget"]["probability"].tolist()
+    return {"scores": scores, "probabilities": probabilities}
 
 
 def moved(before: Params, after: Params, group: int) -> dict[str, float]:
-    """How far linear kernels moved, by the steps of their int4 grid before.
+    """How far linear kernels moved, in steps of their int4 grid before.
 
     Returns:
         `steps`, the mean of |change| in steps; `codes`, the fraction of weights whose
         nearest code on that grid is another one: these alone change the 4-bit model.
     """
-    own = trees.paths(trees.split(before, LINEAR)[0])
-    found = [_moved(x, trees.paths(after)[path], group) for path, x in own.items()]
-    count = sum(x.size for x in own.values())
+    kernels = trees.paths(trees.split(before, LINEAR)[0])
+    found = [_moved(x, trees.paths(after)[path], group) for path, x in kernels.items()]
+    count = sum(x.size for x in kernels.values())
     totals = [float(sum(each)) / count for each in zip(*found, strict=True)]
     return dict(zip(("steps", "codes"), totals, strict=True))
 
@@ -211,88 +189,16 @@ def _moved(before, after, group):
     return jnp.sum(jnp.abs(b - a) / step), jnp.sum(codes[0] != codes[1])
 
 
-def rate_of(lines: Sequence[compare.Line], name: str, dtype: str, plan: Plan):
-    """(the rate a method runs at, whether it forgets there), (None, False) until the
-    sweep has come so far."""
-    own = {
-        line["rate"]: line
-        for line in lines
-        if (line["method"], line["dtype"]) == (name, dtype)
-        and line.get("rounded") is False
-    }
-    for rate in plan.rates:
-        if rate in own and _forgets(own[rate]):
-            return rate, True
-    if all(rate in own for rate in plan.rates):
-        return min(own, key=lambda rate: _probability(own[rate])), False
-    return None, False
-
-
-def _runs(name: str, dtype: str, plan: Plan, lines) -> Iterator[Run]:
-    """What is missing, one after another: rates upwards, then every seed."""
-
-    def missing(run):
-        return run.key not in {line["key"] for line in lines}
-
-    for rate in plan.rates:
-        if rate_of(lines, name, dtype, plan)[0] is not None:
-            break
-        run = Run(name, dtype, rate, plan.seeds[0], False)
-        if missing(run):
-            yield run
-    rate, _ = rate_of(lines, name, dtype, plan)
-    for seed in plan.seeds:
-        run = Run(name, dtype, rate, seed, True)
-        if missing(run):
-            yield run
-
-
-def _forgets(line) -> bool:
-    return line["finite"] and _probability(line) <= FORGOTTEN
-
-
-def _probability(line) -> float:
-    return line["scores"]["full"]["forget_probability"]
-
-
-def _built(function):
-    return lambda model, rate: function(model, learning_rate=rate)
-
-
 def cast(params: Params, dtype: str) -> Params:
     """params in another dtype."""
     return jax.tree.map(lambda x: x.astype(dtype), params)
 
 
-def head(small: world.World, plan: Plan) -> compare.Line:
-    """What the lines of a file have in common; its first line."""
-    sizes = dict(steps=plan.steps, rows=plan.rows, asked=dict(plan.asked))
-    sizes |= dict(rates=list(plan.rates), seeds=list(plan.seeds), group=plan.group)
-    return {"key": "head", "world": small.digest, **sizes}
-
-
-def main(argv: list[str]) -> None:
-    """Runs what is missing, then writes quantize_small.json, .md and .png."""
-    del argv
-    config, plan = flags.FLAGS.config, Plan()
-    try:
-        small = world.make(config, progress=True)
-        file = Path(config.output).expanduser() / f"{small.digest}.quantize.jsonl"
-        if flags.FLAGS.draw:
-            lines = compare.read(file, head(small, plan))
-        else:
-            lines = compare_precisions(small, file, plan=plan, progress=True)
-    except (OSError, ValueError, KeyError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(2) from error
-    about = {"parameters": small.about["parameters"], "forgotten": FORGOTTEN}
-    about = head(small, plan) | about
-    quantize_figures.write(lines, about, RESULTS)
-    print(f"Wrote {RESULTS}.json, .md and .png")
-
-
 if __name__ == "__main__":
-    config_flags.DEFINE_config_file("config", help_string="a file of configs/small")
-    flags.DEFINE_bool("draw", False, "only write the figures")
-    logging.set_verbosity(logging.WARNING)
-    app.run(main)
+    program.main(
+        run,
+        figures.write,
+        __doc__,
+        module="experiments.quantization.run",
+        settings=QuantizationConfig(),
+    )

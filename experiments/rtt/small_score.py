@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Numbers of retraining on T in the small world, and the paper's claim, from its lines.
+"""Numbers of RTT in the small world, and the paper's claim, from its lines.
 
-Who knows nothing is the twin, which never saw the facts, before any attack: what is
-above it can be lost, and what a method took of that can come back.
+The floor is the retrained model, which never saw the facts, before any attack: what is
+above it can be removed, and what a method removed of that can come back.
 """
 
 import statistics
@@ -11,75 +11,69 @@ from typing import Any
 
 import numpy as np
 
-from experiments.rtt.score import (
-    CHANCE,
-    MOST,
-    above,
-    accuracy,
-    interval,
-    much_less,
-    returned,
-    verdict,
-)
+from experiments.rtt.recovery import CHANCE, LESS, MOST, above, returned
+from experiments.shared import intervals
 
 Line = Mapping[str, Any]
 
 MEASURES = ("choice", "verbatim")
-REFERENCES = ("original", "twin", "never seen", "finetuned original")
-CONTROLS = ("twin", "never seen")
+REFERENCES = ("original", "retrained", "never seen", "finetuned original")
+CONTROLS = ("retrained", "never seen")
 BASES = {"original": "in pretraining", "finetuned original": "by finetuning"}
 EARLY, LATE = BASES
 
 
 def summarise(lines: Sequence[Line]) -> list[dict[str, Any]]:
-    """A row for each who was attacked.
+    """A row for each model that was attacked.
 
     Returns:
         Rows: who, base, method, seeds, folds (of all seeds together), facts, rate and
         the unlearning's `retain_loss` and `forget_probability` (mean over its seeds),
         and for each measure as [mean, deviation over seeds] on facts held out `before`,
         `last` and `best` (see held_out), `recovery` (best over that of the base: the
-        paper's) and `above` (the same with the twin's best taken off both). For methods
-        also `left`, of what the base has above the twin before any attack how much the
-        method left, `forgot` (whether that is half or less), and as [value, low, high]
-        over folds drawn anew `returned` and `best_returned`: of what was lost, how much
-        came back by the last and by the best epoch. For controls `controls`.
+        paper's) and `above` (the same with the retrained model's best subtracted from
+        both). For methods also `left`, the fraction of what the base has above the
+        retrained model before any attack that the method left, `forgot` (whether that
+        is half or less), and as [value, low, high] over resampled folds `returned` and
+        `best_returned`: the fraction of what was removed that came back by the last and
+        by the best epoch. For controls `controls`.
     """
     found = []
     attacked = [line for line in lines if line["kind"] == "rtt"]
     for who in dict.fromkeys(line["who"] for line in attacked):
-        own = [line for line in attacked if line["who"] == who]
+        runs = [line for line in attacked if line["who"] == who]
         base = LATE if who.startswith("finetuned") else EARLY
         row = {"who": who, "base": base, "method": who.removeprefix("finetuned ")}
-        row |= {"folds": len(own), "seeds": sorted({line["seed"] for line in own})}
-        row["rate"] = own[0].get("rate")
-        row["facts"] = sum(line["facts"] for line in own)
-        row["finite"] = all(all(line["finite"]) for line in own)
-        runs = taken(lines, row)
+        row |= {"folds": len(runs), "seeds": sorted({line["seed"] for line in runs})}
+        row["rate"] = runs[0].get("rate")
+        row["facts"] = sum(line["facts"] for line in runs)
+        row["finite"] = all(all(line["finite"]) for line in runs)
+        used = taken(lines, row)
         for key in ("retain_loss", "forget_probability", "retain_exact"):
-            row[key] = statistics.mean(x[key] for x in runs) if runs else None
+            row[key] = statistics.mean(x[key] for x in used) if used else None
         for measure in MEASURES:
             row[measure] = _measured(attacked, row, measure)
         if who in CONTROLS:
-            row["controls"] = _control(own)
+            row["controls"] = _control(runs)
         found.append(row)
     return found
 
 
 def taken(lines: Sequence[Line], row: Mapping[str, Any]) -> list[Line]:
     """The unlearned models of a row that were attacked, one a seed."""
-    base = "finetuned" if row["base"] == LATE else "pretrained"
-    wanted = ("unlearned", base, row["method"], row["rate"])
-    keys = ("kind", "base", "method", "rate")
-    return [x for x in lines if tuple(x.get(key) for key in keys) == wanted]
+    of = "finetuned" if row["base"] == LATE else "pretrained"
+    used = ("unlearned", of, row["method"], row["rate"])
+    keys = ("kind", "of", "method", "rate")
+    return [x for x in lines if tuple(x.get(key) for key in keys) == used]
 
 
 def held_out(lines: Sequence[Line], measure: str) -> dict[tuple[int, int], Line]:
     """(seed, fold) -> the facts held out before, after the last, and the best epoch.
 
     *Last* is at the rate that is better on the other folds of the seed (verbatim, after
-    its last epoch), so that chance does not choose. *Best* is over all rates and
-    epochs, that before the attack too, on these very facts: the paper's choice.
+    the last epoch), so that the rate is not chosen on the facts it is scored on. *Best*
+    is over all rates and epochs, that before the attack too, on the facts themselves:
+    the paper's choice.
     """
     found = {}
     for line in lines:
@@ -108,27 +102,28 @@ def _measured(attacked, row, measure) -> dict[str, Any]:
     def of(who):
         return held_out([x for x in attacked if x["who"] == who], measure)
 
-    own, most, twin = of(row["who"]), of(row["base"]), of("twin")
-    told = {"before": [], "last": [], "best": [], "recovery": [], "above": []}
+    own, base, retrained = of(row["who"]), of(row["base"]), of("retrained")
+    found = {"before": [], "last": [], "best": [], "recovery": [], "above": []}
     for seed in row["seeds"]:
         folds = [fold for at, fold in own if at == seed]
         values = {k: _mean(own, k, folds, seed) for k in ("before", "last", "best")}
-        if set(folds) <= _folds(most):
-            best = _mean(most, "best", folds)
+        if set(folds) <= _folds(base):
+            best = _mean(base, "best", folds)
             values["recovery"] = values["best"] / best
-            if set(folds) <= _folds(twin):
-                floor = _mean(twin, "best", folds)
+            if set(folds) <= _folds(retrained):
+                floor = _mean(retrained, "best", folds)
                 values["above"] = above(values["best"], best, floor)
         for key, value in values.items():
-            told[key].append(value)
-    told = {key: _spread(values) for key, values in told.items()}
-    shared = _folds(own) & _folds(most) & _folds(twin)
+            found[key].append(value)
+    found = {k: intervals.spread(x) if x else None for k, x in found.items()}
+    shared = _folds(own) & _folds(base) & _folds(retrained)
     if row["who"] in REFERENCES or not shared:
-        return told
+        return found
     for key, after in (("returned", "last"), ("best_returned", "best")):
-        told[key] = interval(_came_back, _array([own], most, twin, shared, after))
-    told["left"] = _left(_array([own], most, twin, shared))
-    return told | {"forgot": bool(told["left"] <= MOST)}
+        array = _array([own], base, retrained, shared, after)
+        found[key] = intervals.bootstrap(_came_back, array)
+    found["left"] = _left(_array([own], base, retrained, shared))
+    return found | {"forgot": bool(found["left"] <= MOST)}
 
 
 def _folds(held) -> set[int]:
@@ -142,11 +137,11 @@ def _mean(held, key, folds, seed=None) -> float:
     return float(np.average(values, weights=weights))
 
 
-def _array(methods, most, twin, folds, after="last") -> np.ndarray:
-    """[2 M + 4, folds]: what `_came_back` and `_left` need, columns to draw from.
+def _array(methods, base, retrained, folds, after="last") -> np.ndarray:
+    """[2 M + 4, folds]: what `_came_back` and `_left` need, columns to resample.
 
-    M methods after the attack, before it (means over seeds), the original after and
-    before it, the twin before it, and how many facts there are.
+    M methods after the attack, before it (means over seeds), the base after and before
+    it, the retrained model before it, and how many facts there are.
     """
 
     def each(held, key):
@@ -156,77 +151,69 @@ def _array(methods, most, twin, folds, after="last") -> np.ndarray:
         [
             *(each(held, after) for held in methods),
             *(each(held, "before") for held in methods),
-            each(most, after),
-            each(most, "before"),
-            each(twin, "before"),
-            each(twin, "facts"),
+            each(base, after),
+            each(base, "before"),
+            each(retrained, "before"),
+            each(retrained, "facts"),
         ]
     )
 
 
 def _means(array: np.ndarray) -> np.ndarray:
-    return (array[:-1] * array[-1]).sum(-1) / array[-1].sum()
+    return (array[:-1] * array[-1]).sum(-1) / array[-1].sum(-1)
 
 
-def _came_back(array: np.ndarray) -> float:
+def _came_back(array: np.ndarray) -> np.ndarray:
     means = _means(array)
     return returned(means[:-2], floor=means[-1])
 
 
 def _left(array: np.ndarray) -> float:
-    """Of what the original has above the twin, how much the methods left of it."""
+    """The fraction of what the base has above the retrained model that methods left."""
     means = _means(array)
     methods = means[len(means[:-3]) // 2 : -3]
     return float(above(methods.mean(), means[-2], means[-1]))
-
-
-def _spread(values: Sequence[float]) -> list[float] | None:
-    """[mean, standard deviation]; the deviation of one value is 0."""
-    if not values:
-        return None
-    sd = statistics.stdev(values) if len(values) > 1 else 0.0
-    return [statistics.mean(values), sd]
 
 
 def _control(lines: Sequence[Line]) -> list[dict[str, Any]]:
     """By rate: choice after the last epoch as [value, low, high], Wilson's interval."""
     found = []
     for i, rate in enumerate(lines[0]["rates"]):
-        asked = [(x["choice"][i][-1], x["facts"]) for x in lines]
-        count = sum(n for _, n in asked)
-        hits = round(sum(value * n for value, n in asked))
-        value = accuracy(np.arange(count) < hits)
-        told = not value[1] <= CHANCE <= value[2]
-        found.append({"rate": rate, "last": value, "told_from_chance": told})
+        scored = [(x["choice"][i][-1], x["facts"]) for x in lines]
+        count = sum(n for _, n in scored)
+        hits = round(sum(value * n for value, n in scored))
+        value = intervals.wilson(np.arange(count) < hits)
+        differs = not value[1] <= CHANCE <= value[2]
+        found.append({"rate": rate, "last": value, "differs_from_chance": differs})
     return found
 
 
 def claim(lines: Sequence[Line], rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """What came back of each kind, and what the paper claims of it.
+    """What came back of each base, and whether the paper's claim holds.
 
     Returns:
-        By base and measure `returned` [value, low, high], how much came back after the
-        last epoch of what all methods together took, over folds drawn anew,
+        By base and measure `returned` [value, low, high], the fraction that came back
+        after the last epoch of what all methods together removed, over resampled folds,
         `best_returned` the same by the best epoch, `left` as in summarise, of all
-        together; by measure `most_returns`, whether most of pretraining's does;
-        `less`, how much less comes back of facts finetuned in, by the methods, seeds
-        and folds that both have (`alike`); `much_less`: whether that is much. Words are
+        together; by measure `most_returns`, whether most of pretraining's does; `less`,
+        how much less comes back of facts finetuned in, by the methods, seeds and folds
+        that both have (`compared`); `much_less`: whether that is much. Verdicts are
         "holds", "fails" or "undecided"; what was not measured is in none of them.
     """
     keys = ("returned", "best_returned", "left", "most_returns", "less", "much_less")
     found: dict[str, Any] = {key: {} for key in keys}
     for base in BASES:
-        own = [row for row in rows if row["base"] == base and _forgets(row)]
+        tried = [row for row in rows if row["base"] == base and _is_method(row)]
         for measure in MEASURES:
-            held = [_held(lines, row["who"], measure) for row in own]
-            rest = [_held(lines, who, measure) for who in (base, "twin")]
-            folds = set.intersection(*map(_folds, held + rest)) if own else ()
+            held = [_held(lines, row["who"], measure) for row in tried]
+            rest = [_held(lines, who, measure) for who in (base, "retrained")]
+            folds = set.intersection(*map(_folds, held + rest)) if tried else ()
             if not folds:
                 continue
             array = _array(held, *rest, folds)
-            best = interval(_came_back, _array(held, *rest, folds, "best"))
+            best = intervals.bootstrap(_came_back, _array(held, *rest, folds, "best"))
             for key, value in (
-                ("returned", interval(_came_back, array)),
+                ("returned", intervals.bootstrap(_came_back, array)),
                 ("best_returned", best),
                 ("left", _left(array)),
             ):
@@ -234,14 +221,15 @@ def claim(lines: Sequence[Line], rows: Sequence[Mapping[str, Any]]) -> dict[str,
             value = found["returned"][base][measure]
             if base == EARLY and value is not None:
                 # One fold alone has an interval without width, which decides nothing.
-                word = verdict(value, MOST) if len(folds) > 1 else "undecided"
+                word = intervals.verdict(value, MOST)
+                word = word if len(folds) > 1 else "undecided"
                 found["most_returns"][measure] = word
     return found | _less(lines, rows, found)
 
 
 def _less(lines, rows, found) -> dict[str, Any]:
-    """How much less comes back of facts finetuned in, like compared with like."""
-    late = [row for row in rows if row["base"] == LATE and _forgets(row)]
+    """How much less comes back of facts finetuned in, by what both bases have."""
+    late = [row for row in rows if row["base"] == LATE and _is_method(row)]
     early = {row["who"]: row for row in rows if row["base"] == EARLY}
     late = [row for row in late if row["method"] in early]
     if not late:
@@ -253,24 +241,28 @@ def _less(lines, rows, found) -> dict[str, Any]:
         both = []
         for base, who in ((EARLY, "method"), (LATE, "who")):
             held = [_held(lines, row[who], measure, seeds) for row in late]
-            both.append((held, [_held(lines, x, measure) for x in (base, "twin")]))
+            both.append((held, [_held(lines, x, measure) for x in (base, "retrained")]))
         folds = set.intersection(*(_folds(x) for part in both for x in sum(part, [])))
         if not folds:
             continue
         array = np.stack([_array(held, *rest, folds) for held, rest in both])
-        value = interval(lambda x: _came_back(x[0]) - _came_back(x[1]), array)
+        value = intervals.bootstrap(
+            lambda x: _came_back(x[0]) - _came_back(x[1]), array
+        )
         if value is not None:
             found["less"][measure] = value
-            word = much_less(value) if len(folds) > 1 else "undecided"
+            word = intervals.much_larger(value, LESS)
+            word = word if len(folds) > 1 else "undecided"
             found["much_less"][measure] = word
-    return {"alike": {"methods": [x["method"] for x in late], "seeds": sorted(seeds)}}
+    return {
+        "compared": {"methods": [x["method"] for x in late], "seeds": sorted(seeds)}
+    }
 
 
 def _held(lines, who, measure, seeds=None) -> dict[tuple[int, int], Line]:
-    own = [x for x in lines if x["kind"] == "rtt" and x["who"] == who]
-    own = [x for x in own if seeds is None or x["seed"] in seeds]
-    return held_out(own, measure)
+    runs = [x for x in lines if x["kind"] == "rtt" and x["who"] == who]
+    return held_out([x for x in runs if seeds is None or x["seed"] in seeds], measure)
 
 
-def _forgets(row) -> bool:
+def _is_method(row) -> bool:
     return row["who"] not in REFERENCES

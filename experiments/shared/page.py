@@ -108,10 +108,11 @@ def table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> list[str]:
 
 
 def pm(spread: Sequence[float] | None, digits: int = 3, sign: str = "") -> str:
-    """0.123 ± 0.045, of [mean, deviation]; nothing for None."""
+    """0.123 ± 0.045, of [mean, deviation] or [mean] alone; nothing for None."""
     if spread is None:
         return ""
-    return f"{spread[0]:{sign}.{digits}f} ± {spread[1]:.{digits}f}"
+    deviation = "".join(f" ± {x:.{digits}f}" for x in spread[1:])
+    return f"{spread[0]:{sign}.{digits}f}{deviation}"
 
 
 def share(interval: Sequence[float] | None) -> str:

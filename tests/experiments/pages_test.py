@@ -8,20 +8,27 @@ import pytest
 
 from experiments.shared import command, page
 
-# Experiment -> {name of its results: function that draws their plot}.
-PAGES = {
-    "experiments.mrp.figures": ("small",),
-    "experiments.semeval.figures": ("small",),
-    "experiments.surgery.figures": ("small",),
-}
+PAGES = (
+    "experiments.mrp.figures",
+    "experiments.quantization.figures",
+    "experiments.rtt.figures",
+    "experiments.semeval.figures",
+    "experiments.surgery.figures",
+)
+"""Modules with readme(results), PLOTS (name of results -> function that draws them) and
+SUMMARIES (name of results -> function of their lines that gives `summary`)."""
+
+
+def committed(name):
+    """(module, folder of the experiment, its results)."""
+    folder = command.ROOT / name.replace(".", "/").rsplit("/", 1)[0]
+    return importlib.import_module(name), folder, page.results(folder)
 
 
 @pytest.mark.parametrize("name", PAGES)
 def test_the_readme_is_drawn_from_the_committed_results(name):
-    module = importlib.import_module(name)
-    folder = command.ROOT / name.replace(".", "/").rsplit("/", 1)[0]
-    found = page.results(folder)
-    assert set(found) == set(PAGES[name])
+    module, folder, found = committed(name)
+    assert found
     text = (folder / "README.md").read_text(encoding="utf-8")
     assert page.readme(module.readme, found) == text
     for image in re.findall(r"!\[[^]]*\]\(([^)]*)\)", text):
@@ -31,19 +38,15 @@ def test_the_readme_is_drawn_from_the_committed_results(name):
 @pytest.mark.parametrize("name", PAGES)
 def test_committed_summaries_are_those_of_the_lines(name):
     """What the JSON says of its lines is what the code computes from them."""
-    module = importlib.import_module(name)
-    folder = command.ROOT / name.replace(".", "/").rsplit("/", 1)[0]
-    for content in page.results(folder).values():
-        if "summary" in content:
-            again = module.summarise(content["lines"])
-            assert page.plain(again) == content["summary"]
+    module, _, found = committed(name)
+    for stem, summarise in module.SUMMARIES.items():
+        again = summarise(found[stem]["lines"])
+        assert page.plain(again) == found[stem]["summary"]
 
 
-def test_plots_are_drawn(tmp_path):
-    for name, stems in PAGES.items():
-        module = importlib.import_module(name)
-        folder = command.ROOT / name.replace(".", "/").rsplit("/", 1)[0]
-        file = tmp_path / f"{name}.png"
-        for stem in stems:
-            module.draw(page.results(folder)[stem], file)
-            assert file.stat().st_size > 5000
+@pytest.mark.parametrize("name", PAGES)
+def test_plots_are_drawn(name, tmp_path):
+    module, _, found = committed(name)
+    for stem, draw in module.PLOTS.items():
+        draw(found[stem], tmp_path / "plot.png")
+        assert (tmp_path / "plot.png").stat().st_size > 5000

@@ -86,11 +86,11 @@ def test_spread_and_intervals_by_hand():
     assert_allclose(intervals.spread([1.0, 3.0], ddof=0), [2.0, 1.0])
     found = intervals.wilson(np.array([1] * 5 + [0] * 15))
     assert_allclose(found, [0.25, 0.112, 0.469], atol=1e-3)
-    value, low, high = intervals.bootstrap(lambda x: x.mean(), np.arange(400) % 2)
+    value, low, high = intervals.bootstrap(lambda x: x.mean(-1), np.arange(400) % 2)
     assert value == 0.5 and as_wide_as_theory(low, high)
     assert intervals.bootstrap(lambda x: float("nan"), np.zeros(3)) is None
     pairs = np.stack([np.arange(9.0), np.arange(9.0) - 1])
-    found = intervals.bootstrap(lambda x: (x[0] - x[1]).mean(), pairs)
+    found = intervals.bootstrap(lambda x: (x[0] - x[1]).mean(-1), pairs)
     assert_allclose(found, 1.0)  # columns stay pairs
 
 
