@@ -62,7 +62,14 @@ def _method(*, retains: bool = True, **defaults: float) -> Callable:
 
         @functools.wraps(make_forget)
         def recipe(*args, **kwargs):
-            bound = signature.bind(*args, **kwargs)
+            try:
+                bound = signature.bind(*args, **kwargs)
+            except TypeError as error:
+                known = ", ".join(list(signature.parameters)[1:])
+                raise TypeError(
+                    f"openunlearning.{make_forget.__name__}: {error}. Its settings, by "
+                    f"keyword, are {known}."
+                ) from None
             bound.apply_defaults()
             given = bound.arguments
             parts = {"forget": make_forget(**{k: given[k] for k in method.parameters})}

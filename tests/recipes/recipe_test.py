@@ -51,6 +51,12 @@ def test_a_misspelt_name_is_refused_with_the_nearest_name():
         recipes.by_name("blur.npp")
 
 
+def test_an_unknown_setting_of_a_recipe_names_the_recipe_and_its_settings():
+    model, _ = tiny.tiny_model(**BEGIN)
+    with pytest.raises(TypeError, match=r"openunlearning\.npo.*'betta'.*beta, gamma"):
+        recipes.openunlearning.npo(model, betta=0.1)
+
+
 def test_reads_gives_streams_and_columns():
     model, _ = tiny.tiny_model(**BEGIN)
     assert recipes.blur.npo(model).reads() == {
