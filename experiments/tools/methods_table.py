@@ -58,10 +58,13 @@ FACTS = {  # recipe -> (what it descends, arXiv numbers)
         "2506.05314",
     ),
     "openunlearning.rmu": (f"gamma {RMU} + alpha mean (h - h_ref)^2", "2403.03218"),
-    "openunlearning.task_vector": ("-log p, then taken away", "2212.04089"),
+    "openunlearning.task_vector": ("-log p, then subtracted", "2212.04089"),
     "rmu.wmdp": (f"{RMU} + alpha mean (h - h_ref)^2", "2403.03218"),
     "surgery.weighted": ("log p_f + NLL_update + KL(ref, p)_r", "2409.13054"),
-    "surgery.bilevel": ("the same, forgetting below (BLUR)", "2409.13054, 2506.08164"),
+    "surgery.bilevel": (
+        "the same, forgetting as lower level (BLUR)",
+        "2409.13054, 2506.08164",
+    ),
     "sure.npo": (f"{NPO} + alpha KL(ref, p)_r, on salient rows", "2410.16454"),
     "sure.graddiff": ("log p + alpha NLL_r, on salient rows", "2410.16454"),
 }
@@ -76,10 +79,11 @@ are logits, h hidden states, g_f and g_r the gradients of forget and retain, NLL
 of the retain streams. Numbers under *source* are arXiv's; defaults of `openunlearning`
 are that project's ({OPEN}).
 
-*passes*: forward and backward passes over a stream's batch, each stream counted; those
-that stop at a layer name it. *ref*: forward passes of the reference in every step, or
-"column" where its log-probabilities are computed once per dataset and travel with the
-rows. *trees*: gradients held at once. Measured times and memory:
+*passes*: number of forward and backward passes over the batch of a stream, summed over
+streams, and the layer at which they stop. *ref*: forward passes of the reference model
+in every step, or "column" where its log-probabilities are computed once and stored as a
+column of the rows. *trees*: number of gradient trees in memory. Measured times and
+memory:
 [results](../experiments/benchmarks/results/methods_cost.md).
 
 | recipe | descends | source | streams | passes | ref | trees | defaults |
