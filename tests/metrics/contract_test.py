@@ -378,7 +378,7 @@ def test_gradnorm_of_stacked_layers_counts_each():
     [
         ({}, {}, "at least one leaf"),
         ({"a": np.ones(2)}, {"p": 0.5}, "p >= 1"),
-        ({"a": np.ones(2)}, {"stacked": "blocks"}, "match a whole path.*'a'"),
+        ({"a": np.ones(2)}, {"stacked": "blocks"}, "stacked='blocks'.*'a'"),
     ],
 )
 def test_gradnorm_errors(gradient, how, message):
