@@ -53,7 +53,7 @@ def mesh(request):
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_shards_equal_a_load_on_one_device(saved, mesh, dtype, monkeypatch):
-    monkeypatch.setattr(_safetensors, "_MAPPED", 500)  # several maps a tensor
+    monkeypatch.setattr(_safetensors, "_MAPPED_BYTES", 500)  # several maps per tensor
     _, expected, _ = hf.load(saved, dtype=dtype)
     model, params, _ = hf.load(saved, dtype=dtype, mesh=mesh)
     assert_same(params, expected)
