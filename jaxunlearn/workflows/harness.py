@@ -1,17 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A decoder of ours as a model of lm-evaluation-harness.
+"""A decoder as a model of lm-evaluation-harness.
 
     import lm_eval
-    from experiments import harness
+    from jaxunlearn.workflows import harness
 
     model, params, tokenizer = hf.load("path")
     found = lm_eval.simple_evaluate(
         harness.Decoder(model, params, tokenizer), tasks=["mmlu"]
     )
 
-Needs the extra `harness`. An exported folder needs none of this: the harness's own
-`--model hf --model_args pretrained=FOLDER` runs it on torch. experiments/benchmarks/
-harness.py compares the two with our own scoring.
+Needs the extra `harness`. For an exported folder this module is not needed: the
+harness's `--model hf --model_args pretrained=FOLDER` runs it with torch.
+experiments/benchmarks/harness.py compares the two with evaluate.choose.
 """
 
 from collections.abc import Sequence
@@ -26,19 +26,19 @@ from jaxunlearn.data import table
 from jaxunlearn.typing import Model, Params
 from jaxunlearn.workflows.evaluation import values
 
-NEW_TOKENS = 256  # where a task does not say; the harness's own default
+NEW_TOKENS = 256  # the harness's default, for tasks that set no number
 
 
 class Decoder(api.TemplateLM):
-    """Answers the harness's three kinds of request, greedily and in float32.
+    """Answers the three kinds of request of the harness; decoding is greedy, in float32.
 
     Args:
         model, params: a decoder; `generate_until` needs its cache.
-        tokenizer: a fast tokenizer. Special tokens that it puts in front are kept.
-        batch_size: rows at a time.
+        tokenizer: a fast tokenizer. Special tokens that it adds are used.
+        batch_size: number of rows in a batch.
 
-    A text that is longer than the model's positions is refused and never cut; the
-    harness's own models cut it from the left.
+    A text that is longer than the model's maximum length raises ValueError. (The models
+    of the harness truncate it on the left.)
     """
 
     def __init__(
@@ -52,25 +52,25 @@ class Decoder(api.TemplateLM):
 
     @property
     def eot_token_id(self) -> int:
-        """What ends a text, and what stands before one that has no context."""
+        """The token that ends a text, and that precedes a text without context."""
         return self.tokenizer.eos_token_id
 
     @property
     def tokenizer_name(self) -> str:
-        """By which the harness tells cached requests apart."""
+        """A name by which the harness keys its cached requests."""
         return self.tokenizer.name_or_path.replace("/", "__")
 
     def tok_encode(
         self, string: str, add_special_tokens: bool | None = None, **more: Any
     ) -> list[int]:
-        """A text's tokens, as the tokenizer makes them if not told otherwise."""
+        """The tokens of a text; by default with the tokenizer's special tokens."""
         special = True if add_special_tokens is None else add_special_tokens
         return self.tokenizer.encode(string, add_special_tokens=special)
 
     def loglikelihood_rolling(
         self, requests: Sequence[Any], disable_tqdm: bool = False
     ) -> list[float]:
-        """Log-probability of each whole text, in windows as long as the positions."""
+        """Log-probability of each text, in windows of the model's maximum length."""
         windows, owner = [], []
         for number, request in enumerate(requests):
             (text,) = request.args
@@ -95,10 +95,10 @@ class Decoder(api.TemplateLM):
         """Greedy continuations up to a stop word.
 
         Raises:
-            ValueError: if a task wants sampling.
+            ValueError: if a task needs sampling.
         """
         texts = [""] * len(requests)
-        alike: dict[tuple[int, tuple[str, ...]], list[int]] = {}
+        groups: dict[tuple[int, tuple[str, ...]], list[int]] = {}
         for number, request in enumerate(requests):
             settings = request.args[1]
             if settings.get("do_sample") or settings.get("temperature"):
@@ -109,8 +109,8 @@ class Decoder(api.TemplateLM):
             stops = settings.get("until") or []
             stops = [stops] if isinstance(stops, str) else stops
             new = settings.get("max_gen_toks", NEW_TOKENS)
-            alike.setdefault((new, tuple(stops)), []).append(number)
-        for (new, stops), numbers in alike.items():
+            groups.setdefault((new, tuple(stops)), []).append(number)
+        for (new, stops), numbers in groups.items():
             found = evaluate.completions(
                 self._model,
                 self._params,
@@ -136,7 +136,7 @@ class Decoder(api.TemplateLM):
             raise ValueError(
                 f"harness.Decoder needs texts of at most {self._longest} tokens, but "
                 f"{len(long)} of {len(lengths)} are longer, the longest {max(long)}. "
-                "Leave those rows or some examples of the prompt out."
+                "Remove those rows, or some examples of the prompt."
             )
         width = table.rounded_length(max(lengths))
         width = min(width, self._longest or width)

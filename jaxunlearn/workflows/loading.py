@@ -9,6 +9,10 @@ from jax.sharding import Mesh
 from jaxunlearn.io import hf
 from jaxunlearn.typing import Model, Params
 
+# config -> model. Compiled programs belong to a Model object, so models of one config
+# share one, and the unlearned model needs no compilation after the original.
+_MODELS: dict[str, Model] = {}
+
 
 def load(
     path: str | os.PathLike,
@@ -35,7 +39,7 @@ def load(
         mesh=mesh,
     )
     check_tokenizer(tokenizer, path)
-    return model, params, tokenizer
+    return _MODELS.setdefault(repr(model.config), model), params, tokenizer
 
 
 def check_tokenizer(tokenizer: Any, path: str | os.PathLike) -> None:

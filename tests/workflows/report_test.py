@@ -88,7 +88,7 @@ def test_tokens_are_coloured_by_log_probability_and_escaped(runs, tmp_path):
     text = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert " &lt;b&gt;|" in text and "Who &amp; why?" in text
     markdown = (tmp_path / "report.md").read_text(encoding="utf-8")
-    assert "| Who & why? | 0.964 | 0.009 | 0.002 |" in markdown
+    assert "| Who &amp; why? | 0.964 | 0.009 | 0.002 |" in markdown
 
 
 def test_every_row_of_markdown_has_the_columns_of_its_table(runs, tmp_path):

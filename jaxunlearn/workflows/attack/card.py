@@ -168,11 +168,15 @@ def _text(number: float, form: str = ".2f") -> str:
 
 def _sentences(card) -> list[str]:
     """The main results in sentences."""
-    out = [
-        f"- {measure.capitalize()}: the strongest attack is {best['attack']}, from "
-        f"{best['before']:.2f} before it to {best['after']:.2f} after it."
-        for measure, best in card["strongest"].items()
-    ]
+    out = []
+    for measure, best in card["strongest"].items():
+        text = (
+            f"the strongest attack is {best['attack']}, from {best['before']:.2f} "
+            f"before it to {best['after']:.2f} after it."
+        )
+        if best["after"] <= best["before"]:
+            text = f"no attack raises it ({best['before']:.2f} before them)."
+        out.append(f"- {measure.capitalize()}: {text}")
     rtt = card["rtt"]
     if "rate" in rtt:
         out.append(
@@ -200,7 +204,7 @@ def _retraining(rtt) -> list[str]:
     error = f" ± {rtt['error']:.2f} (two standard errors)" if "error" in rtt else ""
     return [
         "Retraining on the other folds (RTT): accuracy of choice on the held-out fold, "
-        f"{rtt['rotations']} rotations, {rtt['num_facts']} facts{error}, at the best "
+        f"{rtt['rotations']} rotation(s), {rtt['num_facts']} facts{error}, at the best "
         "learning rate and epoch:",
         "",
         f"| {' | '.join(present.values())} |",

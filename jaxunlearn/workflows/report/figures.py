@@ -78,7 +78,8 @@ def trade_off(models: Sequence[read.ModelResults], file: Path) -> Figure | None:
             " The dotted line is p = 0.05; above it, the truth ratios do not differ "
         )
         caption += "significantly from the retrained model's."
-    caption += " The horizontal line is at the retrained model."
+    if any(model.role == "retrained" for model in models):
+        caption += " The horizontal line is at the retrained model."
     return _saved(pyplot, figure, file, caption)
 
 

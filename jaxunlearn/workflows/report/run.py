@@ -135,5 +135,6 @@ def _picture(file: Path) -> str:
 
 
 def _cell(text: Any) -> str:
-    """Text that cannot break a Markdown table."""
-    return str(text).replace("|", "\\|").replace("\n", " ")
+    """Text that cannot break a Markdown table, and is not read as HTML."""
+    text = str(text).replace("&", "&amp;").replace("<", "&lt;")
+    return text.replace("|", "\\|").replace("\n", " ")
