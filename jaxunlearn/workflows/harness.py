@@ -30,7 +30,7 @@ NEW_TOKENS = 256  # the harness's default, for tasks that set no number
 
 
 class Decoder(api.TemplateLM):
-    """Answers the three kinds of request of the harness; decoding is greedy, in float32.
+    """Answers the three kinds of request of the harness, greedily and in float32.
 
     Args:
         model, params: a decoder; `generate_until` needs its cache.
