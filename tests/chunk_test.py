@@ -31,7 +31,7 @@ def test_a_chunk_has_few_tokens_unless_rows_are_sharded(
     model, params = tiny.tiny_model(width=WIDTH, vocab=VOCAB, positions=LENGTH)
     batch = tiny.tiny_batch(ROWS, LENGTH)
     if max_logits is not None:
-        monkeypatch.setattr(_chunks, "_MOST_LOGITS", max_logits)
+        monkeypatch.setattr(_chunks, "_MAX_LOGITS", max_logits)
     devices = jax.devices()[:1] if sizes is None else None
     mesh = sharding.make_mesh(devices=devices, **({"fsdp": 1} | (sizes or {})))
     with jax.set_mesh(mesh):

@@ -25,7 +25,7 @@ from jaxunlearn import (
     wrap,
 )
 from jaxunlearn.data import images
-from jaxunlearn.models import vision
+from jaxunlearn.models import _vision_net, vision
 from jaxunlearn.typing import Model, Outputs
 
 KEY = jax.random.key(0)
@@ -79,7 +79,7 @@ def test_the_translator_encodes_to_an_eighth_and_decodes_to_an_image(shape):
         code = net.begin(image, False)
         return code, net.middle(code, False)
 
-    net, variables = vision._Net(model.config), vision._variables(params)
+    net, variables = _vision_net.Net(model.config), vision._variables(params)
     code, back = net.apply(variables, image, method=ends)
     assert code.shape[:3] == (2, shape[0] // 8, shape[1] // 8)
     assert back.shape == image.shape
@@ -87,7 +87,7 @@ def test_the_translator_encodes_to_an_eighth_and_decodes_to_an_image(shape):
 
 def test_pooling_is_the_windows_maximum_and_ties_share_the_gradient():
     x = jax.random.normal(KEY, (2, 7, 6, 3))
-    pool = partial(vision._pool, None, train=False)
+    pool = partial(_vision_net._pool, None, train=False)
 
     def slow(x):
         return nn.max_pool(x, (2, 2), (2, 2))
