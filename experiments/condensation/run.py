@@ -124,7 +124,9 @@ def condensed(world: worlds.World, seed: int) -> Numbers:
     split = worlds.split(small, "random", seed)
     remembered = remembrance_set(small, split.retain)
     nets = {name: small.part(name) for name in ("middle", "final")}
-    plan = recipes.condensation.offline(nets, learning_rate=1e-3, middle_learning_rate=1e-3)
+    plan = recipes.condensation.offline(
+        nets, learning_rate=1e-3, middle_learning_rate=1e-3
+    )
 
     def train(params, part, rows, epochs):
         recipe = plan.parts[part]

