@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Rows as OpenUnlearning makes them, token by token, for runs beside that library.
+"""Rows as OpenUnlearning creates them, token by token, to compare with that library.
 
-`table.encode` is the house's way: it tokenises prompt and answer as one text and finds
-the answer by its characters. Here the length of the prompt, tokenised by itself,
-decides where the answer begins, so a merge across that place moves a label by one; an
-end token is added even to a row that was cut.
+`data.encode` tokenises prompt and answer as one text and locates the answer by
+character offsets. Here the answer begins after the number of tokens of the prompt
+alone, so a merge across the boundary moves a label by one, and an end token is added
+even to a truncated row.
 
 A row is {"input_ids", "labels", "attention_mask"}, lists of int; labels lie on the
 tokens (not shifted), IGNORE where a token is none. `collate` makes a table of rows.
@@ -167,16 +167,16 @@ def _by_tags(tokenizer, questions, answers, template, length):
 def _by_tokenizer(tokenizer, questions, answers, template, length):
     del length  # the peer does not cut these
     system = template.get("system_prompt")
-    said = [] if not system else [{"role": "system", "content": system}]
+    messages = [] if not system else [{"role": "system", "content": system}]
     for question, answer in zip(questions, answers, strict=True):
-        said.append({"role": "user", "content": question})
-        said.append({"role": "assistant", "content": answer})
+        messages.append({"role": "user", "content": question})
+        messages.append({"role": "assistant", "content": answer})
     date = template.get("date_string")
     more = {} if date is None else {"date_string": date}
     coded = []
-    for turns, ask in ((said[:-1], True), (said, False)):
+    for turns, prompt in ((messages[:-1], True), (messages, False)):
         text = tokenizer.apply_chat_template(
-            turns, tokenize=False, add_generation_prompt=ask, **more
+            turns, tokenize=False, add_generation_prompt=prompt, **more
         )
         coded.append(list(tokenizer(text, add_special_tokens=False)["input_ids"]))
     return tuple(coded)
