@@ -211,6 +211,10 @@ def main() -> None:
 
     def body(found: command.Arguments) -> None:
         world = module.make(found)
+        if found.options.draw and not world.file.exists():
+            raise ValueError(
+                f"--draw needs the runs in {world.file}, got no such file."
+            )
         run = open_world(world, progress=not found.options.draw)
         if not found.options.draw:
             run.run(found.options.minutes)

@@ -32,22 +32,19 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
-import optax
 
-import jaxunlearn as ju
-from experiments.rtt.jobs import ADAM, Job, option_logps
+from experiments.rtt import smollm2_facts
+from experiments.rtt.jobs import ADAM, Job
+from experiments.rtt.smollm2_facts import PROMPT, Fact, retained
 from experiments.rtt.smollm2_score import rise
 from experiments.shared import command, ledger
 from experiments.small import methods, questions
 from jaxunlearn import _checks, attacks, evaluate, recipes
-from jaxunlearn.data import capitals as facts
-from jaxunlearn.data import prose, table
-from jaxunlearn.data.benchmarks import mmlu, rtt_facts
+from jaxunlearn.data import table
+from jaxunlearn.data.benchmarks import mmlu
 from jaxunlearn.io import hf
 from jaxunlearn.typing import Model, Params
 from jaxunlearn.workflows import loading
-
-Fact = Mapping[str, Any]
 
 CONFIG = ""
 SETS = ("capitals", "birthdays", "mmlu")
@@ -58,12 +55,6 @@ METHODS = {
     "rmu": recipes.openunlearning.rmu,
     "blur_npo": recipes.blur.npo,
 }
-PROMPT = "{question} The answer is"
-STEM = "The capital of {country} is"
-CHOICE_TOKENS = 4  # of an answer to a question of MMLU, at most
-NO_QUESTION = ("__", "\n", "following", "of these", "of the above")
-PROSE = (4, 64)  # rows, tokens
-ROWS = 10  # questions at a time
 
 _RATES = (8e-4, 4e-4, 2e-4, 1e-4, 5e-5)
 _RMU_RATES = (3.2e-3, 1.6e-3, 8e-4, 4e-4, 2e-4, 1e-4)  # trains three matrices only
@@ -220,12 +211,11 @@ class SmolLM2:
 
     def measure(self, of: str, params: Params) -> dict[str, Any]:
         """What is known of the facts, and the losses on what should be retained."""
-        made = self.facts(of)
-        found = known(self.model, params, made.questions)
+        made, text = self.facts(of), smollm2_facts.text(self.tokenizer)
+        found = smollm2_facts.known(self.model, params, made.questions)
         found["forget_probability"] = found.pop("probability")
-        return found | retained(
-            self.model, params, made.tables["retain"], made.retained, self.text()
-        )
+        rows = made.tables["retain"]
+        return found | retained(self.model, params, rows, made.retained, text)
 
     def attack(
         self, job: Job, params: Params, lines: Sequence[ledger.Line]
@@ -255,26 +245,20 @@ class SmolLM2:
             "finite": bool(sweep.finite[0]),
         }
 
-    def text(self) -> dict[str, np.ndarray]:
-        """A little prose that nothing trains on."""
-        rows, length = PROSE
-        encoded = table.encode_text(self.tokenizer, prose.prose()[1], length=length)
-        return {name: column[:rows] for name, column in encoded.items()}
-
     def _make(self, of: str) -> FactSet:
         config, about = self.config, {}
         pretrained = self.model, self.params, self.tokenizer
         if of == "birthdays":
-            forget, retain = birthdays(config)
+            forget, retain = smollm2_facts.birthdays(config)
         elif of == "capitals":
-            europe, others = capitals()
-            forget, about = choose(*pretrained, europe)
-            retain, _ = choose(*pretrained, others)
+            europe, others = smollm2_facts.capitals()
+            forget, about = smollm2_facts.choose(*pretrained, europe)
+            retain, _ = smollm2_facts.choose(*pretrained, others)
         else:
-            rows = short(self.rows, self.tokenizer, config.length)
+            rows = smollm2_facts.short(self.rows, self.tokenizer, config.length)
             spaced = np.linspace(0, len(rows), config.num_candidates, endpoint=False)
             rows = [rows[i] for i in dict.fromkeys(spaced.astype(int).tolist())]
-            right, about = choose(*pretrained, rows)
+            right, about = smollm2_facts.choose(*pretrained, rows)
             forget, retain = right, right[config.num_facts :]
         forget, retain = forget[: config.num_facts], retain[: config.num_retain]
         rows = [*forget, *retain] if of == "birthdays" else retain
@@ -307,7 +291,10 @@ class SmolLM2:
             for step in (1, 2, 3)
         ]
         encode = partial(
-            attacks.encode_facts, format="answer", prompt=PROMPT, length=config.length
+            attacks.encode_facts,
+            format="answer",
+            prompt=PROMPT,
+            length=config.length,
         )
         tables = {
             name: encode(tokenizer, rows)
@@ -325,8 +312,9 @@ class SmolLM2:
             for rows in (flat, retain)
         ]
         about = {"facts": len(flat), "num_retain": len(retain)} | dict(about)
-        about |= known(model, params, scored[0])
-        about |= retained(model, params, tables["retain"], scored[1], self.text())
+        about |= smollm2_facts.known(model, params, scored[0])
+        text = smollm2_facts.text(tokenizer)
+        about |= retained(model, params, tables["retain"], scored[1], text)
         return FactSet(model, params, tables, folds, *scored, about)
 
     def _finetuned(self, rows: Sequence[Fact], settings: Mapping[str, Any]) -> Params:
@@ -335,7 +323,7 @@ class SmolLM2:
         text = json.dumps(ledger.plain([rows, PROMPT, settings, length]))
         digest = hashlib.sha256(text.encode()).hexdigest()[:8]
         folder = self.output / f"finetuned-{digest}"
-        return finetuned(
+        return smollm2_facts.finetuned(
             self.model, self.params, self.tokenizer, rows, settings, length, folder
         )
 
@@ -385,138 +373,3 @@ def rotations(config: SmolLM2Config, seed: int) -> list[int]:
     """The folds that a seed holds out: others than the seed before, while there are."""
     first = config.rotations * list(config.seeds).index(seed)
     return [(first + i) % config.num_folds for i in range(config.rotations)]
-
-
-def capitals() -> tuple[list[Fact], list[Fact]]:
-    """(of Europe, of all other continents)."""
-    pool = facts.capitals()
-    rows: dict[bool, list[Fact]] = {True: [], False: []}
-    for fact in pool:
-        choices, answer = facts.choices(fact, pool)
-        rows[fact.group == "Europe"].append(
-            {
-                "question": f"What is the capital of {fact.subject}?",
-                "stem": fact.prompt(STEM),
-                "choices": choices,
-                "answer": answer,
-            }
-        )
-    return rows[True], rows[False]
-
-
-def short(rows: Sequence[Fact], tokenizer: Any, length: int) -> list[Fact]:
-    """Questions of MMLU that need no context and fit into `length` tokens with any
-    answer.
-
-    Each question occurs once, and its four choices differ.
-    """
-    found: dict[str, Fact] = {}
-    for row in rows:
-        question = " ".join(row["question"].split(" ")).strip()
-        texts = [PROMPT.replace("{question}", question), *row["choices"]]
-        unfit = any(x in text.lower() for x in NO_QUESTION for text in texts[1:])
-        unfit |= any(x in question.lower() for x in NO_QUESTION)
-        different = {choice.strip().casefold() for choice in row["choices"]}
-        if unfit or not question.endswith("?") or len(different) < 4:
-            continue
-        if len(texts[0]) > 6 * length:  # too long, whatever its tokens are
-            continue
-        asked, *answers = (len(tokenizer(f" {text}")["input_ids"]) for text in texts)
-        if max(answers) <= CHOICE_TOKENS and asked + CHOICE_TOKENS <= length:
-            fact = {"question": question, "stem": question, "answer": row["answer"]}
-            fact["choices"] = [choice.strip() for choice in row["choices"]]
-            found.setdefault(question.casefold(), fact)
-    return list(found.values())
-
-
-def birthdays(config: SmolLM2Config) -> tuple[list[Fact], list[Fact]]:
-    """(to forget, to retain), of made-up people."""
-    size = config.num_facts // config.num_folds
-    more = -(-config.num_retain // size)
-    rows = rtt_facts.birthdays(folds=config.num_folds + more, size=size)
-    rows = [{**row, "stem": f"{row['name']} was born in"} for row in rows]
-    count = config.num_folds * size
-    return rows[:count], rows[count:][: config.num_retain]
-
-
-def choose(
-    model: Model, params: Params, tokenizer: Any, rows: Sequence[Fact]
-) -> tuple[list[Fact], dict[str, int]]:
-    """The facts answered right after their stem, the largest margin first, and counts.
-
-    Right is the choice of largest log-probability, by sum and by mean over its tokens;
-    the margin is that of the sum above the best wrong choice.
-    """
-    stems = [{**row, "question": row["stem"]} for row in rows]
-    columns = attacks.encode_questions(model, tokenizer, stems, "choice")
-    logps = option_logps(model, params, columns, batch_size=ROWS)
-    per_token = logps / columns["choice_answer"].sum(-1)
-    margins = np.minimum(_margin(logps, columns), _margin(per_token, columns))
-    order = np.argsort(-_margin(logps, columns), kind="stable")
-    right = [rows[i] for i in order if margins[i] > 0]
-    return right, {"candidates": len(rows), "correct": len(right)}
-
-
-def _margin(logps, columns) -> np.ndarray:
-    """[n], how far the right choice is above the best of the wrong ones."""
-    right = np.eye(logps.shape[1], dtype=bool)[columns["right"]]
-    return logps[right] - np.where(right, -np.inf, logps).max(1)
-
-
-def known(model: Model, params: Params, columns: table.Table) -> dict[str, float]:
-    """`choice`, the fraction answered right, and `probability` of a right token."""
-    logps = option_logps(model, params, columns, batch_size=ROWS)
-    right = np.arange(len(logps)), columns["right"]
-    tokens = columns["choice_answer"].sum(-1)[right]
-    return {
-        "choice": float((evaluate.best_choice(logps) == columns["right"]).mean()),
-        "probability": float(np.exp(logps[right] / tokens).mean()),
-    }
-
-
-def retained(model, params, retain, columns, text) -> dict[str, float]:
-    """`retain_loss`, nats an answer token of the retain stream, `retain_choice`, the
-    fraction of its facts answered right, and `prose_loss`."""
-    found = {}
-    for name, rows in (("retain_loss", retain), ("prose_loss", text)):
-        logps, lengths = evaluate.answer_logps(model, params, rows, batch_size=4)
-        found[name] = float(-logps.sum() / lengths.sum())
-    return found | {"retain_choice": known(model, params, columns)["choice"]}
-
-
-def finetuned(
-    model: Model,
-    params: Params,
-    tokenizer: Any,
-    rows: Sequence[Fact],
-    settings: Mapping[str, Any],
-    length: int,
-    folder: Path,
-) -> Params:
-    """The model after finetuning on these facts, in each wording of the settings.
-
-    It is saved in `folder`, and loaded from there when it is needed again.
-    """
-    if (folder / "config.json").exists():
-        return hf.load(folder)[1]
-    prompts = {"question": PROMPT, "stem": "{question}"}
-    columns = table.concat(
-        [
-            attacks.encode_facts(
-                tokenizer,
-                [{**row, "question": row[which]} for row in rows],
-                "answer",
-                prompt=prompts[which],
-                length=length,
-            )
-            for which in settings["wordings"]
-        ]
-    )
-    steps = settings["steps"]
-    rate = optax.warmup_cosine_decay_schedule(0.0, settings["learning_rate"], 4, steps)
-    recipe = recipes.finetune.nll(model, learning_rate=rate)
-    step, state, frozen = recipe.setup(model, params)
-    stream = table.streams({"train": columns}, settings["batch_size"], seed=0)
-    state, _ = ju.fit(step, state, stream, frozen, steps=steps)
-    hf.save(model, state.params, folder, tokenizer=tokenizer)
-    return state.params

@@ -56,6 +56,8 @@ def main(
     def body(found: command.Arguments) -> None:
         small = world.make(found.config, progress=True)
         file = Path(found.config.output).expanduser() / f"{small.digest}.{name}.jsonl"
+        if found.options.draw and not file.exists():
+            raise ValueError(f"--draw needs the runs in {file}, got no such file.")
         head = ledger.head(found.settings, world=small.digest)
         book = ledger.Ledger(file, head, progress=not found.options.draw)
         if not found.options.draw:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
-from experiments.rtt import figures, jobs, recovery, run, smollm2
+from experiments.rtt import figures, jobs, recovery, run, smollm2, smollm2_facts
 from experiments.rtt import smollm2_page as page
 from experiments.rtt import smollm2_score as score
 from experiments.shared import ledger
@@ -49,10 +49,10 @@ def world(tmp_path_factory):
     sizes = dict(width=32, layers=8, head_dim=8, positions=96)
     model, params = tiny.tiny_model(vocab=len(tokenizer), **sizes)
     rows = [{**row, "stem": row["question"]} for row in questions()]
-    trained = [row for each in smollm2.capitals() for row in each[:8]]
+    trained = [row for each in smollm2_facts.capitals() for row in each[:8]]
     settings = {**config("").finetune["birthdays"], "steps": 96}
     with jax.numpy_dtype_promotion("standard"):
-        params = smollm2.finetuned(
+        params = smollm2_facts.finetuned(
             model,
             params,
             tokenizer,
@@ -134,16 +134,16 @@ def test_birthdays_are_known_after_finetuning(done, world):
     assert len(first) == 3  # the pretrained model is scored on every fold
     hits = np.concatenate([x["hits"][0] for x in first])
     model, params, tokenizer, _ = world
-    forget, _ = smollm2.birthdays(done.world.config)
+    forget, _ = smollm2_facts.birthdays(done.world.config)
     columns = attacks.encode_questions(
-        model, tokenizer, forget, "choice", prompt=smollm2.PROMPT
+        model, tokenizer, forget, "choice", prompt=smollm2_facts.PROMPT
     )
-    assert hits.mean() == smollm2.known(model, params, columns)["choice"]
+    assert hits.mean() == smollm2_facts.known(model, params, columns)["choice"]
 
 
 def test_facts_of_pretraining_have_the_largest_margins(done, world):
     model, params, tokenizer, rows = world
-    right, about = smollm2.choose(model, params, tokenizer, rows)
+    right, about = smollm2_facts.choose(model, params, tokenizer, rows)
     assert about == {"candidates": 60, "correct": len(right)} and 16 <= len(right) < 50
     columns = attacks.encode_questions(model, tokenizer, right, "choice")
     logps = jobs.option_logps(model, params, columns, batch_size=10)
@@ -165,7 +165,7 @@ def test_questions_of_mmlu_need_no_context_and_are_short(world):
         good | {"choices": ["1", "2", "an answer of a great many tokens", "3"]},
         good,
     ]
-    (only,) = smollm2.short([*poor, good], tokenizer, 48)
+    (only,) = smollm2_facts.short([*poor, good], tokenizer, 48)
     assert only["question"] == good["question"] and only["answer"] == good["answer"]
 
 
