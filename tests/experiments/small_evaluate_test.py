@@ -7,7 +7,7 @@ import pytest
 
 from experiments.comparison import evaluate
 from experiments.small import unlearn
-from jaxunlearn.workflows.evaluation import folder as folders
+from jaxunlearn.workflows import records
 from jaxunlearn.workflows.report import read
 from jaxunlearn.workflows.report import run as report
 from tests.data.official_test import DATA, there
@@ -32,7 +32,7 @@ def test_each_model_has_an_evaluation_told_apart_by_its_role(evaluated):
     folder, seconds, said, asked = evaluated
     assert list(asked) == ["forget", "retain"]
     abouts = {
-        name: folders.read(folder / name / "about.json")
+        name: records.read(folder / name / "about.json")
         for name in ("original", "retrained", "blur_npo")
     }
     assert set(seconds["evaluation"]) == set(abouts)
@@ -42,8 +42,8 @@ def test_each_model_has_an_evaluation_told_apart_by_its_role(evaluated):
     assert (
         abouts["blur_npo"]["method"] == "blur.npo" and abouts["blur_npo"]["seed"] == 0
     )
-    assert abouts["retrained"]["retain"] is None
-    assert abouts["original"]["retain"].endswith("retrained")
+    assert abouts["retrained"]["retrained"] is None
+    assert abouts["original"]["retrained"].endswith("retrained")
     assert len({about["params_digest"] for about in abouts.values()}) == 3
     assert said[0] == "retrained:" and "blur_npo:" in said
 
@@ -51,7 +51,7 @@ def test_each_model_has_an_evaluation_told_apart_by_its_role(evaluated):
 def test_the_original_knows_what_the_retrained_does_not(evaluated):
     folder, *_ = evaluated
     found = {
-        name: folders.read(folder / name / "metrics.json")
+        name: records.read(folder / name / "metrics.json")
         for name in ("original", "retrained")
     }
     known, unknown = (
@@ -94,8 +94,8 @@ def test_unlearning_starts_from_the_model_each_time(evaluated, small_world):
         batch_size=evaluate.BATCH_SIZE,
     )
     params, _ = unlearn.run(runner, rate=RATES["blur.npo"], seed=0)
-    about = folders.read(folder / "blur_npo" / "about.json")
-    assert folders.params_digest(params) == about["params_digest"]
+    about = records.read(folder / "blur_npo" / "about.json")
+    assert records.params_digest(params) == about["params_digest"]
 
 
 def test_a_method_that_is_not_known_is_refused(small_world, tmp_path):
