@@ -61,30 +61,30 @@ def read(small: world.World, part: str = "05", folder: str = "") -> dict[str, An
 def run(
     small: world.World,
     folder: Path,
-    asked: Mapping[str, Sequence[tasks.Row]],
+    eval_sets: Mapping[str, Sequence[tasks.Row]],
     *,
     rates: Mapping[str, float] = METHODS,
     steps: int = STEPS,
     resamples: int = 1000,
     command: str = "",
-    say: Callable[[str], None] = print,
+    log_fn: Callable[[str], None] = print,
 ) -> dict[str, dict[str, float]]:
     """Evaluates the original, the retrained and the unlearned models into `folder`.
 
     Args:
-        small: where they are.
-        folder: gets a folder a model, named after its method.
-        asked: as `read` gives it.
+        small: the world of all models.
+        folder: gets a folder for each model, named after its method.
+        eval_sets: task -> rows, as `read` returns them.
         rates: method -> its learning rate.
         steps: of unlearning.
         resamples: of the bootstrap.
-        command: told in about.json.
-        say: gets a line for each task.
+        command: recorded in about.json.
+        log_fn: gets a line for each task.
     Returns:
-        {"unlearning": name -> seconds, "evaluation": name -> seconds}; what was there
-        already counts as the little time it took to see that.
+        {"unlearning": name -> seconds, "evaluation": name -> seconds}. An evaluation
+        that is in the folder already is not repeated, so it takes little time.
     Raises:
-        ValueError: for a method that is not known, or rows that cannot be scored.
+        ValueError: for an unknown method, or rows that cannot be scored.
     """
     known = methods.methods()
     for name in rates:
@@ -93,7 +93,7 @@ def run(
         settings=tasks.Settings(length=small.about["length"], new_tokens=48),
         num_resamples=resamples,
         command=command,
-        log_fn=say,
+        log_fn=log_fn,
     )
     made: dict[str, Any] = {
         "retrained": (small.retrained, dict(role="retrained"), 0.0, []),
@@ -112,13 +112,13 @@ def run(
         made[short(name)] = (params, about, time.perf_counter() - start, steps_log)
     seconds: dict[str, dict[str, float]] = {"unlearning": {}, "evaluation": {}}
     for name, (params, about, spent, steps_log) in made.items():
-        say(f"{name}:")
+        log_fn(f"{name}:")
         start = time.perf_counter()
         evaluation.evaluate_model(
             small.model,
             params,
             small.tokenizer,
-            asked,
+            eval_sets,
             folder / name,
             options,
             name=name,
@@ -149,7 +149,7 @@ def main(arguments: command.Arguments) -> None:
     small = world.make(config, progress=True)
     rows = read(small, options.part, config.facts.get("folder"))
     start = time.perf_counter()
-    seconds: dict[str, Any] = run(small, folder, rows, command=line, say=_log)
+    seconds: dict[str, Any] = run(small, folder, rows, command=line, log_fn=_log)
     seconds["all"] = time.perf_counter() - start
     records.write(folder / "seconds.json", seconds)
     for name in seconds["evaluation"]:

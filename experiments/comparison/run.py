@@ -20,17 +20,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 from experiments.comparison import figures
-from experiments.comparison.legacy import (  # noqa: F401
-    ASKED,
-    Line,
-    add,
-    at_rate,
-    drawn,
-    made_by,
-    provenance,
-    read,
-    sizes,
-)
 from experiments.shared import command, ledger, page
 from experiments.small import methods, score, unlearn, world
 from jaxunlearn import _checks

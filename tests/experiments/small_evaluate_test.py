@@ -19,18 +19,18 @@ STEPS = 3
 
 @pytest.fixture(scope="module")
 def evaluated(small_world, tmp_path_factory, standard_promotion):
-    """(the folder, seconds, what was said, what was asked)."""
+    """(the folder, seconds, the log, the evaluation sets)."""
     _, small = small_world
-    folder, said = tmp_path_factory.mktemp("evaluations"), []
-    asked = evaluate.read(small)
+    folder, log = tmp_path_factory.mktemp("evaluations"), []
+    eval_sets = evaluate.read(small)
     settings = dict(rates=RATES, steps=STEPS, resamples=20, command="here")
-    seconds = evaluate.run(small, folder, asked, say=said.append, **settings)
-    return folder, seconds, said, asked
+    seconds = evaluate.run(small, folder, eval_sets, log_fn=log.append, **settings)
+    return folder, seconds, log, eval_sets
 
 
-def test_each_model_has_an_evaluation_told_apart_by_its_role(evaluated):
-    folder, seconds, said, asked = evaluated
-    assert list(asked) == ["forget", "retain"]
+def test_each_model_has_an_evaluation_with_its_role(evaluated):
+    folder, seconds, log, eval_sets = evaluated
+    assert list(eval_sets) == ["forget", "retain"]
     abouts = {
         name: records.read(folder / name / "about.json")
         for name in ("original", "retrained", "blur_npo")
@@ -45,7 +45,7 @@ def test_each_model_has_an_evaluation_told_apart_by_its_role(evaluated):
     assert abouts["retrained"]["retrained"] is None
     assert abouts["original"]["retrained"].endswith("retrained")
     assert len({about["params_digest"] for about in abouts.values()}) == 3
-    assert said[0] == "retrained:" and "blur_npo:" in said
+    assert log[0] == "retrained:" and "blur_npo:" in log
 
 
 def test_the_original_knows_what_the_retrained_does_not(evaluated):
@@ -74,17 +74,17 @@ def test_the_log_of_unlearning_lies_beside_and_the_report_shows_it(evaluated, tm
     assert page.count("<details") == 2
 
 
-def test_the_same_again_asks_nothing(evaluated, small_world):
-    folder, _, _, asked = evaluated
-    said = []
+def test_a_second_run_evaluates_nothing(evaluated, small_world):
+    folder, _, _, eval_sets = evaluated
+    log = []
     settings = dict(rates={}, resamples=20, command="here")
-    evaluate.run(small_world[1], folder, asked, say=said.append, **settings)
-    assert [line for line in said if line.startswith("Nothing changed")] == said[1::2]
-    assert len(said) == 4
+    evaluate.run(small_world[1], folder, eval_sets, log_fn=log.append, **settings)
+    assert [line for line in log if line.startswith("Nothing changed")] == log[1::2]
+    assert len(log) == 4
 
 
 def test_unlearning_starts_from_the_model_each_time(evaluated, small_world):
-    folder, _, _, asked = evaluated
+    folder, _, _, eval_sets = evaluated
     _, small = small_world
     runner = unlearn.runner(
         small,
@@ -108,13 +108,13 @@ def of_tofu(small):
     return small._replace(about={"config": {"facts": {"source": "tofu"}}})
 
 
-def test_tofus_tables_are_asked_for_by_name(small_world, tmp_path):
+def test_a_missing_table_of_tofu_is_named(small_world, tmp_path):
     with pytest.raises(FileNotFoundError, match="forget01_perturbed"):
         evaluate.read(of_tofu(small_world[1]), "01", str(tmp_path))
 
 
 @there("tofu", "forget05_perturbed.jsonl")
-def test_a_world_of_tofus_authors_is_asked_all_of_tofu(small_world):
+def test_a_world_of_tofus_authors_has_all_tables_of_tofu(small_world):
     found = evaluate.read(of_tofu(small_world[1]), "05", str(DATA))
     assert {name: len(rows) for name, rows in found.items()} == {
         "forget": 200,
