@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Notes and scripts for cloud TPUs: README.md, which also says what was checked."""
+"""Notes and scripts for cloud TPUs: README.md, which also lists what was checked."""

@@ -23,8 +23,8 @@ def total(mesh: jax.sharding.Mesh) -> int:
     place = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
     numbers = np.arange(mesh.size, dtype=np.int32)
     spread = jax.make_array_from_callback(numbers.shape, place, numbers.__getitem__)
-    whole = NamedSharding(mesh, PartitionSpec())
-    return int(jax.jit(jnp.sum, out_shardings=whole)(spread))
+    replicated = NamedSharding(mesh, PartitionSpec())
+    return int(jax.jit(jnp.sum, out_shardings=replicated)(spread))
 
 
 def check(expected: int | None) -> int:

@@ -32,7 +32,7 @@ while true; do
     fi
   done
   if [ "$status" = 75 ]; then
-    echo "the command was told to stop and has saved; running it again"
+    echo "the command was stopped and has saved its state; running it again"
     continue
   fi
   echo "the command failed with status $status, and its machines are still there" >&2

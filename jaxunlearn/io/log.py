@@ -52,7 +52,7 @@ def keep_before(path: str | Path, step: int) -> None:
     if not path.exists():
         return
     lines = path.read_text(encoding="utf-8").split("\n")[:-1]
-    kept = [line for line in lines if json.loads(line)["step"] < step]
+    earlier = [line for line in lines if json.loads(line)["step"] < step]
     fresh = path.with_name(path.name + ".new")
-    fresh.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+    fresh.write_text("".join(line + "\n" for line in earlier), encoding="utf-8")
     os.replace(fresh, path)

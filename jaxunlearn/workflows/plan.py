@@ -48,7 +48,7 @@ def use_cpus(topology: str) -> None:
         try:
             jax.config.update("jax_num_cpu_devices", max(1, int(count)))
         except RuntimeError:
-            pass  # JAX has started; topology_devices says how many devices there are
+            pass  # JAX has started; topology_devices reports the number of devices
 
 
 def planned(
@@ -122,8 +122,8 @@ def candidates(
                 continue
             tokens = max(rows * length for rows, length in streams) / fsdp / micro
             for remat, each in per_layer.items():
-                kept = tokens * shape.layers * each / tensor
-                if chip and state / devices + kept > chip.hbm_bytes:
+                stored = tokens * shape.layers * each / tensor
+                if chip and state / devices + stored > chip.hbm_bytes:
                     continue
                 cost = again[remat] + 0.05 * (micro - 1) + 0.02 * tensor
                 setting = dict(

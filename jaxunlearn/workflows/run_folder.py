@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The layout of a run's folder, and run.json, which says how the run was made.
+"""The layout of a run's folder, and run.json, the record of how it was made.
 
 `forget` and `finetune` make the folder; `evaluate`, `attack`, `report` and `export`
 read it.

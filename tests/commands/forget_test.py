@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`jaxunlearn forget`, `finetune` and `export`: whole runs, and everything refused."""
+"""`jaxunlearn forget`, `finetune` and `export`: complete runs, and all refusals."""
 
 import json
 import os

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The TPU notes name what exists; the scripts do what they say to a fake gcloud."""
+"""The TPU notes name what exists; the scripts send the right commands to gcloud."""
 
 import importlib.util
 import os
@@ -19,7 +19,7 @@ SCRIPTS = sorted(NOTES.glob("*.sh"))
 TEXTS = [p for p in sorted(NOTES.iterdir()) if p.is_file()]
 MODULE = re.compile(r"-m[\s,]+(experiments(?:\.\w+)+)")
 
-# Keeps the state of one queued resource in a file. `outcomes` says how each ssh ends.
+# Keeps the state of one queued resource in a file. `outcomes` lists how each ssh ends.
 GCLOUD = """#!/usr/bin/env bash
 set -e
 printf '%s\\n' "${*//$'\\n'/;}" >>"$FAKE/log"
@@ -72,7 +72,7 @@ def cloud(tmp_path):
 
 
 def verbs(calls):
-    """What was asked of gcloud, looking at the state apart."""
+    """The verbs sent to gcloud, without those that read the state."""
     return [verb for verb in (call.split()[3] for call in calls) if verb != "describe"]
 
 
@@ -114,9 +114,9 @@ def test_the_jobset_has_what_jobset_and_gke_ask_for():
     assert job["parallelism"] == job["completions"] == int(across) * int(down) // chips
     assert job["backoffLimit"] == 0  # one pod lost fails the Job, and so the JobSet
     assert pod["restartPolicy"] == "Never"  # else podFailurePolicy is refused
-    gone, told = job["podFailurePolicy"]["rules"]
-    assert gone["action"] == told["action"] == "FailJob"
-    assert told["onExitCodes"] == {"operator": "In", "values": [75]}
+    taken, stopped = job["podFailurePolicy"]["rules"]
+    assert taken["action"] == stopped["action"] == "FailJob"
+    assert stopped["onExitCodes"] == {"operator": "In", "values": [75]}
     total = slices["replicas"] * int(across) * int(down)
     assert container["command"][-2:] == ["--devices", str(total)]
     mounts = {mount["name"] for mount in container["volumeMounts"]}
@@ -144,8 +144,8 @@ def test_all_runs_the_words_as_they_are_on_every_worker(cloud):
     for flag in ("--node=all", "--worker=all", "--batch-size=all"):
         assert flag in call
     command = call.partition("--command=")[2].partition("exec ")[2]
-    said = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
-    assert said.stdout == "two words $HOME\n"
+    shown = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
+    assert shown.stdout == "two words $HOME\n"
 
 
 def test_install_checks_out_the_revision(cloud):
@@ -191,8 +191,10 @@ def test_a_missing_setting_is_named(cloud, script):
 
 def test_hosts_adds_over_all_devices(capsys):
     assert hosts.check(8) == 0
-    said = capsys.readouterr().out
-    assert "8 of 8 devices" in said and "sum over all devices: 28, expected 28" in said
+    shown = capsys.readouterr().out
+    assert (
+        "8 of 8 devices" in shown and "sum over all devices: 28, expected 28" in shown
+    )
 
 
 def test_hosts_fails_where_devices_are_missing(capsys):

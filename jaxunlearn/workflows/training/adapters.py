@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a run adds to a model before it trains, and removes before the model is saved.
 
-`lora` adds low-rank matrices beside kernels (config.lora), `mrp.graddiff` adds
+`lora` adds low-rank matrices to kernels (config.lora), `mrp.graddiff` adds
 directions that are projected out (config.projection). Params without these leaves are
 the original model.
 """
@@ -28,7 +28,7 @@ def adapted(config: ConfigDict, base: Model) -> Model:
     """The model with what is added to it; `base` itself where nothing is.
 
     Raises:
-        ValueError: if the config asks for LoRA and projections.
+        ValueError: if the config has both LoRA and projections.
     """
     lora = config.lora
     if lora.rank and projects(config):

@@ -35,7 +35,7 @@ class Pieces(NamedTuple):
 
     Attributes:
         base: the model that the config names.
-        model: the base with LoRA or projections, if the config asks for them.
+        model: the base, with LoRA or projections if the config has them.
         recipe, mesh: what the functions of these names return.
         step: (state, streams, frozen) -> (state, metrics), jitted; has `lower`.
         state, streams, frozen: shapes of the step's arguments.
@@ -105,7 +105,7 @@ def base_model(config: ConfigDict) -> Model:
 def recipe(config: ConfigDict, model: Model) -> Recipe:
     """The recipe that config.recipe names, with its arguments and schedule."""
     if config.mode == "evaluate" and not config.recipe.name:
-        # Nothing trains: this recipe only says how the params are sharded.
+        # Nothing trains: this recipe only decides how the params are sharded.
         return recipes.finetune.nll(model, streams={next(iter(config.data)): 1.0})
     name, args = config.recipe.name, config.recipe.args.to_dict()
     accepted = settings.recipe_arguments(name)

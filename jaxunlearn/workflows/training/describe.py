@@ -24,7 +24,7 @@ def subtracts(config: ConfigDict) -> bool:
 def plan(
     config: ConfigDict, built: build.Pieces, rows: Mapping[str, streams.Stream]
 ) -> Iterator[str]:
-    """Lines that say what the run will do."""
+    """Lines about what the run will do."""
     total = _count(built.frozen.params) + _count(built.state.params)
     trained = _count(built.state.params)
     name = config.model.path or config.model.preset or "random weights"

@@ -97,7 +97,7 @@ def defaults() -> ConfigDict:
                 "trainable": "",  # a pattern that replaces the recipe's
                 "scale": 5.0,  # of openunlearning.task_vector's subtraction
             },
-            # rank > 0 trains LoRA matrices beside the kernels that `pattern` matches.
+            # rank > 0 trains LoRA matrices for the kernels that `pattern` matches.
             # alpha 0 means 2 * rank.
             "lora": {"rank": 0, "alpha": 0.0, "pattern": r"blocks/.*/kernel"},
             # Where mrp.graddiff projects: site -> layers. Empty: all layers of mlp_out.
@@ -123,7 +123,7 @@ def assign(config: ConfigDict, given: Mapping[str, str]) -> None:
     """Sets `--set KEY=VALUE` pairs: settings by their names, or the recipe's arguments.
 
     A key is a setting of the run, such as "seed" or "model.remat". Any other key
-    without a dot is an argument of the recipe: "beta" stands for "recipe.args.beta".
+    without a dot is an argument of the recipe: "beta" means "recipe.args.beta".
 
     Raises:
         ValueError: for an unknown key, with the nearest one.

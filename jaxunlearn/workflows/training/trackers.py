@@ -18,7 +18,7 @@ def hooks(config: ConfigDict, output: Path, done: int) -> list[Hook]:
     """Hooks for fit that write every step once; only the first process writes.
 
     Args:
-        config: its `log` says which.
+        config: its `log` lists them.
         output: folder for metrics.jsonl and tensorboard/.
         done: steps that were done before. Entries of later steps, from a run that was
             killed, are removed.

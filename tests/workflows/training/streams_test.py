@@ -73,7 +73,7 @@ def test_chats_of_the_tokenizers_own_template(write, monkeypatch):
 def test_running_text_is_cut_into_whole_rows(write, tmp_path):
     tokenizer = tiny.tiny_tokenizer()
     texts = [f"The river {i} flows to the sea, and on." for i in range(9)]
-    whole = tokenizer("\n\n".join(texts))["input_ids"]
+    ids = tokenizer("\n\n".join(texts))["input_ids"]
     (tmp_path / "plain.txt").write_text("\n\n".join(texts))
     (tmp_path / "wmdp").mkdir()
     rows = [{"text": text} for text in texts]
@@ -85,7 +85,7 @@ def test_running_text_is_cut_into_whole_rows(write, tmp_path):
         forget=corpus | {"folder": str(tmp_path), "answer": "", "check": False},
     )
     for rows in got.values():
-        assert rows["tokens"].reshape(-1).tolist() == whole[: len(whole) // 32 * 32]
+        assert rows["tokens"].reshape(-1).tolist() == ids[: len(ids) // 32 * 32]
         assert rows["answer"].all() and rows["tokens"].shape[1] == 32
     with pytest.raises(ValueError, match="at least one row of length=32"):
         (tmp_path / "plain.txt").write_text("Short.")
