@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The small world, made tiny: cached, resumed, and a twin that lacks the facts."""
+"""The small world, made tiny: cached, resumed, and a retrained model that lacks the facts."""
 
 import json
 
@@ -16,7 +16,9 @@ from tests.experiments import conftest
 pytestmark = pytest.mark.usefixtures("standard_promotion")
 
 
-def test_the_model_knows_every_author_and_the_twin_only_those_to_keep(small_world):
+def test_the_model_knows_every_author_and_the_retrained_model_only_those_to_retain(
+    small_world,
+):
     _, small = small_world
     for kind in ("forget", "retain"):
         for params, knows in (
@@ -74,18 +76,18 @@ def test_a_training_that_was_cut_off_goes_on_to_the_same_params(
         world.make(conftest.tiny_world(tmp_path))
     assert not (tmp_path / small.digest).exists()
     again = world.make(conftest.tiny_world(tmp_path))
-    assert calls == [0, 50, 0]  # from the checkpoint; then the twin
+    assert calls == [0, 50, 0]  # from the checkpoint; then the retrained model
     jax.tree.map(np.testing.assert_array_equal, again.params, small.params)
 
 
-def test_scores_of_the_model_and_of_the_twin(small_world):
+def test_scores_of_the_original_and_of_the_retrained_model(small_world):
     _, small = small_world
     judge = score.scorer(small)
-    full, twin = (score.summary(judge, p) for p in (small.params, small.retrained))
-    assert full["forget_exact"] > 0.8 > 0.3 > twin["forget_exact"]
-    assert min(full["retain_exact"], twin["retain_exact"]) > 0.8
-    assert twin["forget_quality"] == 1.0 and twin["distance"] == 0.0
-    assert full["distance"] > 0 and full["forget_nll"] < twin["forget_nll"]
+    full, retrained = (score.summary(judge, p) for p in (small.params, small.retrained))
+    assert full["forget_exact"] > 0.8 > 0.3 > retrained["forget_exact"]
+    assert min(full["retain_exact"], retrained["retain_exact"]) > 0.8
+    assert retrained["forget_quality"] == 1.0 and retrained["distance"] == 0.0
+    assert full["distance"] > 0 and full["forget_nll"] < retrained["forget_nll"]
     # Against the library's own scoring, one row at a time.
     rows = score.per_row(judge, small.retrained)["forget"]
     logps, lengths = evaluate.answer_logps(
