@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The small world, made tiny: cached, resumed, and a retrained model that lacks the facts."""
+"""The small world, made tiny: cached, resumed, with a model that lacks the facts."""
 
 import json
 
