@@ -176,7 +176,7 @@ def test_a_value_that_is_not_finite_stops_the_run(term, value):
     for one, other in zip(error.log, entries, strict=False):
         assert one | {"seconds": 0} == other | {"seconds": 0}
     assert not math.isfinite(error.log[3][f"{term}/loss"])
-    assert message.startswith("Step 3 ") and f"but term {term!r} gave " in message
+    assert message.startswith("Step 3 ") and f"term {term!r}" in message
     assert f"{term}/loss={error.log[3][f'{term}/loss']}" in message
     assert "lower the learning rate" in message
     # The state can go on, over other data.

@@ -36,7 +36,8 @@ def test_term_gradients_are_those_of_each_mean_over_the_whole_batch(num_microbat
         value, grad = jax.value_and_grad(mean)(params, name)
         assert values[name].dtype == jnp.float32 and values[name].shape == ()
         assert_allclose(values[name], value, rtol=1e-5)
-        step_test.close(grads[name], grad)
+        # Sums over slices round differently: by a few units in the last place of 0.5.
+        jax.tree.map(partial(assert_allclose, rtol=1e-5, atol=2e-6), grads[name], grad)
     assert_allclose(metrics["retain/nll"], values["retain"], rtol=1e-6)
 
 

@@ -136,9 +136,11 @@ def start(output: Path, folder: Path) -> subprocess.Popen:
         f"--save-every={EVERY}",
         "--mesh=" + ",".join(f"{name}={size}" for name, size in MESH.items()),
     ]
+    devices = f"--xla_force_host_platform_device_count={DEVICES}"
     environment = os.environ | {
         "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={DEVICES}",
+        # The caller's flags stay: other flags compile to other last bits.
+        "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {devices}".strip(),
         "JAX_COMPILATION_CACHE_DIR": str(folder / "cache"),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     }

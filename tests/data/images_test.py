@@ -129,7 +129,7 @@ def test_a_builder_of_tensorflow_datasets_becomes_a_table(monkeypatch):
         (np.full((4, 2, 2), np.nan), LABELS[:4], ValueError, "got nan to nan"),
         (PIXELS.astype(np.int32), LABELS, TypeError, "got int32"),
         (PIXELS, LABELS + 1, ValueError, "labels from 0 to 3, got 1 to 4"),
-        (PIXELS, LABELS / 2, TypeError, "whole labels"),
+        (PIXELS, LABELS / 2, TypeError, "labels of dtype float64"),
     ],
 )
 def test_invalid_images_are_refused(pixels, labels, error, message):

@@ -11,7 +11,7 @@ from experiments.semeval import figures
 from experiments.semeval import run as semeval
 from experiments.shared import ledger
 from experiments.small import lume, world
-from jaxunlearn.data.benchmarks import official
+from jaxunlearn.data import benchmarks
 from tests import tiny
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
@@ -48,17 +48,13 @@ def small(tmp_path_factory):
     """A tiny world of rows in LUME's and MMLU's form."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
-            official,
+            benchmarks.lume,
             "read",
-            lambda benchmark, table, folder, **how: (
-                rows_of(table, 6 if table == "forget" else 3)
-                if benchmark.name == "lume"
-                else [
-                    questions_of(s, i) | {"answer": i % 4}
-                    for i, s in enumerate(("law", "physics", "logic", "art"))
-                ]
-            ),
+            lambda table, folder: rows_of(table, 6 if table == "forget" else 3),
         )
+        subjects = enumerate(("law", "physics", "logic", "art"))
+        questions = [questions_of(s, i) | {"answer": i % 4} for i, s in subjects]
+        patch.setattr(benchmarks.mmlu, "read", lambda table, folder: questions)
         c = semeval_config.get_config()
         c.output = str(tmp_path_factory.mktemp("lume"))
         c.facts.update(folder="nowhere", documents=3, words=5, max_words=64)
@@ -103,9 +99,7 @@ def test_rows_are_complete_documents_and_no_model_saw_the_holdout(small):
 
 
 def test_rows_that_are_too_long_leave_too_few_documents(monkeypatch, tmp_path):
-    monkeypatch.setattr(
-        official, "read", lambda b, table, folder, **how: rows_of(table)
-    )
+    monkeypatch.setattr(benchmarks.lume, "read", lambda table, folder: rows_of(table))
     with pytest.raises(ValueError, match=r"6 documents of Task1 .*got 3"):
         lume.rows(tmp_path, documents=3, words=5, max_words=64)
     with pytest.raises(ValueError, match=r"4 words .*got 0"):

@@ -190,7 +190,7 @@ def test_a_finished_nnx_module_keeps_its_params_and_cannot_init():
     module.norm.mean.set_value(jnp.full(WIDTH, 0.7))
     model, params = models.from_nnx(module, **NNX_SPLIT)
     assert params["head"]["kernel"] is module.head.kernel.get_value()
-    with pytest.raises(ValueError, match="needs a factory, got a module"):
+    with pytest.raises(ValueError, match="needs a factory, got a finished module"):
         model.init(KEY)
     batch, before = tiny.tiny_batch(), nnx.to_pure_dict(nnx.state(module))
     before = jax.tree.map(lambda x: x, before)

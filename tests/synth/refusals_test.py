@@ -107,7 +107,7 @@ OTHERS = {
     "fractional buckets": (
         lambda made: condense(made, made.rows, buckets=HALF),
         TypeError,
-        "whole buckets, got float64",
+        "buckets of dtype float64",
     ),
     "buckets below zero": (
         lambda made: condense(made, made.rows, buckets=BUCKETS - 1),
@@ -140,17 +140,17 @@ OTHERS = {
     "fractional rows to forget": (
         lambda made: reduce_retain(made, made.rows, forget=[0.5]),
         TypeError,
-        "whole forget_rows, got float64",
+        "forget_rows of dtype float64",
     ),
     "fractional labels to cluster": (
         lambda made: synth.kmeans_per_class(np.eye(6), HALF, num_clusters=1, key=KEY),
         TypeError,
-        "whole labels, got float64",
+        "labels of dtype float64",
     ),
     "fractional labels to invert": (
         lambda made: synth.invert_labels(HALF, 3),
         TypeError,
-        "whole labels, got float64",
+        "labels of dtype float64",
     ),
     "no images": (
         lambda made: fit_gans(made, {"tokens": made.rows["tokens"]}),

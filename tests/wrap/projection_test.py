@@ -236,14 +236,14 @@ REFUSED = {
     "norms": (lambda: _fold("mlp_out", post_norms=True), "or a norm is between"),
     "lora": (_fold_beside_lora, "LoRA leaves at 'blocks/mlp/down/kernel'"),
     "no-task": (_fold_nothing, "params with directions, got none"),
-    "unfolded": (_save_unfolded, "not expected: 'projection/"),
+    "unfolded": (_save_unfolded, "unexpected: 'projection/"),
     "free": (lambda: _directions(9), "got num_directions=9"),
     "nan-moments": (lambda: _directions(1, jnp.nan), "NaN or infinity"),
     "no-token": (lambda: _directions(1, tokens=0), "got count=0"),
     "empty": (lambda: _moments([], {"mlp_out": (0,)}), "at least one real token"),
     "no-layer": (
         lambda: _moments([tiny.tiny_batch()], {"mlp_out": (3,)}),
-        r"layers 0 to 2 here, got taps of layers \[3\]",
+        r"layers 0 to 2, got \[3\]",
     ),
     "no-site": (lambda: _moments([], {"out": (0,)}), "needs site to be one of"),
 }
