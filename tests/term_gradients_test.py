@@ -33,11 +33,13 @@ def test_term_gradients_are_those_of_each_mean_over_the_whole_batch(num_microbat
     assert set(values) == set(grads) == {"forget", "retain"}
     assert set(metrics) == {"forget/nll", "retain/nll"}
     for name in parts:
-        value, grad = jax.value_and_grad(mean)(params, name)
+        value, grad = jax.jit(jax.value_and_grad(mean), static_argnums=1)(params, name)
         assert values[name].dtype == jnp.float32 and values[name].shape == ()
         assert_allclose(values[name], value, rtol=1e-5)
-        # Sums over slices round differently: by a few units in the last place of 0.5.
-        jax.tree.map(partial(assert_allclose, rtol=1e-5, atol=2e-6), grads[name], grad)
+        # Measured with four slices: 1.3e-6 to 1.6e-6, at any level of optimisation,
+        # of gradients up to 2.4; with fewer slices below 1e-6.
+        atol = 2e-6 if num_microbatches == 4 else 1e-6
+        step_test.close(grads[name], grad, atol=atol)
     assert_allclose(metrics["retain/nll"], values["retain"], rtol=1e-6)
 
 
