@@ -5,6 +5,7 @@ import copy
 import json
 import math
 import weakref
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -165,6 +166,26 @@ def test_an_interrupted_attack_resumes(place, done, tmp_path, monkeypatch):
         assert (tmp_path / "attacks" / f"{name}.json").stat().st_mtime_ns == when
     rows_of_done = {row["name"]: row for row in done[2]["rows"]}
     assert all(row == rows_of_done[row["name"]] for row in numbers["rows"])
+
+
+def test_few_shot_takes_as_many_shots_as_the_positions_hold(place, monkeypatch):
+    fact_set = facts.FactSet(
+        *([fact | {"text": fact["answer"]} for fact in rows(k, 5)] for k in "fr")
+    )
+    monkeypatch.setattr(jobs.Context, "query", lambda self, change: {"change": change})
+    (job,) = jobs.plan({"few_shot": {}}, has_original=False)[1:]
+    for max_length, num_shots in ((1000, 4), (60, 2), (10, 1), (None, 4)):
+        model = SimpleNamespace(config=SimpleNamespace(max_length=max_length))
+        settings = prompts.PromptSettings(new_tokens=3)
+        found = job.run(
+            jobs.Context(model, {}, tiny.tiny_tokenizer(), fact_set, settings)
+        )
+        assert all(x.count("\n") == num_shots for x in found["change"](["Land"]))
+        assert ("note" in found) == (num_shots < 4)
+    values = {way: [0.0] * 5 for way in prompts.MEASURES}
+    result = {"forget": values, "retain": values}
+    noted = {"unlearned": result, "few_shot": result | {"note": "2 of 4 shots"}}
+    assert card.make(noted, range(5), {})["rows"][1]["note"] == "2 of 4 shots"
 
 
 def test_only_what_changed_runs_again(done, monkeypatch):

@@ -25,9 +25,10 @@ def make(results: Results, ids: Sequence[Any], not_run: Mapping[str, str]) -> di
         `rows`, one for each model and each attack after which the model was queried:
         name, num_facts (number of facts to forget that were queried), forget and retain
         (the mean of each measure), before (the same as forget, for the same facts
-        before the attack); `leak`, `rtt`, `strongest` (for each measure the attack that
-        raises it most, and the measure before and after it) and `not_run`. A mean is
-        NaN if one of its values is; the strongest attack is chosen among the others.
+        before the attack), note (where the attack was changed to fit the model);
+        `leak`, `rtt`, `strongest` (for each measure the attack that raises it most, and
+        the measure before and after it) and `not_run`. A mean is NaN if one of its
+        values is; the strongest attack is chosen among the others.
     """
     unlearned = results["unlearned"]["forget"]
     index = {key: i for i, key in enumerate(ids)}
@@ -46,6 +47,7 @@ def make(results: Results, ids: Sequence[Any], not_run: Mapping[str, str]) -> di
                 "num_facts": len(queried),
                 "before": prompts.means(before),
                 **{kind: prompts.means(result[kind]) for kind in KINDS},
+                **({"note": result["note"]} if "note" in result else {}),
             }
         )
     attacked = [
@@ -153,7 +155,8 @@ def _title(row) -> str:
     if row["name"] in MODELS:
         return f"**{row['name']}**"
     if row["name"].split()[0] != "relearn":
-        return row["name"]
+        note = row.get("note")
+        return f"{row['name']} ({note})" if note else row["name"]
     before = ", ".join(_text(row["before"][measure]) for measure in prompts.MEASURES)
     return f"{row['name']}, {row['num_facts']} held-out facts (before: {before})"
 

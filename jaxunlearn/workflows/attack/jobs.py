@@ -187,17 +187,45 @@ def _few_shot(settings):
     def run(context):
         facts = context.facts.retain
         answers = [fact["text"] for fact in facts]
-        shots = list(zip(context.settings.prompts(facts), answers, strict=True))
         change = partial(
             attacks.in_context,
-            shots=shots,
-            num_shots=settings["num_shots"],
+            shots=list(zip(context.settings.prompts(facts), answers, strict=True)),
             separator="\n",
             seed=context.seed,
         )
-        return context.query(change=change)
+        most = num_shots = settings["num_shots"]
+        while num_shots > 1 and not _fits(
+            context, partial(change, num_shots=num_shots)
+        ):
+            num_shots -= 1
+        found = context.query(change=partial(change, num_shots=num_shots))
+        if num_shots < most:
+            note = f"{num_shots} of {most} shots: more do not fit the model's positions"
+            found["note"] = note
+        return found
 
     yield AttackJob("few_shot", run, settings)
+
+
+def _fits(context: Context, change: Callable[[list[str]], list[str]]) -> bool:
+    """Whether changed prompts fit the model with a completion or the longest choice."""
+    max_length = getattr(context.model.config, "max_length", None)
+    if max_length is None:
+        return True
+    facts = [*context.facts.forget, *context.facts.retain]
+    choices = [text for fact in facts for text in fact["choices"]]
+    texts = [
+        text
+        for each in context.facts
+        for text in change(context.settings.prompts(each))
+    ]
+    longest = [
+        int(table.encode(context.tokenizer, x)["mask"].sum(1).max())
+        for x in (texts, choices)
+    ]
+    # A space is encoded before a choice, which may take a token.
+    added = max(context.settings.new_tokens, longest[1] + 1)
+    return longest[0] + added <= max_length
 
 
 def _sample(settings):
