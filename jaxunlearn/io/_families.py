@@ -4,6 +4,8 @@
 A setting that the decoder does not support is refused by name.
 """
 
+import difflib
+import re
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -28,6 +30,42 @@ _ALIASED = (
     "num_attention_heads",
     "max_position_embeddings",
 )
+# Nearest families of known model types, and what differs from them.
+_NEAREST = {
+    "bloom": ("gpt_neox", "ALiBi positions"),
+    "codegen": ("phi", "its fused projections"),
+    "cohere": ("llama", "parallel blocks, one norm per block and scaled logits"),
+    "cohere2": ("llama", "parallel blocks, one norm per block and scaled logits"),
+    "falcon": ("gpt_neox", "its shared key-value heads and ALiBi positions"),
+    "falcon_h1": ("llama", "state-space layers"),
+    "gemma3n": ("gemma3_text", "embeddings per layer and shared keys and values"),
+    "gemma4_text": ("gemma3_text", "embeddings per layer and shared keys and values"),
+    "gemma4": ("gemma3_text", "embeddings per layer and shared keys and values"),
+    "gpt_neo": ("gpt2", "windows in every second layer"),
+    "gptj": ("phi", "its rotary planes and the absence of biases in attention"),
+    "llama4": ("llama", "mixtures of experts, chunked attention and scaled queries"),
+    "llama4_text": (
+        "llama",
+        "mixtures of experts, chunked attention and scaled queries",
+    ),
+    "mpt": ("gpt_neox", "ALiBi positions"),
+    "qwen3_5": ("qwen3", "linear attention in most layers and gated attention"),
+    "qwen3_5_text": ("qwen3", "linear attention in most layers and gated attention"),
+    "qwen3_next": ("qwen3", "linear attention in most layers and mixtures of experts"),
+    "stablelm": ("llama", "its LayerNorm with bias and partial rotation"),
+    "starcoder2": ("llama", "its LayerNorm with bias and ungated MLPs"),
+    "t5": ("llama", "its encoder"),
+}
+# Settings, as patterns, that show how a network differs from every family.
+_DIFFERENCES = {
+    r".*experts.*": "mixtures of experts",
+    r"(kv|q)_lora_rank": "latent attention",
+    r"(ssm|mamba|conv|linear_(conv|key|value)|state)_.*": "state-space layers",
+    r"alibi": "ALiBi positions",
+    r"is_encoder_decoder": "its encoder",
+    r"(vision|audio)_config": "its vision or audio part",
+    r"(residual|embedding|attention)_multiplier|logits?_scal(e|ing)": "scaled layers",
+}
 _PLAIN_HEADS = ("gpt2", "opt", "gpt_neox")  # no head_dim and no grouped heads
 
 
@@ -60,6 +98,29 @@ def common(given: Mapping[str, Any]) -> dict[str, Any]:
     if family == "gpt2" and c.get("intermediate_size") is None and c.get("hidden_size"):
         c["intermediate_size"] = 4 * c["hidden_size"]
     return c
+
+
+def unknown(given: Mapping[str, Any]) -> ValueError:
+    """The error for a model_type without a family: the nearest, and what differs."""
+    came = given.get("model_type")
+    text = f"hf.load needs model_type to be one of {_checks.listed(FAMILIES, 99)}"
+    if not isinstance(came, str):
+        return ValueError(f"{text}, got {came!r}. Use config.json of a language model.")
+    close = difflib.get_close_matches(came, FAMILIES, 1, 0.6)
+    nearest, *differences = _NEAREST.get(came, (close[0] if close else "llama",))
+    if not differences:
+        inner = given.get("text_config")
+        settings = {**given, **(inner if isinstance(inner, Mapping) else {})}
+        differences = [
+            what
+            for pattern, what in _DIFFERENCES.items()
+            if any(re.fullmatch(pattern, n) and v for n, v in settings.items())
+        ]
+    what = " and ".join(differences) or "its blocks, as far as config.json shows"
+    return ValueError(
+        f"{text}, got {came!r}. The nearest family is {nearest!r}; the model "
+        f"differs from it in {what}. Convert other networks with models.from_nnx."
+    )
 
 
 def activation(c: Mapping[str, Any]) -> str:
@@ -111,27 +172,32 @@ def _refuse(c: Mapping[str, Any], **supported: Any) -> None:
             raise _hf_layers.unsupported(name, repr(came), repr(value))
 
 
+# Families of Llama's kind with the settings attention_bias, mlp_bias.
+_BIASED = ("llama", "qwen3", "olmo", "olmo2", "smollm3")
+_MLP_BIASED = ("llama", "smollm3")
+
+
 def _llama(c):
     family, bias = c["model_type"], bool(c.get("attention_bias", False))
-    bias = bias and family in ("llama", "qwen3")
+    bias = bias and family in _BIASED
     return {
         "rope": _hf_layers.rope(c),
         "qkv_bias": bias or family == "qwen2",
         "out_bias": bias,
-        "mlp_bias": bool(c.get("mlp_bias", False)) and family == "llama",
+        "mlp_bias": bool(c.get("mlp_bias", False)) and family in _MLP_BIASED,
         "qk_norm": family == "qwen3",
     }
 
 
 def _written_llama(c):
     found, windows = {}, sorted({w for w in c.windows or () if w is not None})
-    if c.family in ("llama", "qwen3"):
+    if c.family in _BIASED:
         found["attention_bias"] = c.qkv_bias
-    if c.family == "llama":
+    if c.family in _MLP_BIASED:
         found["mlp_bias"] = c.mlp_bias
-    else:
+    if c.family not in ("llama", "olmo", "olmo2"):
         found["sliding_window"] = windows[0] if windows else None
-    if c.family in ("qwen2", "qwen3"):
+    if c.family in ("qwen2", "qwen3", "smollm3"):
         found["use_sliding_window"] = bool(windows)
         found["layer_types"] = _types(c)
     if c.family == "phi3":
@@ -139,6 +205,39 @@ def _written_llama(c):
         found["partial_rotary_factor"] = c.rope.partial
         found["original_max_position_embeddings"] = original
     return found
+
+
+def _olmo(c):
+    clip = c.get("clip_qkv")
+    plain = {"norm": "layer_unscaled", "norm_eps": 1e-5}
+    return _llama(c) | plain | {"qkv_clip": None if clip is None else float(clip)}
+
+
+def _olmo2(c):
+    norms = {"pre_norms": False, "post_norms": True}
+    return _llama(c) | norms | {"qk_norm": True, "qk_norm_over": "all"}
+
+
+def _smollm3(c):
+    rotates = tuple(_hf_layers.rope_layers(c))
+    return _llama(c) | {"rope_layers": None if all(rotates) else rotates}
+
+
+def _written_smollm3(c):
+    rotates = c.rope_layers or (True,) * c.layers
+    return _written_llama(c) | {"no_rope_layers": [int(each) for each in rotates]}
+
+
+def _phi(c):
+    return {
+        "rope": _hf_layers.rope(c),
+        "norm": "layer",
+        "gated": False,
+        "parallel": True,
+        "shared_norm": True,
+        "qk_norm": bool(c.get("qk_layernorm", False)),
+        **dict.fromkeys(("qkv_bias", "out_bias", "mlp_bias", "unembed_bias"), True),
+    }
 
 
 def _types(c):
@@ -271,6 +370,44 @@ FAMILIES = {
             "head_dim": 128,
         },
         written=_written_llama,
+    ),
+    "olmo": Family(
+        "OlmoForCausalLM",
+        _olmo,
+        {"max_position_embeddings": 2048},
+        written=lambda c: _written_llama(c) | {"clip_qkv": c.qkv_clip},
+    ),
+    "olmo2": Family(
+        "Olmo2ForCausalLM",
+        _olmo2,
+        {"max_position_embeddings": 2048, "rms_norm_eps": 1e-5},
+        written=_written_llama,
+    ),
+    "smollm3": Family(
+        "SmolLM3ForCausalLM",
+        _smollm3,
+        {
+            "max_position_embeddings": 32768,
+            "num_key_value_heads": 4,
+            "rope_theta": 2000000.0,
+            "tie_word_embeddings": True,
+        },
+        written=_written_smollm3,
+    ),
+    "phi": Family(
+        "PhiForCausalLM",
+        _phi,
+        {
+            "hidden_act": "gelu_new",
+            "max_position_embeddings": 2048,
+            "partial_rotary_factor": 0.5,
+            "rms_norm_eps": 1e-5,
+        },
+        {"rms_norm_eps": "layer_norm_eps"},
+        lambda c: {
+            "partial_rotary_factor": c.rope.partial,
+            "qk_layernorm": c.qk_norm,
+        },
     ),
     "phi3": Family(
         "Phi3ForCausalLM",

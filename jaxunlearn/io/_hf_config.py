@@ -51,10 +51,7 @@ def parse(text: str, *, compute_dtype: str = "float32", remat: str = "full"):
         ) from error
     family = given.get("model_type")
     if family not in FAMILIES:
-        raise ValueError(
-            f"{_OWNER} needs model_type to be one of {_checks.listed(FAMILIES)}, got "
-            f"{family!r}. Convert other networks with models.from_nnx."
-        )
+        raise _families.unknown(given)
     c = _families.common(given)
     missing = [name for name in _NEEDED if c.get(name) is None]
     if missing:

@@ -8,6 +8,8 @@ from jaxunlearn import _checks
 from jaxunlearn.models import _config
 
 _OWNER = "hf.load"
+# Families without windows.
+_UNWINDOWED = ("llama", "gemma", "gpt2", "opt", "gpt_neox", "olmo", "olmo2", "phi")
 
 
 def rope(c: Mapping[str, Any]) -> _config.RopeConfig:
@@ -27,7 +29,7 @@ def rope(c: Mapping[str, Any]) -> _config.RopeConfig:
         raise unsupported("rope_type", repr(kind), _checks.listed(_config.ROPE_KINDS))
     partial = given.get("partial_rotary_factor", c.get("partial_rotary_factor"))
     partial = 1.0 if partial is None else float(partial)
-    if partial != 1.0 and c["model_type"] not in ("phi3", "gpt_neox"):
+    if partial != 1.0 and c["model_type"] not in ("phi", "phi3", "gpt_neox"):
         raise unsupported("partial_rotary_factor", partial, "1.0")
     needed = {
         "linear": ("factor",),
@@ -116,7 +118,7 @@ def scaling(rope: _config.RopeConfig) -> dict[str, Any] | None:
 def windows(family: str, c: Mapping[str, Any]) -> tuple[int | None, ...] | None:
     """The window of every layer, in tokens, as DecoderConfig.windows."""
     layers, window = c["num_hidden_layers"], c.get("sliding_window")
-    if family in ("llama", "gemma", "gpt2", "opt", "gpt_neox"):
+    if family in _UNWINDOWED:
         return None
     if family in ("mistral", "phi3"):
         return None if window is None else (window,) * layers
@@ -129,6 +131,11 @@ def windows(family: str, c: Mapping[str, Any]) -> tuple[int | None, ...] | None:
         ]
     else:
         window = c.get("sliding_window", 4096) if c.get("use_sliding_window") else None
+    if family == "smollm3" and types is None:
+        types = [
+            "full_attention" if window is None or rotates else "sliding_attention"
+            for rotates in rope_layers(c)
+        ]
     if types is None:
         first = c.get("max_window_layers", 28)
         types = [
@@ -149,6 +156,17 @@ def windows(family: str, c: Mapping[str, Any]) -> tuple[int | None, ...] | None:
         )
     windows = tuple(supported[kind] for kind in types)
     return None if all(w is None for w in windows) else windows
+
+
+def rope_layers(c: Mapping[str, Any]) -> list[bool]:
+    """For each layer of SmolLM3 whether it has rotary positions."""
+    layers, given = c["num_hidden_layers"], c.get("no_rope_layers")
+    if given is None:
+        every = c.get("no_rope_layer_interval", 4)
+        return [(i + 1) % every != 0 for i in range(layers)]
+    if len(given) < layers:
+        raise unsupported("no_rope_layers", given, f"{layers} entries, one per layer")
+    return [bool(rotates) for rotates in given[:layers]]
 
 
 def unsupported(name: str, came: Any, supported: str) -> ValueError:

@@ -102,10 +102,10 @@ PHI3 = (
 GEMMA2 = (
     *_ENDS,
     *(row for row in LLAMA if "/norm/" not in row.paths[0] and row not in _ENDS),
-    *_norm("attention/norm", "input_layernorm"),
-    *_norm("attention/post_norm", "post_attention_layernorm"),
-    *_norm("mlp/norm", "pre_feedforward_layernorm"),
-    *_norm("mlp/post_norm", "post_feedforward_layernorm"),
+    *_norm("attention/norm", "input_layernorm", "attn_norm"),
+    *_norm("attention/post_norm", "post_attention_layernorm", "post_attention_norm"),
+    *_norm("mlp/norm", "pre_feedforward_layernorm", "ffn_norm"),
+    *_norm("mlp/post_norm", "post_feedforward_layernorm", "post_ffw_norm"),
 )
 
 
@@ -160,16 +160,38 @@ def _neox() -> tuple[Row, ...]:
     )
 
 
-def _final(hf: str) -> list[Row]:
+def _phi() -> tuple[Row, ...]:
+    return (
+        Row(
+            ("embed/embedding",), "model.embed_tokens.weight", "token_embd.weight", KEEP
+        ),
+        *_final("model.final_layernorm", "output_norm"),
+        Row(("unembed/kernel",), "lm_head.weight", "output.weight", TRANSPOSE),
+        Row(("unembed/bias",), "lm_head.bias", "output.bias", KEEP),
+        *_norm("attention/norm", "input_layernorm", "attn_norm"),
+        *_linear("attention/q", "self_attn.q_proj", "attn_q"),
+        *_linear("attention/k", "self_attn.k_proj", "attn_k"),
+        *_linear("attention/v", "self_attn.v_proj", "attn_v"),
+        *_norm("attention/q_norm", "self_attn.q_layernorm", "attn_q_norm"),
+        *_norm("attention/k_norm", "self_attn.k_layernorm", "attn_k_norm"),
+        *_linear("attention/o", "self_attn.dense", "attn_output"),
+        *_linear("mlp/up", "mlp.fc1", "ffn_up"),
+        *_linear("mlp/down", "mlp.fc2", "ffn_down"),
+    )
+
+
+def _final(hf: str, gguf: str = "") -> list[Row]:
     return [
-        Row(("final_norm/scale",), f"{hf}.weight", "", KEEP),
-        Row(("final_norm/bias",), f"{hf}.bias", "", KEEP),
+        Row(("final_norm/scale",), f"{hf}.weight", gguf and f"{gguf}.weight", KEEP),
+        Row(("final_norm/bias",), f"{hf}.bias", gguf and f"{gguf}.bias", KEEP),
     ]
 
 
 TABLES = {
     **dict.fromkeys(("llama", "mistral", "qwen2", "qwen3", "gemma"), LLAMA),
-    **dict.fromkeys(("gemma2", "gemma3_text"), GEMMA2),
+    **dict.fromkeys(("olmo", "smollm3"), LLAMA),
+    **dict.fromkeys(("gemma2", "gemma3_text", "olmo2"), GEMMA2),
+    "phi": _phi(),
     "phi3": PHI3,
     "gpt2": _gpt2(),
     "opt": _opt(),

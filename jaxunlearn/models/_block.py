@@ -27,17 +27,21 @@ def run(config, weights, x, rotation, attend, edits, index):
     """One decoder block: (its output [B, L, D], {site: value})."""
     batch, length, _ = x.shape
     attention, mlp = weights["attention"], weights["mlp"]
-    attention_in = norm(config, attention["norm"], x)
-    attention_in = _edit(edits, "attention_in", attention_in, index)
-    q, k, v = (
-        _dense(attention[name], attention_in).reshape(
-            batch, length, -1, config.head_dim
-        )
-        for name in ("q", "k", "v")
-    )
-    if config.qk_norm:
-        q = norm(config, attention["q_norm"], q)
-        k = norm(config, attention["k_norm"], k)
+    normed = norm(config, attention.get("norm"), x) if config.pre_norms else x
+    attention_in = _edit(edits, "attention_in", normed, index)
+
+    def heads(name):
+        y = _dense(attention[name], attention_in)
+        if config.qkv_clip is not None:
+            y = jnp.clip(y, -config.qkv_clip, config.qkv_clip)
+        if config.qk_norm and config.qk_norm_over == "all" and name != "v":
+            y = norm(config, attention.get(f"{name}_norm"), y)
+        return y.reshape(batch, length, -1, config.head_dim)
+
+    q, k, v = (heads(name) for name in ("q", "k", "v"))
+    if config.qk_norm and config.qk_norm_over == "head":
+        q = norm(config, attention.get("q_norm"), q)
+        k = norm(config, attention.get("k_norm"), k)
     if rotation is not None:
         q, k = _rope.rotate(q, *rotation), _rope.rotate(k, *rotation)
     # On the mesh axis `context` queries are sharded, keys and values are gathered.
@@ -47,11 +51,13 @@ def run(config, weights, x, rotation, attend, edits, index):
     mixed = _edit(edits, "attention", mixed, index)
     attention_out = _dense(attention["o"], mixed)
     if config.post_norms:
-        attention_out = norm(config, attention["post_norm"], attention_out)
+        attention_out = norm(config, attention.get("post_norm"), attention_out)
     attention_out = _edit(edits, "attention_out", attention_out, index)
     before, x = x, x + attention_out
-    mlp_in = norm(config, mlp["norm"], before if config.parallel else x)
-    mlp_in = _edit(edits, "mlp_in", mlp_in, index)
+    if not config.shared_norm:
+        normed = before if config.parallel else x
+        normed = norm(config, mlp.get("norm"), normed) if config.pre_norms else normed
+    mlp_in = _edit(edits, "mlp_in", normed, index)
     activation = _ACTIVATIONS[config.activation]
     if config.gated:
         units = activation(_wide(mlp["gate"], mlp_in)) * _wide(mlp["up"], mlp_in)
@@ -60,7 +66,7 @@ def run(config, weights, x, rotation, attend, edits, index):
     units = _edit(edits, "mlp", units, index)
     mlp_out = _dense(mlp["down"], units)
     if config.post_norms:
-        mlp_out = norm(config, mlp["post_norm"], mlp_out)
+        mlp_out = norm(config, mlp.get("post_norm"), mlp_out)
     mlp_out = _edit(edits, "mlp_out", mlp_out, index)
     x = sharding.constrain(x + mlp_out, *ROWS, None)
     x = _edit(edits, "block", x, index)
@@ -85,14 +91,16 @@ def attention(config: DecoderConfig, visible: Array) -> Callable[..., Array]:
     )
 
 
-def norm(config: DecoderConfig, layer: Params, x: Array) -> Array:
+def norm(config: DecoderConfig, layer: Params | None, x: Array) -> Array:
     """The norm that `config` names, over the last axis, computed in float32."""
     wide = x.astype(jnp.float32)
-    if config.norm == "layer":
+    if config.norm.startswith("layer"):
         wide = wide - jnp.mean(wide, axis=-1, keepdims=True)
     scale = jax.lax.rsqrt(
         jnp.mean(wide * wide, axis=-1, keepdims=True) + config.norm_eps
     )
+    if config.norm == "layer_unscaled":
+        return (wide * scale).astype(x.dtype)
     if config.norm == "rms":
         return (wide * scale).astype(x.dtype) * layer["scale"].astype(x.dtype)
     factor = layer["scale"].astype(jnp.float32)
@@ -129,23 +137,38 @@ def rotations(config: DecoderConfig, positions: Array) -> PyTree:
     return full, _rope.rotations(config.local_rope, config.head_dim, positions)
 
 
-def layer_rotation(rotations: PyTree, window: Array | None) -> PyTree:
-    """The rotation, from `rotations`, of a layer with this window."""
-    if rotations is None or rotations[1] is None:
-        return None if rotations is None else rotations[0]
-    full, local = rotations
-    return tuple(
-        jnp.where(window == _NO_WINDOW, a, b) for a, b in zip(full, local, strict=True)
-    )
+def layer_rotation(
+    rotations: PyTree, window: Array | None, rotates: Array | None
+) -> PyTree:
+    """The rotation of a layer with these entries of `scan_inputs`."""
+    if rotations is None:
+        return None
+    found, local = rotations
+    if local is not None:
+        found = tuple(
+            jnp.where(window == _NO_WINDOW, a, b)
+            for a, b in zip(found, local, strict=True)
+        )
+    if rotates is None:
+        return found
+    cos, sin = found
+    return jnp.where(rotates, cos, 1.0), jnp.where(rotates, sin, 0.0)
 
 
 def scan_inputs(config: DecoderConfig, blocks: Params, num_layers: int) -> PyTree:
-    """The inputs of a scan over the first layers: (weights, windows or None, index)."""
-    windows = None
-    if config.windows is not None:
-        windows = [w or _NO_WINDOW for w in config.windows[:num_layers]]
+    """The inputs of a scan over the first layers.
+
+    Returns:
+        (weights, windows, whether a layer rotates, index); windows is None if no layer
+        has one, and the third is None if all layers rotate.
+    """
+    windows, rotates = config.windows, config.rope_layers
+    if windows is not None:
+        windows = [w or _NO_WINDOW for w in windows[:num_layers]]
         windows = jnp.array(windows, jnp.int32)
-    return blocks, windows, jnp.arange(num_layers)
+    if rotates is not None:
+        rotates = jnp.array(rotates[:num_layers], jnp.bool_)
+    return blocks, windows, rotates, jnp.arange(num_layers)
 
 
 def _edit(edits, site, value, index):

@@ -89,7 +89,7 @@ def decode(
     distance = positions[:, :, None] - all_positions[:, None, :]
 
     def body(x, layer):
-        (weights, window, index), keys, values = layer
+        (weights, window, rotates, index), keys, values = layer
         visible = sees if window is None else sees & (distance < window)
 
         def attend(q, k, v):
@@ -100,7 +100,7 @@ def decode(
             swapped = jnp.swapaxes(keys, 1, 2), jnp.swapaxes(values, 1, 2)
             return _block.attention(config, visible)(q, *swapped)
 
-        rotation = _block.layer_rotation(rotations, window)
+        rotation = _block.layer_rotation(rotations, window, rotates)
         x, _ = _block.run(config, weights, x, rotation, attend, edits or {}, index)
         return x, (keys, values)
 
@@ -118,17 +118,17 @@ def decode(
         "positions": all_positions,
         "used": start + tokens.shape[1],
     }
-    return _block.norm(config, params["final_norm"], x), cache
+    return _block.norm(config, params.get("final_norm"), x), cache
 
 
 def _unrolled(config, body, x, blocks, keys, values):
     """Like `lax.scan` of the body, over layers in separate arrays."""
     if not isinstance(blocks, tuple):
         blocks = prepare_decode(config, {"blocks": blocks})["blocks"]
-    _, windows, indices = _block.scan_inputs(config, None, config.layers)
+    _, *others = _block.scan_inputs(config, None, config.layers)
     caches = []
     for i, (block, k, v) in enumerate(zip(blocks, keys, values, strict=True)):
-        window = None if windows is None else windows[i]
-        x, cached = body(x, ((block, window, indices[i]), k, v))
+        settings = (None if each is None else each[i] for each in others)
+        x, cached = body(x, ((block, *settings), k, v))
         caches.append(cached)
     return x, *zip(*caches, strict=True)

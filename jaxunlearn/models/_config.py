@@ -7,7 +7,8 @@ import dataclasses
 from jaxunlearn import _checks
 
 ROPE_KINDS = ("default", "linear", "dynamic", "yarn", "longrope", "llama3")
-NORMS = ("rms", "rms_plus_one", "layer")
+NORMS = ("rms", "rms_plus_one", "layer", "layer_unscaled")
+QK_NORMS = ("head", "all")
 ACTIVATIONS = ("silu", "gelu", "gelu_tanh", "relu")
 REMAT = ("none", "dots", "mlp", "full")
 DTYPES = ("float32", "bfloat16", "float16")
@@ -25,6 +26,8 @@ class RopeConfig:
         original_positions: longest sequence of the original training, in tokens; None
             for the `positions` of the model.
         partial: fraction of each head that rotates.
+        interleaved: whether a plane is two neighbouring units (GLM); otherwise it is
+            unit i and unit i + half.
 
     The other fields belong to one kind each: `low_freq_factor` and `high_freq_factor`
     to llama3; `beta_fast`, `beta_slow`, `mscale`, `mscale_all_dim` and `truncate` to
@@ -47,6 +50,12 @@ class RopeConfig:
     short_factor: tuple[float, ...] | None = None
     long_factor: tuple[float, ...] | None = None
     partial: float = 1.0
+    interleaved: bool = False
+
+    @property
+    def by_length(self) -> bool:
+        """Whether the frequencies depend on the length of the sequence."""
+        return self.kind in ("dynamic", "longrope")
 
     def __post_init__(self):
         _checks.one_of("RopeConfig", ROPE_KINDS, kind=self.kind)
@@ -71,20 +80,30 @@ class DecoderConfig:
         local_rope: rotary positions of the layers with a window, if they differ from
             those of the other layers (Gemma 3).
         position_offset: number of rows of a learned table before position 0 (OPT: 2).
-        norm: "rms", "rms_plus_one" (the scale is stored minus 1, Gemma) or "layer"
-            (the mean is subtracted, and there is a bias).
-        post_norms: whether the outputs of attention and MLP are normed too (Gemma 2
-            and 3).
+        norm: "rms", "rms_plus_one" (the scale is stored minus 1, Gemma), "layer" (the
+            mean is subtracted, and there is a bias) or "layer_unscaled" (the mean is
+            subtracted, and there are no parameters, OLMo).
+        pre_norms: whether the inputs of attention and MLP are normed (not in OLMo 2).
+        post_norms: whether the outputs of attention and MLP are normed (Gemma 2 and 3,
+            OLMo 2).
         activation: of the MLP's units, one of ACTIVATIONS.
         gated: whether the units are multiplied by a second projection.
         parallel: whether attention and MLP read the same input (GPT-NeoX).
+        shared_norm: whether one norm serves attention and MLP, which needs `parallel`
+            (Phi).
         embed_scale: factor on the embeddings, rounded to the compute dtype (Gemma).
         attention_scale: factor on q k^T; 1 / sqrt(head_dim) if None.
         attention_softcap, logit_softcap: c in c * tanh(x / c), on attention scores and
             on logits (Gemma 2).
         tied: whether the unembedding equals the embedding.
         qkv_bias, out_bias, mlp_bias: which projections add a bias.
-        qk_norm: RMSNorm of queries and keys in each head (Qwen3).
+        unembed_bias: whether the unembedding adds a bias (Phi).
+        qk_norm: whether queries and keys are normed (Qwen3).
+        qk_norm_over: the units of one norm of queries or keys: "head", those of each
+            head, or "all", those of all heads together (OLMo 2).
+        qkv_clip: c, if queries, keys and values are clipped to [-c, c] (OLMo).
+        rope_layers: for each layer whether it has rotary positions (SmolLM3); None
+            instead of the tuple if all have.
         windows: for each layer, the number of tokens a query attends to, itself
             included, or None for all; None instead of the tuple if all layers attend to
             all tokens.
@@ -115,10 +134,12 @@ class DecoderConfig:
     local_rope: RopeConfig | None = None
     position_offset: int = 0
     norm: str = "rms"
+    pre_norms: bool = True
     post_norms: bool = False
     activation: str = "silu"
     gated: bool = True
     parallel: bool = False
+    shared_norm: bool = False
     embed_scale: float | None = None
     attention_scale: float | None = None
     attention_softcap: float | None = None
@@ -127,7 +148,11 @@ class DecoderConfig:
     qkv_bias: bool = False
     out_bias: bool = False
     mlp_bias: bool = False
+    unembed_bias: bool = False
     qk_norm: bool = False
+    qk_norm_over: str = "head"
+    qkv_clip: float | None = None
+    rope_layers: tuple[bool, ...] | None = None
     windows: tuple[int | None, ...] | None = None
     compute_dtype: str = "float32"
     remat: str = "full"
@@ -149,14 +174,15 @@ class DecoderConfig:
         _checks.one_of("DecoderConfig", DTYPES, compute_dtype=self.compute_dtype)
         _checks.one_of("DecoderConfig", NORMS, norm=self.norm)
         _checks.one_of("DecoderConfig", ACTIVATIONS, activation=self.activation)
-        factors = ("embed_scale", "attention_scale")
+        _checks.one_of("DecoderConfig", QK_NORMS, qk_norm_over=self.qk_norm_over)
+        factors = ("embed_scale", "attention_scale", "qkv_clip")
         for name in (*factors, "attention_softcap", "logit_softcap"):
             if getattr(self, name) is not None:
                 _checks.positive("DecoderConfig", **{name: getattr(self, name)})
-        if self.norm == "layer" and (self.qk_norm or self.post_norms):
+        if self.shared_norm and not (self.parallel and self.pre_norms):
             raise ValueError(
-                "DecoderConfig needs norm='rms' or 'rms_plus_one' with qk_norm or "
-                "post_norms, got norm='layer'."
+                "DecoderConfig needs parallel=True and pre_norms=True with shared_norm, "
+                f"got parallel={self.parallel} and pre_norms={self.pre_norms}."
             )
         if self.local_rope is not None and (self.rope is None or not self.windows):
             raise ValueError(
@@ -168,10 +194,16 @@ class DecoderConfig:
                 "DecoderConfig needs kv_heads that divide heads, got "
                 f"kv_heads={self.kv_heads} and heads={self.heads}."
             )
-        if self.windows is not None and len(self.windows) != self.layers:
+        for name in ("windows", "rope_layers"):
+            values = getattr(self, name)
+            if values is not None and len(values) != self.layers:
+                raise ValueError(
+                    f"DecoderConfig needs one entry of {name} per layer, got "
+                    f"{len(values)} entries and layers={self.layers}."
+                )
+        if self.rope_layers is not None and self.rope is None:
             raise ValueError(
-                "DecoderConfig needs one window per layer, got "
-                f"{len(self.windows)} windows and layers={self.layers}."
+                "DecoderConfig needs rope with rope_layers, got rope=None."
             )
 
     @property

@@ -41,6 +41,7 @@ RULES = (
     (r"embed/embedding", ("tensor", "fsdp")),
     (r"positions/embedding", (None, "fsdp")),
     (r"unembed/kernel", ("fsdp", "tensor")),
+    (r"unembed/bias", ("tensor",)),
     (r"blocks/attention/[qkv]/kernel", (None, "fsdp", "tensor")),
     (r"blocks/mlp/(gate|up)/kernel", (None, "fsdp", "tensor")),
     (r"blocks/(attention/o|mlp/down)/kernel", (None, "tensor", "fsdp")),
@@ -113,39 +114,45 @@ def shapes(config: DecoderConfig) -> Params:
         kernel = {"kernel": leaf(n, into, out)}
         return kernel | ({"bias": leaf(n, out)} if bias else {})
 
-    def norm(*shape):
-        scale = {"scale": leaf(*shape)}
-        return scale | ({"bias": leaf(*shape)} if c.norm == "layer" else {})
+    def norm(name, *shape):
+        if c.norm == "layer_unscaled":
+            return {}
+        bias = {"bias": leaf(*shape)} if c.norm == "layer" else {}
+        return {name: {"scale": leaf(*shape)} | bias}
 
     attention = {
-        "norm": norm(n, c.width),
         "q": dense(c.width, q_out, c.qkv_bias),
         "k": dense(c.width, kv_out, c.qkv_bias),
         "v": dense(c.width, kv_out, c.qkv_bias),
         "o": dense(q_out, c.width, c.out_bias),
     }
     mlp = {
-        "norm": norm(n, c.width),
         "up": dense(c.width, c.hidden, c.mlp_bias),
         "down": dense(c.hidden, c.width, c.mlp_bias),
     }
     if c.gated:
         mlp["gate"] = dense(c.width, c.hidden, c.mlp_bias)
+    if c.pre_norms:
+        attention |= norm("norm", n, c.width)
+        mlp |= {} if c.shared_norm else norm("norm", n, c.width)
     if c.qk_norm:
-        attention["q_norm"] = norm(n, c.head_dim)
-        attention["k_norm"] = norm(n, c.head_dim)
+        one = c.qk_norm_over == "head"
+        attention |= norm("q_norm", n, c.head_dim if one else q_out)
+        attention |= norm("k_norm", n, c.head_dim if one else kv_out)
     if c.post_norms:
-        attention["post_norm"] = norm(n, c.width)
-        mlp["post_norm"] = norm(n, c.width)
+        attention |= norm("post_norm", n, c.width)
+        mlp |= norm("post_norm", n, c.width)
     tree = {
         "embed": {"embedding": leaf(c.vocab, c.width)},
         "blocks": {"attention": attention, "mlp": mlp},
-        "final_norm": norm(c.width),
+        **norm("final_norm", c.width),
     }
     if c.rope is None:
         rows = c.positions + c.position_offset
         tree["positions"] = {"embedding": leaf(rows, c.width)}
-    return tree if c.tied else tree | {"unembed": {"kernel": leaf(c.width, c.vocab)}}
+    unembed = {} if c.tied else {"kernel": leaf(c.width, c.vocab)}
+    unembed |= {"bias": leaf(c.vocab)} if c.unembed_bias else {}
+    return tree | ({"unembed": unembed} if unembed else {})
 
 
 def init(config: DecoderConfig, key: PRNGKey) -> Params:
@@ -206,9 +213,9 @@ def apply(
     attends = _attention.for_sequences(config, mask, positions)
 
     def block(x, layer):
-        weights, window, index = layer
+        weights, window, rotates, index = layer
         attend = attends(window, index)
-        rotation = _block.layer_rotation(rotations, window)
+        rotation = _block.layer_rotation(rotations, window, rotates)
         x, values = _block.run(config, weights, x, rotation, attend, edits, index)
         return x, {site: values[site] for site in taps}
 
@@ -236,7 +243,7 @@ def apply(
     layers = _block.scan_inputs(config, blocks, num_layers)
     (x, tapped), _ = jax.lax.scan(body, (x, tapped), layers)
     if until is None:
-        x = _block.norm(config, params["final_norm"], x)
+        x = _block.norm(config, params.get("final_norm"), x)
     return Outputs(x, tapped)
 
 
@@ -256,6 +263,8 @@ def unembed(config: DecoderConfig, params: Params, hidden: Array) -> Array:
     logits = jnp.einsum(form, hidden, kernel, preferred_element_type=jnp.float32)
     if not config.tied and "lora_a" in params["unembed"]:
         logits += _block.low_rank(params["unembed"], hidden).astype(jnp.float32)
+    if config.unembed_bias:
+        logits += params["unembed"]["bias"].astype(jnp.float32)
     logits = sharding.constrain(logits, *leading, "tensor")
     cap = config.logit_softcap
     return logits if cap is None else cap * jnp.tanh(logits / cap)

@@ -69,6 +69,29 @@ CASES = {
         {"num_key_value_heads": DROP, "use_parallel_residual": False}
         | {"rotary_pct": 1.0, "attention_bias": False, "rotary_emb_base": 500},
     ),
+    "olmo": ("olmo", {"clip_qkv": 1.0, "shards": "20KB"}),
+    "olmo-tied": (
+        "olmo",
+        {"tie_word_embeddings": True, "attention_bias": True, "num_key_value_heads": 1},
+    ),
+    "olmo2": ("olmo2", {"num_hidden_layers": 3}),
+    "olmo2-tied": (
+        "olmo2",
+        {"tie_word_embeddings": True, "attention_bias": True, "rms_norm_eps": 1e-3}
+        | {"num_key_value_heads": 4},
+    ),
+    "phi": ("phi", {"shards": "20KB", "num_key_value_heads": 4}),
+    "phi-normed": (
+        "phi",
+        {"qk_layernorm": True, "tie_word_embeddings": True, "num_key_value_heads": 1}
+        | {"partial_rotary_factor": 1.0, "hidden_act": "gelu"},
+    ),
+    "smollm3": ("smollm3", {"num_hidden_layers": 4, "tie_word_embeddings": False}),
+    "smollm3-windows": (
+        "smollm3",
+        {"num_hidden_layers": 3, "no_rope_layers": [0, 1, 0], "sliding_window": 5}
+        | {"use_sliding_window": True, "attention_bias": True, "mlp_bias": True},
+    ),
 }
 
 
