@@ -22,6 +22,7 @@ LEAVES = (
     "trees",
     "_checks",
     "_precision",
+    "_text",
     "_pixels",
     "_hosts",
     "_mesh",
@@ -37,7 +38,7 @@ ROWS = (LEAVES, MATHS, GLUE, PROCEDURES, ("recipes",), *((room,) for room in TOP
 # builds the decoder that a checkpoint describes, and loads it into shards.
 SIDE = {
     "models": ("typing", "trees", "_checks", "_pixels", "sharding"),
-    "data": ("typing", "trees", "_checks", "_pixels"),
+    "data": ("typing", "trees", "_checks", "_pixels", "_text"),
     "io": ("typing", "trees", "_checks", "sharding", "models"),
 }
 # The one door into a side room: tables of arrays, no files.
@@ -273,6 +274,23 @@ def no_global_mesh(source: Source) -> Iterator[Violation]:
             yield node.lineno, "set_mesh outside a with statement"
 
 
+def texts_are_utf8(source: Source) -> Iterator[Violation]:
+    """text files are read and written with an encoding, never the machine's"""
+    if source.path.startswith("tests/"):
+        return
+    ours = _aliases(source)
+    for node in ast.walk(source.tree):
+        if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)):
+            continue
+        if node.func.attr not in ("read_text", "write_text"):
+            continue
+        arguments = [x.value for x in node.args if isinstance(x, ast.Constant)]
+        arguments += [x.arg for x in node.keywords]
+        of_module = isinstance(node.func.value, ast.Name) and node.func.value.id in ours
+        if not (of_module or "encoding" in arguments or "utf-8" in arguments):
+            yield node.lineno, f'{node.func.attr} without encoding="utf-8"'
+
+
 def modules_are_short(source: Source) -> Iterator[Violation]:
     """a module over 400 lines says "Over 400 lines because" in its docstring"""
     lines = source.text.count("\n")
@@ -343,6 +361,7 @@ RULES: tuple[Rule, ...] = (
     torch_is_for_comparison,
     nothing_is_read_at_import,
     no_global_mesh,
+    texts_are_utf8,
     modules_are_short,
     the_licence_comes_first,
     nothing_imports_the_top,

@@ -90,6 +90,10 @@ BROKEN = {
         ("jaxunlearn/sharding.py", "MESH = jax.make_mesh((1,), ('a',))"),
         ("jaxunlearn/_fit.py", "def f(mesh):\n    jax.set_mesh(mesh)"),
     ],
+    plan.texts_are_utf8: [
+        ("jaxunlearn/io/a.py", "path.read_text()"),
+        ("experiments/a.py", "(folder / 'a').write_text(text, newline='')"),
+    ],
     plan.modules_are_short: [("tests/a_test.py", "\n" * 401)],
     plan.the_licence_comes_first: [
         ("tests/a_test.py", ""),

@@ -190,7 +190,7 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     jax.config.update("jax_platforms", "cpu")
     path = RESULTS / "plan.json"
-    table = json.loads(path.read_text()) if path.exists() else {}
+    table = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     names = arguments.only.split(",") if arguments.only else list(ROWS)
     kinds = (
         ("blur", {}),
@@ -210,12 +210,12 @@ def main(argv: list[str] | None = None) -> int:
                 )
                 return 2
             table.setdefault(name, {})[kind] = report
-            path.write_text(json.dumps(table, indent=1) + "\n")
+            path.write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")
             spent = report["compile_seconds"]
             print(f"{name} {kind}: compiled in {spent:.0f} s", flush=True)
     table = {name: table[name] for name in ROWS if name in table}
     if table:
-        (RESULTS / "plan.md").write_text(markdown(table))
+        (RESULTS / "plan.md").write_text(markdown(table), encoding="utf-8")
         draw(table, RESULTS / "plan.png")
     return 0
 

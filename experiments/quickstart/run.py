@@ -103,7 +103,7 @@ def main(argv: list[str] | None = None) -> dict:
         "completions": samples,
     }
     text = json.dumps(log.plain(result), indent=2)
-    (output / "quickstart.json").write_text(text + "\n")
+    (output / "quickstart.json").write_text(text + "\n", encoding="utf-8")
     show.plot(result, history, output / "quickstart.png")
     print(f"Finished in {result['seconds']:.0f} s. Results are in {output}/")
     return result

@@ -115,7 +115,7 @@ def trial(output, folder, sent, moment, when, expected) -> dict | None:
             raise SystemExit(f"{output} does not end; see {folder}/log")
     logged = [
         json.loads(line)["step"]
-        for line in (output / "metrics.jsonl").read_text().splitlines()
+        for line in (output / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     ]
     found = arrays(output)
     same = found == expected
@@ -169,7 +169,7 @@ def wait_for_save(process: subprocess.Popen, output: Path, skip: int) -> None:
 def lines(output: Path) -> int:
     """Steps in the log."""
     file = output / "metrics.jsonl"
-    return file.read_text().count("\n") if file.exists() else 0
+    return file.read_text(encoding="utf-8").count("\n") if file.exists() else 0
 
 
 def unfinished(output: Path) -> list[str]:

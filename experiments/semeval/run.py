@@ -168,7 +168,8 @@ def official_score(made: Scorer, params: Params) -> metrics.SemEval:
             max_new_tokens=made.max_new_tokens,
         )
         texts, answers = [x.strip() for x in texts], [row["answer"] for row in each]
-        recall = metrics.rouge(texts, answers, rouge_types="rougeL")["rougeL_recall"]
+        found = metrics.rouge(texts, answers, rouge_types="rougeL", tokenizer="ascii")
+        recall = found["rougeL_recall"]
         exact = metrics.exact_match(texts, answers)
         kinds = np.array([row["kind"] for row in each])
         values.append(np.where(kinds == "sc", recall, exact))

@@ -111,7 +111,7 @@ def make(config: ConfigDict, *, progress: bool = False) -> World:
     output = Path(config.output).expanduser()
     output.mkdir(parents=True, exist_ok=True)
     folder, making = output / name, output / f"{name}.making"
-    with (output / f"{name}.lock").open("w") as lock:
+    with (output / f"{name}.lock").open("w", encoding="utf-8") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not (folder / "world.json").exists():
             making.mkdir(exist_ok=True)
@@ -169,7 +169,7 @@ def _make(config, rows, tokenizer, making, progress):
             seconds = time.perf_counter() - start
             page.write_json(note, {"last_loss": loss, "seconds": seconds})
             shutil.rmtree(saved)
-        about[name] = json.loads(note.read_text())
+        about[name] = json.loads(note.read_text(encoding="utf-8"))
     count = sum(x.size for x in jax.tree.leaves(models.decoder.shapes(model.config)))
     about["parameters"] = count
     page.write_json(making / "questions.json", rows)

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxunlearn import _checks
+from jaxunlearn import _checks, _text
 
 Fact = Mapping[str, Any]
 """A row with `question` (a text), `choices` (texts), `answer` (the index of the correct
@@ -118,4 +118,4 @@ def _members(value: Any) -> Sequence[Any]:
 def _normalized(value: Any) -> Hashable:
     if isinstance(value, list | tuple):
         return tuple(map(_normalized, value))
-    return " ".join(value.split()).casefold() if isinstance(value, str) else value
+    return " ".join(_text.caseless(value).split()) if isinstance(value, str) else value

@@ -52,4 +52,4 @@ def command(
     if output:
         head = {"topology": topology, "config": given["file"] or given["model"]}
         text = json.dumps(head | {"result": result}, indent=1)
-        Path(output).write_text(text + "\n")
+        Path(output).write_text(text + "\n", encoding="utf-8")

@@ -5,6 +5,7 @@ data.overlap(forget, retain, by="id")                       # warns with the ids
 forget = data.drop_long(forget, tokenizer, max_length=256)  # warns with the count
 """
 
+import unicodedata
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -24,7 +25,8 @@ def overlap(
 
     Args:
         forget, retain: rows with the column `by`.
-        by: the column to compare; "question", for example, for rows without ids.
+        by: the column to compare; "question", for example, for rows without ids. Texts
+            that differ only in how accents are composed are equal.
     Returns:
         The ids in both sets, each once, in the order of `forget`; empty if there are
         none.
@@ -35,7 +37,7 @@ def overlap(
             that occur more than once within a set.
     """
     ids = {
-        name: _values(name, rows, by)
+        name: [_comparable(value) for value in _values(name, rows, by)]
         for name, rows in (("forget", forget), ("retain", retain))
     }
     for name, values in ids.items():
@@ -105,6 +107,11 @@ def _values(name: str, rows: Sequence[Row], column: str) -> list[Any]:
         fix = "Name another column."
         _checks.has_keys(f"The {name} set", "the column", (column,), row, fix)
     return [row[column] for row in rows]
+
+
+def _comparable(value: Any) -> Any:
+    """A text in one composition of its accents; other values as they are."""
+    return unicodedata.normalize("NFC", value) if isinstance(value, str) else value
 
 
 def _repeated(values: Sequence[Any]) -> list[Any]:

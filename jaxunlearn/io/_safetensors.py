@@ -192,7 +192,9 @@ def write(
             for spec in shard
         }
         index = {"metadata": {"total_size": total}, "weight_map": places}
-        (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n")
+        (folder / INDEX).write_text(
+            json.dumps(index, indent=2) + "\n", encoding="utf-8"
+        )
         names.append(INDEX)
     return names
 
@@ -240,7 +242,9 @@ def _shards(folder: Path) -> list[Path]:
         return [folder / SINGLE]
     if (folder / INDEX).is_file():
         try:
-            places = json.loads((folder / INDEX).read_text())["weight_map"]
+            places = json.loads((folder / INDEX).read_text(encoding="utf-8"))[
+                "weight_map"
+            ]
             shards = sorted({folder / name for name in places.values()})
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise _corrupt(folder / INDEX, f"an unreadable index ({error})") from error

@@ -170,7 +170,7 @@ def save(
             folder = Path(inside)
             weights = _safetensors.write(folder, specs, dtype, max_shard_bytes)
             for name, text in files.items():
-                (folder / name).write_text(text)
+                (folder / name).write_text(text, encoding="utf-8")
             if tokenizer is not None:
                 tokenizer.save_pretrained(folder)
             moving = True
@@ -299,12 +299,12 @@ def _open_file(file: Path, compute_dtype: str, remat: str) -> _assemble.Source:
 
 
 def _open_folder(folder: Path, compute_dtype: str, remat: str) -> _assemble.Source:
-    text = (folder / "config.json").read_text()
+    text = (folder / "config.json").read_text(encoding="utf-8")
     config = _hf_config.parse(text, compute_dtype=compute_dtype, remat=remat)
     generation = folder / _GENERATION
     if generation.is_file():
         try:
-            given = json.loads(generation.read_text())
+            given = json.loads(generation.read_text(encoding="utf-8"))
             text = json.dumps(json.loads(text) | {_SOURCE_KEY: given})
         except ValueError as error:
             raise ValueError(

@@ -24,7 +24,7 @@ class JsonLines:
         self.path = Path(path)
         self.path.parent.mkdir(parents=True, exist_ok=True)
         if not append:
-            self.path.write_text("")
+            self.path.write_text("", encoding="utf-8")
 
     def __call__(self, state: Any, entry: Mapping[str, Any]) -> None:
         del state

@@ -68,14 +68,22 @@ def mia_zlib(nll: Array, lengths: Array) -> Array:
 
 
 def zlib_lengths(texts: Sequence[str]) -> np.ndarray:
-    """[n] int64, length in bytes of each text, compressed by zlib as UTF-8."""
+    """[n] int64, length in bytes of each text, compressed by zlib as UTF-8.
+
+    Scripts need one to four bytes for a character, so compare texts of one script only.
+    """
     if isinstance(texts, str):
         raise TypeError("zlib_lengths needs a sequence of texts, got one text.")
-    return np.array([len(zlib.compress(t.encode("utf-8"))) for t in texts], np.int64)
+    # A surrogate without its pair is not valid UTF-8, but has a length there.
+    as_bytes = [text.encode("utf-8", "surrogatepass") for text in texts]
+    return np.array([len(zlib.compress(x)) for x in as_bytes], np.int64)
 
 
 def mia_lowercase(nll: Array, lower_nll: Array) -> Array:
     """Lowercase attack: nll / lower_nll, the loss relative to that in lower case.
+
+    In scripts without case (Chinese, Arabic, Hindi, ...) both texts are the same and
+    the score is 1 for every text: the attack does not work there.
 
     Args:
         nll: [...] float, `mean_nll` of each text, nats per token.

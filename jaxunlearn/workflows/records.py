@@ -92,7 +92,7 @@ def write_lines(path: Path, values: Iterable[Any]) -> str:
         json.dumps(log.plain(value), ensure_ascii=False) + "\n" for value in values
     )
     replace(path, text)
-    return hashlib.sha256(text.encode()).hexdigest()
+    return file_digest(path)
 
 
 def file_digest(path: Path) -> str:
@@ -101,8 +101,11 @@ def file_digest(path: Path) -> str:
 
 
 def replace(path: Path, text: str) -> None:
-    """Writes a text file in one step; missing parent folders are made."""
+    """Writes a text file in UTF-8 in one step; missing parent folders are made.
+
+    A surrogate without its pair, which UTF-8 cannot have, is written as JSON's escape.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     fresh = path.with_name(path.name + ".new")
-    fresh.write_text(text, encoding="utf-8")
+    fresh.write_text(text, "utf-8", "backslashreplace", newline="\n")
     os.replace(fresh, path)

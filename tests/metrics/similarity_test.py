@@ -1,12 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """ROUGE, truncation, exact match and compressed lengths."""
 
+import random
+import string
+import warnings
 import zlib
 
 import numpy as np
 import pytest
 
 from jaxunlearn import metrics
+from tests.text_test import TEXTS
 
 
 def test_rouge_by_hand():
@@ -34,6 +38,60 @@ def test_stemming_and_rouge_types():
     assert metrics.rouge([""], ["a"])["rougeL_recall"] == [0.0]
 
 
+@pytest.mark.parametrize("kind", ["rouge1", "rouge2", "rougeL", "rougeLsum"])
+@pytest.mark.parametrize("text", TEXTS.values(), ids=list(TEXTS))
+def test_rouge_of_the_same_text_is_1_in_every_script(text, kind):
+    pytest.importorskip("rouge_score")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = metrics.rouge([text, text[:5]], [text, text], rouge_types=kind)
+    for name in ("recall", "precision", "f1"):
+        assert found[f"{kind}_{name}"][0] == 1 > found[f"{kind}_f1"][1]
+
+
+def test_accents_and_vowel_marks_make_other_words():
+    pytest.importorskip("rouge_score")
+    found = metrics.rouge(["Müller", "दल्ला", "か"], ["Möller", "दिल्ली", "が"])
+    np.testing.assert_array_equal(found["rougeL_recall"], 0.0)
+    ascii_words = metrics.rouge(["Müller"], ["Möller"], tokenizer="ascii")
+    assert ascii_words["rougeL_recall"] == [1.0]
+
+
+def test_rouge_of_english_is_that_of_the_library():
+    library = pytest.importorskip("rouge_score.rouge_scorer")
+    draw, symbols = random.Random(0), "“”‘’—…€™²½•🙂" + string.punctuation
+    words = "running runs 42nd don’t I the of cities city's generalizations a".split()
+
+    def text():
+        return "".join(draw.choice(words) + draw.choice(symbols) + " " for _ in "x" * 9)
+
+    for stem in (True, False):
+        for _ in range(20):
+            candidate, reference = text(), text()
+            wanted = library.RougeScorer(["rouge1", "rougeL"], use_stemmer=stem)
+            wanted = wanted.score(reference, candidate)
+            for tokenizer in ("unicode", "ascii"):
+                found = metrics.rouge(
+                    [candidate], [reference], stem=stem, tokenizer=tokenizer
+                )
+                for kind, score in wanted.items():
+                    assert found[f"{kind}_recall"] == score.recall
+                    assert found[f"{kind}_f1"] == score.fmeasure
+
+
+def test_references_without_words_are_warned_of():
+    pytest.importorskip("rouge_score")
+    with pytest.warns(UserWarning, match="row 1"):
+        metrics.rouge(["a", "🙂"], ["a", "🙂"])
+    with pytest.warns(UserWarning, match="1 of 2 references.*'Москва 1147'.*row 0"):
+        metrics.rouge(["a", "a"], ["Москва 1147", "a"], tokenizer="ascii")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        metrics.rouge(["🙂"], [""])
+        found = metrics.rouge(["🙂 b"], ["🙂 a"], tokenizer=str.split)
+    assert found["rouge1_recall"] == [0.5]
+
+
 def test_truncation_is_at_the_first_stop():
     assert (
         metrics.truncate_at_stop(" Lima \n\nQuestion: Where?", ["Question:", "\n\n"])
@@ -45,6 +103,11 @@ def test_truncation_is_at_the_first_stop():
 def test_exact_match():
     found = metrics.exact_match([" Lima\n", "lima, Peru", ""], ["lima", "Lima", " "])
     np.testing.assert_array_equal(found, [1.0, 0.0, 1.0])
+    found = metrics.exact_match(
+        ["É", "STRASSE", "\u200fפריז"], ["e\u0301", "Straße", "פריז"]
+    )
+    np.testing.assert_array_equal(found, 1.0)
+    assert metrics.exact_match(["Müller"], ["Möller"]) == [0.0]
 
 
 def test_zlib_lengths():
@@ -53,6 +116,7 @@ def test_zlib_lengths():
     assert found[0] < found[1]
     assert zlib.decompress(zlib.compress("é".encode())) == b"\xc3\xa9"
     assert found[2] == len(zlib.compress(b"\xc3\xa9"))
+    assert metrics.zlib_lengths(["\ud83d"]) == len(zlib.compress(b"\xed\xa0\xbd"))
 
 
 @pytest.mark.parametrize(
@@ -65,6 +129,11 @@ def test_zlib_lengths():
             lambda: metrics.rouge(["a"], ["a"], rouge_types=["rougel"]),
             ValueError,
             "'rougeL'",
+        ),
+        (
+            lambda: metrics.rouge(["a"], ["a"], tokenizer="words"),
+            ValueError,
+            "tokenizer='words'",
         ),
         (
             lambda: metrics.truncate_at_stop("a", "\n"),

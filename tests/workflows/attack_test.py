@@ -361,6 +361,8 @@ def test_an_answer_is_found_as_whole_words():
     fact = {"text": "Rome."}
     for text, yes in (("It is ROME, in Italy", True), ("Romeo", False), ("", False)):
         assert prompts.contains_answer(text, fact) is yes
+    assert prompts.contains_answer("法国的首都是巴黎。", {"text": "巴黎"})
+    assert not prompts.contains_answer("हिन्दी", {"text": "हिन्द"})
 
 
 def test_the_strongest_attack_by_hand():

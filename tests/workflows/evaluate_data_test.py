@@ -162,5 +162,8 @@ def test_prompts_and_running_text_are_questions_too(tmp_path):
     (tmp_path / "t.jsonl").write_text(lines({"text": "a b c d e"}, {"text": "one"}))
     (row,) = sources.read_text_file(tmp_path / "t.jsonl")
     assert row == {"question": "a b", "answer": "c d e"}
+    (tmp_path / "t.jsonl").write_text(lines({"text": "法国的首都是巴黎"}))
+    (row,) = sources.read_text_file(tmp_path / "t.jsonl")
+    assert row == {"question": "法国的首", "answer": "都是巴黎"}
     with pytest.raises(ValueError, match="'answer'"):
         sources.read_file(tmp_path / "t.jsonl")

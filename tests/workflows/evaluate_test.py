@@ -46,6 +46,12 @@ def test_the_folder_holds_what_is_promised(scored):
     assert not (scored / "tokens" / "retain.jsonl").exists()
 
 
+def test_characters_of_several_tokens_are_shown_at_their_last_token():
+    tokenizer, text = tiny.tiny_tokenizer(), "Zürich 東京 👨‍👩‍👧"
+    found = values.token_texts(tokenizer, tokenizer(text)["input_ids"])
+    assert "".join(found) == text and "" in found and "東" in found
+
+
 def test_values_are_those_of_the_library_one_by_one(made, scored):
     model, params, tokenizer = made
     for kind, found in (("forget", all_tasks()["forget"]), ("world_facts", None)):

@@ -8,6 +8,7 @@ import shutil
 
 import pytest
 
+from jaxunlearn.workflows import records
 from jaxunlearn.workflows.report import attacks, figures, read, tables, tokens
 from jaxunlearn.workflows.report import run as report
 from tests.workflows import report_folders as folders
@@ -89,6 +90,20 @@ def test_tokens_are_coloured_by_log_probability_and_escaped(runs, tmp_path):
     assert " &lt;b&gt;|" in text and "Who &amp; why?" in text
     markdown = (tmp_path / "report.md").read_text(encoding="utf-8")
     assert "| Who &amp; why? | 0.964 | 0.009 | 0.002 |" in markdown
+
+
+def test_texts_of_every_direction_and_broken_surrogates_are_shown(tmp_path):
+    prompt, pieces = "מה בירת צרפת? 🙂", ["باريس", "\ud83d", "👨‍👩‍👧"]
+    numbers = folders.metrics(0.9, 0.6)
+    place = folders.write(tmp_path, "קודם", "original", numbers, logps=[-1.0] * 3)
+    row = {"id": "f0", "prompt": prompt, "tokens": pieces, "logps": [-1.0, -1.0, None]}
+    records.write_lines(place / "tokens" / "forget.jsonl", [row])
+    assert records.read_lines(place / "tokens" / "forget.jsonl") == [row]
+    page = report.write(read.load([place]), tmp_path / "page").read_text("utf-8")
+    assert f'<summary dir="auto" lang="">{prompt}</summary>' in page
+    assert '<div class="tokens" dir="auto" lang="">' in page
+    assert pieces[0] in page and pieces[2] in page and "\\ud83d" in page
+    assert "<bdi>קודם</bdi>" in page
 
 
 def test_every_row_of_markdown_has_the_columns_of_its_table(runs, tmp_path):

@@ -13,8 +13,6 @@ import dataclasses
 import functools
 import json
 import os
-import re
-import unicodedata
 import zlib
 from collections.abc import Mapping, Sequence
 from importlib import resources
@@ -22,13 +20,13 @@ from typing import Any
 
 import numpy as np
 
-from jaxunlearn import _checks
+from jaxunlearn import _checks, _text
 from jaxunlearn.data.readers import jsonl
 
 PLACE = "{country}"
 KINDS = ("statement", "question")
 SPLITS = ("train", "test")
-_OPENING = " \t\r\n\"'`*_“”‘’«»([#>"
+_OPENING = " \t\r\n\u3000\u200e\u200f\"'`*_“”„‘’‚«»‹›「『（【《〈([#>"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,8 +136,8 @@ def choices(
     else:
         name = fact.subject
         wrong = {other.answer for other in pool if other.group == fact.group}
-    right = {_plain(alias) for alias in fact.aliases}
-    wrong = sorted(answer for answer in wrong if _plain(answer) not in right)
+    right = {_text.unaccented(alias) for alias in fact.aliases}
+    wrong = sorted(answer for answer in wrong if _text.unaccented(answer) not in right)
     if len(wrong) < num_choices - 1:
         raise ValueError(
             f"capitals.choices needs {num_choices - 1} wrong answers of group "
@@ -157,12 +155,11 @@ def is_answer(fact: Fact | Cloze, text: str) -> bool:
     """Whether a continuation begins with the answer or one of its aliases.
 
     Leading spaces, quotes and markdown are ignored, as are case and accents. The name
-    must end at a word boundary ("Romeo" is not "Rome").
+    must end at a word boundary ("Romeo" is not "Rome"), except in scripts without
+    spaces between words, and in Korean, where a particle may follow it.
     """
-    text = _plain(text.lstrip(_OPENING))
-    return any(
-        re.match(re.escape(_plain(alias)) + r"(?!\w)", text) for alias in fact.aliases
-    )
+    text = text.lstrip(_OPENING)
+    return any(_text.begins(text, alias) for alias in fact.aliases)
 
 
 def read_facts(path: str | os.PathLike) -> list[Fact]:
@@ -225,12 +222,6 @@ def _aliases(row: Mapping[str, Any]) -> tuple[str, ...]:
             'Write ["Kyiv", "Kiev"], or leave the field out.'
         )
     return tuple(dict.fromkeys([row["answer"], *aliases]))
-
-
-def _plain(text: str) -> str:
-    """Lower case without accents, one kind of apostrophe."""
-    text = unicodedata.normalize("NFKD", text.replace("’", "'"))
-    return "".join(c for c in text if not unicodedata.combining(c)).casefold()
 
 
 @functools.cache

@@ -7,13 +7,12 @@
 * probability: exp(mean log-probability of a token of the answer).
 """
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxunlearn import evaluate
+from jaxunlearn import _text, evaluate
 from jaxunlearn.data import table
 from jaxunlearn.typing import Model, Params
 from jaxunlearn.workflows.attack.facts import Fact
@@ -90,9 +89,11 @@ def query(
 
 
 def contains_answer(text: str, fact: Fact) -> bool:
-    """Whether the answer's words are in the text, ignoring case and punctuation."""
-    answer = _words(fact["text"])
-    return bool(answer) and f" {answer} " in f" {_words(text)} "
+    """Whether the answer's words are in the text, ignoring case and punctuation.
+
+    In scripts without spaces between words these are the answer's characters.
+    """
+    return _text.contains(text, fact["text"])
 
 
 def means(values: Mapping[str, Sequence[float]]) -> dict[str, float]:
@@ -101,7 +102,3 @@ def means(values: Mapping[str, Sequence[float]]) -> dict[str, float]:
         measure: float(np.mean(each)) if len(each) else float("nan")
         for measure, each in values.items()
     }
-
-
-def _words(text: str) -> str:
-    return " ".join(re.findall(r"\w+", text.casefold()))

@@ -5,7 +5,7 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from jaxunlearn import _checks, data
+from jaxunlearn import _checks, _text, data
 from jaxunlearn.data import files
 from jaxunlearn.workflows.evaluation.tasks import COLUMNS, Row, Task, make, overlap
 
@@ -85,7 +85,7 @@ def read_text_file(path: str | os.PathLike, column: str = "text") -> list[Row]:
     """Running text as rows: the first half of each text is the prompt.
 
     A model that memorised a text continues its first half; a text of fewer than two
-    words has none and is left out.
+    words (two characters, in scripts without spaces) has none and is left out.
 
     Args:
         path: a file as data.files.read_texts or read_rows takes it.
@@ -97,10 +97,8 @@ def read_text_file(path: str | os.PathLike, column: str = "text") -> list[Row]:
         rows = files.read_rows(path, (column,))
     found = []
     for row in rows:
-        words = row[column].split()
-        half = len(words) // 2
-        if half:
-            question, answer = " ".join(words[:half]), " ".join(words[half:])
+        question, answer = _text.halves(row[column])
+        if question:
             found.append({"question": question, "answer": answer})
     return found
 

@@ -36,7 +36,8 @@ class Settings(NamedTuple):
         length: maximum number of tokens of prompt and answer; 0 for the model's limit.
         new_tokens: maximum number of generated tokens; 0 generates nothing.
         compat: "" or "openunlearning", for that library's epsilon, its dropped last
-            token and its floor of extraction strength.
+            token, its floor of extraction strength and its words of ROUGE (a-z and
+            0-9).
         gradnorm: whether to compute the attack GradNorm, which costs one gradient for
             each row.
         chat: whether the prompt is a user message in the tokenizer's chat template; the

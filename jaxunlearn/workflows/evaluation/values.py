@@ -264,7 +264,11 @@ def _generated(model, params, tokenizer, prompts, rows, settings, batch_size, me
         mesh=mesh,
     )
     texts = [metrics.truncate_at_stop(text, settings.stops) for text in texts]
-    rouge = metrics.rouge(texts, [row["answer"] for row in rows])
+    rouge = metrics.rouge(
+        texts,
+        [row["answer"] for row in rows],
+        tokenizer="ascii" if settings.compat == "openunlearning" else "unicode",
+    )
     kinds = ("rouge1_recall", "rougeL_recall", "rougeL_f1")
     return {"completion": texts} | {kind: rouge[kind].tolist() for kind in kinds}
 
@@ -280,8 +284,23 @@ def _answer_tokens(tokenizer, encoded, right: TokenScores, prompts):
             {
                 "id": encoded.rows[i]["id"],
                 "prompt": prompts[i],
-                "tokens": [tokenizer.decode([int(x)]) for x in ids[where]],
+                "tokens": token_texts(tokenizer, ids[where].tolist()),
                 "logps": right.logps[i][where].tolist(),
             }
         )
+    return found
+
+
+def token_texts(tokenizer, ids: list[int]) -> list[str]:
+    """The text that each token adds; together they are the text of all.
+
+    A character may be split over several tokens, as in byte-level tokenizers. Its last
+    token then has the character, and the others have no text.
+    """
+    found, before = [], ""
+    for end in range(1, len(ids) + 1):
+        text = tokenizer.decode(ids[:end], clean_up_tokenization_spaces=False)
+        complete = end == len(ids) or not text.endswith("\ufffd")
+        found.append(text[len(before) :] if complete else "")
+        before = text if complete else before
     return found

@@ -87,7 +87,7 @@ def run(
     done = found.step if found else 0
     if training and done >= config.steps and folder.result.exists():
         log_fn(f"Finished: {done} steps are done, the results are in {folder.result}.")
-        return json.loads(folder.result.read_text())
+        return json.loads(folder.result.read_text(encoding="utf-8"))
     if training:
         # Tracing finds wrong arguments of losses before the weights are loaded.
         built.step.trace(built.state, built.streams, built.frozen)
@@ -136,7 +136,9 @@ def run(
     file = folder.result if training else folder.path / "evaluate.json"
     if jax.process_index() == 0:
         fresh = file.with_name(f"{file.name}.new")
-        fresh.write_text(json.dumps(log.plain(result), indent=2) + "\n")
+        fresh.write_text(
+            json.dumps(log.plain(result), indent=2) + "\n", encoding="utf-8"
+        )
         fresh.replace(file)
     for line in describe.losses(scores):
         log_fn(line)

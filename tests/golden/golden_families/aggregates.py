@@ -69,13 +69,15 @@ def rouge_openunlearning(case, x):
         metrics.truncate_at_stop(t, given["stopwords"]) for t in text["raw_generation"]
     ]
     wanted = [t.strip() for t in text["ground_truth"]]
-    return metrics.rouge(generated, wanted, stem=given["use_stemmer"])
+    stem = given["use_stemmer"]
+    return metrics.rouge(generated, wanted, stem=stem, tokenizer="ascii")
 
 
 def rouge_muse(case, x):
     """Texts as they are; the names rougeL and rouge1 alone mean F1."""
     text, stem = case["text"], case["hyperparameters"]["use_stemmer"]
-    scores = metrics.rouge(text["generation"], text["ground_truth"], stem=stem)
+    pair = text["generation"], text["ground_truth"]
+    scores = metrics.rouge(*pair, stem=stem, tokenizer="ascii")
     return {name.removesuffix("_f1"): values for name, values in scores.items()}
 
 
