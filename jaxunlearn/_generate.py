@@ -66,11 +66,14 @@ def generate(
     capacity = total - 1
     pieces, back = _pieces(batch)
     starts = [_start(params, piece, model, capacity) for piece in pieces]
+    lengths = None
+    if _switches(model, batch, max_new_tokens):
+        starts += [_start(params, piece, model, capacity, total) for piece in pieces]
+        lengths = jnp.concatenate([piece["mask"].sum(axis=1) for piece in pieces])
     hidden, cache = starts[0] if len(starts) == 1 else _joined(starts)
     eos = -1 if eos_id is None else int(eos_id)
-    new, _ = _continue(
-        params, hidden, cache, eos, key, model, max_new_tokens, float(temperature)
-    )
+    settings = (max_new_tokens, float(temperature))
+    new, _ = _continue(params, hidden, cache, eos, key, lengths, model, *settings)
     return new if back is None else new[back]
 
 
@@ -86,6 +89,23 @@ def prepare_params(model: Model, params: Params) -> Params:
 def rows_axis(leaf: Array) -> int | None:
     """The axis of a cache's leaf that indexes rows; see Model.init_cache."""
     return None if leaf.ndim == 0 else 1 if leaf.ndim == 5 else 0
+
+
+def _switches(model, batch, max_new_tokens):
+    """Whether a row may grow past the length where `longrope` rotates all its tokens by
+    other angles. Its cache is then of no use: every row is decoded with the angles of
+    short and of long sequences, and each token is taken from one of the two.
+
+    With `dynamic` earlier tokens keep their angles, as in transformers.
+    """
+    limit = getattr(model.config, "cache_limit", None)
+    if limit is None or model.config.rope.kind != "longrope":
+        return False
+    longest = batch["tokens"].shape[1] + max_new_tokens - 1
+    if isinstance(batch["mask"], jax.core.Tracer):
+        return longest > limit
+    lengths = np.asarray(batch["mask"]).sum(axis=1)
+    return bool(np.any((lengths <= limit) & (lengths + max_new_tokens - 1 > limit)))
 
 
 def _pieces(batch):
@@ -134,11 +154,13 @@ def _prepare(params, model):
     return model.prepare_decode(params)
 
 
-@partial(jax.jit, static_argnums=(2, 3))
-def _start(params, batch, model, capacity):
+@partial(jax.jit, static_argnums=(2, 3, 4))
+def _start(params, batch, model, capacity, min_length=None):
     """The last hidden state of each prompt, [B, D], and the cache after the prompts."""
     rows, length = batch["tokens"].shape
-    hidden, cache = model.decode(params, batch, model.init_cache(rows, capacity))
+    settings = {} if min_length is None else {"min_length": min_length}
+    cache = model.init_cache(rows, capacity, **settings)
+    hidden, cache = model.decode(params, batch, cache)
     last = jnp.max(jnp.where(batch["mask"], jnp.arange(length), 0), axis=1)
     return jnp.take_along_axis(hidden, last[:, None, None], axis=1)[:, 0], cache
 
@@ -156,12 +178,20 @@ def _joined(starts):
     return jax.tree.map(join, *starts)
 
 
-@partial(jax.jit, static_argnums=(5, 6, 7), donate_argnums=2)
-def _continue(params, hidden, cache, eos_id, key, model, count, temperature):
-    """(new tokens [B, count], the cache: only a returned cache can be donated)."""
-    rows = hidden.shape[0]
+@partial(jax.jit, static_argnums=(6, 7, 8), donate_argnums=2)
+def _continue(params, hidden, cache, eos_id, key, lengths, model, count, temperature):
+    """(new tokens [B, count], the cache: only a returned cache can be donated).
+
+    With `lengths` [B], tokens of each prompt, `hidden` and `cache` have every row
+    twice: with the angles of short sequences, and of long ones.
+    """
+    rows = hidden.shape[0] if lengths is None else len(lengths)
 
     def choose(hidden, index):
+        if lengths is not None:
+            short, long = jnp.split(hidden, 2)
+            passed = lengths + index > model.config.cache_limit
+            hidden = jnp.where(passed[:, None], long, short)
         logits = model.unembed(params, hidden)
         if temperature == 0:
             return _argmax(logits)
@@ -174,7 +204,8 @@ def _continue(params, hidden, cache, eos_id, key, model, count, temperature):
 
     def add(state):
         index, token, cache, done, out = state
-        new = {"tokens": token[:, None], "mask": jnp.ones((rows, 1), jnp.bool_)}
+        tokens = jnp.tile(token[:, None], (1 if lengths is None else 2, 1))
+        new = {"tokens": tokens, "mask": jnp.ones(tokens.shape, jnp.bool_)}
         hidden, cache = model.decode(params, new, cache)
         token = jnp.where(done, eos_id, choose(hidden[:, 0], index))
         done = done | (token == eos_id)

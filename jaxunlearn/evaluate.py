@@ -323,8 +323,9 @@ def _split_shared(table, num_choices):
 def choice_logps(model: Model, params: Params, batch: tables.Table) -> jax.Array:
     """Log-probability of each choice, [B, k] float32, nats, summed over its tokens.
 
-    Every prompt is run once, and its cache is shared by its choices. jax.vmap over
-    stacked params evaluates several models at once.
+    Every prompt is run once, and its cache is shared by its choices, unless a choice
+    may pass the length where rotary positions change (`longrope`, `dynamic`): then each
+    row runs in one pass. jax.vmap over stacked params evaluates several models at once.
 
     Args:
         model: a model with a key-value cache.
@@ -332,16 +333,27 @@ def choice_logps(model: Model, params: Params, batch: tables.Table) -> jax.Array
         batch: B rows of `encode_choices`.
     """
     rows, num_choices, rest = batch["choices"].shape
-    cache = model.init_cache(rows, batch["tokens"].shape[1] + rest)
-    hidden, cache = model.decode(params, batch, cache)
-    cache = jax.tree.map(lambda x: _repeat(x, num_choices), cache)
+    width = batch["tokens"].shape[1]
     choices, mask, answer = (
         batch[name].reshape(rows * num_choices, rest)
         for name in ("choices", "choice_mask", "choice_answer")
     )
-    after, _ = model.decode(params, {"tokens": choices, "mask": mask}, cache)
-    last = jnp.repeat(hidden[:, -1:], num_choices, axis=0)
-    logits = model.unembed(params, jnp.concatenate([last, after[:, :-1]], axis=1))
+    last = {"tokens": choices, "mask": mask}
+    limit = getattr(model.config, "cache_limit", None)
+    if limit is not None and width + rest > limit:
+        prefix = {name: jnp.repeat(batch[name], num_choices, axis=0) for name in last}
+        full = {name: jnp.concatenate([prefix[name], last[name]], 1) for name in last}
+        cache = model.init_cache(rows * num_choices, width + rest)
+        hidden = model.decode(params, full, cache)[0][:, width - 1 : -1]
+    else:
+        hidden, cache = model.decode(
+            params, batch, model.init_cache(rows, width + rest)
+        )
+        cache = jax.tree.map(lambda x: _repeat(x, num_choices), cache)
+        after, _ = model.decode(params, last, cache)
+        before = jnp.repeat(hidden[:, -1:], num_choices, axis=0)
+        hidden = jnp.concatenate([before, after[:, :-1]], axis=1)
+    logits = model.unembed(params, hidden)
     logps = losses.token_logps(logits, choices, where=answer)
     return logps.sum(axis=1).reshape(rows, num_choices)
 

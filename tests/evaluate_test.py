@@ -180,10 +180,13 @@ def test_choose_returns_the_most_probable_choice(tokenizer, size):
     assert_array_equal(chosen, logps.argmax(1))
 
 
-@pytest.mark.parametrize("name", ["plain", "windows"])
+@pytest.mark.parametrize("name", ["plain", "windows", "longrope"])
 def test_choose_between_any_two_orders_them_by_summed_logps(tokenizer, name):
-    settings = {"windows": (4, None, 2)} if name == "windows" else {}
-    model, params = tiny.tiny_model(vocab=VOCAB, **settings)
+    settings = {
+        "windows": {"windows": (4, None, 2)},
+        "longrope": {"rope": tiny.LONGROPE},
+    }
+    model, params = tiny.tiny_model(vocab=VOCAB, **settings.get(name, {}))
     # Longer prompts to several words each, so that shorter is not always likelier.
     pairs = [
         (prompt, pair)

@@ -18,6 +18,7 @@ SETTINGS = {
     "plain": {},
     "tied-biased": {"tied": True, "qkv_bias": True, "mlp_bias": True},
     "windows": {"windows": (3, None, 1), "kv_heads": 1},
+    "longrope": {"rope": tiny.LONGROPE},
 }
 
 
@@ -70,6 +71,9 @@ def test_greedy_equals_repeated_full_passes(name):
     expected = slow(model, params, batch, NEW)
     assert_array_equal(new, expected)
     assert len(set(expected.ravel().tolist())) > 2  # not one token over and over
+    if name == "longrope":  # a row stays within the limit, and three pass it
+        limit, last = model.config.cache_limit, lengths + NEW - 1
+        assert (last <= limit).sum() == 1 and (lengths <= limit).all()
 
 
 def test_padding_and_other_rows_do_not_change_a_row(greedy):

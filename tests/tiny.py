@@ -57,6 +57,16 @@ def tiny_tokenizer(sentences=SENTENCES, *, vocab=400, template=None, split_words
     )
 
 
+# Rotary positions of `tiny_model` that change beyond 12 tokens.
+LONGROPE = models.RopeConfig(
+    kind="longrope",
+    factor=4.0,
+    original_positions=12,
+    short_factor=(1.0, 1.1),
+    long_factor=(3.0, 6.0),
+)
+
+
 @functools.cache
 def tiny_model(**overrides):
     """(model, params) of a random decoder of three small layers, made once a setting.

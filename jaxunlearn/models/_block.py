@@ -124,17 +124,21 @@ def embed(
     return sharding.constrain(x, *ROWS, None)
 
 
-def rotations(config: DecoderConfig, positions: Array) -> PyTree:
+def rotations(
+    config: DecoderConfig, positions: Array, min_length: Array | None = None
+) -> PyTree:
     """(cos, sin) of layers without a window, and of layers with one if they differ.
 
     None if the model has no rotary positions; the second is None if there is one kind.
+    `min_length` is that of `_rope.rotations`.
     """
     if config.rope is None:
         return None
-    full = _rope.rotations(config.rope, config.head_dim, positions)
+    full = _rope.rotations(config.rope, config.head_dim, positions, min_length)
     if config.local_rope is None:
         return full, None
-    return full, _rope.rotations(config.local_rope, config.head_dim, positions)
+    local = _rope.rotations(config.local_rope, config.head_dim, positions, min_length)
+    return full, local
 
 
 def layer_rotation(

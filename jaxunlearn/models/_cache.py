@@ -12,8 +12,14 @@ from jaxunlearn.models._config import DecoderConfig
 from jaxunlearn.typing import Array, Batch, Params, PyTree
 
 
-def empty(config: DecoderConfig, batch_size: int, length: int) -> PyTree:
+def empty(
+    config: DecoderConfig, batch_size: int, length: int, *, min_length: int = 0
+) -> PyTree:
     """A key-value cache with room for `length` tokens of `batch_size` sequences.
+
+    Where rotary positions depend on the length of a sequence (`dynamic`, `longrope`),
+    tokens are rotated as those of a sequence with all tokens so far, and at least
+    `min_length` tokens. Earlier tokens keep their rotation.
 
     Keys and values are [B, K, length, head_dim], the layout of attention's products. On
     CPUs each layer has its array, so that a token is written in place and nothing else
@@ -30,7 +36,9 @@ def empty(config: DecoderConfig, batch_size: int, length: int) -> PyTree:
             return tuple(sharding.constrain(x, *axes) for x in layers)
         return sharding.constrain(jnp.zeros((num_layers, *shape), dtype), None, *axes)
 
-    return {
+    by_length = config.cache_limit is not None
+    least = jnp.full((batch_size,), min_length, jnp.int32)
+    return ({"min_length": least} if by_length else {}) | {
         "keys": zeros(),
         "values": zeros(),
         "mask": jnp.zeros((batch_size, length), jnp.bool_),
@@ -78,7 +86,7 @@ def decode(
     start = cache["used"]
     before = jnp.sum(cache["mask"], axis=1, keepdims=True, dtype=jnp.int32)
     positions = before + jnp.maximum(jnp.cumsum(mask, axis=1, dtype=jnp.int32) - 1, 0)
-    rotations = _block.rotations(config, positions)
+    rotations = _block.rotations(config, positions, cache.get("min_length"))
     all_mask = jax.lax.dynamic_update_slice(cache["mask"], mask, (0, start))
     all_positions = jax.lax.dynamic_update_slice(
         cache["positions"], positions, (0, start)
@@ -111,7 +119,7 @@ def decode(
     else:
         layers = _block.scan_inputs(config, blocks, config.layers)
         x, (keys, values) = jax.lax.scan(body, x, (layers, keys, values))
-    cache = {
+    cache = cache | {
         "keys": keys,
         "values": values,
         "mask": all_mask,

@@ -181,7 +181,7 @@ class DecoderConfig:
                 _checks.positive("DecoderConfig", **{name: getattr(self, name)})
         if self.shared_norm and not (self.parallel and self.pre_norms):
             raise ValueError(
-                "DecoderConfig needs parallel=True and pre_norms=True with shared_norm, "
+                "DecoderConfig needs parallel and pre_norms for shared_norm, "
                 f"got parallel={self.parallel} and pre_norms={self.pre_norms}."
             )
         if self.local_rope is not None and (self.rope is None or not self.windows):
@@ -205,6 +205,18 @@ class DecoderConfig:
             raise ValueError(
                 "DecoderConfig needs rope with rope_layers, got rope=None."
             )
+
+    @property
+    def cache_limit(self) -> int | None:
+        """Longest sequence, in tokens, for which running its parts into a cache equals
+        one pass over all of it; None if any length.
+
+        With `dynamic` and `longrope` a sequence that grows past this length has other
+        rotations, those of its earlier tokens included.
+        """
+        ropes = [r for r in (self.rope, self.local_rope) if r is not None]
+        limits = [r.original_positions or self.positions for r in ropes if r.by_length]
+        return min(limits, default=None)
 
     @property
     def max_length(self) -> int:

@@ -3,8 +3,7 @@
 
 A head of size d has d / 2 planes; plane i of a token at position p is rotated by the
 angle p * w_i. The kinds differ in the frequencies w_i and in a scale on the cosines and
-sines. With `dynamic` and `longrope` the frequencies also depend on the longest position
-in the batch.
+sines. With `dynamic` and `longrope` the frequencies of a row also depend on its length.
 
 References: RoPE https://arxiv.org/abs/2104.09864, position interpolation (`linear`)
 https://arxiv.org/abs/2306.15595, YaRN https://arxiv.org/abs/2309.00071, LongRoPE
@@ -28,10 +27,11 @@ def frequencies(
     Args:
         rope: the kind and its numbers.
         head_dim: size of one attention head.
-        length: longest position in the batch plus one, in tokens; may be traced. Only
-            `dynamic` and `longrope` use it.
+        length: [...] int, tokens of the sequence; may be traced. Only `dynamic` and
+            `longrope` use it.
     Returns:
-        (float32 [rotated / 2], scale), where rotated = head_dim * rope.partial.
+        (float32 [rotated / 2], for `dynamic` and `longrope` [..., rotated / 2]; scale),
+        where rotated = head_dim * rope.partial.
     Raises:
         ValueError: if a number that the kind needs is missing, or no unit would rotate.
     """
@@ -58,21 +58,32 @@ def frequencies(
 
 
 def rotations(
-    rope: _config.RopeConfig, head_dim: int, positions: Array
+    rope: _config.RopeConfig,
+    head_dim: int,
+    positions: Array,
+    min_length: Array | None = None,
 ) -> tuple[Array, Array]:
     """Cosine and sine of every token's angles, times the kind's attention scale.
 
-    The frequencies of `dynamic` and `longrope` depend on the longest position of the
-    batch, as in transformers, so a row's values depend on the other rows.
+    The frequencies of `dynamic` and `longrope` depend on the longest position of each
+    row, so a row has the values that it has alone. transformers takes the longest
+    position of the batch, which is the same for a batch of one row.
 
     Args:
         rope: the kind and its numbers.
         head_dim: size of one attention head.
         positions: [B, L] int32.
+        min_length: [B] int32, the least length of each row, in tokens, if the row is
+            part of a longer sequence.
     Returns:
         (cos, sin), each float32 [B, L, rotated / 2].
     """
-    inverse, scale = frequencies(rope, head_dim, jnp.max(positions) + 1)
+    length = 1
+    if rope.by_length:
+        length = jnp.max(positions, axis=1, keepdims=True) + 1
+        if min_length is not None:
+            length = jnp.maximum(length, min_length[:, None])
+    inverse, scale = frequencies(rope, head_dim, length)
     angles = positions.astype(jnp.float32)[..., None] * inverse
     scale = jnp.float32(scale)
     return jnp.cos(angles) * scale, jnp.sin(angles) * scale
@@ -111,7 +122,7 @@ def _dynamic(rope, exponents: np.ndarray, length) -> Array:
     stretch = jnp.float32(rope.factor) * length / jnp.float32(trained)
     stretch = stretch - jnp.float32(rope.factor - 1)
     theta = jnp.float32(rope.theta) * stretch ** jnp.float32(rotated / (rotated - 2))
-    return jnp.float32(1) / theta**exponents
+    return jnp.float32(1) / theta[..., None] ** exponents
 
 
 def _llama3(rope, plain: np.ndarray) -> np.ndarray:
@@ -167,7 +178,8 @@ def _longrope(rope, plain: np.ndarray, length) -> Array:
                 f"rotated plane, got {came}. Take it from the checkpoint's config.json."
             )
         divided.append(jnp.asarray(plain / np.asarray(factors, np.float32)))
-    return jnp.where(length > _trained(rope), divided[1], divided[0])
+    long = jnp.asarray(length)[..., None] > _trained(rope)
+    return jnp.where(long, divided[1], divided[0])
 
 
 def _longrope_scale(rope) -> float:
