@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxunlearn import _checks
-from jaxunlearn.io import _hf_config
+from jaxunlearn.io import _gguf_tokenizer, _hf_config, _tokenizer
 from jaxunlearn.models import _config, _rope
 
 _ARCHITECTURES = {"llama": "llama", "qwen2": "qwen2", "qwen3": "qwen3"}
@@ -58,6 +58,7 @@ def open_file(path: Path) -> File:
         if reader.byte_order != "I":
             raise ValueError("its byte order is not that of this machine")
         fields = {name: field.contents() for name, field in reader.fields.items()}
+        fields |= _uniform(fields)
         arch = fields.get("general.architecture")
         heads = fields.get("llama.attention.head_count")
         kv_heads = fields.get("llama.attention.head_count_kv", heads)
@@ -123,11 +124,24 @@ def read(entry: Entry, index: Any = ...) -> np.ndarray:
 def tokenizer(file: File):
     """The tokenizer in the metadata as a transformers fast tokenizer.
 
-    None if the file has none, or one that cannot be reconstructed exactly.
+    None if the file has none, or one that cannot be reconstructed exactly; a stand-in
+    that raises the reason when it is used if its metadata are broken.
     """
-    from jaxunlearn.io import _gguf_tokenizer
+    return _tokenizer.guarded(
+        file.path, lambda: _gguf_tokenizer.build(file.fields, file.path)
+    )
 
-    return _gguf_tokenizer.build(file.fields)
+
+def _uniform(fields: dict[str, Any]) -> dict[str, Any]:
+    """The settings given as one equal number per layer, as that number."""
+    return {
+        key: value[0]
+        for key, value in fields.items()
+        if isinstance(value, list)
+        and value
+        and key.endswith(("head_count", "head_count_kv", "feed_forward_length"))
+        and all(item == value[0] for item in value)
+    }
 
 
 def heads_of(arch: str | None, name: str, heads: int, kv_heads: int) -> int | None:
@@ -172,6 +186,18 @@ def _settings(file: File) -> dict[str, Any]:
             f"{_OWNER} needs {_checks.listed(lacking)} in the GGUF file, which "
             f"{file.path} lacks. {_AGAIN}"
         )
+    lists = {
+        f"{arch}.{key}": get(key)
+        for key in (*needed, "attention.head_count_kv", "attention.key_length")
+        if isinstance(get(key), list)
+    }
+    if lists:
+        key, values = next(iter(lists.items()))
+        raise ValueError(
+            f"{_OWNER} needs the same {key} in every layer, got "
+            f"{_checks.listed(values)} in {file.path}. Layers of different sizes are "
+            "not supported; load a model whose layers are alike."
+        )
     if get("expert_count"):
         raise ValueError(
             f"{_OWNER} needs a dense model, got a mixture of {get('expert_count')} "
@@ -202,12 +228,11 @@ def _settings(file: File) -> dict[str, Any]:
     if arch == "llama":
         settings["attention_bias"] = "blk.0.attn_q.bias" in file.tensors
         settings["mlp_bias"] = "blk.0.ffn_up.bias" in file.tensors
-    for name in ("bos", "eos"):
-        settings[f"{name}_token_id"] = file.fields.get(
-            f"tokenizer.ggml.{name}_token_id"
-        )
-    pad = file.fields.get("tokenizer.ggml.padding_token_id")
-    return settings | ({} if pad is None else {"pad_token_id": pad})
+    ids = _gguf_tokenizer.special_ids(file.fields)
+    ends = _gguf_tokenizer.end_ids(file.fields)
+    settings["bos_token_id"] = ids.get("bos")
+    settings["eos_token_id"] = ends if len(ends) > 1 else (ends or [None])[0]
+    return settings | ({"pad_token_id": ids["padding"]} if "padding" in ids else {})
 
 
 def _scaling(file: File, get, head_dim: int) -> dict[str, Any] | None:

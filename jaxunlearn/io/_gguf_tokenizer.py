@@ -4,47 +4,143 @@
 transformers can do this too, but only with torch installed. Byte-level BPE is
 supported: the file contains its pieces and merges. The rule that splits a text into
 words is not stored, only its name, so an unknown rule gives no tokenizer rather than a
-slightly wrong one.
+slightly wrong one. What the metadata leave out has the default of llama.cpp.
+
+Reference: https://github.com/ggml-org/llama.cpp/blob/master/src/llama-vocab.cpp
 """
 
 import warnings
-from typing import Any
+from typing import Any, NamedTuple
 
 from jaxunlearn import _checks
 
 _KEY = "tokenizer.ggml"
 _CONTROL, _USER = 3, 4  # token types: special, and added by a user
 _TAIL = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-_HEAD = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|"
-# Name of the word rule -> its regular expression; None is the rule of GPT-2.
+_SHORT = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
+_HEAD = _SHORT + r"|[^\r\n\p{L}\p{N}]?\p{L}+|"
+_UPPER, _LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
+_CASED = r"[^\r\n\p{L}\p{N}]?"
+_GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+
+
+def _cased(after: str, digits: str) -> str:
+    """The rule of o200k and Tekken: a word has at most one change to lower case."""
+    words = (_CASED + f"{_UPPER}*{_LOWER}+", _CASED + f"{_UPPER}+{_LOWER}*")
+    tail = r"| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+    return "|".join(word + after for word in words) + "|" + digits + tail
+
+
+class Rule(NamedTuple):
+    """How texts are split into words.
+
+    Attributes:
+        splits: regular expressions, applied one after another; matches and the text
+            between them are separate words.
+        ignore_merges: whether a word that is a token needs no merges.
+        begin: whether llama.cpp adds the begin token if the file does not decide it.
+        nfc: whether the text is normalized to NFC first.
+    """
+
+    splits: tuple[str, ...]
+    ignore_merges: bool = False
+    begin: bool = False
+    nfc: bool = False
+
+
+_LLAMA3 = _HEAD + r"\p{N}{1,3}" + _TAIL
+_QWEN2 = _HEAD + r"\p{N}" + _TAIL
+_DIGITS = Rule((r"\p{N}", _GPT2))
+# The rules of `tokenizer.ggml.pre` that save_gguf tries, in this order.
 _WORDS = {
-    "default": None,
-    "gpt-2": None,
-    "smollm": None,
-    "llama-bpe": _HEAD + r"\p{N}{1,3}" + _TAIL,
-    "qwen2": _HEAD + r"\p{N}" + _TAIL,
+    "gpt-2": Rule((_GPT2,)),
+    "smollm": _DIGITS,
+    "llama-bpe": Rule((_LLAMA3,), ignore_merges=True, begin=True),
+    "qwen2": Rule((_QWEN2,), nfc=True),
+    "dbrx": Rule((_LLAMA3,)),
+    "deepseek-r1-qwen": Rule((_QWEN2,)),
+    "qwen35": Rule(
+        (
+            _SHORT + r"|[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+|\p{N}"
+            r"| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+        )
+    ),
+    "tekken": Rule((_cased("", r"\p{N}"),), ignore_merges=True, begin=True),
+    "gpt-4o": Rule((_cased(_SHORT + "?", r"\p{N}{1,3}"),)),
 }
-RULES = tuple(rule for rule in _WORDS if rule != "default")  # unambiguous names
+RULES = tuple(_WORDS)
+_SAME = {
+    "gpt-2": ("phi-2", "mpt", "olmo", "jais", "trillion", "exaone4", "mellum"),
+    "smollm": ("starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b"),
+    "llama-bpe": ("llama3", "llama-v3", "falcon3", "falcon-h1", "pixtral", "lfm2"),
+    "dbrx": ("smaug-bpe",),
+    "deepseek-r1-qwen": ("stablelm2", "megrez", "hunyuan", "solar-open"),
+    "gpt-4o": ("llama4", "kanana2"),
+}
+# The rule of a file that names none, as in llama.cpp.
+_DEFAULT = Rule(
+    (r"[\p{P}\$\+<=>\^~\|]+", _GPT2, r"\p{N}+", "[0-9][0-9][0-9]"),
+)
+_ALL = {
+    **_WORDS,
+    **{name: _WORDS[rule] for rule, names in _SAME.items() for name in names},
+    "default": _DEFAULT,
+}
+# Texts of tokens at which llama.cpp ends a generation.
+_ENDS = frozenset(
+    "<|eot_id|> <|im_end|> <|end|> <|return|> <|call|> <end_of_turn> <|endoftext|> "
+    "</s> <|eom_id|> <EOT> _<EOT> [EOT] [EOS] <|end_of_text|> <end_of_utterance> "
+    "<eos> <turn|> <｜end▁of▁sentence｜>".split()
+)
+_END_KEYS = ("eos", "eot", "eom")  # end of sequence, of a turn, of a message
 
 
-def build(fields: dict[str, Any]):
+def special_ids(fields: dict[str, Any]) -> dict[str, int]:
+    """The special tokens that the metadata name: "bos", "eos", ... -> id.
+
+    Ids outside the list of tokens are left out, as in llama.cpp.
+    """
+    size = len(fields.get(f"{_KEY}.tokens") or ())
+    return {
+        name: index
+        for name, index in _named_ids(fields).items()
+        if not size or 0 <= index < size
+    }
+
+
+def end_ids(fields: dict[str, Any]) -> list[int]:
+    """The ids that end an answer, the end-of-sequence id of the metadata first.
+
+    These are the ids that the metadata name as the end of a sequence, a turn or a
+    message, and the tokens that llama.cpp recognises as an end by their text.
+    """
+    named = special_ids(fields)
+    found = [named[name] for name in _END_KEYS if name in named]
+    pieces = fields.get(f"{_KEY}.tokens") or ()
+    found += [index for index, piece in enumerate(pieces) if piece in _ENDS]
+    return list(dict.fromkeys(found))
+
+
+def build(fields: dict[str, Any], file: object = "a GGUF file"):
     """A transformers PreTrainedTokenizerFast with its chat template, or None.
 
     Args:
         fields: metadata of the file by key.
+        file: the file, for messages.
     Returns:
         The tokenizer. None if the metadata has none; None and a warning if it is not
-        byte-level BPE with a known word rule.
+        byte-level BPE with a known word rule. One warning lists what the metadata leave
+        out or get wrong, and what is used instead.
     Raises:
         ImportError: without transformers or tokenizers.
     """
     pieces = fields.get(f"{_KEY}.tokens")
     if pieces is None:
         return None
-    kind, rule = fields.get(f"{_KEY}.model"), fields.get(f"{_KEY}.pre", "default")
-    if kind != "gpt2" or rule not in _WORDS or not fields.get(f"{_KEY}.merges"):
+    kind, name = fields.get(f"{_KEY}.model"), fields.get(f"{_KEY}.pre") or "default"
+    if kind != "gpt2" or name not in _ALL or not fields.get(f"{_KEY}.merges"):
         warnings.warn(
-            f"The tokenizer of this GGUF file ({kind!r}, word rule {rule!r}) cannot be "
+            f"The tokenizer of {file} ({kind!r}, word rule {name!r}) cannot be "
             "reconstructed exactly, so hf.load returns None instead. Load that of the "
             "original release with transformers.AutoTokenizer.",
             stacklevel=4,
@@ -53,17 +149,18 @@ def build(fields: dict[str, Any]):
     owner = "The tokenizer of a GGUF file"
     tokenizers = _checks.library(owner, "tokenizers", "hf")
     transformers = _checks.library(owner, "transformers", "hf")
-    core = _core(tokenizers, fields, pieces, rule)
-    named = {}
-    for name, key in (
-        ("bos", "bos"),
-        ("eos", "eos"),
-        ("unk", "unknown"),
-        ("pad", "padding"),
-    ):
-        index = fields.get(f"{_KEY}.{key}_token_id")
-        if index is not None:
-            named[f"{name}_token"] = pieces[index]
+    ids = special_ids(fields)
+    begin = fields.get(f"{_KEY}.add_bos_token")
+    begin = _ALL[name].begin if begin is None else bool(begin)
+    _warn(fields, file, begin, ids)
+    core = _core(tokenizers, fields, pieces, _ALL[name])
+    ends = fields.get(f"{_KEY}.add_eos_token") and "eos" in ids
+    first = pieces[ids["bos"]] if begin and "bos" in ids else None
+    _add_template(core, first, pieces[ids["eos"]] if ends else None)
+    keys = {"bos": "bos", "eos": "eos", "unknown": "unk", "padding": "pad"}
+    named = {
+        f"{short}_token": pieces[ids[key]] for key, short in keys.items() if key in ids
+    }
     if "eos_token" in named:
         named.setdefault("pad_token", named["eos_token"])
     arch = fields.get("general.architecture")
@@ -77,24 +174,55 @@ def build(fields: dict[str, Any]):
     return built
 
 
-def _core(tokenizers, fields: dict[str, Any], pieces: list[str], rule: str):
-    """The core Tokenizer: normalizer, word rule, BPE, special tokens, template."""
-    from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
+def _named_ids(fields: dict[str, Any]) -> dict[str, int]:
+    names = ("bos", *_END_KEYS, "unknown", "padding")
+    found = {name: fields.get(f"{_KEY}.{name}_token_id") for name in names}
+    return {name: int(index) for name, index in found.items() if index is not None}
+
+
+def _warn(fields: dict[str, Any], file: object, begin: bool, ids) -> None:
+    """One warning about what the metadata leave out or get wrong."""
+    notes = []
+    if not fields.get(f"{_KEY}.pre"):
+        notes.append(f"no {_KEY}.pre: words are split by llama.cpp's default rule")
+    if fields.get(f"{_KEY}.add_bos_token") is None:
+        what = "adds the" if begin else "adds no"
+        notes.append(
+            f"no {_KEY}.add_bos_token: llama.cpp {what} begin token by default"
+        )
+    if begin and "bos" not in ids:
+        notes.append(f"no {_KEY}.bos_token_id: no begin token is added")
+    for name, index in _named_ids(fields).items():
+        if name not in ids:
+            size = len(fields[f"{_KEY}.tokens"])
+            notes.append(f"{_KEY}.{name}_token_id={index} of {size} tokens: ignored")
+    if notes:
+        warnings.warn(
+            f"The tokenizer metadata of {file} are incomplete or wrong ("
+            f"{'; '.join(notes)}). Compare its tokens with those of the original "
+            "release.",
+            stacklevel=5,
+        )
+
+
+def _core(tokenizers, fields: dict[str, Any], pieces: list[str], rule: Rule):
+    """The core Tokenizer: normalizer, word rule, BPE, special tokens."""
+    from tokenizers import decoders, models, normalizers, pre_tokenizers
 
     merges = [tuple(merge.split(" ", 1)) for merge in fields[f"{_KEY}.merges"]]
     vocabulary = {piece: index for index, piece in enumerate(pieces)}
     core = tokenizers.Tokenizer(
-        models.BPE(vocabulary, merges, ignore_merges=rule == "llama-bpe")
+        models.BPE(vocabulary, merges, ignore_merges=rule.ignore_merges)
     )
-    words = _WORDS[rule]
-    cuts = [pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=words is None)]
-    if words is not None:
-        cuts.insert(0, pre_tokenizers.Split(tokenizers.Regex(words), "isolated"))
-    elif rule == "smollm":
-        cuts.insert(0, pre_tokenizers.Digits(individual_digits=True))
-    core.pre_tokenizer = pre_tokenizers.Sequence(cuts)
+    splits = [tokenizers.Regex(split) for split in rule.splits]
+    core.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            *(pre_tokenizers.Split(split, "isolated") for split in splits),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
     core.decoder = decoders.ByteLevel()
-    if rule == "qwen2":
+    if rule.nfc:
         core.normalizer = normalizers.NFC()
     for piece, kind in zip(
         pieces, fields.get(f"{_KEY}.token_type") or [], strict=False
@@ -103,12 +231,22 @@ def _core(tokenizers, fields: dict[str, Any], pieces: list[str], rule: str):
             special = kind == _CONTROL
             token = tokenizers.AddedToken(piece, normalized=False, special=special)
             (core.add_special_tokens if special else core.add_tokens)([token])
-    bos = fields.get(f"{_KEY}.bos_token_id")
-    if fields.get(f"{_KEY}.add_bos_token") and bos is not None:
-        first = pieces[bos]
-        core.post_processor = processors.TemplateProcessing(
-            single=f"{first} $A",
-            pair=f"{first} $A {first} $B",
-            special_tokens=[(first, bos)],
-        )
     return core
+
+
+def _add_template(core, first: str | None, last: str | None) -> None:
+    """Makes `core` add these tokens before and after a text."""
+    from tokenizers import processors
+
+    around = [token for token in (first, last) if token is not None]
+    if not around:
+        return
+
+    def one(text: str) -> str:
+        return " ".join([*([first] if first else []), text, *([last] if last else [])])
+
+    core.post_processor = processors.TemplateProcessing(
+        single=one("$A"),
+        pair=f"{one('$A')} {one('$B')}",
+        special_tokens=[(token, core.token_to_id(token)) for token in set(around)],
+    )

