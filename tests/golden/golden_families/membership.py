@@ -115,25 +115,41 @@ def muse(case, x):
     table = x["bigram_logits"]
     columns = case["columns"]
 
-    def logps(text):
-        ids = jnp.asarray([alphabet[letter] for letter in text])
-        return losses.token_logps(table[ids[:-1]], ids[1:])
+    everything = [text for texts in case["text"].values() for text in texts]
+    longest = max(map(len, everything))
 
-    def column(name, text):
-        nll = metrics.mean_nll(logps(text))
-        if name == "PPL":
-            return nll
-        if name == "PPL/lower":
-            return metrics.mia_lowercase(nll, metrics.mean_nll(logps(text.lower())))
-        if name == "PPL/zlib":
-            return metrics.mia_zlib(nll, metrics.zlib_lengths([text])[0])
-        percent = re.fullmatch(r"Min-([\d.]+)%", name)[1]
-        return metrics.mia_min_k(logps(text), k=float(percent) / 100, min_tokens=0)
+    def logps(texts):
+        """[B, longest - 1] log-probabilities, and where a text has a token."""
+        ids = [
+            [alphabet[x] for x in text] + [0] * (longest - len(text)) for text in texts
+        ]
+        ids = jnp.asarray(ids)
+        where = np.arange(1, longest) < np.array(list(map(len, texts)))[:, None]
+        return losses.token_logps(table[ids[:, :-1]], ids[:, 1:], where=where), where
 
-    scores = {
-        part: np.array([[column(name, text) for name in columns] for text in texts])
-        for part, texts in case["text"].items()
-    }
+    @jax.jit
+    def score():
+        """[B, columns]."""
+        scored, where = logps(everything)
+        nll = metrics.mean_nll(scored, where=where)
+        lower, lower_where = logps([text.lower() for text in everything])
+        lower_nll = metrics.mean_nll(lower, where=lower_where)
+
+        def column(name):
+            if name == "PPL":
+                return nll
+            if name == "PPL/lower":
+                return metrics.mia_lowercase(nll, lower_nll)
+            if name == "PPL/zlib":
+                return metrics.mia_zlib(nll, metrics.zlib_lengths(everything))
+            k = float(re.fullmatch(r"Min-([\d.]+)%", name)[1]) / 100
+            return metrics.mia_min_k(scored, k=k, where=where, min_tokens=0)
+
+        return jnp.stack([column(name) for name in columns], axis=1)
+
+    rows = np.asarray(score())
+    ends = np.cumsum([len(texts) for texts in case["text"].values()])
+    scores = dict(zip(case["text"], np.split(rows, ends[:-1]), strict=True))
     # 1 - auc: MUSE gives members the label 1, and its score is minus ours.
     areas = {
         f"forget_holdout_{name}": 1
