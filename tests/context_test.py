@@ -17,6 +17,7 @@ MESHES = [dict(fsdp=2, context=2, tensor=2), dict(fsdp=2, context=4)]
 
 
 @pytest.mark.parametrize("sizes", MESHES, ids=str)
+@pytest.mark.slow
 def test_steps_on_sharded_sequences_equal_those_on_one_device(sizes):
     expected, expected_metrics = sharding_test.run(sharding_test.blur_npo, None)
     mesh = sharding.make_mesh(**sizes)

@@ -336,6 +336,7 @@ def test_answer_logps_on_a_mesh_equal_those_of_one_device():
     np.testing.assert_array_equal(lengths, counts)
 
 
+@pytest.mark.slow
 def test_completions_on_a_mesh_equal_those_of_one_device(tokenizer, monkeypatch):
     model, params = tiny.tiny_model(vocab=VOCAB)
     settings = dict(max_new_tokens=5, batch_size=4)

@@ -38,6 +38,7 @@ def finish(process):
     assert process.returncode == 0, errors
 
 
+@pytest.mark.slow
 def test_two_processes_of_four_devices_train_as_one_of_eight(tmp_path):
     """Each reads half of the rows, and no other; all collectives go over loopback."""
     with socket.socket() as probe:

@@ -168,6 +168,7 @@ def test_fisher_is_the_mean_of_each_rows_squared_gradient():
         assert_allclose(x, trees.paths(wanted)[path], atol=1e-5 * scale, err_msg=path)
 
 
+@pytest.mark.slow
 def test_fisher_on_a_mesh_equals_that_on_one_device():
     _, params = tiny.tiny_model()
     batches = [tiny.tiny_batch(8, seed=seed) for seed in (0, 1)]

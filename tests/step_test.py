@@ -119,7 +119,13 @@ COMBINERS = {
 }
 
 
-@pytest.mark.parametrize("name", COMBINERS)
+@pytest.mark.parametrize(
+    "name",
+    [
+        "blur",
+        *(pytest.param(x, marks=pytest.mark.slow) for x in COMBINERS if x != "blur"),
+    ],
+)
 def test_ragged_microbatches_equal_the_whole_batch(name):
     parts, params = decoder_terms()
     if name == "joint":

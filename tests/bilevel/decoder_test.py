@@ -71,6 +71,7 @@ def exact():
     return (upper, lower, x, y), best, found
 
 
+@pytest.mark.slow
 def test_cg_converges_at_a_minimum(exact):
     stats = exact[2].stats
     assert stats["converged"] and stats["residual"] < 2e-6
@@ -109,6 +110,7 @@ def test_cg_converges_at_a_minimum(exact):
     ],
     ids=["neumann", "unrolled", "truncated", "f2sa"],
 )
+@pytest.mark.slow
 def test_the_methods_agree_on_a_decoder(exact, form, from_best, limit):
     (upper, lower, x, y), best, expected = exact
     found = jax.jit(partial(form, upper, lower))(x, best if from_best else y)
@@ -143,6 +145,7 @@ def some_forms(upper, lower, x, y):
     }
 
 
+@pytest.mark.slow
 def test_a_sharded_decoder_gives_the_same():
     settings = dict(width=32, heads=8, kv_heads=8, head_dim=4, hidden=32, vocab=64)
     upper, lower, x, y = problem(KERNELS, layers=2, **settings)

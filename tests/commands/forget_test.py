@@ -66,6 +66,7 @@ def test_forget_trains_lora_resumes_and_refuses_other_settings(run, files, tmp_p
     assert wrong.exit_code == 2 and "b.bin" in wrong.stderr
 
 
+@pytest.mark.slow
 def test_a_task_vector_is_subtracted_from_the_original(run, files, tmp_path):
     given = options(files, tmp_path, "task_vector", learning_rate=0.01)
     assert run("forget", *given).exit_code == 0
@@ -73,6 +74,7 @@ def test_a_task_vector_is_subtracted_from_the_original(run, files, tmp_path):
     assert scores["after"]["forget"]["nll"] > scores["before"]["forget"]["nll"]
 
 
+@pytest.mark.slow
 def test_projections_are_folded_into_the_saved_model(run, files, tmp_path):
     found = run("forget", *options(files, tmp_path, "mrp"))
     assert found.exit_code == 0, found.output
@@ -158,6 +160,7 @@ def test_a_missing_option_is_named(run, files, tmp_path, missing):
     assert found.exit_code == 2 and f"--{missing} is missing" in found.stderr
 
 
+@pytest.mark.slow
 def test_a_config_file_runs_and_its_misspelt_key_is_named(run, tmp_path):
     given = ["forget", "--config", tiny_config.__file__, "--mesh", MESH]
     given += ["--output", tmp_path / "a", "--steps", 1, "--set", "gamma=0.2"]
@@ -176,6 +179,7 @@ def test_a_config_file_runs_and_its_misspelt_key_is_named(run, tmp_path):
     assert "'save_evry'" in found.stderr and "'save_every'" in found.stderr
 
 
+@pytest.mark.slow
 def test_ctrl_c_saves_and_the_same_command_resumes(files, tmp_path):
     command = [sys.executable, "-m", "jaxunlearn", "forget"]
     command += options(files, tmp_path / "a", save_every=10**6, set="log.every=1000000")

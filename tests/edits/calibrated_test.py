@@ -278,6 +278,7 @@ def test_jit_equals_eager(name):
 
 
 @pytest.mark.parametrize("name", EDITS)
+@pytest.mark.slow
 def test_sharded_leaves_give_the_values_of_one_device_and_keep_their_sharding(name):
     model, params = tiny.tiny_model(**WIDE)
     mesh = sharding.make_mesh(fsdp=4, tensor=2)

@@ -64,6 +64,7 @@ def test_the_overfitting_metric_of_rows_is_that_of_their_gradients():
         )
 
 
+@pytest.mark.slow
 def test_all_three_experiments_run_and_are_drawn(tmp_path):
     world = tiny_world(epochs=2, tune_epochs=1)
     file = tmp_path / "lines.jsonl"

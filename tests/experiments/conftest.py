@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """A tiny small world, made once for all tests that use it."""
 
+from pathlib import Path
+
 import jax
 import pytest
 
@@ -19,6 +21,18 @@ def tiny_world(folder, **more):
     )
     c.update(more)
     return c
+
+
+# Fixtures that train a model or run an experiment. The tests that use them are slow.
+RUNS = {"small_world", "world", "folders", "done", "book", "evaluated"}
+
+
+@pytest.hookimpl(tryfirst=True)  # before pytest selects by mark
+def pytest_collection_modifyitems(items):
+    here = Path(__file__).parent
+    for item in items:
+        if here in item.path.parents and RUNS & set(item.fixturenames):
+            item.add_marker(pytest.mark.slow)
 
 
 @pytest.fixture(scope="module")

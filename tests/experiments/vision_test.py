@@ -71,6 +71,7 @@ def ledger(world, file):
     return comparison.open_ledger(world.config, file.name, progress=False)
 
 
+@pytest.mark.slow
 def test_a_comparison_runs_what_is_missing_and_is_drawn(tmp_path):
     world, file = tiny_world(epochs=4, seeds=(0,)), tmp_path / "lines.jsonl"
     first = {"retrained": methods.retrain}
@@ -149,6 +150,7 @@ def test_a_claim_holds_if_it_does_on_every_seed():
     assert figures.tested(content, "condensation") == []
 
 
+@pytest.mark.slow
 def test_a_method_that_diverges_does_not_stop_the_others(tmp_path):
     def broken(case):
         raise FloatingPointError("it diverged")
@@ -202,6 +204,7 @@ def test_statistics_are_measured_on_the_retain_set(monkeypatch):
     "name",
     [n for n in methods.METHODS if n not in ("retrained", "SSD", "condensation")],
 )
+@pytest.mark.slow
 def test_every_other_method_moves_the_model(name):
     world = tiny_world(tune_epochs=1)
     params = world.model.init(jax.random.key(0))

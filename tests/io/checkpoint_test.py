@@ -84,6 +84,7 @@ def test_a_step_is_never_used_twice(filled):
         checkpoint.save(saved, 3, small())
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_on_another_mesh(tmp_path):
     model, params = tiny.tiny_model(**SETTINGS)
     recipe = recipes.openunlearning.simnpo(model, learning_rate=1e-3)

@@ -124,6 +124,7 @@ def test_rules_that_do_not_fit_are_errors(saved, mentions):
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux")
+@pytest.mark.slow
 def test_a_process_with_too_little_memory_for_the_model_loads_its_shards(
     tiny, tmp_path
 ):

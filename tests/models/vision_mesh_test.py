@@ -76,6 +76,7 @@ on_one_device = cache(run)
         (both, dict(data=2, fsdp=4), CUT),
     ],
 )
+@pytest.mark.slow
 def test_steps_on_a_mesh_equal_those_on_one_device(sizes, overrides, method):
     _, expected, expected_metrics = on_one_device(method)
     mesh = sharding.make_mesh(**{"data": 1, "fsdp": 1, "tensor": 1} | sizes)

@@ -51,6 +51,7 @@ def fitted(model, params, parts, tx, streams, steps=3, num_microbatches=1, ref=N
         return ju.fit(step, state, [streams] * steps, ju.Frozen(rest, ref), steps=steps)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", vision.FAMILIES)
 def test_every_family_returns_logits_of_its_classes_and_learns(family):
     shape = (32, 32, 1) if family in ("vgg16", "translator") else (16, 16, 1)
@@ -139,6 +140,7 @@ def test_a_term_is_the_cross_entropy_of_the_label():
     )
 
 
+@pytest.mark.slow
 def test_recipes_for_language_models_run_on_images():
     model, params = tiny_net()
     forget = evaluate.reference_logps(model, params, tiny_images())

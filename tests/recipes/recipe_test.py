@@ -122,6 +122,7 @@ def test_setup_gives_what_fit_takes_and_leaves_the_params_alive():
 
 
 @pytest.mark.parametrize("name", ["blur.npo", "sure.npo"])
+@pytest.mark.slow
 def test_setup_on_a_mesh_equals_setup_on_one_device(name):
     # sure.npo runs the reference model too.
     model, params = with_lora()

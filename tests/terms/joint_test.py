@@ -27,17 +27,18 @@ def parts_and_streams():
     return parts, streams
 
 
+slow = partial(pytest.param, marks=pytest.mark.slow)
 WEIGHTS = {"forget": -0.5, "retain": 2.0, "near": 0}
 
 
 @pytest.mark.parametrize(
     ("kinds", "weights", "answers"),
     [
-        (("forget", "retain"), None, ()),
-        (("forget", "retain"), WEIGHTS, ("forget",)),
-        (("forget", "retain"), None, ("forget", "retain")),
+        slow(("forget", "retain"), None, ()),
+        slow(("forget", "retain"), WEIGHTS, ("forget",)),
+        slow(("forget", "retain"), None, ("forget", "retain")),
         (tuple(WEIGHTS), WEIGHTS, ("forget", "retain")),
-        (tuple(WEIGHTS), None, ("forget",)),
+        slow(tuple(WEIGHTS), None, ("forget",)),
     ],
 )
 def test_joint_is_the_weighted_sum_of_the_means(kinds, weights, answers):

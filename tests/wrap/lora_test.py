@@ -107,6 +107,7 @@ def test_no_product_has_the_size_of_a_kernel():
     assert (32, 48) in gradient(r"blocks/mlp/up/kernel")
 
 
+@pytest.mark.slow
 def test_blur_trains_only_the_leaves_and_on_a_mesh_as_on_one_device():
     _, params, low, wrapped = low_rank()
     recipe = recipes.blur.npo(low, gamma=0.1, learning_rate=1e-3)

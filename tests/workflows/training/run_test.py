@@ -65,6 +65,7 @@ def expected(smaller, tmp_path_factory):
     return output
 
 
+@pytest.mark.slow
 def test_a_run_killed_inside_a_save_resumes(expected, tmp_path, monkeypatch, capsys):
     output = tmp_path / "a"
     monkeypatch.chdir(Path(__file__).parents[3])
@@ -82,6 +83,7 @@ def test_a_run_killed_inside_a_save_resumes(expected, tmp_path, monkeypatch, cap
 @pytest.mark.parametrize(
     ("number", "status"), [(signal.SIGTERM, 75), (signal.SIGINT, 130)]
 )
+@pytest.mark.slow
 def test_a_signal_saves_the_step_and_has_its_status(expected, tmp_path, number, status):
     def send():
         while kill_test.lines(tmp_path) < 3:
