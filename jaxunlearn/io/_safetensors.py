@@ -53,25 +53,38 @@ class Spec(NamedTuple):
     make: Callable[[], np.ndarray]
 
 
-def entries(folder: Path) -> dict[str, Entry]:
+def entries(folder: Path) -> tuple[dict[str, Entry], dict[Entry, str]]:
     """Every tensor of a folder by name, from the headers only.
 
+    Returns:
+        (tensors, unlisted): tensors by name, and the names of those that are in a shard
+        although the index does not list them; none without an index.
     Raises:
         FileNotFoundError: if there are no safetensors, or a shard of the index is
             missing.
-        ValueError: if a file is truncated or corrupt, or two shards have the same
-            tensor.
+        ValueError: if a file is truncated or corrupt, a shard lacks a tensor that the
+            index lists there, or two shards have different values of a tensor.
     """
+    shards, places = _shards(folder)
+    headers = {shard.name: header(shard) for shard in shards}
     found: dict[str, Entry] = {}
-    for shard in _shards(folder):
-        for name, entry in header(shard).items():
-            if name in found:
+    for shard in headers.values():
+        for name, entry in shard.items():
+            other = found.setdefault(name, entry)
+            if other is not entry and not _same_bytes(other, entry):
                 raise ValueError(
-                    f"{_OWNER} needs every tensor once, got {name!r} in both "
-                    f"{found[name].file.name} and {shard.name} of {folder}. {_AGAIN}"
+                    f"{_OWNER} needs every tensor once, got {name!r} with different "
+                    f"values in {other.file.name} and {entry.file.name} of {folder}. "
+                    f"{_AGAIN}"
                 )
-            found[name] = entry
-    return found
+    for name, file in places.items():
+        if name not in headers[file]:
+            raise ValueError(
+                f"{_OWNER} needs the tensors that {INDEX} lists, got {folder / file} "
+                f"without {name!r}. {_AGAIN}"
+            )
+    unlisted = found.keys() - places.keys() if places else set()
+    return found, {found[name]: name for name in unlisted}
 
 
 def header(file: Path) -> dict[str, Entry]:
@@ -236,28 +249,24 @@ def _write_shard(stream: BinaryIO, shard: list[Spec], code: str) -> None:
         stream.write(narrow.view(np.uint8).reshape(-1).data)
 
 
-def _shards(folder: Path) -> list[Path]:
-    """The weight files of a folder, selected as transformers selects them."""
+def _shards(folder: Path) -> tuple[list[Path], dict[str, str]]:
+    """The weight files of a folder, selected as transformers selects them, and the file
+    of every tensor that the index lists."""
     if (folder / SINGLE).is_file():
-        return [folder / SINGLE]
+        return [folder / SINGLE], {}
     if (folder / INDEX).is_file():
-        try:
-            places = json.loads((folder / INDEX).read_text(encoding="utf-8"))[
-                "weight_map"
-            ]
-            shards = sorted({folder / name for name in places.values()})
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise _corrupt(folder / INDEX, f"an unreadable index ({error})") from error
+        places = index(folder / INDEX)
+        shards = sorted({folder / name for name in places.values()})
         absent = [shard.name for shard in shards if not shard.is_file()]
         if absent:
             raise FileNotFoundError(
                 f"{_OWNER} needs every shard that {INDEX} names, got {folder} without "
                 f"{_checks.listed(absent)}. Copy or download the missing files."
             )
-        return shards
-    others = sorted(folder.glob("*.safetensors"))
+        return shards, places
+    others = [file for file in sorted(folder.glob("*.safetensors")) if _usable(file)]
     if len(others) == 1:
-        return others
+        return others, {}
     if others:
         raise FileNotFoundError(
             f"{_OWNER} needs {SINGLE}, or shards and {INDEX}, got {folder} with "
@@ -285,6 +294,34 @@ def _shards(folder: Path) -> list[Path]:
         f"with {_checks.listed(sorted(file.name for file in folder.iterdir()))}. "
         "Give the folder that contains the weights."
     )
+
+
+def index(file: Path) -> dict[str, str]:
+    """The file of every tensor, from an index."""
+    try:
+        places = json.loads(file.read_text(encoding="utf-8"))["weight_map"]
+        return {str(name): str(Path(place)) for name, place in places.items()}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise _corrupt(file, f"an unreadable index ({error})") from error
+
+
+def _usable(file: Path) -> bool:
+    """Whether a file may hold a model's weights under the names of transformers."""
+    return not file.name.startswith(("consolidated", "adapter_model"))
+
+
+def _same_bytes(one: Entry, other: Entry) -> bool:
+    if (one.dtype, one.shape, one.size) != (other.dtype, other.shape, other.size):
+        return False
+    for first in range(0, one.size, _MAPPED_BYTES):
+        count = min(_MAPPED_BYTES, one.size - first)
+        parts = [
+            np.fromfile(entry.file, np.uint8, count, offset=entry.start + first)
+            for entry in (one, other)
+        ]
+        if not np.array_equal(*parts):
+            return False
+    return True
 
 
 def _corrupt(file: Path, what: str) -> ValueError:

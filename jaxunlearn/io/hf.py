@@ -163,7 +163,7 @@ def save(
         tokenizer = None
     config = _decoder_config("hf.save", model)
     specs = _assemble.specs(params, config)
-    files = _settings_files(config, dtype)
+    files = _settings_files(config, dtype, tokenizer)
     path = Path(path)
     if path.exists() and not path.is_dir():
         raise NotADirectoryError(
@@ -318,20 +318,39 @@ def _open_folder(folder: Path, compute_dtype: str, remat: str) -> _assemble.Sour
                 f"({error}). Copy it again, or delete it: it is optional."
             ) from error
         config = _hf_config.parse(text, compute_dtype=compute_dtype, remat=remat)
-    tensors = _names.renamed(config, _safetensors.entries(folder))
+    tensors, unlisted = _safetensors.entries(folder)
+    tensors = _names.renamed(config, tensors)
     wanted = _names.tensors(config)
+    if unlisted:
+        used = [n for n, entry in tensors.items() if n in wanted and entry in unlisted]
+        names = _checks.listed(sorted(unlisted.values()), 4)
+        warnings.warn(
+            f"The index of {folder} does not list {names}, which its files contain; "
+            f"{len(used)} of them belong to the model and are used.",
+            stacklevel=4,
+        )
+        tensors = {n: e for n, e in tensors.items() if n in wanted or e not in unlisted}
     _safetensors.check_dtypes({n: e for n, e in tensors.items() if n in wanted})
     built = _tokenizer.load(folder)
     return _assemble.Source(config, "hf", folder, tensors, _safetensors.read, built)
 
 
-def _settings_files(config: _config.DecoderConfig, dtype: str) -> dict[str, str]:
+def _settings_files(
+    config: _config.DecoderConfig, dtype: str, tokenizer: Any
+) -> dict[str, str]:
     settings = json.loads(_hf_config.write(config, dtype))
+    if config.source == "{}":  # the defaults of transformers may pass the vocabulary
+        for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+            index = getattr(tokenizer, name, None)
+            valid = index is not None and index < config.vocab
+            settings[name] = index if valid else None
     settings.pop("auto_map", None)  # names code that is not part of the folder
     generation = settings.pop(_SOURCE_KEY, None)
     if generation is None:
         names = ("bos_token_id", "eos_token_id", "pad_token_id")
-        generation = {name: settings[name] for name in names if name in settings}
+        generation = {
+            name: settings[name] for name in names if settings.get(name) is not None
+        }
     files = {"config.json": json.dumps(settings, indent=2) + "\n"}
     if generation:
         files[_GENERATION] = json.dumps(generation, indent=2) + "\n"
