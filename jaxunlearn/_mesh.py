@@ -8,24 +8,29 @@ import jax
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh
 
-AXES = ("data", "fsdp", "context", "tensor")  # innermost: the most communication
+# From the outermost to the innermost, which has the most communication.
+AXES = ("data", "fsdp", "expert", "context", "tensor")
 
 
 def make_mesh(
     *,
     data: int = 1,
     fsdp: int = -1,
+    expert: int = 1,
     context: int = 1,
     tensor: int = 1,
     devices: Sequence[jax.Device] | None = None,
 ) -> Mesh:
-    """A mesh with the axes data, fsdp, context and tensor.
+    """A mesh with the axes data, fsdp, expert, context and tensor.
 
     Args:
         data: number of replicas of the model, each with its share of the rows. Where
             the devices form several slices (connected only by the data-centre network),
             it must be a multiple of their number, as only this axis crosses slices.
         fsdp: number of parts of params, optimizer state and rows.
+        expert: number of parts of the experts of a mixture, in addition to those of
+            `tensor`, which also splits experts. It splits rows as fsdp does; each part
+            computes its experts on the gathered rows of all parts.
         context: number of parts of every sequence, for sequences too long for one
             device. Each part computes its queries against all keys and values, which
             are gathered in every layer.
@@ -38,9 +43,8 @@ def make_mesh(
             is -1, or the slices do not divide `data`.
     """
     devices = list(jax.devices() if devices is None else devices)
-    sizes = _sizes(
-        {"data": data, "fsdp": fsdp, "context": context, "tensor": tensor}, len(devices)
-    )
+    sizes = (data, fsdp, expert, context, tensor)
+    sizes = _sizes(dict(zip(AXES, sizes, strict=True)), len(devices))
     slices = {getattr(device, "slice_index", 0) for device in devices}
     shape = tuple(sizes.values())
     if len(slices) > 1:
@@ -51,7 +55,7 @@ def make_mesh(
             )
         inner = (sizes["data"] // len(slices), *shape[1:])
         grid = mesh_utils.create_hybrid_device_mesh(
-            inner, (len(slices), 1, 1, 1), devices=devices
+            inner, (len(slices), *(1,) * len(shape[1:])), devices=devices
         )
     else:
         # Splits a physical axis only if no product of complete axes has the size.

@@ -51,7 +51,7 @@ def answer_logps(
         params: its parameters.
         table: `tokens`, `mask` and optionally `answer`, each [n, L], or a source of
             such rows. Without `answer` every real token counts.
-        batch_size: rows per batch; data * fsdp of the mesh must divide it.
+        batch_size: rows per batch; data * fsdp * expert of the mesh must divide it.
         mesh: the mesh of the params, if they are on one. With several processes, all
             call this function with the complete table; each reads and computes its part
             of the rows, and all return the values of all rows.
@@ -167,7 +167,7 @@ def completions(
         prompts: n texts.
         max_new_tokens: largest number of tokens of each continuation, which stops
             earlier at the tokenizer's end token.
-        batch_size: prompts per batch; data * fsdp of the mesh must divide it.
+        batch_size: prompts per batch; data * fsdp * expert of the mesh must divide it.
         mesh: the mesh of the params, if they are on one; rows and caches are sharded
             over it.
     Raises:

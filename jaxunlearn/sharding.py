@@ -31,7 +31,7 @@ from jaxunlearn._mesh import AXES as AXES
 from jaxunlearn._mesh import make_mesh as make_mesh
 from jaxunlearn.typing import Array, PyTree, Rules
 
-BATCH = ("data", "fsdp")  # the axes over which the rows of a batch are split
+BATCH = ("data", "fsdp", "expert")  # the axes over which the rows of a batch are split
 ROWS = (BATCH, "context")  # how rows of tokens, [B, L, ...], are split
 
 
@@ -112,7 +112,8 @@ def create(
 
 
 def put_rows(tree: PyTree, mesh: Mesh) -> PyTree:
-    """Streams of batches onto the mesh, rows over data and fsdp, tokens over context.
+    """Streams of batches onto the mesh: rows over data, fsdp and expert, tokens over
+    context.
 
     Args:
         tree: host arrays; the second of two dimensions is tokens. With several
@@ -120,7 +121,8 @@ def put_rows(tree: PyTree, mesh: Mesh) -> PyTree:
             rows, is returned with its sharding.
         mesh: where they go.
     Raises:
-        ValueError: if the rows do not divide by data * fsdp, or tokens by context.
+        ValueError: if the rows do not divide by data * fsdp * expert, or tokens
+            by context.
     """
 
     def leaf(path, x):
@@ -294,21 +296,23 @@ def sums(
 
 
 def _rows(path: str, shape: tuple[int, ...], mesh: Mesh) -> NamedSharding:
-    rows, parts = shape[0], math.prod(mesh.shape[axis] for axis in BATCH)
+    rows = shape[0]
+    parts = math.prod(mesh.shape.get(axis, 1) for axis in BATCH)
     if rows % parts:
         raise ValueError(
-            f"A batch needs rows that divide by data * fsdp = {parts}, got {rows} rows "
-            f"in {path!r}. Change the batch size or the mesh."
+            f"A batch needs rows that divide by data * fsdp * expert = {parts}, got "
+            f"{rows} rows in {path!r}. Change the batch size or the mesh."
         )
+    batch = tuple(axis for axis in BATCH if axis in mesh.shape)
     if len(shape) != 2:
-        return NamedSharding(mesh, PartitionSpec(BATCH))
+        return NamedSharding(mesh, PartitionSpec(batch))
     if shape[1] % mesh.shape["context"]:
         raise ValueError(
             "A batch needs a length that divides by context = "
             f"{mesh.shape['context']}, got {shape[1]} tokens in {path!r}. Encode the "
             "texts with another length, or change the mesh."
         )
-    return NamedSharding(mesh, PartitionSpec(*ROWS))
+    return NamedSharding(mesh, PartitionSpec(batch, "context"))
 
 
 def _matches(rule: str, path: str) -> bool:

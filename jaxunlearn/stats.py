@@ -253,7 +253,7 @@ def fisher(
             `edits.dampen` does this.
         ref_params: the reference model's parameters, if the term needs them.
         mesh: the mesh of the params, if they are sharded. The rows of a microbatch are
-            divided over it, so data * fsdp must divide microbatch_size.
+            divided over it, so data * fsdp * expert must divide microbatch_size.
     Returns:
         A tree like params, float32, >= 0.
     Raises:

@@ -33,6 +33,18 @@ Rules = Sequence[tuple[str, Axes]]
 """Ordered (pattern of leaf paths, mesh axes by dimension); see `sharding.by_rules`."""
 
 
+class Routing(NamedTuple):
+    """How a router distributes the real tokens of each row over experts.
+
+    Attributes:
+        tokens: [N, B, E] float32, number of tokens that the expert computes.
+        probs: [N, B, E] float32, sum over the tokens of the expert's probability.
+    """
+
+    tokens: Array
+    probs: Array
+
+
 class Outputs(NamedTuple):
     """What a model's forward pass returns.
 
@@ -40,10 +52,12 @@ class Outputs(NamedTuple):
         hidden: [B, L, D], final normed hidden states (the raw block output if `until`
             was given).
         taps: site name -> [requested layers, B, L, units], for the requested sites.
+        routing: of each layer that ran, for a mixture of experts; None for others.
     """
 
     hidden: Array
     taps: Mapping[str, Array]
+    routing: Routing | None = None
 
 
 class Site(NamedTuple):

@@ -85,11 +85,14 @@ class Stub:
 def test_only_data_crosses_slices():
     devices = [Stub(i, slice_index=i % 2) for i in range(16)]
     mesh = sharding.make_mesh(data=4, fsdp=2, tensor=2, devices=devices)
-    assert dict(mesh.shape) == {"data": 4, "fsdp": 2, "context": 1, "tensor": 2}
+    assert dict(mesh.shape) == {"data": 4, "fsdp": 2, "expert": 1} | {
+        "context": 1,
+        "tensor": 2,
+    }
     found = np.vectorize(lambda device: device.slice_index)(mesh.devices)
     for rows in found:  # a replica lies on one slice
         assert len(set(rows.flat)) == 1
-    assert sorted(found[:, 0, 0, 0]) == [0, 0, 1, 1]
+    assert sorted(found[:, 0, 0, 0, 0]) == [0, 0, 1, 1]
     with pytest.raises(ValueError, match="multiple of the 2 slices, got data=1"):
         sharding.make_mesh(data=1, fsdp=8, tensor=2, devices=devices)
 

@@ -31,7 +31,7 @@ class Source(NamedTuple):
 
     Attributes:
         config: the model.
-        kind: whose tensor names, "hf" or "gguf".
+        kind: whose tensor names, as in `_names.tensors`.
         where: folder or file, for error messages.
         tensors: name -> entry, as `read` takes it.
         read: (entry, index) -> values.
@@ -104,9 +104,9 @@ def specs(
         joined = np.empty(tensor.shape, leaves[tensor.parts[0].path].dtype)
         for part in tensor.parts:
             leaf = leaves[part.path]
-            leaf = np.asarray(leaf if part.layer is None else leaf[part.layer])
+            leaf = np.asarray(leaf[part.place] if part.place else leaf)
             for here, there in _names.cuts(tensor, part, _all_of(leaf.shape)):
-                joined[there] = leaf[here].T if tensor.transpose else leaf[here]
+                joined[there] = _turned(leaf[here], tensor)
         return joined
 
     return [
@@ -140,17 +140,21 @@ def _piece(
     """The part of a leaf at `index`, filled from one tensor after another."""
     buffer = _aligned(tuple(cut.stop - cut.start for cut in index), dtype)
     for name, tensor, part in rows:
-        target, inner = buffer, index
-        if part.layer is not None:
-            layers, *inner = index
-            if not layers.start <= part.layer < layers.stop:
-                continue
-            target = buffer[part.layer - layers.start]
-        for here, there in _names.cuts(tensor, part, tuple(inner)):
+        stack, inner = index[: len(part.place)], index[len(part.place) :]
+        pairs = list(zip(part.place, stack, strict=True))
+        if not all(cut.start <= i < cut.stop for i, cut in pairs):
+            continue
+        target = buffer[tuple(i - cut.start for i, cut in pairs)]
+        for here, there in _names.cuts(tensor, part, inner):
             values = source.read(source.tensors[name], there)
-            target[here] = values.T if tensor.transpose else values
+            target[here] = _turned(values, tensor)
             del values
     return buffer
+
+
+def _turned(values: np.ndarray, tensor: _names.Tensor) -> np.ndarray:
+    """Values of a tensor for a leaf, or of a leaf for a tensor."""
+    return np.swapaxes(values, -1, -2) if tensor.transpose else values
 
 
 def _all_of(shape: tuple[int, ...]) -> tuple[slice, ...]:

@@ -95,8 +95,8 @@ def write(config: _config.DecoderConfig, dtype: str) -> str:
     """
     settings = json.loads(config.source)
     if not _describes(config):
-        rope = ("rope_parameters", "rope_scaling", "rope_theta")
-        others = {name: v for name, v in settings.items() if name not in rope}
+        spelled = ("rope_parameters", "rope_scaling", "rope_theta", "num_local_experts")
+        others = {name: v for name, v in settings.items() if name not in spelled}
         settings = others | _settings(config)
     names = [name for name in ("dtype", "torch_dtype") if name in settings]
     settings |= dict.fromkeys(names or ["torch_dtype"], dtype)

@@ -120,7 +120,10 @@ def windows(family: str, c: Mapping[str, Any]) -> tuple[int | None, ...] | None:
     layers, window = c["num_hidden_layers"], c.get("sliding_window")
     if family in _UNWINDOWED:
         return None
-    if family in ("mistral", "phi3"):
+    if family in ("mistral", "mixtral", "phi3"):
+        return None if window is None else (window,) * layers
+    if family == "qwen3_moe":  # in transformers all layers have the window, or none
+        window = c.get("sliding_window", 4096) if c.get("use_sliding_window") else None
         return None if window is None else (window,) * layers
     types = c.get("layer_types")
     if family in ("gemma2", "gemma3_text"):
@@ -138,9 +141,12 @@ def windows(family: str, c: Mapping[str, Any]) -> tuple[int | None, ...] | None:
         ]
     if types is None:
         first = c.get("max_window_layers", 28)
+        slides = [i >= first for i in range(layers)]
+        if family == "qwen2_moe":
+            slides = [i % 2 == 0 and i < first for i in range(layers)]
         types = [
-            "full_attention" if window is None or i < first else "sliding_attention"
-            for i in range(layers)
+            "sliding_attention" if window is not None and slide else "full_attention"
+            for slide in slides
         ]
     supported = {"full_attention": None, "sliding_attention": window}
     if len(types) != layers or any(kind not in supported for kind in types):

@@ -7,6 +7,7 @@ contain several of our leaves, concatenated along its out axis. Loading and savi
 the same table.
 """
 
+import itertools
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
@@ -18,7 +19,8 @@ KEEP, TRANSPOSE = False, True
 
 
 class Row(NamedTuple):
-    """One kind of tensor; `{}` in a name is the index of the layer.
+    """One kind of tensor; `{}` in a name is the index of the layer, and a second `{}`
+    that of the expert.
 
     Attributes:
         paths: our leaves, in their order on the tensor's out axis.
@@ -109,6 +111,45 @@ GEMMA2 = (
 )
 
 
+_ATTENTION = tuple(
+    row for row in LLAMA if "/attention/" in row.paths[0] or row in (*_ENDS, *_NORMS)
+)
+
+
+def _experts(router: str, experts: str, gate: str, up: str, down: str):
+    """Rows for a mixture whose file has a tensor for each expert."""
+    layers = "model.layers.{}."
+    names = {"gate": gate, "up": up, "down": down}
+    rows = [(f"experts/{name}", f"{experts}.{{}}.{names[name]}") for name in names]
+    shared = [(f"shared/{name}", f"mlp.shared_expert.{names[name]}") for name in names]
+    rows += [("router", router), *shared, ("shared_gate", "mlp.shared_expert_gate")]
+    return tuple(
+        Row((f"blocks/mlp/{ours}/kernel",), f"{layers}{hf}.weight", "", TRANSPOSE)
+        for ours, hf in rows
+    )
+
+
+_QWEN_NAMES = ("mlp.gate", "mlp.experts", "gate_proj", "up_proj", "down_proj")
+QWEN_MOE = (*_ATTENTION, *_experts(*_QWEN_NAMES))
+_BLOCK = "block_sparse_moe"
+MIXTRAL = (
+    *_ATTENTION,
+    *_experts(f"{_BLOCK}.gate", f"{_BLOCK}.experts", "w1", "w3", "w2"),
+)
+# transformers 5 may write one tensor for the kernels of all experts of a layer.
+_GATE_UP = ("blocks/mlp/experts/gate/kernel", "blocks/mlp/experts/up/kernel")
+FUSED = (
+    Row(_GATE_UP, "model.layers.{}.mlp.experts.gate_up_proj", "", TRANSPOSE),
+    Row(
+        ("blocks/mlp/experts/down/kernel",),
+        "model.layers.{}.mlp.experts.down_proj",
+        "",
+        TRANSPOSE,
+    ),
+    *(row for row in QWEN_MOE if "/experts/" not in row.paths[0]),
+)
+
+
 def _gpt2() -> tuple[Row, ...]:
     top, layers = "transformer", "transformer.h.{}."
     qkv = "attention/q attention/k attention/v"
@@ -192,6 +233,8 @@ TABLES = {
     **dict.fromkeys(("olmo", "smollm3"), LLAMA),
     **dict.fromkeys(("gemma2", "gemma3_text", "olmo2"), GEMMA2),
     "phi": _phi(),
+    **dict.fromkeys(("qwen2_moe", "qwen3_moe", "olmoe"), QWEN_MOE),
+    "mixtral": MIXTRAL,
     "phi3": PHI3,
     "gpt2": _gpt2(),
     "opt": _opt(),
@@ -218,6 +261,8 @@ class Part(NamedTuple):
         path: our leaf.
         layer: index on the leaf's first axis; None if the tensor holds all layers or
             the leaf has none.
+        expert: index on the leaf's second axis; None if the tensor holds all experts or
+            the leaf has none.
         groups: number of groups.
         start, size: first unit within a group, and number of units.
     """
@@ -227,6 +272,12 @@ class Part(NamedTuple):
     groups: int
     start: int
     size: int
+    expert: int | None = None
+
+    @property
+    def place(self) -> tuple[int, ...]:
+        """The indices on the leaf's first axes."""
+        return tuple(i for i in (self.layer, self.expert) if i is not None)
 
 
 class Tensor(NamedTuple):
@@ -242,35 +293,52 @@ def tensors(config: _config.DecoderConfig, kind: str = "hf") -> dict[str, Tensor
 
     Args:
         config: the model.
-        kind: whose names, "hf" or "gguf".
+        kind: whose names, "hf", "hf_fused" (with one tensor for all experts of a layer)
+            or "gguf".
     """
     shapes = {
         path: leaf.shape for path, leaf in trees.paths(decoder.shapes(config)).items()
     }
     found = {}
-    for row in TABLES[config.family]:
+    for row in _table(config, kind):
         if row.paths[0] not in shapes:
             continue
-        name, stacked = getattr(row, kind), "{}" in getattr(row, kind)
+        name = _name(row, kind)
         groups = config.kv_heads if row.by_head else 1
         sizes = [shapes[path][-1] // groups for path in row.paths]
         starts = [sum(sizes[:i]) for i in range(len(sizes))]
-        first = shapes[row.paths[0]]
-        shape = (*first[1 if stacked else 0 : -1], groups * sum(sizes))
-        shape = shape[::-1] if row.transpose else shape
-        for layer in range(first[0]) if stacked else [None]:
+        first, stacked = shapes[row.paths[0]], name.count("{}")
+        shape = (*first[stacked:-1], groups * sum(sizes))
+        if row.transpose:
+            shape = (*shape[:-2], shape[-1], shape[-2])
+        for place in itertools.product(*(range(size) for size in first[:stacked])):
+            layer, expert = (*place, None, None)[:2]
             parts = tuple(
-                Part(path, layer, groups, start, size)
+                Part(path, layer, groups, start, size, expert)
                 for path, start, size in zip(row.paths, starts, sizes, strict=True)
             )
-            found[name.format(layer)] = Tensor(shape, row.transpose, parts)
+            found[name.format(*place)] = Tensor(shape, row.transpose, parts)
     return found
+
+
+def kind_of(config: _config.DecoderConfig, names: Iterable[str]) -> str:
+    """The kind, "hf" or "hf_fused", of a folder with tensors of these names."""
+    fused = config.experts is not None and _name(FUSED[0], "hf").format(0) in names
+    return "hf_fused" if fused else "hf"
+
+
+def _table(config: _config.DecoderConfig, kind: str) -> tuple[Row, ...]:
+    return FUSED if kind == "hf_fused" else TABLES[config.family]
+
+
+def _name(row: Row, kind: str) -> str:
+    return row.gguf if kind == "gguf" else row.hf
 
 
 def name_of(config: _config.DecoderConfig, kind: str, path: str) -> str:
     """The name of the tensor that contains the leaf `path`, which has no layers."""
-    row = next(row for row in TABLES[config.family] if path in row.paths)
-    return getattr(row, kind)
+    row = next(row for row in _table(config, kind) if path in row.paths)
+    return _name(row, kind)
 
 
 def renamed(
@@ -282,8 +350,9 @@ def renamed(
     original GPT-2, has names without their first part, and transformers 5 may call
     embed_out of GPT-NeoX lm_head.
     """
-    wanted = tensors(config)
-    head = name_of(config, "hf", "unembed/kernel")
+    kind = kind_of(config, entries)
+    wanted = tensors(config, kind)
+    head = name_of(config, kind, "unembed/kernel")
     found = {}
     for name, entry in entries.items():
         others = [prefix + name for prefix in _PREFIXES]
@@ -308,7 +377,7 @@ def cuts(
         is transposed, the two axes are swapped.
     """
     *inner, units = index
-    group_units = tensor.shape[0 if tensor.transpose else -1] // part.groups
+    group_units = tensor.shape[-2 if tensor.transpose else -1] // part.groups
     for group in range(part.groups):
         first = group * part.size
         start, stop = max(units.start, first), min(units.stop, first + part.size)
@@ -316,7 +385,9 @@ def cuts(
             shift = group * group_units + part.start - first
             there = (*inner, slice(start + shift, stop + shift))
             here = (..., slice(start - units.start, stop - units.start))
-            yield here, there[::-1] if tensor.transpose else there
+            if tensor.transpose:
+                there = (*there[:-2], there[-1], there[-2])
+            yield here, there
 
 
 def check(

@@ -320,7 +320,8 @@ def _open_folder(folder: Path, compute_dtype: str, remat: str) -> _assemble.Sour
         config = _hf_config.parse(text, compute_dtype=compute_dtype, remat=remat)
     tensors, unlisted = _safetensors.entries(folder)
     tensors = _names.renamed(config, tensors)
-    wanted = _names.tensors(config)
+    kind = _names.kind_of(config, tensors)
+    wanted = _names.tensors(config, kind)
     if unlisted:
         used = [n for n, entry in tensors.items() if n in wanted and entry in unlisted]
         names = _checks.listed(sorted(unlisted.values()), 4)
@@ -332,7 +333,7 @@ def _open_folder(folder: Path, compute_dtype: str, remat: str) -> _assemble.Sour
         tensors = {n: e for n, e in tensors.items() if n in wanted or e not in unlisted}
     _safetensors.check_dtypes({n: e for n, e in tensors.items() if n in wanted})
     built = _tokenizer.load(folder)
-    return _assemble.Source(config, "hf", folder, tensors, _safetensors.read, built)
+    return _assemble.Source(config, kind, folder, tensors, _safetensors.read, built)
 
 
 def _settings_files(

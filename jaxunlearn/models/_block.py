@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from jaxunlearn import sharding
-from jaxunlearn.models import _attention, _rope
+from jaxunlearn.models import _attention, _experts, _rope
 from jaxunlearn.models._config import DecoderConfig
 from jaxunlearn.sharding import BATCH, ROWS
 from jaxunlearn.typing import Array, Params, PyTree
@@ -23,8 +23,11 @@ _ACTIVATIONS = {
 _NO_WINDOW = jnp.iinfo(jnp.int32).max  # of a layer that attends to all tokens
 
 
-def run(config, weights, x, rotation, attend, edits, index):
-    """One decoder block: (its output [B, L, D], {site: value})."""
+def run(config, weights, x, rotation, attend, edits, index, mask=None):
+    """One decoder block: (its output [B, L, D], {site: value}).
+
+    With experts and a mask [B, L] the values have `routing` too, an _experts.Routing.
+    """
     batch, length, _ = x.shape
     attention, mlp = weights["attention"], weights["mlp"]
     normed = norm(config, attention.get("norm"), x) if config.pre_norms else x
@@ -32,10 +35,10 @@ def run(config, weights, x, rotation, attend, edits, index):
 
     def heads(name):
         y = _dense(attention[name], attention_in)
-        if config.qkv_clip is not None:
-            y = jnp.clip(y, -config.qkv_clip, config.qkv_clip)
         if config.qk_norm and config.qk_norm_over == "all" and name != "v":
             y = norm(config, attention.get(f"{name}_norm"), y)
+        if config.qkv_clip is not None:
+            y = jnp.clip(y, -config.qkv_clip, config.qkv_clip)
         return y.reshape(batch, length, -1, config.head_dim)
 
     q, k, v = (heads(name) for name in ("q", "k", "v"))
@@ -58,13 +61,11 @@ def run(config, weights, x, rotation, attend, edits, index):
         normed = before if config.parallel else x
         normed = norm(config, mlp.get("norm"), normed) if config.pre_norms else normed
     mlp_in = _edit(edits, "mlp_in", normed, index)
-    activation = _ACTIVATIONS[config.activation]
-    if config.gated:
-        units = activation(_wide(mlp["gate"], mlp_in)) * _wide(mlp["up"], mlp_in)
+    if config.experts is None:
+        units = _edit(edits, "mlp", _units(config, mlp, mlp_in), index)
+        mlp_out, values = _dense(mlp["down"], units), {"mlp": units}
     else:
-        units = activation(_wide(mlp["up"], mlp_in))
-    units = _edit(edits, "mlp", units, index)
-    mlp_out = _dense(mlp["down"], units)
+        mlp_out, values = _mixture(config, mlp, mlp_in, edits, index, mask)
     if config.post_norms:
         mlp_out = norm(config, mlp.get("post_norm"), mlp_out)
     mlp_out = _edit(edits, "mlp_out", mlp_out, index)
@@ -75,10 +76,38 @@ def run(config, weights, x, rotation, attend, edits, index):
         "attention": mixed,
         "attention_out": attention_out,
         "mlp_in": mlp_in,
-        "mlp": units,
+        **values,
         "mlp_out": mlp_out,
         "block": x,
     }
+
+
+def _units(config, mlp, x):
+    """The hidden units of an MLP, [B, L, F]."""
+    activation = _ACTIVATIONS[config.activation]
+    if config.gated:
+        return activation(_wide(mlp["gate"], x)) * _wide(mlp["up"], x)
+    return activation(_wide(mlp["up"], x))
+
+
+def _mixture(config, mlp, x, edits, index, mask):
+    """The output of a mixture of experts, [B, L, D], and {site: value}."""
+    logits = _experts.router_logits(mlp["router"], x)
+    logits = _edit(edits, "router", logits, index)
+    probs, weights, chosen = _experts.choose(config.experts, logits)
+    each = _experts.spread(weights, chosen, config.experts.num)
+    if "experts" in edits:
+        each = _edit(edits, "experts", each, index)
+        weights = jnp.take_along_axis(each, chosen, axis=-1)
+    activation = _ACTIVATIONS[config.activation]
+    out = _experts.run(mlp["experts"], x, weights, chosen, activation)
+    if "shared" in mlp:
+        shared = _dense(mlp["shared"]["down"], _units(config, mlp["shared"], x))
+        out += jax.nn.sigmoid(_dense(mlp["shared_gate"], x)) * shared
+    values = {"router": logits, "experts": each}
+    if mask is not None:
+        values["routing"] = _experts.routing(probs, chosen, mask)
+    return out, values
 
 
 def attention(config: DecoderConfig, visible: Array) -> Callable[..., Array]:

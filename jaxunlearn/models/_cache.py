@@ -26,7 +26,7 @@ def empty(
     is copied; elsewhere all layers are stacked, [N, ...], and scanned. On a mesh rows
     are sharded over data and fsdp, heads over tensor.
     """
-    axes = (("data", "fsdp"), "tensor")
+    axes = (sharding.BATCH, "tensor")
     shape = (batch_size, config.kv_heads, length, config.head_dim)
     dtype, num_layers = jnp.dtype(config.compute_dtype), config.layers
 

@@ -65,13 +65,44 @@ class RopeConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class ExpertsConfig:
+    """A mixture of experts in place of each MLP.
+
+    The router gives every token a probability for each expert, a float32 softmax of a
+    linear function of the MLP's input. The token's output is the sum, over the
+    `per_token` experts with the largest probabilities, of probability times output.
+
+    Attributes:
+        num: number of experts, E.
+        per_token: number of experts that compute each token.
+        normalize: whether the chosen probabilities are divided by their sum.
+        shared_hidden: hidden units of an MLP that computes every token; 0 for none. Its
+            output is multiplied by the sigmoid of a linear function of the input.
+    """
+
+    num: int
+    per_token: int
+    normalize: bool = True
+    shared_hidden: int = 0
+
+    def __post_init__(self):
+        _checks.positive_int("ExpertsConfig", num=self.num, per_token=self.per_token)
+        _checks.not_negative("ExpertsConfig", shared_hidden=self.shared_hidden)
+        if self.per_token > self.num:
+            raise ValueError(
+                "ExpertsConfig needs per_token of at most num, got "
+                f"per_token={self.per_token} and num={self.num}."
+            )
+
+
+@dataclasses.dataclass(frozen=True)
 class DecoderConfig:
     """A decoder-only language model.
 
     Attributes:
         family: Hugging Face's `model_type`; it determines names in files, never the
             computation.
-        vocab, width, layers, hidden: V, D, N and F.
+        vocab, width, layers, hidden: V, D, N and F (with experts, F of each).
         heads, kv_heads, head_dim: number of query heads, number of key-value heads
             (which divides `heads`), size of a head.
         positions: longest sequence the model is meant for, in tokens.
@@ -101,12 +132,14 @@ class DecoderConfig:
         qk_norm: whether queries and keys are normed (Qwen3).
         qk_norm_over: the units of one norm of queries or keys: "head", those of each
             head, or "all", those of all heads together (OLMo 2).
-        qkv_clip: c, if queries, keys and values are clipped to [-c, c] (OLMo).
+        qkv_clip: c, if queries, keys and values are clipped to [-c, c], after the norms
+            of queries and keys (OLMo, OLMoE).
         rope_layers: for each layer whether it has rotary positions (SmolLM3); None
             instead of the tuple if all have.
         windows: for each layer, the number of tokens a query attends to, itself
             included, or None for all; None instead of the tuple if all layers attend to
             all tokens.
+        experts: the mixture of experts in every layer; None for an MLP.
         compute_dtype: dtype of activations and matrix products; params keep theirs.
         remat: what the backward pass recomputes in each block: "none", "dots"
             (everything but the products with weight matrices), "mlp" (everything but
@@ -154,6 +187,7 @@ class DecoderConfig:
     qkv_clip: float | None = None
     rope_layers: tuple[bool, ...] | None = None
     windows: tuple[int | None, ...] | None = None
+    experts: ExpertsConfig | None = None
     compute_dtype: str = "float32"
     remat: str = "full"
     attention: str = "xla"
@@ -183,6 +217,11 @@ class DecoderConfig:
             raise ValueError(
                 "DecoderConfig needs parallel and pre_norms for shared_norm, "
                 f"got parallel={self.parallel} and pre_norms={self.pre_norms}."
+            )
+        if self.experts is not None and (not self.gated or self.mlp_bias):
+            raise ValueError(
+                "DecoderConfig needs gated=True and mlp_bias=False with experts, got "
+                f"gated={self.gated} and mlp_bias={self.mlp_bias}."
             )
         if self.local_rope is not None and (self.rope is None or not self.windows):
             raise ValueError(

@@ -35,6 +35,10 @@ _SITES = (
     *("mlp_in", "mlp", "mlp_out", "block"),
 )
 
+# With experts, in place of "mlp": the router's logits, and the weight of every expert
+# in the token's output, 0 for those that do not compute it.
+_EXPERT_SITES = ("router", "experts")
+
 # Width over fsdp; heads, hidden units and the vocabulary over tensor. Axis 0 of a leaf
 # in `blocks` is the layer, which is scanned and not sharded.
 RULES = (
@@ -47,6 +51,18 @@ RULES = (
     (r"blocks/(attention/o|mlp/down)/kernel", (None, "tensor", "fsdp")),
     (r"blocks/(attention/[qkv]|mlp/(gate|up))/bias", (None, "tensor")),
     (r".*/(scale|bias)", ()),
+)
+# The axis `expert` splits experts, together with tensor, and whatever fsdp splits.
+_EXPERT_RULES = (
+    (r"blocks/mlp/experts/(gate|up)/kernel", (None, ("expert", "tensor"), "fsdp")),
+    (r"blocks/mlp/experts/down/kernel", (None, ("expert", "tensor"), None, "fsdp")),
+    (r"blocks/mlp/(router|shared_gate)/kernel", (None, ("fsdp", "expert"))),
+    (r"blocks/mlp/shared/(gate|up)/kernel", (None, ("fsdp", "expert"), "tensor")),
+    (r"blocks/mlp/shared/down/kernel", (None, "tensor", ("fsdp", "expert"))),
+    *(
+        (rule, tuple(("fsdp", "expert") if axis == "fsdp" else axis for axis in axes))
+        for rule, axes in RULES
+    ),
 )
 
 
@@ -61,28 +77,46 @@ def make(config: DecoderConfig) -> Model:
     )
     # With a norm after the kernel, an output of the kernel is not a unit of the site.
     writers = (lambda path: ()) if config.post_norms else (lambda path: (path,))
+    sites = {
+        "attention_in": Site(config.width, n, readers=qkv),
+        "attention": Site(units, n, o, readers=(o,), writers=qkv[2:], grouping=shared),
+        "attention_out": Site(config.width, n, writers=writers(o)),
+        "mlp_in": Site(config.width, n, readers=up),
+        "mlp": Site(config.hidden, n, down, readers=(down,), writers=up),
+        "mlp_out": Site(config.width, n, writers=writers(down)),
+        "block": Site(config.width, n),
+    }
+    if config.experts is not None:
+        sites = _with_experts(config, sites)
     return Model(
         init=partial(init, config),
         apply=partial(apply, config),
         unembed=partial(unembed, config),
-        sites={
-            "attention_in": Site(config.width, n, readers=qkv),
-            "attention": Site(
-                units, n, o, readers=(o,), writers=qkv[2:], grouping=shared
-            ),
-            "attention_out": Site(config.width, n, writers=writers(o)),
-            "mlp_in": Site(config.width, n, readers=up),
-            "mlp": Site(config.hidden, n, down, readers=(down,), writers=up),
-            "mlp_out": Site(config.width, n, writers=writers(down)),
-            "block": Site(config.width, n),
-        },
+        sites=sites,
         config=config,
         init_cache=partial(_cache.empty, config),
         decode=partial(_cache.decode, config),
         prepare_decode=partial(_cache.prepare_decode, config),
-        rules=RULES,
+        rules=RULES if config.experts is None else _EXPERT_RULES,
         low_rank=True,
     )
+
+
+def _with_experts(config: DecoderConfig, sites: dict[str, Site]) -> dict[str, Site]:
+    """The sites of a decoder whose MLPs are mixtures of experts."""
+    num, n = config.experts.num, config.layers
+    # A weight of 0 and a `down` kernel of 0 are the same output.
+    weights = Site(num, n, "blocks/mlp/experts/down/kernel")
+    shared = ("blocks/mlp/shared_gate/kernel",) if config.experts.shared_hidden else ()
+    readers = ("blocks/mlp/router/kernel", *shared)
+    changed = {
+        "mlp_in": Site(config.width, n, readers=readers),
+        "router": Site(num, n, writers=readers[:1]),
+        "experts": weights,
+        "mlp_out": Site(config.width, n),
+    }
+    names = dict.fromkeys(name for name in (*sites, *changed) if name != "mlp")
+    return {name: changed.get(name, sites.get(name)) for name in names}
 
 
 def resized(model: Model, params: Params) -> Model:
@@ -98,7 +132,8 @@ def resized(model: Model, params: Params) -> Model:
             "resized needs a model of models.make, got one whose config is a "
             f"{type(model.config).__name__}. Construct the smaller model yourself."
         )
-    hidden = params["blocks"]["mlp"]["down"]["kernel"].shape[1]
+    mlp = params["blocks"]["mlp"]
+    hidden = mlp.get("experts", mlp)["down"]["kernel"].shape[-2]
     return make(dataclasses.replace(model.config, hidden=hidden))
 
 
@@ -110,9 +145,10 @@ def shapes(config: DecoderConfig) -> Params:
     def leaf(*shape):
         return jax.ShapeDtypeStruct(shape, jnp.float32)
 
-    def dense(into, out, bias):
-        kernel = {"kernel": leaf(n, into, out)}
-        return kernel | ({"bias": leaf(n, out)} if bias else {})
+    def dense(*sizes):
+        *stack, into, out, bias = sizes
+        kernel = {"kernel": leaf(n, *stack, into, out)}
+        return kernel | ({"bias": leaf(n, *stack, out)} if bias else {})
 
     def norm(name, *shape):
         if c.norm == "layer_unscaled":
@@ -126,12 +162,25 @@ def shapes(config: DecoderConfig) -> Params:
         "v": dense(c.width, kv_out, c.qkv_bias),
         "o": dense(q_out, c.width, c.out_bias),
     }
-    mlp = {
-        "up": dense(c.width, c.hidden, c.mlp_bias),
-        "down": dense(c.hidden, c.width, c.mlp_bias),
-    }
-    if c.gated:
-        mlp["gate"] = dense(c.width, c.hidden, c.mlp_bias)
+
+    def mlp_of(hidden, *stack):
+        kernels = {
+            "up": dense(*stack, c.width, hidden, c.mlp_bias),
+            "down": dense(*stack, hidden, c.width, c.mlp_bias),
+        }
+        gate = {"gate": dense(*stack, c.width, hidden, c.mlp_bias)}
+        return kernels | (gate if c.gated else {})
+
+    if c.experts is None:
+        mlp = mlp_of(c.hidden)
+    else:
+        mlp = {
+            "router": dense(c.width, c.experts.num, False),
+            "experts": mlp_of(c.hidden, c.experts.num),
+        }
+        if c.experts.shared_hidden:
+            mlp["shared"] = mlp_of(c.experts.shared_hidden)
+            mlp["shared_gate"] = dense(c.width, 1, False)
     if c.pre_norms:
         attention |= norm("norm", n, c.width)
         mlp |= {} if c.shared_norm else norm("norm", n, c.width)
@@ -198,7 +247,8 @@ def apply(
             without the final norm.
         key: unused; the decoder has no dropout.
     Returns:
-        Outputs; hidden is [B, L, D] in the compute dtype.
+        Outputs; hidden is [B, L, D] in the compute dtype. A mixture of experts also
+        returns its routing.
     Raises:
         ValueError: if L exceeds the model's positions, or a site or layer does not
             exist.
@@ -216,8 +266,8 @@ def apply(
         weights, window, rotates, index = layer
         attend = attends(window, index)
         rotation = _block.layer_rotation(rotations, window, rotates)
-        x, values = _block.run(config, weights, x, rotation, attend, edits, index)
-        return x, {site: values[site] for site in taps}
+        x, values = _block.run(config, weights, x, rotation, attend, edits, index, mask)
+        return x, {site: values[site] for site in taps}, values.get("routing")
 
     if config.remat != "none":
         block = jax.checkpoint(block, policy=_POLICIES[config.remat], prevent_cse=False)
@@ -225,26 +275,29 @@ def apply(
     slots = {site: _slots(layers, num_layers) for site, layers in taps.items()}
     x = _block.embed(config, params, batch["tokens"], positions)
     tapped = {
-        site: jnp.zeros((len(layers), *mask.shape, _units(config, site)), x.dtype)
+        site: jnp.zeros(
+            (len(layers), *mask.shape, _units(config, site)),
+            jnp.float32 if site in _EXPERT_SITES else x.dtype,
+        )
         for site, layers in taps.items()
     }
 
     def body(carry, layer):
         x, tapped = carry
-        x, values = block(x, layer)
+        x, values, routing = block(x, layer)
         index = layer[-1]
         tapped = {
             site: tapped[site].at[slots[site][index]].set(values[site], mode="drop")
             for site in tapped
         }
-        return (x, tapped), None
+        return (x, tapped), routing
 
     blocks = jax.tree.map(lambda leaf: leaf[:num_layers], params["blocks"])
     layers = _block.scan_inputs(config, blocks, num_layers)
-    (x, tapped), _ = jax.lax.scan(body, (x, tapped), layers)
+    (x, tapped), routing = jax.lax.scan(body, (x, tapped), layers)
     if until is None:
         x = _block.norm(config, params.get("final_norm"), x)
-    return Outputs(x, tapped)
+    return Outputs(x, tapped, routing)
 
 
 def unembed(config: DecoderConfig, params: Params, hidden: Array) -> Array:
@@ -278,6 +331,8 @@ def _slots(layers: Sequence[int], num_layers: int) -> Array:
 
 def _units(config: DecoderConfig, site: str) -> int:
     sizes = {"attention": config.heads * config.head_dim, "mlp": config.hidden}
+    if config.experts is not None:
+        sizes |= dict.fromkeys(_EXPERT_SITES, config.experts.num)
     return sizes.get(site, config.width)
 
 
@@ -296,8 +351,11 @@ def _check_call(config, batch, taps, edits, num_layers):
         raise ValueError(
             f"{owner} has layers 0 to {config.layers - 1}, got until={num_layers - 1}."
         )
+    sites = _SITES
+    if config.experts is not None:
+        sites = (*(site for site in _SITES if site != "mlp"), *_EXPERT_SITES)
     for site in (*taps, *edits):
-        _checks.one_of(owner, _SITES, site=site)
+        _checks.one_of(owner, sites, site=site)
     for site, layers in taps.items():
         distinct = len(set(layers)) == len(layers) > 0
         if not distinct or any(not 0 <= layer < num_layers for layer in layers):

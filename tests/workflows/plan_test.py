@@ -46,7 +46,10 @@ def test_a_plan_is_printed_and_written(tmp_path):
     written = json.loads(output.read_text())
     assert written["topology"] == "cpu:8"
     result = written["result"]
-    assert result["mesh"] == {"data": 1, "fsdp": 4, "context": 1, "tensor": 2}
+    assert result["mesh"] == {"data": 1, "fsdp": 4, "expert": 1} | {
+        "context": 1,
+        "tensor": 2,
+    }
     assert result["moved"]["all-gather"]["bytes"] > 0
     assert result["memory"]["params"] > 0 and result["fits"] is None
 

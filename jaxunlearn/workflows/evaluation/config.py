@@ -30,7 +30,7 @@ def defaults() -> dict[str, Any]:
         "num_resamples": 1000,  # of the bootstrap
         "dtype": "float32",
         "compute_dtype": "float32",
-        "mesh": {"data": 1, "fsdp": 1, "context": 1, "tensor": 1},
+        "mesh": dict.fromkeys(sharding.AXES, 1),
     }
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from jaxunlearn import _checks, recipes
+from jaxunlearn import _checks, recipes, sharding
 from jaxunlearn.workflows import config_file
 
 MODES = ("finetune", "unlearn", "evaluate")
@@ -106,7 +106,7 @@ def defaults() -> ConfigDict:
             # The learning rate rises over `warmup` steps and then falls, as a cosine,
             # to `end` times its peak at `steps`. It is constant where steps is 0.
             "schedule": {"warmup": 0, "steps": 0, "end": 0.1},
-            "mesh": {"data": 1, "fsdp": -1, "context": 1, "tensor": 1},
+            "mesh": dict.fromkeys(sharding.AXES, 1) | {"fsdp": -1},
             # every: steps between two printed lines where there is no terminal.
             "log": {
                 "every": 10,
