@@ -61,7 +61,8 @@ def load(
     rules: Rules | None = None,
 ) -> tuple[Model, Params, Any]:
     """Loads a decoder of one of these families: Llama, Mistral, Qwen2 and 3, Gemma 1 to
-    3 (text), Phi 1 to 3, OLMo 1 and 2, SmolLM3, GPT-2, OPT, GPT-NeoX (Pythia).
+    3 (text), Phi 1 to 3, OLMo 1 and 2, SmolLM3, GPT-2, OPT, GPT-NeoX (Pythia),
+    and with mixtures of experts Mixtral, Qwen2-MoE, Qwen3-MoE and OLMoE.
 
     Args:
         path: a folder with config.json and safetensors, a .gguf file or a folder with
