@@ -98,8 +98,9 @@ class Model(NamedTuple):
         config: the configuration that built the model, for exporters; None without one.
         init_cache: (batch_size, length, *, min_length=0) -> empty key-value cache; None
             if the model cannot decode. `min_length` is only given if the config has a
-            `cache_limit` (DecoderConfig). Rows are axis 0 of its arrays, or axis 1 of arrays with five
-            axes, which have all layers; a scalar counts the tokens of a row so far.
+            `cache_limit` (DecoderConfig). Rows are axis 0 of its arrays, or axis 1 of
+            arrays with five axes, which have all layers; a scalar counts the tokens of
+            a row so far.
         decode: (params, batch, cache) -> (hidden, cache), appends the batch's tokens.
         prepare_decode: params -> params in the layout that a loop of `decode` reads
             fastest; None if that is their usual layout.

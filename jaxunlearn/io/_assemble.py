@@ -36,6 +36,7 @@ class Source(NamedTuple):
         tensors: name -> entry, as `read` takes it.
         read: (entry, index) -> values.
         tokenizer: a transformers tokenizer, or None.
+        left_out: names of the tensors of other parts of a multimodal model.
     """
 
     config: _config.DecoderConfig
@@ -44,6 +45,7 @@ class Source(NamedTuple):
     tensors: dict[str, Any]
     read: Callable[[Any, tuple[slice, ...]], np.ndarray]
     tokenizer: Any
+    left_out: tuple[str, ...] = ()
 
 
 def assemble(source: Source, dtype: np.dtype, shardings: PyTree | None) -> Params:

@@ -4,6 +4,7 @@
 A setting that the decoder does not support is refused by name.
 """
 
+import dataclasses
 import difflib
 import re
 from collections.abc import Callable, Mapping
@@ -38,6 +39,7 @@ _NEAREST = {
     "cohere2": ("llama", "parallel blocks, one norm per block and scaled logits"),
     "falcon": ("gpt_neox", "its shared key-value heads and ALiBi positions"),
     "falcon_h1": ("llama", "state-space layers"),
+    "ministral3": ("mistral", "queries scaled by their position"),
     "gemma3n": ("gemma3_text", "embeddings per layer and shared keys and values"),
     "gemma4_text": ("gemma3_text", "embeddings per layer and shared keys and values"),
     "gemma4": ("gemma3_text", "embeddings per layer and shared keys and values"),
@@ -99,6 +101,19 @@ def common(given: Mapping[str, Any]) -> dict[str, Any]:
     if family == "gpt2" and c.get("intermediate_size") is None and c.get("hidden_size"):
         c["intermediate_size"] = 4 * c["hidden_size"]
     return c
+
+
+def text_model(given: dict[str, Any]) -> dict[str, Any] | None:
+    """config.json of the text model alone, from that of a multimodal model; None for
+    another model."""
+    inner, family = given.get("text_config"), given.get("model_type")
+    if family not in _MULTIMODAL or not isinstance(inner, Mapping):
+        return None
+    found = {"model_type": _MULTIMODAL[family]} | dict(inner)
+    found = {n: given[n] for n in _SHARED if given.get(n) is not None} | found
+    if found["model_type"] in FAMILIES:
+        found["architectures"] = [FAMILIES[found["model_type"]].architecture]
+    return found
 
 
 def unknown(given: Mapping[str, Any]) -> ValueError:
@@ -174,8 +189,9 @@ def _refuse(c: Mapping[str, Any], **supported: Any) -> None:
 
 
 # Families of Llama's kind with the settings attention_bias, mlp_bias.
-_BIASED = ("llama", "qwen3", "olmo", "olmo2", "smollm3")
-_MLP_BIASED = ("llama", "smollm3")
+_BIASED = ("llama", "qwen3", "olmo", "olmo2", "olmo3", "smollm3", "granite")
+_MLP_BIASED = ("llama", "smollm3", "granite", "seed_oss")
+_UNWINDOWED = ("llama", "olmo", "olmo2", "granite", "seed_oss", "glm", "glm4")
 
 
 def _llama(c):
@@ -274,10 +290,11 @@ def _written_llama(c):
         found["attention_bias"] = c.qkv_bias
     if c.family in _MLP_BIASED:
         found["mlp_bias"] = c.mlp_bias
-    if c.family not in ("llama", "olmo", "olmo2"):
+    if c.family not in _UNWINDOWED:
         found["sliding_window"] = windows[0] if windows else None
     if c.family in ("qwen2", "qwen3", "smollm3"):
         found["use_sliding_window"] = bool(windows)
+    if c.family in ("qwen2", "qwen3", "smollm3", "ministral", "olmo3"):
         found["layer_types"] = _types(c)
     if c.family == "phi3":
         original = c.rope.original_positions or c.positions
@@ -295,6 +312,52 @@ def _olmo(c):
 def _olmo2(c):
     norms = {"pre_norms": False, "post_norms": True}
     return _llama(c) | norms | {"qk_norm": True, "qk_norm_over": "all"}
+
+
+def _olmo3(c):
+    theta = c.get("rope_theta")
+    if not c.get("rope_parameters") and theta not in (None, _OLMO3_THETA):
+        supported = f"{_OLMO3_THETA}, or in rope_parameters for each type of layer"
+        raise _hf_layers.unsupported("rope_theta", theta, supported)
+    return _olmo2(c | {"rope_parameters": None, "rope_scaling": None}) | (
+        _hf_layers.ropes(c, (_OLMO3_THETA, _OLMO3_THETA))
+    )
+
+
+def _granite(c):
+    return _llama(c) | {
+        "embed_scale": float(c.get("embedding_multiplier", 1.0)),
+        "attention_scale": float(c.get("attention_multiplier", 1.0)),
+        "residual_scale": float(c.get("residual_multiplier", 1.0)),
+        "logit_divisor": float(c.get("logits_scaling", 1.0)),
+    }
+
+
+def _written_granite(c):
+    return _written_llama(c) | {
+        "embedding_multiplier": c.embed_scale or 1.0,
+        "attention_multiplier": c.attention_scale or c.head_dim**-0.5,
+        "residual_multiplier": c.residual_scale or 1.0,
+        "logits_scaling": c.logit_divisor or 1.0,
+    }
+
+
+def _seed_oss(c):
+    biases = {
+        "qkv_bias": bool(c.get("attention_bias", True)),
+        "out_bias": bool(c.get("attention_out_bias", False)),
+    }
+    return _llama(c) | biases
+
+
+def _glm(c):
+    rope = dataclasses.replace(_hf_layers.rope(c), interleaved=True)
+    bias = bool(c.get("attention_bias", True))
+    return {"rope": rope, "qkv_bias": bias, "post_norms": c["model_type"] == "glm4"}
+
+
+def _written_glm(c):
+    return {"partial_rotary_factor": c.rope.partial, "attention_bias": c.qkv_bias}
 
 
 def _smollm3(c):
@@ -404,6 +467,14 @@ def _neox(c):
     }
 
 
+_OLMO3_THETA = 500000.0
+_GLM = {
+    "partial_rotary_factor": 0.5,
+    "num_key_value_heads": 2,
+    "head_dim": 128,
+    "max_position_embeddings": 131072,
+    "rms_norm_eps": 1.5625e-7,
+}
 _GEMMA = {
     "hidden_act": "gelu_pytorch_tanh",
     "head_dim": 256,
@@ -415,7 +486,19 @@ _NEWER_GEMMA = _GEMMA | {
     "sliding_window": 4096,
 }
 _GEMMA2 = {"final_logit_softcapping": 30.0, "attn_logit_softcapping": 50.0}
-_GEMMA3 = {"final_logit_softcapping": None, "max_position_embeddings": 131072}
+_GEMMA3 = {
+    "final_logit_softcapping": None,
+    "max_position_embeddings": 131072,
+    "vocab_size": 262208,
+    "num_attention_heads": 8,
+}
+# model_type of a multimodal model -> that of its text_config if it is not given.
+_MULTIMODAL = {"gemma3": "gemma3_text", "mistral3": "mistral"}
+_SHARED = (  # what a multimodal config.json has outside its text_config
+    *("bos_token_id", "eos_token_id", "pad_token_id", "_generation_config"),
+    *("dtype", "torch_dtype", "transformers_version", "quantization_config"),
+    "tie_word_embeddings",
+)
 
 _QWEN_MOE = {
     "max_position_embeddings": 32768,
@@ -462,6 +545,47 @@ FAMILIES = {
         {"max_position_embeddings": 2048},
         written=lambda c: _written_llama(c) | {"clip_qkv": c.qkv_clip},
     ),
+    "olmo3": Family(
+        "Olmo3ForCausalLM",
+        _olmo3,
+        {
+            "max_position_embeddings": 2048,
+            "rms_norm_eps": 1e-5,
+            "sliding_window": 4096,
+        },
+        written=_written_llama,
+    ),
+    "ministral": Family(
+        "MinistralForCausalLM",
+        _llama,
+        {
+            "max_position_embeddings": 4096 * 32,
+            "num_key_value_heads": 8,
+            "sliding_window": 4096,
+        },
+        written=_written_llama,
+    ),
+    "granite": Family(
+        "GraniteForCausalLM",
+        _granite,
+        {"max_position_embeddings": 2048},
+        written=_written_granite,
+    ),
+    "seed_oss": Family(
+        "SeedOssForCausalLM",
+        _seed_oss,
+        {
+            "max_position_embeddings": 524288,
+            "num_key_value_heads": 8,
+            "head_dim": 128,
+        },
+        written=lambda c: (
+            _written_llama(c)
+            | {"attention_bias": c.qkv_bias, "attention_out_bias": c.out_bias}
+        ),
+    ),
+    "glm": Family("GlmForCausalLM", _glm, _GLM, written=_written_glm),
+    "glm4": Family("Glm4ForCausalLM", _glm, _GLM, written=_written_glm),
     "olmo2": Family(
         "Olmo2ForCausalLM",
         _olmo2,

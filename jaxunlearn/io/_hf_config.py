@@ -30,10 +30,12 @@ _OWNER = "hf.load"
 
 
 def parse(text: str, *, compute_dtype: str = "float32", remat: str = "full"):
-    """The DecoderConfig that a config.json describes.
+    """The DecoderConfig that a config.json describes; of a multimodal model, its text
+    model.
 
     Args:
-        text: the content of the file, stored in the result's `source`.
+        text: the content of the file, stored in the result's `source`; of a multimodal
+            model, the settings of its text model.
         compute_dtype: dtype of the activations.
         remat: what the backward pass recomputes.
     Raises:
@@ -49,6 +51,9 @@ def parse(text: str, *, compute_dtype: str = "float32", remat: str = "full"):
             f"{_OWNER} needs JSON in config.json, got text that does not parse "
             f"({error}). Copy or download it again."
         ) from error
+    inner = _families.text_model(given)
+    if inner is not None:
+        given, text = inner, json.dumps(inner, indent=2)
     family = given.get("model_type")
     if family not in FAMILIES:
         raise _families.unknown(given)
@@ -101,6 +106,11 @@ def write(config: _config.DecoderConfig, dtype: str) -> str:
     names = [name for name in ("dtype", "torch_dtype") if name in settings]
     settings |= dict.fromkeys(names or ["torch_dtype"], dtype)
     return json.dumps(settings, indent=2) + "\n"
+
+
+def is_multimodal(text: str) -> bool:
+    """Whether config.json is that of a multimodal model."""
+    return _families.text_model(json.loads(text)) is not None
 
 
 def architecture(family: str) -> str:

@@ -10,6 +10,11 @@ from jaxunlearn.models import _config
 _OWNER = "hf.load"
 # Families without windows.
 _UNWINDOWED = ("llama", "gemma", "gpt2", "opt", "gpt_neox", "olmo", "olmo2", "phi")
+_UNWINDOWED += ("glm", "glm4", "granite", "seed_oss")
+# Families that may rotate a part of each head.
+_PARTIAL = ("phi", "phi3", "gpt_neox", "glm", "glm4")
+# The families whose layers follow a pattern: every n-th has no window.
+_EVERY = {"gemma2": 2, "gemma3_text": 6, "olmo3": 4}
 
 
 def rope(c: Mapping[str, Any]) -> _config.RopeConfig:
@@ -29,7 +34,7 @@ def rope(c: Mapping[str, Any]) -> _config.RopeConfig:
         raise unsupported("rope_type", repr(kind), _checks.listed(_config.ROPE_KINDS))
     partial = given.get("partial_rotary_factor", c.get("partial_rotary_factor"))
     partial = 1.0 if partial is None else float(partial)
-    if partial != 1.0 and c["model_type"] not in ("phi", "phi3", "gpt_neox"):
+    if partial != 1.0 and c["model_type"] not in _PARTIAL:
         raise unsupported("partial_rotary_factor", partial, "1.0")
     needed = {
         "linear": ("factor",),
@@ -75,8 +80,13 @@ def rope(c: Mapping[str, Any]) -> _config.RopeConfig:
     )
 
 
-def ropes(c: Mapping[str, Any]) -> dict[str, _config.RopeConfig]:
-    """Gemma 3's two sets: for layers with full attention, and with a window."""
+def ropes(
+    c: Mapping[str, Any], thetas: tuple[float, float] = (1e6, 1e4)
+) -> dict[str, _config.RopeConfig]:
+    """Two sets, for layers with full attention and with a window (Gemma 3, OLMo 3).
+
+    `thetas` are their bases where config.json does not give them.
+    """
     nested, scaled = c.get("rope_parameters") or {}, c.get("rope_scaling") or {}
     kinds = {"full_attention", "sliding_attention"}
     if not set(nested) <= kinds:
@@ -84,8 +94,8 @@ def ropes(c: Mapping[str, Any]) -> dict[str, _config.RopeConfig]:
             "rope_parameters", _checks.listed(nested), f"under {_checks.listed(kinds)}"
         )
     full, local = ((nested.get(kind) or {}) for kind in sorted(kinds))
-    full = {"rope_theta": c.get("rope_theta") or 1e6} | full | scaled
-    local = {"rope_theta": c.get("rope_local_base_freq") or 1e4} | local
+    full = {"rope_theta": c.get("rope_theta") or thetas[0]} | full | scaled
+    local = {"rope_theta": c.get("rope_local_base_freq") or thetas[1]} | local
     alone = {n: v for n, v in c.items() if n not in ("rope_scaling", "rope_theta")}
     one, other = (rope(alone | {"rope_parameters": given}) for given in (full, local))
     windows_ = windows(c["model_type"], c)
@@ -126,8 +136,11 @@ def windows(family: str, c: Mapping[str, Any]) -> tuple[int | None, ...] | None:
         window = c.get("sliding_window", 4096) if c.get("use_sliding_window") else None
         return None if window is None else (window,) * layers
     types = c.get("layer_types")
-    if family in ("gemma2", "gemma3_text"):
-        every = 2 if family == "gemma2" else c.get("sliding_window_pattern", 6)
+    if family == "ministral":
+        kind = "full_attention" if window is None else "sliding_attention"
+        types = types or [kind] * layers
+    elif family in _EVERY:
+        every = c.get("sliding_window_pattern", _EVERY[family])
         types = types or [
             "sliding_attention" if (i + 1) % every else "full_attention"
             for i in range(layers)

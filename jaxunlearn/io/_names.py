@@ -81,14 +81,17 @@ _OUT = (
     *_linear("attention/o", "self_attn.o_proj", "attn_output"),
     *_linear("mlp/down", "mlp.down_proj", "ffn_down"),
 )
+_QKV = (
+    *_linear("attention/q", "self_attn.q_proj", "attn_q"),
+    *_linear("attention/k", "self_attn.k_proj", "attn_k"),
+    *_linear("attention/v", "self_attn.v_proj", "attn_v"),
+)
 
 LLAMA = (
     *_ENDS,
     *_NORMS,
     *_OUT,
-    *_linear("attention/q", "self_attn.q_proj", "attn_q"),
-    *_linear("attention/k", "self_attn.k_proj", "attn_k"),
-    *_linear("attention/v", "self_attn.v_proj", "attn_v"),
+    *_QKV,
     *_norm("attention/q_norm", "self_attn.q_norm", "attn_q_norm"),
     *_norm("attention/k_norm", "self_attn.k_norm", "attn_k_norm"),
     *_linear("mlp/gate", "mlp.gate_proj", "ffn_gate"),
@@ -108,6 +111,18 @@ GEMMA2 = (
     *_norm("attention/post_norm", "post_attention_layernorm", "post_attention_norm"),
     *_norm("mlp/norm", "pre_feedforward_layernorm", "ffn_norm"),
     *_norm("mlp/post_norm", "post_feedforward_layernorm", "post_ffw_norm"),
+)
+
+
+GLM4 = (
+    *_ENDS,
+    *_OUT,
+    *_QKV,
+    *_linear("mlp/gate mlp/up", "mlp.gate_up_proj", "ffn_up"),
+    *_norm("attention/norm", "input_layernorm"),
+    *_norm("attention/post_norm", "post_self_attn_layernorm"),
+    *_norm("mlp/norm", "post_attention_layernorm"),
+    *_norm("mlp/post_norm", "post_mlp_layernorm"),
 )
 
 
@@ -210,9 +225,7 @@ def _phi() -> tuple[Row, ...]:
         Row(("unembed/kernel",), "lm_head.weight", "output.weight", TRANSPOSE),
         Row(("unembed/bias",), "lm_head.bias", "output.bias", KEEP),
         *_norm("attention/norm", "input_layernorm", "attn_norm"),
-        *_linear("attention/q", "self_attn.q_proj", "attn_q"),
-        *_linear("attention/k", "self_attn.k_proj", "attn_k"),
-        *_linear("attention/v", "self_attn.v_proj", "attn_v"),
+        *_QKV,
         *_norm("attention/q_norm", "self_attn.q_layernorm", "attn_q_norm"),
         *_norm("attention/k_norm", "self_attn.k_layernorm", "attn_k_norm"),
         *_linear("attention/o", "self_attn.dense", "attn_output"),
@@ -230,8 +243,9 @@ def _final(hf: str, gguf: str = "") -> list[Row]:
 
 TABLES = {
     **dict.fromkeys(("llama", "mistral", "qwen2", "qwen3", "gemma"), LLAMA),
-    **dict.fromkeys(("olmo", "smollm3"), LLAMA),
-    **dict.fromkeys(("gemma2", "gemma3_text", "olmo2"), GEMMA2),
+    **dict.fromkeys(("olmo", "smollm3", "ministral", "granite", "seed_oss"), LLAMA),
+    **dict.fromkeys(("gemma2", "gemma3_text", "olmo2", "olmo3"), GEMMA2),
+    **dict.fromkeys(("glm", "glm4"), GLM4),
     "phi": _phi(),
     **dict.fromkeys(("qwen2_moe", "qwen3_moe", "olmoe"), QWEN_MOE),
     "mixtral": MIXTRAL,
@@ -249,6 +263,29 @@ _BUFFERS = re.compile(
     r"(.*\.)?h\.\d+\.attn\.bias|.*\.attention\.bias|"
     r"rope_freqs\.weight|rope_factors_(long|short)\.weight"
 )
+
+
+# Tensors of the other parts of a multimodal model, and the prefixes of its text model
+# as transformers 4 and 5 write them.
+_NOT_TEXT = re.compile(
+    r"(model\.)?(vision_tower|vision_model|multi_modal_projector)\..*"
+)
+_TEXT = re.compile(r"(?:model\.)?language_model\.(?:model\.)?(.*)")
+
+
+def text_part(entries: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """The tensors of the text model in a multimodal folder, under the names that a text
+    model has, and the names of the others."""
+    found, others = {}, []
+    for name, entry in entries.items():
+        inner = _TEXT.fullmatch(name)
+        if _NOT_TEXT.fullmatch(name):
+            others.append(name)
+        elif inner and inner[1].startswith("lm_head."):
+            found[inner[1]] = entry
+        else:
+            found[f"model.{inner[1]}" if inner else name] = entry
+    return found, others
 
 
 class Part(NamedTuple):

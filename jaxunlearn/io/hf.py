@@ -61,8 +61,12 @@ def load(
     rules: Rules | None = None,
 ) -> tuple[Model, Params, Any]:
     """Loads a decoder of one of these families: Llama, Mistral, Qwen2 and 3, Gemma 1 to
-    3 (text), Phi 1 to 3, OLMo 1 and 2, SmolLM3, GPT-2, OPT, GPT-NeoX (Pythia),
-    and with mixtures of experts Mixtral, Qwen2-MoE, Qwen3-MoE and OLMoE.
+    3, Phi 1 to 3, OLMo 1 to 3, SmolLM3, Ministral, Granite, GLM 4, Seed-OSS, GPT-2,
+    OPT, GPT-NeoX (Pythia), and with mixtures of experts Mixtral, Qwen2-MoE, Qwen3-MoE
+    and OLMoE.
+
+    Of a multimodal folder (Gemma 3 from 4B up, Mistral 3) the text model alone is read,
+    with a warning; `save` then writes a folder of the text model.
 
     Args:
         path: a folder with config.json and safetensors, a .gguf file or a folder with
@@ -97,6 +101,13 @@ def load(
         )
     source = _open(path, compute_dtype, remat)
     config = dataclasses.replace(source.config, attention=attention)
+    if source.left_out:
+        warnings.warn(
+            f"hf.load loads only the text model of {source.where}; it left out "
+            f"{len(source.left_out)} tensors, such as {source.left_out[0]!r}. hf.save "
+            "writes a folder of the text model alone.",
+            stacklevel=2,
+        )
     model, shardings = decoder.make(config), None
     if mesh is not None:
         rules = model.rules if rules is None else rules
@@ -319,7 +330,9 @@ def _open_folder(folder: Path, compute_dtype: str, remat: str) -> _assemble.Sour
                 f"({error}). Copy it again, or delete it: it is optional."
             ) from error
         config = _hf_config.parse(text, compute_dtype=compute_dtype, remat=remat)
-    tensors, unlisted = _safetensors.entries(folder)
+    (tensors, unlisted), others = _safetensors.entries(folder), []
+    if _hf_config.is_multimodal(text):
+        tensors, others = _names.text_part(tensors)
     tensors = _names.renamed(config, tensors)
     kind = _names.kind_of(config, tensors)
     wanted = _names.tensors(config, kind)
@@ -334,7 +347,9 @@ def _open_folder(folder: Path, compute_dtype: str, remat: str) -> _assemble.Sour
         tensors = {n: e for n, e in tensors.items() if n in wanted or e not in unlisted}
     _safetensors.check_dtypes({n: e for n, e in tensors.items() if n in wanted})
     built = _tokenizer.load(folder)
-    return _assemble.Source(config, kind, folder, tensors, _safetensors.read, built)
+    return _assemble.Source(
+        config, kind, folder, tensors, _safetensors.read, built, tuple(others)
+    )
 
 
 def _settings_files(

@@ -46,7 +46,8 @@ def run(config, weights, x, rotation, attend, edits, index, mask=None):
         q = norm(config, attention.get("q_norm"), q)
         k = norm(config, attention.get("k_norm"), k)
     if rotation is not None:
-        q, k = _rope.rotate(q, *rotation), _rope.rotate(k, *rotation)
+        neighbours = config.rope.interleaved
+        q, k = (_rope.rotate(x, *rotation, interleaved=neighbours) for x in (q, k))
     # On the mesh axis `context` queries are sharded, keys and values are gathered.
     q = sharding.constrain(q, *ROWS, "tensor", None)
     k, v = (sharding.constrain(x, BATCH, None, "tensor", None) for x in (k, v))
@@ -55,6 +56,8 @@ def run(config, weights, x, rotation, attend, edits, index, mask=None):
     attention_out = _dense(attention["o"], mixed)
     if config.post_norms:
         attention_out = norm(config, attention.get("post_norm"), attention_out)
+    if config.residual_scale is not None:
+        attention_out = attention_out * jnp.asarray(config.residual_scale, x.dtype)
     attention_out = _edit(edits, "attention_out", attention_out, index)
     before, x = x, x + attention_out
     if not config.shared_norm:
@@ -68,6 +71,8 @@ def run(config, weights, x, rotation, attend, edits, index, mask=None):
         mlp_out, values = _mixture(config, mlp, mlp_in, edits, index, mask)
     if config.post_norms:
         mlp_out = norm(config, mlp.get("post_norm"), mlp_out)
+    if config.residual_scale is not None:
+        mlp_out = mlp_out * jnp.asarray(config.residual_scale, x.dtype)
     mlp_out = _edit(edits, "mlp_out", mlp_out, index)
     x = sharding.constrain(x + mlp_out, *ROWS, None)
     x = _edit(edits, "block", x, index)

@@ -124,6 +124,8 @@ class DecoderConfig:
             (Phi).
         embed_scale: factor on the embeddings, rounded to the compute dtype (Gemma).
         attention_scale: factor on q k^T; 1 / sqrt(head_dim) if None.
+        residual_scale: factor on the outputs of attention and MLP (Granite).
+        logit_divisor: what the logits are divided by (Granite).
         attention_softcap, logit_softcap: c in c * tanh(x / c), on attention scores and
             on logits (Gemma 2).
         tied: whether the unembedding equals the embedding.
@@ -175,6 +177,8 @@ class DecoderConfig:
     shared_norm: bool = False
     embed_scale: float | None = None
     attention_scale: float | None = None
+    residual_scale: float | None = None
+    logit_divisor: float | None = None
     attention_softcap: float | None = None
     logit_softcap: float | None = None
     tied: bool = False
@@ -209,8 +213,8 @@ class DecoderConfig:
         _checks.one_of("DecoderConfig", NORMS, norm=self.norm)
         _checks.one_of("DecoderConfig", ACTIVATIONS, activation=self.activation)
         _checks.one_of("DecoderConfig", QK_NORMS, qk_norm_over=self.qk_norm_over)
-        factors = ("embed_scale", "attention_scale", "qkv_clip")
-        for name in (*factors, "attention_softcap", "logit_softcap"):
+        factors = ("embed_scale", "attention_scale", "residual_scale", "logit_divisor")
+        for name in (*factors, "qkv_clip", "attention_softcap", "logit_softcap"):
             if getattr(self, name) is not None:
                 _checks.positive("DecoderConfig", **{name: getattr(self, name)})
         if self.shared_norm and not (self.parallel and self.pre_norms):

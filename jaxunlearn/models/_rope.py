@@ -89,23 +89,28 @@ def rotations(
     return jnp.cos(angles) * scale, jnp.sin(angles) * scale
 
 
-def rotate(x: Array, cos: Array, sin: Array) -> Array:
+def rotate(x: Array, cos: Array, sin: Array, *, interleaved: bool = False) -> Array:
     """Rotates each head's planes; plane i is units i and i + rotated / 2.
 
     Args:
         x: [B, L, H, head_dim], queries or keys.
         cos: float32 [B, L, rotated / 2], from `rotations`.
         sin: the same.
+        interleaved: plane i is units 2 i and 2 i + 1 instead.
     Returns:
         [B, L, H, head_dim] in the dtype of x, computed in float32. Units from `rotated`
         on are those of x.
     """
     half = cos.shape[-1]
     cos, sin = cos[:, :, None, :], sin[:, :, None, :]
-    first = x[..., :half].astype(jnp.float32)
-    second = x[..., half : 2 * half].astype(jnp.float32)
+    pair = (slice(half), slice(half, 2 * half))
+    if interleaved:
+        pair = (slice(0, 2 * half, 2), slice(1, 2 * half, 2))
+    first, second = (x[..., units].astype(jnp.float32) for units in pair)
     rotated = [first * cos - second * sin, second * cos + first * sin]
     parts = [part.astype(x.dtype) for part in rotated]
+    if interleaved:
+        parts = [jnp.stack(parts, axis=-1).reshape(*x.shape[:-1], 2 * half)]
     return jnp.concatenate([*parts, x[..., 2 * half :]], axis=-1)
 
 

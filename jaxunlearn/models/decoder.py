@@ -318,6 +318,8 @@ def unembed(config: DecoderConfig, params: Params, hidden: Array) -> Array:
         logits += _block.low_rank(params["unembed"], hidden).astype(jnp.float32)
     if config.unembed_bias:
         logits += params["unembed"]["bias"].astype(jnp.float32)
+    if config.logit_divisor is not None:
+        logits /= config.logit_divisor
     logits = sharding.constrain(logits, *leading, "tensor")
     cap = config.logit_softcap
     return logits if cap is None else cap * jnp.tanh(logits / cap)

@@ -92,6 +92,20 @@ CASES = {
         {"num_hidden_layers": 3, "no_rope_layers": [0, 1, 0], "sliding_window": 5}
         | {"use_sliding_window": True, "attention_bias": True, "mlp_bias": True},
     ),
+    "olmo3": (
+        "olmo3",
+        {"num_hidden_layers": 4, "sliding_window": 7}
+        | {"rope_scaling": {"rope_type": "yarn", "factor": 4.0}},
+    ),
+    "ministral": ("ministral", THREE | {"layer_types": MIXED, "sliding_window": 7}),
+    "granite": (
+        "granite",
+        {"embedding_multiplier": 3.0, "attention_multiplier": 0.3, "mlp_bias": True}
+        | {"residual_multiplier": 0.4, "logits_scaling": 2.5, "attention_bias": True},
+    ),
+    "glm": ("glm", {"head_dim": 12, "attention_bias": True}),
+    "glm4": ("glm4", {"head_dim": 8, "partial_rotary_factor": 1.0}),
+    "seed_oss": ("seed_oss", {"head_dim": 12, "attention_out_bias": True}),
 }
 
 

@@ -119,7 +119,9 @@ def test_the_old_spelling_of_rope_computes_the_same(torch_model, same_logits, tm
     (tmp_path / "config.json").write_text(json.dumps(settings))
     model, params, _ = hf.load(tmp_path)
     same_logits(model, params, reference)
-    written = json.loads(hf._settings_files(model.config, "bfloat16")["config.json"])
+    written = json.loads(
+        hf._settings_files(model.config, "bfloat16", None)["config.json"]
+    )
     assert written == settings | {"torch_dtype": "bfloat16"}
 
 
