@@ -90,6 +90,48 @@ def same_shape(owner: str, **arrays: Any) -> None:
         raise ValueError(f"{owner} needs arrays of one shape, got {came}.")
 
 
+def texts(owner: str, **lists: Any) -> None:
+    """Raises unless each value is a list of texts; None passes.
+
+    Raises:
+        TypeError: for one text, or something else that is not a list.
+        ValueError: naming the row, for a value that `not_text` describes.
+    """
+    for name, values in lists.items():
+        if values is None:
+            continue
+        if isinstance(values, str | bytes) or not isinstance(values, Iterable):
+            raise TypeError(
+                f"{owner} needs a list of texts as {name}, got {short(values)} of type "
+                f"{type(values).__name__}. Put one text in a list: [text]."
+            )
+        for row, value in enumerate(values):
+            if problem := not_text(value):
+                raise ValueError(
+                    f"{owner} needs texts as {name}, got {problem} in row {row}. "
+                    "Remove the row, or convert its value to a text."
+                )
+
+
+def not_text(value: Any) -> str:
+    """What is wrong with a value that is not a text of UTF-8; "" for a text."""
+    if value is None:
+        return "None (a missing value)"
+    if not isinstance(value, str):
+        return f"{short(value)} of type {type(value).__name__}"
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        return f"{short(value)} with a lone surrogate at character {error.start}"
+    return ""
+
+
+def short(value: Any, max_length: int = 60) -> str:
+    """The repr of a value in ASCII, cut after `max_length` characters."""
+    shown = ascii(value)
+    return shown if len(shown) <= max_length else f"{shown[: max_length - 3]}..."
+
+
 def mask(owner: str, where: Any, **arrays: Any) -> None:
     """Raises unless `where` is None or a boolean array of the shape of every array."""
     if where is None:

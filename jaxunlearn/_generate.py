@@ -39,8 +39,8 @@ def generate(
     Returns:
         [B, max_new_tokens] int32, only the new tokens.
     Raises:
-        ValueError: if the model cannot decode, the texts would be longer than its
-            maximal length, or sampling has no key.
+        ValueError: if the model cannot decode, a row has no token, the texts would be
+            longer than the model's maximal length, or sampling has no key.
     """
     _checks.positive_int("generate", max_new_tokens=max_new_tokens)
     _checks.not_negative("generate", temperature=temperature)
@@ -61,6 +61,13 @@ def generate(
             f"generate needs prompt and new tokens within {longest} positions, got "
             f"{total}. Shorten the prompts or reduce max_new_tokens."
         )
+    if not isinstance(batch["mask"], jax.core.Tracer):
+        (empty,) = np.nonzero(~np.asarray(batch["mask"]).any(axis=1))
+        if empty.size:
+            raise ValueError(
+                f"generate needs at least one real token in every row, got none in row "
+                f"{empty[0]}. Begin it with the tokenizer's begin token."
+            )
     key = jax.random.key(0) if key is None else key
     params = prepare_params(model, params)
     capacity = total - 1

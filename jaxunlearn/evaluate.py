@@ -17,6 +17,8 @@
 
 Every function compiles once per model and batch shape. The last batch is filled with
 copies of rows, whose results are dropped.
+
+Over 400 lines because the ways of running a model over rows share their batches.
 """
 
 import math
@@ -164,14 +166,16 @@ def completions(
         model: a model with a key-value cache.
         params: its parameters.
         tokenizer: a fast tokenizer.
-        prompts: n texts.
+        prompts: n texts. One without a token is replaced by the begin token.
         max_new_tokens: largest number of tokens of each continuation, which stops
             earlier at the tokenizer's end token.
         batch_size: prompts per batch; data * fsdp * expert of the mesh must divide it.
         mesh: the mesh of the params, if they are on one; rows and caches are sharded
             over it.
     Raises:
-        ValueError: as `generate`, or for a mesh of several processes.
+        TypeError: for one text in place of a list.
+        ValueError: as `generate`, for a row that is not a text, or for a mesh of
+            several processes.
     """
     _checks.positive_int("completions", batch_size=batch_size)
     if mesh is not None and jax.process_count() > 1:
@@ -179,6 +183,7 @@ def completions(
             f"completions needs a mesh of one process, got {jax.process_count()}. Save "
             "the params and generate in one process."
         )
+    prompts = tables.begun("evaluate.completions", tokenizer, prompts)
     if not prompts:
         return []
     table = tables.encode(tokenizer, prompts)
@@ -223,7 +228,8 @@ def choose(
         model: a model with a key-value cache.
         params: its parameters.
         tokenizer: a fast tokenizer.
-        prompts: n texts that end before the answer.
+        prompts: n texts that end before the answer. One without a token is replaced by
+            the begin token.
         choices: for each prompt its k possible answers.
         batch_size: rows (prompt and choice together) per batch.
     Returns:
@@ -231,8 +237,9 @@ def choose(
         its tokens (a mean would favour choices with many tokens); -1 if the scores are
         not finite, see `best_choice`.
     Raises:
-        ValueError: if prompts differ in their number of choices, a text is longer than
-            the model's positions, or the model has no cache.
+        TypeError: for one text in place of a list of prompts or of choices.
+        ValueError: if prompts differ in their number of choices, a value is not a text,
+            a text is longer than the model's positions, or the model has no cache.
     """
     table = encode_choices(model, tokenizer, prompts, choices)
     rows = max(1, batch_size // table["choices"].shape[1])
@@ -267,6 +274,10 @@ def encode_choices(
         `choice_mask` which of them are real, `choice_answer` which belong to the
         answer.
     """
+    owner = "evaluate.choose"
+    prompts = tables.begun(owner, tokenizer, prompts)
+    for row, each in enumerate(choices):
+        _checks.texts(owner, **{f"choices[{row}]": each})
     counts = {len(each) for each in choices}
     if len(counts) != 1 or len(choices) != len(prompts):
         raise ValueError(

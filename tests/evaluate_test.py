@@ -215,14 +215,15 @@ def test_choose_counts_the_tokens_that_choices_share(tokenizer):
 
 
 def test_choose_with_empty_prompts(tokenizer):
-    # A text's first token has nothing before it and never counts.
+    # The begin token takes the place of a prompt without tokens.
     model, params = tiny.tiny_model(vocab=VOCAB)
     words = ("Paris at the river", "Nairobi at the sea", "the city", "river", "puppy")
     options = list(itertools.permutations(words, 2))
-    prompts = [""] * len(options)
-    logps, _ = option_logps(model, params, tokenizer, prompts, options)
-    chosen = evaluate.choose(model, params, tokenizer, prompts, options)
-    assert_array_equal(chosen, logps.argmax(1))
+    begin = [tokenizer.bos_token] * len(options)
+    logps, _ = option_logps(model, params, tokenizer, begin, options)
+    for prompts in ([""] * len(options), begin):
+        chosen = evaluate.choose(model, params, tokenizer, prompts, options)
+        assert_array_equal(chosen, logps.argmax(1))
 
 
 def test_choose_refuses_invalid_calls(tokenizer):
@@ -236,6 +237,10 @@ def test_choose_refuses_invalid_calls(tokenizer):
         choose([], [])
     with pytest.raises(ValueError, match="rows of at most 64 tokens"):
         choose(["many words " * 40], [["c", "d"]])
+    with pytest.raises(TypeError, match="prompts, got 'ab'"):
+        choose("ab", [["c", "d"]] * 2)
+    with pytest.raises(TypeError, match=r"choices\[1\], got 'Rome'"):
+        choose(["a", "b"], [["c", "d", "e", "f"], "Rome"])
     bare = model._replace(init_cache=None, decode=None)
     with pytest.raises(ValueError, match="without `decode`"):
         evaluate.choose(bare, params, tokenizer, ["a"], [["c", "d"]])
@@ -294,8 +299,25 @@ def test_completions_of_nothing_and_errors(tokenizer):
         run(["many words " * 40])
     with pytest.raises(ValueError, match="batch_size >= 1, got batch_size=0"):
         run(["a"], batch_size=0)
-    with pytest.raises(TypeError, match="Put it in a list"):
+    with pytest.raises(TypeError, match="'a text'"):
         run("a text")
+    with pytest.raises(ValueError, match="None .* row 1"):
+        run(["a", None])
+
+
+def test_an_empty_prompt_begins_with_the_begin_token_and_spoils_no_other(tokenizer):
+    model, params = tiny.tiny_model(vocab=VOCAB)
+    run = partial(evaluate.completions, model, params, tokenizer, max_new_tokens=5)
+    begin = one_by_one(model, params, tokenizer, [tokenizer.bos_token], 5)
+    others = one_by_one(model, params, tokenizer, PROMPTS, 5)
+    assert run([PROMPTS[0], "", *PROMPTS[1:]]) == [others[0], *begin, *others[1:]]
+    nothing = {"tokens": np.zeros((2, 4), np.int32), "mask": np.eye(2, 4) > 2}
+    with pytest.raises(ValueError, match="row 0"):
+        ju.generate(model, params, nothing, max_new_tokens=2)
+    bare = tiny.tiny_tokenizer()
+    bare.bos_token = bare.eos_token = None
+    with pytest.raises(ValueError, match="'' in row 1"):
+        evaluate.completions(model, params, bare, ["a", ""])
 
 
 # Errors.

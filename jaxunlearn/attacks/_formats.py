@@ -131,6 +131,7 @@ def _check(facts: Sequence[Fact], more: Sequence[str] = ()) -> None:
         columns = ("question", "choices", "answer", *more)
         owner = f"RTT's fact {index}"
         _checks.has_keys(owner, "columns", columns, fact, "Add them to the row.")
+        _checks.texts(owner, question=[fact["question"]], choices=fact["choices"])
         size = len(fact["choices"])
         answer = fact["answer"]
         integer = isinstance(answer, int | np.integer) and not isinstance(answer, bool)

@@ -41,6 +41,7 @@ def few_shot(
     Returns:
         One text for each prompt.
     Raises:
+        TypeError: for one text in place of a list of prompts.
         ValueError: if neither prefix nor shots are given, there are too few shots, or a
             text is longer than the model's positions.
     """
@@ -71,7 +72,10 @@ def in_context(
         One text for each prompt, ending with the prompt.
     """
     owner = "attacks.few_shot"
+    _checks.texts(owner, prompts=prompts)
     _checks.not_negative(owner, seed=seed)
+    for row, shot in enumerate(shots):
+        _checks.texts(owner, **{f"shots[{row}]": shot})
     if not prefix and not shots:
         raise ValueError(
             f"{owner} needs a prefix or shots, got neither. Pass one, or both."

@@ -51,6 +51,7 @@ def sample(
     owner = "attacks.sample"
     _checks.positive_int(owner, num_samples=num_samples, batch_size=batch_size)
     _checks.positive(owner, temperature=temperature)
+    prompts = tables.begun(owner, tokenizer, prompts)
     if not prompts:
         raise ValueError(f"{owner} needs at least one prompt, got none.")
     table = tables.encode(tokenizer, prompts)

@@ -41,14 +41,13 @@ def encode(
     Returns:
         {"tokens": [n, L] int32, "mask": [n, L] bool, "answer": [n, L] bool}.
     Raises:
-        ValueError: if rows are longer than `length` (the message says how many;
-            `data.drop_long` removes them), or if an answer is empty or has no token.
+        TypeError: for one text in place of a list.
+        ValueError: if a row is not a text, rows are longer than `length` (the message
+            says how many; `data.drop_long` removes them), or an answer is empty or has
+            no token.
     """
     _checks.one_of("data.encode", PADDING_SIDES, padding_side=padding_side)
-    if isinstance(prompts, str) or isinstance(answers, str):
-        raise TypeError(
-            "data.encode needs lists of texts, got one text. Put it in a list."
-        )
+    _checks.texts("data.encode", prompts=prompts, answers=answers)
     prompts = list(prompts)
     if answers is None:
         texts, starts = prompts, [0] * len(prompts)
@@ -69,13 +68,20 @@ def encode(
         starts = [len(prompt) for prompt in prompts]
 
     encoded, without_tokens = [], []
-    for text, start in zip(texts, starts, strict=True):
+    for row, (text, start) in enumerate(zip(texts, starts, strict=True)):
         ids, ends, _ = _tokenise(tokenizer, text)
         encoded.append((ids, [end > start for end in ends]))
-        if answers is not None and (
-            not any(end > start + len(separator) for end in ends)
-        ):
-            without_tokens.append(len(encoded) - 1)
+        if answers is None:
+            continue
+        if not any(end > start + len(separator) for end in ends):
+            without_tokens.append(row)
+        elif len(ids) == 1:  # no token is before it, so nothing predicts it
+            raise ValueError(
+                "data.encode needs a token before the last token of each answer, but "
+                f"prompt {prompts[row]!r} and answer {answers[row]!r} in row {row} "
+                "have one token together. Give the row a prompt, such as the begin "
+                "token."
+            )
     if without_tokens:
         row = without_tokens[0]
         raise ValueError(
@@ -105,6 +111,35 @@ def encode(
         table["mask"][row, real] = True
         table["answer"][row, real] = answer if answers is not None else True
     return table
+
+
+def begun(owner: str, tokenizer: Any, prompts: Sequence[str]) -> list[str]:
+    """The prompts, each with a token from which a model can continue.
+
+    A prompt without a token becomes the tokenizer's begin token or, if there is none,
+    its end token, as transformers and lm-evaluation-harness do.
+
+    Args:
+        owner: what needs the prompts; begins the errors.
+        tokenizer: as for `encode`.
+        prompts: n texts.
+    Raises:
+        TypeError, ValueError: for one text, values that are not texts, or a prompt
+            without a token where the tokenizer has neither begin nor end token.
+    """
+    _checks.texts(owner, prompts=prompts)
+    begin, found = tokenizer.bos_token or tokenizer.eos_token, []
+    for row, prompt in enumerate(prompts):
+        if not prompt.strip() and not _tokenise(tokenizer, prompt)[0]:
+            if not begin:
+                raise ValueError(
+                    f"{owner} needs prompts of at least one token, got {prompt!r} in "
+                    f"row {row}, and the tokenizer has no begin or end token to put in "
+                    "its place. Remove the row."
+                )
+            prompt = begin
+        found.append(prompt)
+    return found
 
 
 def rounded_length(length: int) -> int:
@@ -137,7 +172,8 @@ def chat_prompts(
     Returns:
         n texts.
     Raises:
-        ValueError: if the tokenizer has no chat template.
+        TypeError: for one text in place of a list.
+        ValueError: if the tokenizer has no chat template, or a question is not a text.
     """
     if not getattr(tokenizer, "chat_template", None):
         raise ValueError(
@@ -145,6 +181,7 @@ def chat_prompts(
             "chat_template=None. Use the tokenizer of an instruct model, or write the "
             "prompts yourself."
         )
+    _checks.texts("data.chat_prompts", questions=questions, system=[system])
     bos, empty = tokenizer.bos_token, list(tokenizer("")["input_ids"])
     adds_bos = bool(bos) and empty[:1] == [tokenizer.bos_token_id]
     prompts = []
@@ -187,6 +224,8 @@ def encode_text(tokenizer: Any, text: str, *, length: int) -> dict[str, np.ndarr
         ValueError: if the text has fewer tokens than one row.
     """
     _checks.positive_int("data.encode_text", length=length)
+    if problem := _checks.not_text(text):
+        raise TypeError(f"data.encode_text needs one text, got {problem}. Join texts.")
     ids, _, num_special = _tokenise(tokenizer, text)
     special, ids = ids[:num_special], ids[num_special:]
     per_row = length - num_special

@@ -14,6 +14,7 @@ import numpy as np
 
 from jaxunlearn import _checks
 from jaxunlearn.data import _encode
+from jaxunlearn.data.readers._rows import texts
 
 Row = Mapping[str, Any]
 
@@ -77,14 +78,14 @@ def drop_long(
         prompt, answer: names of the columns; answer None for prompts alone.
         separator: as for data.encode.
     Raises:
-        ValueError: if no row is short enough.
+        ValueError: if no row is short enough, or a row has no text in a column.
         KeyError: if a row lacks a column.
     Warns:
         UserWarning: with the number of rows removed and the longest of them.
     """
     _checks.positive_int("data.drop_long", max_length=max_length)
-    prompts = _values("given", rows, prompt)
-    answers = None if answer is None else _values("given", rows, answer)
+    prompts = texts(rows, prompt)
+    answers = None if answer is None else texts(rows, answer)
     lengths = _encode.num_tokens(tokenizer, prompts, answers, separator)
     num_long = int(np.sum(lengths > max_length))
     if not num_long:

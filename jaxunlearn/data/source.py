@@ -70,10 +70,10 @@ def _encode(tokenizer, fields, length, padding_side, row) -> dict[str, np.ndarra
             f"{_checks.listed(row)}. Name the fields with prompt and answer."
         )
     for field in fields:
-        if not isinstance(row[field], str):
+        if problem := _checks.not_text(row[field]):
             raise ValueError(
-                f"data.encoded needs texts, got {row[field]!r} for {field!r}. Remove "
-                "the row, or convert it to a text with data.mapped."
+                f"data.encoded needs texts, got {problem} for {field!r}. Remove the "
+                "row, or convert it to a text with data.mapped."
             )
     texts = [[row[field]] for field in fields]
     rows = table.encode(tokenizer, *texts, length=length, padding_side=padding_side)

@@ -20,6 +20,7 @@ import numpy as np
 from jaxunlearn import _checks
 from jaxunlearn.data._encode import PADDING_SIDES as PADDING_SIDES
 from jaxunlearn.data._encode import ROUND_TO as ROUND_TO
+from jaxunlearn.data._encode import begun as begun
 from jaxunlearn.data._encode import chat_prompts as chat_prompts
 from jaxunlearn.data._encode import encode as encode
 from jaxunlearn.data._encode import encode_text as encode_text

@@ -29,8 +29,9 @@ def choice_accuracy(
             same in every question, such as A to D.
         where: [n, K] bool, True where the option exists; None means all do.
     Returns:
-        [n] float32, 1 or 0; ties choose the first option. NaN where the label is not an
-        option or a score is NaN. Average with `mean`.
+        [n] float32, 1 or 0; ties choose the first option. 0 where several options tie
+        at an infinite score, which ranks nothing. NaN where the label is not an option
+        or a score is NaN (calibrated: or a mean is not finite). Average with `mean`.
     Raises:
         ValueError: if the shapes do not match or there is no question or option.
             TypeError: if where is not boolean.
@@ -53,12 +54,16 @@ def choice_accuracy(
         scores = scores / jnp.where(where, lengths, 1.0)
     if calibrated:
         count = jnp.maximum(where.sum(0), 1).astype(scores.dtype)
-        scores = scores - scores.sum(0) / count
+        means = scores.sum(0) / count
+        scores = scores - jnp.where(jnp.isfinite(means), means, jnp.nan)
     options = jnp.arange(scores.shape[1], dtype=jnp.int32) == labels[:, None]
     valid = (options & where).any(1)
     broken = (where & jnp.isnan(scores)).any(1)
-    best = jnp.argmax(jnp.where(where, scores, -jnp.inf), axis=1)
-    right = (best.astype(jnp.int32) == labels).astype(jnp.float32)
+    ranked = jnp.where(where, scores, -jnp.inf)
+    best, largest = jnp.argmax(ranked, axis=1), jnp.max(ranked, axis=1, keepdims=True)
+    tied = ((ranked == largest) & where).sum(1) > 1
+    right = (best.astype(jnp.int32) == labels) & ~(tied & jnp.isinf(largest[:, 0]))
+    right = right.astype(jnp.float32)
     return jnp.where(valid & ~broken, right, jnp.nan)
 
 

@@ -121,8 +121,7 @@ def exact_match(candidates: Sequence[str], references: Sequence[str]) -> np.ndar
 
 
 def _texts(owner, candidates, references):
-    if isinstance(candidates, str) or isinstance(references, str):
-        raise TypeError(f"{owner} needs sequences of texts, got one text.")
+    _checks.texts(owner, candidates=candidates, references=references)
     candidates, references = list(candidates), list(references)
     if len(candidates) != len(references) or not candidates:
         raise ValueError(

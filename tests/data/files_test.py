@@ -87,7 +87,7 @@ def test_a_folder_of_hugging_face_gives_the_same_rows(tmp_path, write):
         ("a.csv", "question,answer\na,b,c\n", "line 2: needs 2 values"),
         ("a.csv", "question,answer\na,b\nc\n", "line 3: needs 2 values"),
         ("a.csv", 'question,answer\n"a"b,c\n', "line 2: needs CSV"),
-        ("a.csv", "question,reply\na,b\n", "row 0: needs 'answer', but the row has"),
+        ("a.csv", "question,reply\na,b\n", "line 2: needs 'answer', but the row has"),
         ("a.csv", b"question,answer\n\xe9,b\n", "UTF-8 text, but byte 16 is not"),
         ("a.json", "[]", "has no rows"),
         ("a.json", "[1]", "row 0: .*got a int"),
@@ -134,7 +134,7 @@ def test_texts_without_columns(write):
 
 def test_columns_are_lists_ready_to_encode():
     assert files.columns(ROWS, "question") == ([row["question"] for row in ROWS],)
-    with pytest.raises(KeyError, match="reads columns 'q', but there is 'question'"):
+    with pytest.raises(KeyError, match="the column 'q', but there is 'question'"):
         files.columns(ROWS, "q")
 
 

@@ -249,7 +249,9 @@ def test_muse_questions_passages_and_texts(put):
     with pytest.raises(ValueError, match="needs 100 rows, got 2"):
         muse.read("news/privleak/holdout", folder)
     put("muse/news/privleak/holdout.json", json.dumps(["one", 2]))
-    with pytest.raises(ValueError, match="row 1: needs a text in 'text', got '2'"):
+    with pytest.raises(
+        ValueError, match="row 1: needs a text in the column 'text', got 2"
+    ):
         muse.read("news/privleak/holdout", folder, check=False)
 
 

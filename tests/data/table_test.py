@@ -138,7 +138,7 @@ def test_encode_refuses_what_cannot_be_paired(tokenizer):
         table.encode(tokenizer, PROMPTS, ["Paris"])
     with pytest.raises(ValueError, match="row 1 .*has ' '. Remove the row"):
         table.encode(tokenizer, PROMPTS, ["Paris", " "])
-    with pytest.raises(TypeError, match="got one text"):
+    with pytest.raises(TypeError, match="list of texts as prompts"):
         table.encode(tokenizer, "The capital of France is")
     with pytest.raises(TypeError, match="fast tokenizer"):
         table.encode(object(), PROMPTS)

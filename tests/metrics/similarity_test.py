@@ -122,7 +122,7 @@ def test_zlib_lengths():
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
-        (lambda: metrics.rouge("a", ["a"]), TypeError, "sequences of texts"),
+        (lambda: metrics.rouge("a", ["a"]), TypeError, "list of texts"),
         (lambda: metrics.rouge(["a"], ["a", "b"]), ValueError, "got 1 and 2"),
         (lambda: metrics.rouge([], []), ValueError, "at least one"),
         (

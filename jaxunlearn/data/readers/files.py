@@ -12,12 +12,16 @@ import csv
 import io
 import json
 import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from jaxunlearn import _checks
 from jaxunlearn.data.readers import jsonl
+from jaxunlearn.data.readers._rows import Rows
+from jaxunlearn.data.readers._rows import place as place
+from jaxunlearn.data.readers._rows import texts as texts
 
 ENDINGS = (".jsonl", ".json", ".csv", ".parquet")
 _STATE, _SPLITS = "state.json", "dataset_dict.json"  # written by save_to_disk
@@ -65,12 +69,18 @@ def read_rows(
     return _checked(path, rows, required)
 
 
-def columns(rows: Sequence[dict[str, Any]], *names: str) -> tuple[list[Any], ...]:
-    """The values of the named columns, one list per column."""
-    if rows:
-        fix = "Name another column."
-        _checks.has_keys("data.columns", "columns", names, rows[0], fix)
-    return tuple([row[name] for row in rows] for name in names)
+def columns(rows: Sequence[dict[str, Any]], *names: str) -> tuple[list[str], ...]:
+    """The texts of the named columns, one list per column, as `data.encode` takes them.
+
+    For columns that are not texts write [row[name] for row in rows].
+
+    Raises:
+        KeyError: if a row lacks a column.
+        ValueError: if a value is missing (null, NaN), is not a text (a number, a list),
+            or has half of a surrogate pair. The message names the column and the file
+            and line of rows as `read_rows` returned them, otherwise the row.
+    """
+    return tuple(texts(rows, name) for name in names)
 
 
 def read_texts(path: str | os.PathLike, *, lines: bool = False) -> list[dict[str, str]]:
@@ -91,26 +101,29 @@ def read_texts(path: str | os.PathLike, *, lines: bool = False) -> list[dict[str
         raise FileNotFoundError(f"read_texts needs a file, but {path} does not exist.")
     ending = Path(path.name.removesuffix(".gz")).suffix
     if lines:
-        texts = [x for x in jsonl.read_text(path).split("\n") if x.strip()]
-        texts = [text.removesuffix("\r") for text in texts]
+        found = [x for x in jsonl.read_text(path).split("\n") if x.strip()]
+        found = [text.removesuffix("\r") for text in found]
     elif ending == ".txt":
-        texts = [jsonl.read_text(path)]
+        found = [jsonl.read_text(path)]
     elif ending == ".json":
-        texts = _json(path, ())
+        found = _json(path, ())
     else:
         return read_rows(path, ("text",))
-    if any(isinstance(text, dict) for text in texts):
+    if any(isinstance(text, dict) for text in found):
         return read_rows(path, ("text",))
-    if not any(isinstance(text, str) and text.strip() for text in texts):
+    if not any(isinstance(text, str) and text.strip() for text in found):
         raise ValueError(f"{path} has no texts. Name another file.")
-    return [{"text": text} for text in texts]
+    rows = Rows(({"text": text} for text in found), path)
+    texts(rows, "text")
+    return rows
 
 
 def _checked(path: Path, rows: list[Any], required: Sequence[str]) -> list[Any]:
     if not rows:
         raise ValueError(f"{path} has no rows. Name another file.")
+    rows = rows if isinstance(rows, Rows) else Rows(rows, path)
     for index, row in enumerate(rows):
-        jsonl.check_row(row, f"{path}, row {index}", required)
+        jsonl.check_row(row, place(rows, index), required)
     return rows
 
 
@@ -126,12 +139,34 @@ def _json(path: Path, required: Sequence[str]) -> list[Any]:
             f"{path}, line {error.lineno}: needs a JSON list, got {error.msg} at "
             f"column {error.colno}. Correct the file."
         ) from None
+    except (ValueError, RecursionError):
+        row, problem = _bad_item(text)
+        raise ValueError(
+            f"{path}, row {row}: needs values that Python can read, got {problem}. "
+            "Correct or remove the row."
+        ) from None
 
 
-def _csv(path: Path) -> list[dict[str, str]]:
-    reader = csv.DictReader(io.StringIO(jsonl.read_text(path), newline=""), strict=True)
-    rows = []
+def _bad_item(text: str) -> tuple[int, str]:
+    """(index, what is wrong) of the first item of a JSON list that cannot be read."""
+    decoder, row, at = json.JSONDecoder(), 0, text.index("[") + 1
+    while True:
+        at += len(text[at:]) - len(text[at:].lstrip(", \n\r\t"))
+        try:
+            _, at = decoder.raw_decode(text, at)
+        except RecursionError:
+            return row, "values that are nested too deeply"
+        except ValueError as error:
+            return row, str(error)
+        row += 1
+
+
+def _csv(path: Path) -> Rows:
+    text = io.StringIO(jsonl.read_text(path), newline="")
+    limit = csv.field_size_limit(sys.maxsize)  # a field may hold a book
     try:
+        reader = csv.DictReader(text, strict=True)
+        rows, lines = [], []
         for row in reader:
             if None in row or None in row.values():
                 raise ValueError(
@@ -140,22 +175,48 @@ def _csv(path: Path) -> list[dict[str, str]]:
                     'that contain commas in "quotes".'
                 )
             rows.append(row)
+            lines.append(reader.line_num)  # where the row ends
     except csv.Error as error:
         raise ValueError(
             f"{path}, line {reader.reader.line_num}: needs CSV, got "
             f"{error}. Correct the line."
         ) from None
-    return rows
+    finally:
+        csv.field_size_limit(limit)
+    return Rows(rows, path, lines)
 
 
 def _parquet(path: Path) -> list[dict[str, Any]]:
     pyarrow = _pyarrow(path)
+    broken = (pyarrow.ArrowException, OSError, ValueError)
     try:
-        return pyarrow.parquet.ParquetFile(path).read().to_pylist()
-    except pyarrow.ArrowInvalid as error:
+        file = pyarrow.parquet.ParquetFile(path)
+        names = file.schema_arrow.names
+    except broken as error:
         raise ValueError(
-            f"{path} needs to be a Parquet file, got: {error}. Copy it again."
+            f"{path} needs to be a Parquet file, got: {_line(error)}. Copy it again."
         ) from None
+    try:
+        return file.read().to_pylist()
+    except broken as error:
+        bad = [name for name in names if not _reads(file, name, broken)]
+        raise ValueError(
+            f"{path} needs to be a complete Parquet file, got {_line(error)} in the "
+            f"columns {_checks.listed(bad)}. Copy it again."
+        ) from None
+
+
+def _reads(file: Any, column: str, broken: tuple[type[Exception], ...]) -> bool:
+    try:
+        file.read(columns=[column]).to_pylist()
+    except broken:
+        return False
+    return True
+
+
+def _line(error: Exception) -> str:
+    """The message of another library's error on one line."""
+    return " ".join(str(error).split()).removesuffix(".")
 
 
 def _is_saved_dataset(path: Path) -> bool:
@@ -177,10 +238,10 @@ def _arrow(folder: Path) -> list[dict[str, Any]]:
         try:
             with pyarrow.memory_map(str(file)) as stream:
                 rows += pyarrow.ipc.open_stream(stream).read_all().to_pylist()
-        except (OSError, pyarrow.ArrowInvalid) as error:
+        except (OSError, ValueError, pyarrow.ArrowException) as error:
             raise ValueError(
-                f"{file} needs to be complete, as save_to_disk wrote it, got: {error}. "
-                "Copy the folder again."
+                f"{file} needs to be complete, as save_to_disk wrote it, got: "
+                f"{_line(error)}. Copy the folder again."
             ) from None
     return rows
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxunlearn import _checks
+from jaxunlearn.data.readers._rows import Rows
 
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _EMPTY = "{} has no rows. Write one JSON object per line, or name another file."
@@ -29,7 +30,8 @@ def read_jsonl(
         ValueError: naming file and line, if a row is not JSON, is not an object or
             lacks a field; naming the file, if it is not UTF-8 text or has no rows.
     """
-    return [row for _, row in numbered_rows(path, required)]
+    numbered = numbered_rows(path, required)
+    return Rows((row for _, row in numbered), path, [line for line, _ in numbered])
 
 
 def numbered_rows(
@@ -153,14 +155,31 @@ def _not_text(path: Path, byte: int) -> ValueError:
     )
 
 
+def parse(text: str) -> Any:
+    """The value of a JSON text.
+
+    Raises:
+        ValueError: saying what is wrong, for broken syntax, a number with too many
+            digits and values that are nested too deeply.
+    """
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{error.msg} at column {error.colno}") from None
+    except RecursionError:
+        raise ValueError("values that are nested too deeply") from None
+    except ValueError as error:  # Python's limit on the digits of an integer
+        raise ValueError(f"a number with too many digits: {error}") from None
+
+
 def _row(
     path: Path, line: int, content: str, required: Sequence[str]
 ) -> dict[str, Any]:
     try:
-        row = json.loads(content)
-    except json.JSONDecodeError as error:
+        row = parse(content)
+    except ValueError as error:
         raise ValueError(
             f"{path}, line {line}: needs one JSON object, got {content.strip()[:60]!r} "
-            f"({error.msg} at column {error.colno}). Correct or remove the line."
+            f"({error}). Correct or remove the line."
         ) from None
     return check_row(row, f"{path}, line {line}", required)

@@ -74,6 +74,9 @@ def read_file(
     if not question:
         question = "question" if "question" in rows[0] else "prompt"
         rows = files.read_rows(path, (question, answer))
+    files.texts(rows, question)
+    if more.get("choices", "choices") not in rows[0]:  # else it may be an index
+        files.texts(rows, answer)
     renamed = {"question": question, "answer": answer, **more}
     return [
         row | {ours: row[theirs] for ours, theirs in renamed.items() if theirs in row}
@@ -96,8 +99,8 @@ def read_text_file(path: str | os.PathLike, column: str = "text") -> list[Row]:
     else:
         rows = files.read_rows(path, (column,))
     found = []
-    for row in rows:
-        question, answer = _text.halves(row[column])
+    for text in files.texts(rows, column):
+        question, answer = _text.halves(text)
         if question:
             found.append({"question": question, "answer": answer})
     return found

@@ -273,7 +273,7 @@ def _checked_row(name: str, number: int, row: Row) -> Row:
         value = found.get(column, "")
         plural = column in COLUMNS[3:]
         texts = value if plural and value else [value]
-        if not all(isinstance(x, str) for x in texts) or isinstance(texts, str):
+        if isinstance(texts, str) or any(map(_checks.not_text, texts)):
             wanted = "a list of texts" if plural else "a text"
             raise ValueError(f"{owner} needs {wanted} in {column!r}, got {value!r}.")
     if "choices" in found and found["answer"] not in found["choices"]:

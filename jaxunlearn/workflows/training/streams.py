@@ -157,16 +157,18 @@ def _name_columns(name: str, settings: dict[str, Any], rows: list[dict]) -> None
     if usual not in first and settings["source"] != "benchmark":
         usual = "text" if not answer else "prompt"
     prompt = settings.setdefault("prompt", usual)
-    for number, row in enumerate(rows):
-        for column in filter(None, (prompt, answer)):
-            if not isinstance(row.get(column), str):
-                came = repr(row[column]) if column in row else "no such column"
-                raise ValueError(
-                    f"The stream {name!r} needs a text in the column {column!r}, got "
-                    f"{came} in row {number} of {path or settings.get('table')}, which "
-                    f"has {_checks.listed(row)}. Name the columns by --prompt-column "
-                    "and --answer-column."
-                )
+    fix = "Correct the row, or name the columns by --prompt-column, --answer-column."
+    for column in filter(None, (prompt, answer)):
+        try:
+            found = files.texts(rows, column, fix=fix)
+        except (KeyError, ValueError) as error:
+            raise ValueError(f"The stream {name!r}: {error}") from None
+        if column == answer and "" in map(str.strip, found):
+            row = list(map(str.strip, found)).index("")
+            raise ValueError(
+                f"The stream {name!r}: {files.place(rows, row)}: needs a text in the "
+                f"column {column!r}, got {found[row]!r}. {fix}"
+            )
 
 
 def _warn_of_overlap(found: Mapping[str, dict], texts: Mapping[str, list]) -> None:
@@ -260,7 +262,7 @@ def _array_record(settings, model, tokenizer, length):
         )
     grain = _checks.library("A stream of array_record files", "grain", "data")
     records = grain.sources.ArrayRecordDataSource(paths)
-    return _lazy(source.mapped(records, json.loads), settings, tokenizer, length)
+    return _lazy(source.mapped(records, jsonl.parse), settings, tokenizer, length)
 
 
 def _lazy(texts, settings, tokenizer, length):
