@@ -3,6 +3,7 @@
 
 import itertools
 import time
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import reduce
 from typing import Any, NamedTuple
@@ -11,8 +12,10 @@ import jax
 import numpy as np
 
 from jaxunlearn import _checks, trees
-from jaxunlearn._step import Step, UnlearnState
+from jaxunlearn._step import SWALLOWED, Step, UnlearnState
 from jaxunlearn.typing import Frozen, Params, Streams
+
+MAX_SWALLOWED = 0.1  # share of an update that may be lost without a warning
 
 Entry = Mapping[str, float | int]
 Hook = Callable[[UnlearnState, Entry], bool | None]
@@ -71,11 +74,15 @@ def fit(
         ValueError: if the loader ends too early.
         NotFinite: at the first loss or gradient that is not finite; it carries the last
             finite state.
+    Warns:
+        UserWarning: at the first step of which rounding to the dtype of the params
+            swallowed more than a tenth of the update.
     """
     _checks.not_negative("fit", steps=steps)
     log: list[dict[str, Any]] = []
     batches = iter(loader)
     bar = _Bar(steps, int(state.step)) if progress else None
+    warned = False
     try:
         for number in range(int(state.step), steps):
             streams = _next(batches, number, steps)
@@ -86,6 +93,9 @@ def fit(
             }
             entry = {"step": number, "seconds": time.perf_counter() - start, **metrics}
             log.append(entry)
+            if not warned and entry.get(SWALLOWED, 0.0) > MAX_SWALLOWED:
+                _warn_of_rounding(state, entry)
+                warned = True
             stop = any([hook(state, entry) for hook in hooks])
             if not entry.get("finite", True):
                 _not_finite(state, log, entry)
@@ -250,6 +260,18 @@ def _not_finite(state, log, entry):
         log,
         entry["step"],
         term,
+    )
+
+
+def _warn_of_rounding(state: UnlearnState, entry: Entry) -> None:
+    low = sorted({str(x.dtype) for x in jax.tree.leaves(state.params)} - {"float32"})
+    warnings.warn(
+        f"Rounding to {', '.join(low)} swallowed {entry[SWALLOWED]:.0%} of the update "
+        f"at step {entry['step']} (metric {SWALLOWED!r}): the params train less than "
+        "the learning rate says. Store the params that train in float32, or set "
+        "rounding to 'stochastic' or 'masters' (Recipe.setup, combine.with_rounding, "
+        "--rounding).",
+        stacklevel=3,
     )
 
 

@@ -18,6 +18,12 @@ def at_least_float32(x: Any) -> Array:
     return x.astype(widest([x]))
 
 
+def is_low(x: Any) -> bool:
+    """Whether an array has floating-point values of less than 32 bits."""
+    dtype = jnp.dtype(x.dtype)
+    return jnp.issubdtype(dtype, jnp.floating) and dtype.itemsize < 4
+
+
 def widest(arrays: Sequence[Array]) -> jnp.dtype:
     """float64 if one of the arrays is float64, else float32."""
     wide = any(x.dtype == jnp.float64 for x in arrays)

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxunlearn import _checks, sharding, trees
+from jaxunlearn import _checks, _precision, sharding, trees
 from jaxunlearn.typing import (
     Array,
     Frozen,
@@ -49,6 +49,8 @@ class UnlearnState:
     opt_state: PyTree
     key: PRNGKey
 
+
+SWALLOWED = "update/swallowed"
 
 Step = Callable[..., tuple[UnlearnState, Mapping[str, Array]]]
 """(state, streams, frozen, rules=None) -> (state, metrics); see `make_step`."""
@@ -164,7 +166,10 @@ def make_step(
         A Step to be jitted with the state donated. sharding.jit_step passes `rules`,
         the placement of the params on a mesh, which combiners also get. Its metrics,
         all scalars: `<term>/loss`, whatever the term reports, `<term>/grad_norm`, the
-        combiner's statistics under `combine/`, and `finite`. Where a loss or the
+        combiner's statistics under `combine/`, and `finite`. If leaves that train are
+        below float32, `update/swallowed` is the share of their update (of the sum of
+        its absolute values) that belongs to entries that did not change: rounding
+        swallowed it; see combine.with_rounding. Where a loss or the
         float32 norm of a gradient is not finite (nan, inf, or beyond 1e19), `finite` is
         False and the state is returned unchanged. It is also False where the combiner
         reports that its numbers (a schedule's value, for example) were not finite; its
@@ -190,18 +195,24 @@ def make_step(
 
         extra = {"values": values} | ({} if rules is None else {"rules": rules})
         _begins_with_a_combiner(tx, grads, state)
+        low = any(map(_precision.is_low, jax.tree.leaves(state.params)))
 
         def update(state):
             updates, opt_state = tx.update(
                 grads, state.opt_state, state.params, **extra
             )
-            params = optax.apply_updates(state.params, updates)
+            params = jax.tree.map(_added, state.params, updates)
+            lost = _swallowed(state.params, params, updates, rules) if low else {}
             return state.replace(
                 step=state.step + 1, params=params, opt_state=opt_state
-            )
+            ), lost
+
+        def skip(state):
+            return state, {SWALLOWED: jnp.float32(0)} if low else {}
 
         # A conditional keeps donated buffers in place; selecting leaf by leaf copies.
-        new = jax.lax.cond(finite, update, lambda state: state, state)
+        new, lost = jax.lax.cond(finite, update, skip, state)
+        metrics |= lost
         stats = _combiner_stats(new.opt_state)
         verdicts = [
             value > 0 for label, value in stats.items() if label.endswith("/finite")
@@ -291,6 +302,31 @@ def _norms(grads: Mapping[str, Params], rules: Rules | None) -> dict[str, Array]
     leaves = {path: [x, *(tree[path] for tree in others)] for path, x in first.items()}
     (sums,) = sharding.sums(squares, leaves, [range(len(leaves))], rules)
     return dict(zip(grads, jnp.sqrt(sums), strict=True))
+
+
+def _added(x: Array, update: Array) -> Array:
+    """x + update, in the dtype of x."""
+    wide = _precision.widest([x, update])
+    return (x.astype(wide) + update.astype(wide)).astype(x.dtype)
+
+
+def _swallowed(
+    before: Params, after: Params, updates: Params, rules: Rules | None
+) -> dict[str, Array]:
+    """The share of the update, in absolute values, of low entries that are the same."""
+
+    def totals(_, before, after, update):
+        size = jnp.abs(update.astype(jnp.float32))
+        return [jnp.sum(size), jnp.sum(jnp.where(before == after, size, 0.0))]
+
+    columns = [trees.paths(tree) for tree in (before, after, updates)]
+    leaves = {
+        path: [column[path] for column in columns]
+        for path, x in columns[0].items()
+        if _precision.is_low(x)
+    }
+    ((size, lost),) = sharding.sums(totals, leaves, [range(len(leaves))], rules)
+    return {SWALLOWED: lost / jnp.maximum(size, jnp.finfo(jnp.float32).tiny)}
 
 
 def _cut(x: Array, num_microbatches: int) -> Array:

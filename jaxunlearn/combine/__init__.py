@@ -25,6 +25,9 @@ scalars of the last step). Weights, gamma and strength may be schedules, functio
 `count`. Projections are not linear: accumulate the gradient of each term over
 microbatches and devices before the combiner. For the same reason do not wrap a combiner
 in `optax.MultiSteps`.
+
+`with_rounding` wraps a chain, its combiner included, for params that are stored in
+bfloat16 or float16.
 """
 
 from jaxunlearn.combine._blur import BlurState, blur
@@ -32,15 +35,18 @@ from jaxunlearn.combine._conflict import ConflictState, mgda, pcgrad
 from jaxunlearn.combine._metric import adam_metric
 from jaxunlearn.combine._penalty import PenaltyState, penalty
 from jaxunlearn.combine._primal_dual import PrimalDualState, primal_dual
+from jaxunlearn.combine._rounding import ROUNDINGS, RoundingState, with_rounding
 from jaxunlearn.combine._saliency import ROWS, SaliencyState, saliency
 from jaxunlearn.combine._weighted import WeightedSumState, weighted_sum
 
 __all__ = [
+    "ROUNDINGS",
     "ROWS",
     "BlurState",
     "ConflictState",
     "PenaltyState",
     "PrimalDualState",
+    "RoundingState",
     "SaliencyState",
     "WeightedSumState",
     "adam_metric",
@@ -51,4 +57,5 @@ __all__ = [
     "primal_dual",
     "saliency",
     "weighted_sum",
+    "with_rounding",
 ]

@@ -24,6 +24,11 @@ OF_MODEL = (
         "--num-microbatches", type=int, help="Parts of a batch: less memory. [1]"
     ),
     click.option(
+        "--rounding",
+        help="Of updates to weights below float32: nearest, stochastic, or masters "
+        "(float32 copies). [nearest]",
+    ),
+    click.option(
         "--mesh",
         help="Devices, as in data=1,fsdp=-1,tensor=1; -1 takes the rest. [fsdp=-1]",
     ),
@@ -97,6 +102,7 @@ def make(
     places = {
         "model": "model.path",
         "num_microbatches": "num_microbatches",
+        "rounding": "rounding",
         "lora_rank": "lora.rank",
         "steps": "steps",
         "save_every": "save_every",

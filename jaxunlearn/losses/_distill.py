@@ -4,6 +4,10 @@
 They keep the model near a reference (`kl`, `js`), move it to a distribution in which
 the target is less likely (`undial`, `ce_u`, `complementary_ce`), or flatten it
 (`kl_uniform`, `logit_margin`).
+
+A logit of -inf masks an entry of the vocabulary: it has probability 0 and never gets a
+gradient. All losses here and their gradients stay finite with such logits, as long as
+one entry has a finite logit in all arguments (for `ce_u`, not even then).
 """
 
 import jax
@@ -26,8 +30,10 @@ def kl(
 
     With p the model and q the reference, "forward" computes KL(q || p) = sum_v q (log q
     - log p) and "reverse" computes KL(p || q) = sum_v p (log p - log q). Both are 0
-    with zero gradient at the reference. A vocabulary entry whose probability is 0 under
-    the weighting distribution (q forward, p reverse) adds 0, even if its logit is -inf.
+    with zero gradient at the reference. An entry that is masked (logit -inf) in the
+    weighting distribution (q forward, p reverse) adds 0. An entry that is masked in the
+    other one alone would make the value infinite: the weighting distribution is then
+    taken without it, renormalised over the other entries.
 
     Args:
         logits: [..., V] float, the model.
@@ -46,10 +52,11 @@ def kl(
     """
     _checks.one_of("kl", ("forward", "reverse"), direction=direction)
     log_p, log_q = _pair("kl", logits, ref_logits, where)
+    weighting, other = (log_q, log_p) if direction == "forward" else (log_p, log_q)
+    weighting = jnp.where(other != -jnp.inf, weighting, -jnp.inf)
     if normalize:
-        log_p, log_q = jax.nn.log_softmax(log_p), jax.nn.log_softmax(log_q)
-    pair = (log_q, log_p) if direction == "forward" else (log_p, log_q)
-    loss = _divergence(*pair)
+        weighting, other = jax.nn.log_softmax(weighting), jax.nn.log_softmax(other)
+    loss = _divergence(weighting, other)
     return masked(loss, where)
 
 
@@ -60,7 +67,8 @@ def kl_uniform(
 
     "forward" computes KL(u || p) = -mean_v log p - ln V, which is not bounded above;
     "reverse" computes KL(p || u) = ln V minus the entropy of p, between 0 and ln V.
-    Both are 0 where the model is maximally uncertain.
+    Both are 0 where the model is maximally uncertain. V and u count the entries that
+    are not masked.
 
     Args:
         logits: [..., V] float, the model.
@@ -71,7 +79,10 @@ def kl_uniform(
     Raises:
         ValueError: if where has another shape or the direction is unknown.
     """
-    return kl(logits, jnp.zeros_like(logits), where=where, direction=direction)
+    logits = jnp.asarray(logits)
+    zeros = jnp.zeros_like(logits)
+    uniform = jnp.where(logits != -jnp.inf, zeros, jnp.full_like(zeros, -jnp.inf))
+    return kl(logits, uniform, where=where, direction=direction)
 
 
 def js(logits: Array, ref_logits: Array, *, where: Array | None = None) -> Array:
@@ -92,7 +103,10 @@ def js(logits: Array, ref_logits: Array, *, where: Array | None = None) -> Array
     References: Lin 1991, https://doi.org/10.1109/18.61115
     """
     log_p, log_q = map(jax.nn.log_softmax, _pair("js", logits, ref_logits, where))
-    log_m = jnp.logaddexp(log_p, log_q) - jnp.log(2.0).astype(log_p.dtype)
+    possible = jnp.maximum(log_p, log_q) != -jnp.inf
+    log_m = jnp.logaddexp(
+        jnp.where(possible, log_p, 0.0), jnp.where(possible, log_q, 0.0)
+    ) - jnp.log(2.0).astype(log_p.dtype)
     loss = 0.5 * (_divergence(log_p, log_m) + _divergence(log_q, log_m))
     return masked(loss, where)
 
@@ -109,7 +123,7 @@ def undial(
 
     Computes the cross-entropy between softmax(ref_logits - beta * onehot(targets)) and
     the model at each position. Unlike gradient ascent it has a minimum, so training
-    does not diverge.
+    does not diverge. Entries that the model masks have probability 0 in the teacher.
 
     Args:
         logits: [..., V] float, the model.
@@ -130,8 +144,8 @@ def undial(
     _checks.same_shape("undial", logits=logits[..., 0], targets=targets)
     log_p, ref = _pair("undial", logits, ref_logits, where)
     lowered = ref - beta * jax.nn.one_hot(targets, ref.shape[-1], dtype=ref.dtype)
-    teacher = jax.nn.softmax(lowered)
-    loss = -jnp.sum(teacher * jax.nn.log_softmax(log_p), axis=-1)
+    teacher = jax.nn.softmax(jnp.where(log_p != -jnp.inf, lowered, -jnp.inf))
+    loss = -jnp.sum(teacher * _finite_log_softmax(log_p), axis=-1)
     return masked(loss, where)
 
 
@@ -156,8 +170,12 @@ def ce_u(logits: Array, targets: Array, *, where: Array | None = None) -> Array:
     """
     logits, targets = _with_targets("ce_u", logits, targets, where)
     target = jax.nn.one_hot(targets, logits.shape[-1], dtype=jnp.bool_)
-    teacher = jax.nn.softmax(jnp.where(target, -jnp.inf, jax.lax.stop_gradient(logits)))
-    loss = -jnp.sum(teacher * jax.nn.log_softmax(logits), axis=-1)
+    others = jnp.where(target, -jnp.inf, jax.lax.stop_gradient(logits))
+    # Where all other entries are masked there is no teacher: the loss is 0.
+    any_other = jnp.max(others, axis=-1, keepdims=True) != -jnp.inf
+    teacher = jax.nn.softmax(jnp.where(any_other, others, 0.0))
+    teacher = jnp.where(any_other, teacher, 0.0)
+    loss = -jnp.sum(teacher * _finite_log_softmax(logits), axis=-1)
     return masked(loss, where)
 
 
@@ -167,7 +185,8 @@ def complementary_ce(
     """Cross-entropy against the uniform distribution over all non-target classes.
 
     Computes -1/(V - 1) times the sum of log p_v over v != target: the target serves as
-    a complementary label ("not this class"). The minimum is ln(V - 1).
+    a complementary label ("not this class"). The minimum is ln(V - 1). V counts the
+    classes that are not masked.
 
     Args:
         logits: [..., V] float, the model; V >= 2.
@@ -179,9 +198,10 @@ def complementary_ce(
         ValueError: if the shapes differ.
     """
     logits, targets = _with_targets("complementary_ce", logits, targets, where)
-    others = 1 - jax.nn.one_hot(targets, logits.shape[-1], dtype=logits.dtype)
-    total = jnp.sum(others * jax.nn.log_softmax(logits), axis=-1)
-    loss = -total / (logits.shape[-1] - 1)
+    target = jax.nn.one_hot(targets, logits.shape[-1], dtype=jnp.bool_)
+    others = (~target & (logits != -jnp.inf)).astype(logits.dtype)
+    total = jnp.sum(others * _finite_log_softmax(logits), axis=-1)
+    loss = -total / jnp.maximum(jnp.sum(others, axis=-1), 1.0)
     return masked(loss, where)
 
 
@@ -189,7 +209,7 @@ def logit_margin(logits: Array, *, where: Array | None = None) -> Array:
     """Squared logit margin, the forget loss of PDU: (max_v z - mean_v z)^2.
 
     It is convex in the logits z, and its minimum 0 is where all tokens are equally
-    likely.
+    likely. Masked entries are left out.
 
     Args:
         logits: [..., V] float, the model.
@@ -205,7 +225,8 @@ def logit_margin(logits: Array, *, where: Array | None = None) -> Array:
     logits = _precision.at_least_float32(logits)
     if where is not None:
         logits = jnp.where(where[..., None], logits, 0.0)
-    return (jnp.max(logits, axis=-1) - jnp.mean(logits, axis=-1)) ** 2
+    mean = jnp.mean(logits, axis=-1, where=logits != -jnp.inf)
+    return (jnp.max(logits, axis=-1) - mean) ** 2
 
 
 def _pair(owner, logits, ref_logits, where):
@@ -231,8 +252,13 @@ def _with_targets(owner, logits, targets, where):
     return logits, targets
 
 
+def _finite_log_softmax(logits):
+    """log_softmax, with 0 in place of -inf."""
+    return jnp.where(logits != -jnp.inf, jax.nn.log_softmax(logits), 0.0)
+
+
 def _divergence(log_p, log_q):
     """KL(p || q) = sum_v p (log p - log q); entries with p = 0 add 0."""
-    possible = log_p > -jnp.inf
+    possible = log_p != -jnp.inf
     gap = jnp.where(possible, log_p, 0.0) - jnp.where(possible, log_q, 0.0)
     return jnp.sum(jnp.exp(log_p) * gap, axis=-1)

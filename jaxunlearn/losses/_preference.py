@@ -166,7 +166,8 @@ def npo_logits(
     Computes the mean over V of -(2 / beta) * log sigmoid(beta * (ref_logits - logits)).
     It uses no targets: at the reference its gradient is the same for every logit, and
     the softmax does not change in that direction. Use it only to reproduce published
-    numbers, and `npo` otherwise.
+    numbers, and `npo` otherwise. Entries that one of the two masks (logit -inf) are
+    left out.
 
     Args:
         logits: [..., V] float.
@@ -187,16 +188,20 @@ def npo_logits(
     _checks.same_shape("npo_logits", logits=logits, ref_logits=ref_logits)
     _checks.mask("npo_logits", where, logits=logits[..., 0])
     ref_logits = jax.lax.stop_gradient(ref_logits)
-    entries = None if where is None else where[..., None]
+    possible = (logits != -jnp.inf) & (ref_logits != -jnp.inf)
+    entries = possible if where is None else possible & where[..., None]
     gap = _difference(logits, ref_logits, entries)
-    loss = jnp.mean(-(2.0 / beta) * jax.nn.log_sigmoid(-beta * gap), axis=-1)
-    return masked(loss, where)
+    loss = -(2.0 / beta) * jax.nn.log_sigmoid(-beta * gap)
+    return masked(jnp.mean(loss, axis=-1, where=possible), where)
 
 
 def _difference(x: Array, ref: Array, where: Array | None) -> Array:
-    """x - ref, in float32 at least; 0 where masked, so that NaN reaches no gradient."""
+    """x - ref, in float32 at least; 0 where masked, so that NaN reaches no gradient.
+
+    It is also 0 where both are -inf, of probability 0.
+    """
     x = _precision.at_least_float32(x)
     ref = _precision.at_least_float32(ref).astype(x.dtype)
-    if where is not None:
-        x, ref = jnp.where(where, x, 0.0), jnp.where(where, ref, 0.0)
-    return x - ref
+    counts = (x != -jnp.inf) | (ref != -jnp.inf)
+    counts = counts if where is None else where & counts
+    return jnp.where(counts, x, 0.0) - jnp.where(counts, ref, 0.0)

@@ -69,11 +69,14 @@ def satimp(
 
 
 def _weighted(owner, logps, where, weight):
-    """weight(logps) * logps with no gradient through the weight."""
+    """weight(logps) * logps with no gradient through the weight.
+
+    A token of probability 0 is forgotten: it adds 0, the limit, and has no gradient.
+    """
     _checks.mask(owner, where, logps=logps)
     logps = _precision.at_least_float32(logps)
-    if where is not None:
-        logps = jnp.where(where, logps, 0.0)
+    counts = logps != -jnp.inf if where is None else where & (logps != -jnp.inf)
+    logps = jnp.where(counts, logps, 0.0)
     fixed = jax.lax.stop_gradient(weight(jnp.minimum(logps, 0.0)))
     loss = fixed * logps
     return masked(loss, where)

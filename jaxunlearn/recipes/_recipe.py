@@ -100,6 +100,7 @@ class Recipe(NamedTuple):
         key: PRNGKey | None = None,
         num_microbatches: int = 1,
         ref_params: Params | None = None,
+        rounding: str = "nearest",
     ) -> Setup:
         """The jitted step, the first state and what is frozen.
 
@@ -112,11 +113,14 @@ class Recipe(NamedTuple):
             key: randomness of all steps (dropout); jax.random.key(0) if None.
             num_microbatches: as for make_step.
             ref_params: of the reference model; `params` if None and a term needs it.
+            rounding: how updates of params below float32 are rounded: "nearest",
+                "stochastic" or "masters"; see combine.with_rounding. It has no effect
+                on float32 params.
         Returns:
             A Setup; it unpacks as (step, state, frozen).
         Raises:
-            ValueError: if no leaf matches `trainable`, or the mesh does not divide the
-                leaves.
+            ValueError: if no leaf matches `trainable`, the mesh does not divide the
+                leaves, or rounding is unknown.
         """
         key = jax.random.key(0) if key is None else key
         if mesh is not None:
@@ -127,8 +131,9 @@ class Recipe(NamedTuple):
                 for x in (params, ref_params)
             )
         train, frozen = self.split(params, ref_params)
-        step = make_step(self.terms, self.tx, num_microbatches=num_microbatches)
-        fresh = partial(init_state, tx=self.tx)
+        tx = combine.with_rounding(self.tx, rounding)
+        step = make_step(self.terms, tx, num_microbatches=num_microbatches)
+        fresh = partial(init_state, tx=tx)
         if mesh is None:
             return Setup(jax.jit(step, donate_argnums=0), fresh(train, key=key), frozen)
         state = sharding.create(fresh, mesh, model.rules, train, key=key)

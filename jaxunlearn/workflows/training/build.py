@@ -21,7 +21,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 import jaxunlearn as ju
-from jaxunlearn import _checks, models, recipes, sharding
+from jaxunlearn import _checks, combine, models, recipes, sharding
 from jaxunlearn.io import hf
 from jaxunlearn.recipes import Recipe
 from jaxunlearn.typing import Frozen, Model, PyTree, Streams
@@ -69,6 +69,7 @@ def pieces(
     base, grid = base_model(config), mesh(config, devices)
     model = adapters.adapted(config, base)
     method = (make_recipe or recipe)(config, model)
+    method = method._replace(tx=combine.with_rounding(method.tx, config.rounding))
     train, frozen = method.split(params_shapes(config, base, model, grid))
     key = jax.eval_shape(partial(jax.random.key, 0))
     state = jax.eval_shape(partial(ju.init_state, tx=method.tx), train, key=key)

@@ -12,7 +12,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from jaxunlearn import _checks, recipes, sharding
+from jaxunlearn import _checks, combine, recipes, sharding
 from jaxunlearn.workflows import config_file
 
 MODES = ("finetune", "unlearn", "evaluate")
@@ -71,6 +71,9 @@ def defaults() -> ConfigDict:
             # the forget rows (finetune: over the first stream).
             "steps": 100,
             "num_microbatches": 1,
+            # How updates of params below float32 are rounded (model.dtype): "nearest",
+            # "stochastic" or "masters", as combine.with_rounding describes them.
+            "rounding": "nearest",
             "save_every": 10,  # steps between checkpoints
             "keep": 3,  # checkpoints that stay
             # join: joins the other processes of a cluster first. Where JAX does not
@@ -182,6 +185,7 @@ def check(config: ConfigDict) -> ConfigDict:
     """
     _known(config.to_dict(), defaults().to_dict(), "")
     _checks.one_of("The config", MODES, mode=config.mode)
+    _checks.one_of("The config", combine.ROUNDINGS, rounding=config.rounding)
     if not config.output:
         raise ValueError(
             "A run needs an output folder, got none. Give --output FOLDER."
