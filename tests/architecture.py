@@ -340,8 +340,8 @@ def libraries_are_declared(source: Source) -> Iterator[Violation]:
 @functools.cache
 def _ours() -> set[str]:
     """Top names that are no libraries: ours, and those tests import from a folder."""
-    beside = {name for x in (ROOT / "tests").rglob("*.py") for name in x.parts[-2:]}
-    return {"jaxunlearn", "experiments"} | {x.removesuffix(".py") for x in beside}
+    modules = {name for x in (ROOT / "tests").rglob("*.py") for name in x.parts[-2:]}
+    return {"jaxunlearn", "experiments"} | {x.removesuffix(".py") for x in modules}
 
 
 @functools.cache

@@ -55,10 +55,12 @@ def test_the_example_for_hugging_face_folders_runs(tmp_path, monkeypatch):
 
 def test_the_commands_of_the_readme_are_three_blocks_in_order():
     """.ci/run takes the second block as the test command."""
-    quickstart, tests, own = re.findall(r"```sh\n(.*?)```", PAGE.read_text(), re.S)
+    quickstart, tests, commands_of_data = re.findall(
+        r"```sh\n(.*?)```", PAGE.read_text(), re.S
+    )
     assert "experiments.quickstart" in quickstart
     assert "pytest" in tests and tests.count("\n") == 1
-    commands = [line.split()[:2] for line in own.splitlines()[1:]]
+    commands = [line.split()[:2] for line in commands_of_data.splitlines()[1:]]
     assert commands == [
         ["jaxunlearn", name] for name in ("forget", "evaluate", "attack", "report")
     ]

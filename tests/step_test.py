@@ -107,7 +107,7 @@ def identical(actual, expected):
     jax.tree.map(compare, actual, expected)
 
 
-def kept(tree):
+def copied(tree):
     """A copy that no donation can reach."""
     return jax.tree.map(jnp.copy, tree)
 
@@ -150,9 +150,9 @@ def test_the_joint_step_equals_the_weighted_sum_step():
     weights = {"forget": 0.5, "retain": 2.0}
     new, metrics = {}, {}
     joint = {"both": terms.joint(parts, weights)}
-    for name, own, given in (("apart", parts, weights), ("joint", joint, None)):
+    for name, chosen, given in (("apart", parts, weights), ("joint", joint, None)):
         tx = optax.chain(combine.weighted_sum(given), optax.sgd(0.1))
-        run = jax.jit(steps.make_step(own, tx))
+        run = jax.jit(steps.make_step(chosen, tx))
         state = steps.init_state(params, tx, KEY)
         state, metrics[name] = run(state, decoder_streams(), Frozen())
         new[name] = state.params
@@ -193,7 +193,7 @@ def test_the_update_is_that_of_the_combined_gradients(num_microbatches):
 def test_donating_the_state_leaves_the_params_alive():
     tx = optax.chain(combine.blur(), adam())
     params, key = toy_params(), jax.random.key(3)
-    before = kept((params, key))
+    before = copied((params, key))
     parts = {name: Noisy(name) for name in ("forget", "retain")}
     step = jax.jit(steps.make_step(parts, tx), donate_argnums=0)
     first = steps.init_state(params, tx, key)
@@ -216,7 +216,7 @@ def test_a_step_that_is_not_finite_changes_nothing(bad, num_microbatches):
     streams = toy_streams()
     state, _ = step(state, streams, Frozen())
     expected, _ = step(expected, streams, Frozen())
-    before = kept(state)
+    before = copied(state)
     y = streams["forget"]["y"].at[2].set(bad)
     broken = streams | {"forget": streams["forget"] | {"y": y}}
     state, metrics = step(state, broken, Frozen())
@@ -280,7 +280,7 @@ def test_microbatches_draw_different_numbers():
 def test_only_the_trained_half_moves_and_has_optimizer_state():
     parts, params = decoder_terms()
     train, rest = trees.split(params, r"blocks/mlp/down/kernel")
-    before = kept(rest)
+    before = copied(rest)
     tx = optax.chain(combine.blur(), adam(optax.adamw, 1e-2))
     step = jax.jit(steps.make_step(parts, tx), donate_argnums=0)
     state = steps.init_state(train, tx, KEY)

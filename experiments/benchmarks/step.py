@@ -86,7 +86,6 @@ def _jax(options) -> dict:
     import numpy as np
     import optax
 
-    import jaxunlearn as ju
     from jaxunlearn import combine, recipes
     from jaxunlearn.io import hf
 
@@ -106,18 +105,17 @@ def _jax(options) -> dict:
         for name in ("forget", "retain")
     }
     streams["forget"]["ref_logps"] = saved["ref_logps"]
-    state = ju.init_state(params, recipe.tx, jax.random.key(0))
+    step, state, frozen = recipe.setup(model, params)
     del params
     start = time.perf_counter()
-    step = jax.jit(ju.make_step(recipe.terms, recipe.tx), donate_argnums=0)
-    compiled = step.lower(state, streams, ju.Frozen()).compile()
+    compiled = step.lower(state, streams, frozen).compile()
     compile_seconds = time.perf_counter() - start
     # What compiling left in the heap would otherwise count as the step's memory.
     ctypes.CDLL(None).malloc_trim(0)
     seconds = []
     for _ in range(WARM_UP + options.steps):
         start = time.perf_counter()
-        state, metrics = jax.block_until_ready(compiled(state, streams, ju.Frozen()))
+        state, metrics = jax.block_until_ready(compiled(state, streams, frozen))
         seconds.append(time.perf_counter() - start)
     memory = compiled.memory_analysis()
     return {

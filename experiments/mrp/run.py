@@ -8,7 +8,7 @@ then C, and after each is scored on all of them and on the rows to retain. Then
 attackers train on every other row of A to C and are scored on those and on the rest:
 
 * full: every weight trains; MRP's projections are folded into the weights first;
-* lora: products of rank 8 beside queries and values; MRP's projections do not train;
+* lora: products of rank 8 on queries and values; MRP's projections do not train;
 * frozen projections: every weight trains except MRP's projections;
 * no projections: nothing trains; MRP's projections are removed, which an attacker can
   do who has the unfolded weights.

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How much of what unlearning removed an attack recovers, in both worlds of RTT."""
+"""What the scores and pages of both worlds of RTT share."""
+
+from collections.abc import Collection
 
 import numpy as np
 
@@ -16,8 +18,8 @@ def above(
     NaN where the original has nothing above it.
     """
     has = np.greater(original, floor)
-    whole = np.where(has, np.subtract(original, floor), 1.0)
-    return np.where(has, np.subtract(value, floor) / whole, np.nan)[()]
+    available = np.where(has, np.subtract(original, floor), 1.0)
+    return np.where(has, np.subtract(value, floor) / available, np.nan)[()]
 
 
 def returned(means: np.ndarray, floor: np.ndarray = CHANCE) -> np.ndarray:
@@ -37,3 +39,20 @@ def returned(means: np.ndarray, floor: np.ndarray = CHANCE) -> np.ndarray:
     back = (after - before).sum(0)
     any_removed = removed > 0
     return np.where(any_removed, back / np.where(any_removed, removed, 1.0), np.nan)[()]
+
+
+def unfinished(num_ran: int, num_planned: int, missing: Collection[str]) -> list[str]:
+    """Lines that say how many attacks have run, where that is not all of the plan.
+
+    Args:
+        num_ran, num_planned: attacks on unlearned models.
+        missing: names of what has no attack yet.
+    """
+    if num_ran >= num_planned:
+        return []
+    none = f"; none yet of {', '.join(missing)}" if missing else ""
+    return [
+        f"**Not finished: {num_ran} of {num_planned} attacks on unlearned models have "
+        f"run{none}.** The same command resumes.",
+        "",
+    ]

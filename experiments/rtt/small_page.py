@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments.rtt.recovery import CHANCE, LESS, MOST
+from experiments.rtt.recovery import CHANCE, LESS, MOST, unfinished
 from experiments.rtt.small_score import (
     BASES,
     CONTROLS,
@@ -306,15 +306,8 @@ def _missing(runs, about) -> list[str]:
     """What has run, where that is not all of the plan."""
     planned = len(about["rates"]) * len(about["seeds"]) * about["num_folds"]
     ran = sum(line["kind"] == "rtt" and line["who"] in about["rates"] for line in runs)
-    if ran >= planned:
-        return []
-    missing = [who for who in about["rates"] if who not in {x.get("who") for x in runs}]
-    none = f"; none yet of {', '.join(missing)}" if missing else ""
-    return [
-        f"**Not finished: {ran} of {planned} attacks on unlearned models have run"
-        f"{none}.** The same command resumes.",
-        "",
-    ]
+    there = {x.get("who") for x in runs}
+    return unfinished(ran, planned, [who for who in about["rates"] if who not in there])
 
 
 def _rates(about) -> str:

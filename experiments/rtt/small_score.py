@@ -102,11 +102,11 @@ def _measured(attacked, row, measure) -> dict[str, Any]:
     def of(who):
         return held_out([x for x in attacked if x["who"] == who], measure)
 
-    own, base, retrained = of(row["who"]), of(row["base"]), of("retrained")
+    held, base, retrained = of(row["who"]), of(row["base"]), of("retrained")
     found = {"before": [], "last": [], "best": [], "recovery": [], "above": []}
     for seed in row["seeds"]:
-        folds = [fold for at, fold in own if at == seed]
-        values = {k: _mean(own, k, folds, seed) for k in ("before", "last", "best")}
+        folds = [fold for at, fold in held if at == seed]
+        values = {k: _mean(held, k, folds, seed) for k in ("before", "last", "best")}
         if set(folds) <= _folds(base):
             best = _mean(base, "best", folds)
             values["recovery"] = values["best"] / best
@@ -116,13 +116,13 @@ def _measured(attacked, row, measure) -> dict[str, Any]:
         for key, value in values.items():
             found[key].append(value)
     found = {k: intervals.spread(x) if x else None for k, x in found.items()}
-    shared = _folds(own) & _folds(base) & _folds(retrained)
+    shared = _folds(held) & _folds(base) & _folds(retrained)
     if row["who"] in REFERENCES or not shared:
         return found
     for key, after in (("returned", "last"), ("best_returned", "best")):
-        array = _array([own], base, retrained, shared, after)
+        array = _array([held], base, retrained, shared, after)
         found[key] = intervals.bootstrap(_came_back, array)
-    found["left"] = _left(_array([own], base, retrained, shared))
+    found["left"] = _left(_array([held], base, retrained, shared))
     return found | {"forgot": bool(found["left"] <= MOST)}
 
 
@@ -132,8 +132,8 @@ def _folds(held) -> set[int]:
 
 def _mean(held, key, folds, seed=None) -> float:
     """Mean over the facts of folds, of one seed or of all."""
-    own = [x for (at, fold), x in held.items() if fold in folds and seed in (None, at)]
-    values, weights = [x[key] for x in own], [x["facts"] for x in own]
+    each = [x for (at, fold), x in held.items() if fold in folds and seed in (None, at)]
+    values, weights = [x[key] for x in each], [x["facts"] for x in each]
     return float(np.average(values, weights=weights))
 
 

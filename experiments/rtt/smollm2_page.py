@@ -5,14 +5,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments.rtt.recovery import CHANCE, LESS
-from experiments.rtt.smollm2_score import (
-    LATE,
-    NAMES,
-    TITLES,
-    rise,
-    summarise,
-)
+from experiments.rtt.recovery import CHANCE, LESS, unfinished
+from experiments.rtt.smollm2_score import LATE, NAMES, TITLES, rise, summarise
 from experiments.shared import page, plot
 
 Rows = Sequence[Mapping[str, Any]]
@@ -273,16 +267,9 @@ def _missing(runs, about) -> list[str]:
     seeds = {x["seed"] for x in ran} or {0}
     each = [(who, of) for who in about["rates"] for of in TITLES]
     planned = len(each) * len(seeds) * about["rotations"]
-    if len(ran) >= planned:
-        return []
     there = {(x["who"], x["of"]) for x in ran}
     missing = [f"{NAMES[who]} on {of}" for who, of in each if (who, of) not in there]
-    none = f"; none yet of {', '.join(missing)}" if missing else ""
-    return [
-        f"**Not finished: {len(ran)} of {planned} attacks on unlearned models have run"
-        f"{none}.** The same command resumes.",
-        "",
-    ]
+    return unfinished(len(ran), planned, missing)
 
 
 def _place(row) -> tuple[int, bool, bool]:

@@ -22,6 +22,7 @@ it. `original`, `retrained` (never saw the forget file) and `collapsed` (all log
 equal) are scored too.
 """
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -32,7 +33,7 @@ import optax
 
 from experiments.semeval import figures
 from experiments.shared import ledger
-from experiments.small import methods, program, questions, score, unlearn, world
+from experiments.small import program, questions, score, unlearn, world
 from jaxunlearn import combine, evaluate, losses, metrics, recipes, terms, trees
 from jaxunlearn.data import table
 from jaxunlearn.typing import Model, Params
@@ -209,7 +210,7 @@ def run(small: world.World, book: ledger.Ledger, config: SemEvalConfig) -> None:
     Raises:
         ValueError: if the world is not of LUME.
     """
-    made, streams = scorer(small, config.max_new_tokens), None
+    made = scorer(small, config.max_new_tokens)
     for name, params in (
         ("original", small.params),
         ("retrained", small.retrained),
@@ -217,20 +218,21 @@ def run(small: world.World, book: ledger.Ledger, config: SemEvalConfig) -> None:
     ):
         if book.lacks(name):
             book.add({"key": name, "method": name, **as_json(made, params)})
-    builds, runners = recipes_by_name(config.steps), {}
-    sizes = dict(steps=config.steps, batch_size=config.batch_size)
-    best = partial(best_rate, book.lines, first_seed=config.seeds[0])
-    for name, rate, seed in ledger.sweep(builds, config.rates, config.seeds, best):
-        key = f"{name} {rate:.3g} {seed}"
-        if not book.lacks(key):
-            continue
-        if name not in runners:
-            streams = streams or unlearn.forget_and_retain(small)
-            method = methods.of_recipe(name, builds[name])
-            runners[name] = unlearn.runner(small, method, streams, **sizes)
-        params, about = unlearn.run(runners[name], rate=rate, seed=seed)
-        line = {"key": key, "method": name, "rate": rate, "seed": seed, **about}
-        book.add(line | as_json(made, params))
+    streams = functools.cache(lambda: unlearn.forget_and_retain(small))
+    unlearn.sweep(
+        book,
+        recipes_by_name(config.steps),
+        config,
+        start=lambda name: (small, streams()),
+        measure=partial(as_json, made),
+        score=rank,
+    )
+
+
+def rank(line: ledger.Line) -> tuple[bool, float]:
+    """Orders runs: above the floor by the final score, below it by MMLU."""
+    above = not line["below_floor"]
+    return above, line["final" if above else "mmlu"]
 
 
 def as_json(made: Scorer, params: Params) -> dict[str, Any]:
@@ -238,15 +240,6 @@ def as_json(made: Scorer, params: Params) -> dict[str, Any]:
     found = official_score(made, params)
     by_name = {" ".join(key): x for key, x in found.terms.items()}
     return found._asdict() | {"terms": by_name}
-
-
-def best_rate(lines: Sequence[ledger.Line], name: str, *, first_seed: int) -> float:
-    """The rate of the best final score above the floor on the first seed, or of the
-    best MMLU if none is; the lower of two that are equal."""
-    first = [x for x in lines if (x["method"], x.get("seed")) == (name, first_seed)]
-    ranked = [line for line in first if not line["below_floor"]]
-    measure = "final" if ranked else "mmlu"
-    return max(ranked or first, key=lambda x: (x[measure], -x["rate"]))["rate"]
 
 
 def about_world(small: world.World) -> dict[str, Any]:

@@ -2,14 +2,15 @@
 """One method in one small world: compiled once, run at many rates and seeds."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import optax
 
 import jaxunlearn as ju
-from experiments.small import questions
+from experiments.shared import ledger
+from experiments.small import methods, questions
 from experiments.small.methods import Method
 from experiments.small.world import World
 from jaxunlearn import _checks, evaluate, trees
@@ -177,6 +178,59 @@ def run(
         "seconds": time.perf_counter() - start,
     }
     return trees.merge(state.params, runner.frozen.params), about
+
+
+def sweep(
+    book: ledger.Ledger,
+    recipes: Mapping[str, Callable[..., Recipe]],
+    config: Any,
+    *,
+    start: Callable[[str], tuple[World, Tables]],
+    measure: Callable[[Params], Mapping[str, Any]],
+    score: Callable[[ledger.Line], Any],
+) -> None:
+    """Adds the runs of ledger.sweep that the ledger lacks.
+
+    Args:
+        book: a line of it is `key`, `method`, `rate`, `seed`, what `run` returns and
+            what `measure` returns.
+        recipes: name -> recipe of (model, learning_rate=).
+        config: settings with `rates`, `seeds`, `steps` and `batch_size`.
+        start: name -> (the world that it unlearns in, the tables of its streams).
+        measure: of the params after a run.
+        score: of a line; the rate with the largest one on the first seed runs on the
+            other seeds.
+    """
+    runners: dict[str, Runner] = {}
+
+    def best(name: str) -> float:
+        return best_rate(book.lines, name, seed=config.seeds[0], score=score)
+
+    for name, rate, seed in ledger.sweep(recipes, config.rates, config.seeds, best):
+        key = f"{name} {rate:.3g} {seed}"
+        if not book.lacks(key):
+            continue
+        if name not in runners:
+            method = methods.of_recipe(name, recipes[name])
+            sizes = dict(steps=config.steps, batch_size=config.batch_size)
+            world, streams = start(name)
+            runners[name] = runner(world, method, streams, **sizes)
+        params, about = run(runners[name], rate=rate, seed=seed)
+        line = {"key": key, "method": name, "rate": rate, "seed": seed, **about}
+        book.add(line | dict(measure(params)))
+
+
+def best_rate(
+    lines: Sequence[ledger.Line],
+    name: str,
+    *,
+    seed: int,
+    score: Callable[[ledger.Line], Any],
+) -> float:
+    """The rate of a method with the largest score on a seed; the lower of two that are
+    equal."""
+    tried = [x for x in lines if (x["method"], x.get("seed")) == (name, seed)]
+    return max(tried, key=lambda x: (score(x), -x["rate"]))["rate"]
 
 
 def rate_schedule(steps: int) -> optax.Schedule:

@@ -12,9 +12,10 @@ is 1/3.
 
 The paper's three claims are measured: accuracy on the unlearn set falls, on the update
 set it rises, on the retain set it stays. The paper's weighted sum of ascent, NLL and KL
-runs beside the same sum without KL, the same with tokens capped at ln V nats, and BLUR
-with the new biographies in its upper level. Each runs at every rate on the first seed,
-then on all seeds at the rate where update + retain - unlearn accuracy is largest.
+is compared with the same sum without KL, with one that caps the loss of a token at ln V
+nats, and with BLUR, which has the new biographies in its upper level. Each runs at
+every rate on the first seed, then on all seeds at the rate where update + retain -
+unlearn accuracy is largest.
 
 The baseline never saw the old biographies: the retrained model, trained on the new ones
 and on those to retain for as many steps.
@@ -28,7 +29,6 @@ from typing import NamedTuple
 from experiments.shared import ledger
 from experiments.small import (
     biographies,
-    methods,
     program,
     questions,
     score,
@@ -144,30 +144,15 @@ def run(small: world.World, book: ledger.Ledger, config: SurgeryConfig) -> None:
         if book.lacks(name):
             found = accuracy(small, params, sets)
             book.add({"key": name, "method": name, "accuracy": found})
-    builds = recipes_by_name(small.model.config.vocab)
-    sizes = dict(steps=config.steps, batch_size=config.batch_size)
-    runners: dict[str, unlearn.Runner] = {}
-    best = partial(best_rate, book.lines, first_seed=config.seeds[0])
-    for name, rate, seed in ledger.sweep(builds, config.rates, config.seeds, best):
-        key = f"{name} {rate:.3g} {seed}"
-        if not book.lacks(key):
-            continue
-        if name not in runners:
-            start = small
-            if name == BASELINE:
-                start = small._replace(params=small.retrained)
-            method = methods.of_recipe(name, builds[name])
-            runners[name] = unlearn.runner(start, method, streams, **sizes)
-        params, about = unlearn.run(runners[name], rate=rate, seed=seed)
-        line = {"key": key, "method": name, "rate": rate, "seed": seed, **about}
-        book.add(line | {"accuracy": accuracy(small, params, sets)})
-
-
-def best_rate(lines: Sequence[ledger.Line], name: str, *, first_seed: int) -> float:
-    """The rate at which update + retain - unlearn accuracy is largest on the first
-    seed; the lower of two that are equal."""
-    first = [x for x in lines if (x["method"], x.get("seed")) == (name, first_seed)]
-    return max(first, key=lambda x: (figures.balance(x), -x["rate"]))["rate"]
+    retrained = small._replace(params=small.retrained)
+    unlearn.sweep(
+        book,
+        recipes_by_name(small.model.config.vocab),
+        config,
+        start=lambda name: (retrained if name == BASELINE else small, streams),
+        measure=lambda params: {"accuracy": accuracy(small, params, sets)},
+        score=figures.balance,
+    )
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@
 | --- | --- | --- |
 | `hf` | loads and saves decoders in the formats of transformers and llama.cpp | `hf` |
 | `checkpoint` | asynchronous, sharded checkpoints of a run | `checkpoint` |
-| `preempt` | saves once and exits when the process is told to stop | |
+| `preempt` | saves once and exits after Ctrl-C or SIGTERM | |
 | `log` | one line of JSON per step | |
 """
 

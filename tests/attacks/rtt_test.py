@@ -171,9 +171,9 @@ def test_a_diverged_model_scores_zero(world):
     rows = [dict(x, choices=sorted(x["choices"], key=lambda c, x=x: c != _right(x)))
             for x in facts_of(world.trained)]  # fmt: skip
     rows = [row | {"answer": 0} for row in rows]
-    own = attacks.make_folds(rows, 2, by="town")
+    folds = attacks.make_folds(rows, 2, by="town")
     nan = jax.tree.map(lambda x: x * jnp.nan, world.unlearned)
-    sweep, _ = attacks.rtt(world.model, nan, world.tokenizer, own, **HOW)
+    sweep, _ = attacks.rtt(world.model, nan, world.tokenizer, folds, **HOW)
     assert not sweep.hits.any() and not sweep.finite.any()
     prompts, options = ["A", "B"], [["x", "y"], ["x", "y"]]
     picked = evaluate.choose(world.model, nan, world.tokenizer, prompts, options)

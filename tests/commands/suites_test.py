@@ -70,12 +70,6 @@ def make_run(path, folder, model, params, tokenizer):
     write_rows(run.metrics, entries)
 
 
-@pytest.fixture(autouse=True)
-def standard_promotion():
-    with jax.numpy_dtype_promotion("standard"):  # optax.adamw needs it
-        yield
-
-
 def run(*args):
     return CliRunner().invoke(_group.group, [str(x) for x in args])
 

@@ -40,16 +40,16 @@ def done(small_world, chosen, tmp_path_factory):
 
 @pytest.mark.parametrize("name", sorted(methods.SUMS))
 def test_a_sum_has_the_adamw_of_its_blur(monkeypatch, name):
-    asked = []
+    calls = []
     monkeypatch.setattr(
-        optax, "adamw", lambda learning_rate, **how: asked.append((learning_rate, how))
+        optax, "adamw", lambda learning_rate, **how: calls.append((learning_rate, how))
     )
     monkeypatch.setattr(optax, "chain", lambda *links: links)
     model, _ = tiny.tiny_model()
     for each in (name, methods.SUMS[name]):
         methods.methods()[each].build(model, 1e-3)
-    theirs, own = {**asked[-1][1]}, {**asked[-2][1]}
-    assert {"eps": 1e-8} | own == theirs and asked[-1][0] == asked[-2][0] == 1e-3
+    second, first = {**calls[-1][1]}, {**calls[-2][1]}
+    assert {"eps": 1e-8} | first == second and calls[-1][0] == calls[-2][0] == 1e-3
 
 
 def test_every_setting_runs_once_on_every_seed(done, small_world, chosen, monkeypatch):

@@ -53,8 +53,9 @@ def test_the_overfitting_metric_of_rows_is_that_of_their_gradients():
     half, rest = trees.split(params, vision.TRAINABLE)
 
     def loss(half, row):
-        own, one = trees.merge(half, rest), table.select(world.train, np.array([row]))
-        logits = world.model.unembed(own, vision.features(world.model, own, one))
+        params = trees.merge(half, rest)
+        one = table.select(world.train, np.array([row]))
+        logits = world.model.unembed(params, vision.features(world.model, params, one))
         return -jax.nn.log_softmax(logits)[0, one["tokens"][0, 1]]
 
     for row in range(6):

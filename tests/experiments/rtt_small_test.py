@@ -196,15 +196,15 @@ def test_later_seeds_are_attacked_at_the_best_rate():
 
 def test_recovery_by_hand():
     rows = {row["who"]: row for row in small_score.summarise(made(0.5))}
-    own = rows["NPO"]["verbatim"]
-    assert_allclose(own["before"], [0.3, 0.0], atol=1e-9)
-    assert_allclose(own["last"], [0.7, np.std([0.8, 0.6], ddof=1)])
-    assert_allclose(own["recovery"][0], 0.7 / 1.0)
-    assert_allclose(own["above"][0], (0.6 / 0.8 + 0.4 / 0.8) / 2)
-    assert_allclose(own["returned"], (0.7 - 0.3) / (0.9 - 0.3))  # folds are alike
-    assert_allclose(own["best_returned"], (0.7 - 0.3) / (1.0 - 0.3))
-    assert_allclose(own["left"], 0.1 / 0.8)
-    assert own["forgot"]
+    npo = rows["NPO"]["verbatim"]
+    assert_allclose(npo["before"], [0.3, 0.0], atol=1e-9)
+    assert_allclose(npo["last"], [0.7, np.std([0.8, 0.6], ddof=1)])
+    assert_allclose(npo["recovery"][0], 0.7 / 1.0)
+    assert_allclose(npo["above"][0], (0.6 / 0.8 + 0.4 / 0.8) / 2)
+    assert_allclose(npo["returned"], (0.7 - 0.3) / (0.9 - 0.3))  # folds are alike
+    assert_allclose(npo["best_returned"], (0.7 - 0.3) / (1.0 - 0.3))
+    assert_allclose(npo["left"], 0.1 / 0.8)
+    assert npo["forgot"]
     late = rows["finetuned NPO"]["choice"]
     assert_allclose(late["above"][0], 0.3 / 0.6)
     assert_allclose(late["returned"][0], 0.3 / 0.5)
@@ -231,9 +231,9 @@ def test_folds_count_by_their_facts():
 def test_what_was_never_forgotten_does_not_come_back():
     """A method that forgets nothing has the paper's full recovery, and no verdict."""
     rows, found = judged(made(0.5, before=1.0))
-    own = next(row for row in rows if row["who"] == "NPO")["choice"]
-    assert own["left"] == 1.0 and not own["forgot"] and own["recovery"][0] == 1.0
-    assert own["returned"] is None and "choice" not in found["most_returns"]
+    npo = next(row for row in rows if row["who"] == "NPO")["choice"]
+    assert npo["left"] == 1.0 and not npo["forgot"] and npo["recovery"][0] == 1.0
+    assert npo["returned"] is None and "choice" not in found["most_returns"]
     text = "\n".join(small_page._answers(found, rows))
     assert "still have 100% of what" in text and "half or more: none" in text
     assert "in pretraining, by choice: nothing was removed" in text

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """SemEval-2025 Task 4 in a tiny world: rows, the official score, who is ranked."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,7 +12,7 @@ from experiments.semeval import config as semeval_config
 from experiments.semeval import figures
 from experiments.semeval import run as semeval
 from experiments.shared import ledger
-from experiments.small import lume, world
+from experiments.small import lume, unlearn, world
 from jaxunlearn.data import benchmarks
 from tests import tiny
 
@@ -164,14 +166,16 @@ def test_lines_hold_every_part(book):
 
 
 def test_the_best_rate_is_above_the_floor_where_one_is():
+    best = functools.partial(unlearn.best_rate, name="x", seed=0, score=semeval.rank)
+
     def line(rate, final, mmlu, below):
         found = dict(method="x", seed=0, rate=rate, final=final, mmlu=mmlu)
         return found | {"below_floor": below}
 
     high = [line(1e-3, 0.6, 0.2, True), line(5e-3, 0.3, 0.9, False)]
-    assert semeval.best_rate(high, "x", first_seed=0) == 5e-3
+    assert best(high) == 5e-3
     low = [line(1e-3, 0.4, 0.4, True), line(5e-3, 0.41, 0.2, True)]
-    assert semeval.best_rate(low, "x", first_seed=0) == 1e-3
+    assert best(low) == 1e-3
 
 
 def test_the_page_is_a_leaderboard_with_the_collapsed_model(book, small):

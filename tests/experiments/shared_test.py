@@ -24,8 +24,8 @@ def experiment(file, settings, ran):
     book = ledger.Ledger(file, ledger.head(settings, world="w"))
 
     def best(name):
-        own = [x for x in book.lines if x["method"] == name and x["seed"] == 0]
-        return max(own, key=lambda line: line["score"])["rate"]
+        tried = [x for x in book.lines if x["method"] == name and x["seed"] == 0]
+        return max(tried, key=lambda line: line["score"])["rate"]
 
     for name, rate, seed in ledger.sweep("ab", settings.rates, settings.seeds, best):
         key = f"{name} {rate} {seed}"

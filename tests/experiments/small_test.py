@@ -144,8 +144,8 @@ def test_the_tofu_world_reads_its_files(tmp_path, monkeypatch):
         (tmp_path / "tofu" / f"{name}.jsonl").write_text(text)
     found, tokenizer = questions.read(facts | {"num_extra": 50}, 600)
     assert [r["question"] for r in found["forget"]] == [r["question"] for r in forget]
-    kept = [row["question"] for row in found["retain"]]
-    assert kept == [row["question"] for row in retain[:130]]
+    texts = [row["question"] for row in found["retain"]]
+    assert texts == [row["question"] for row in retain[:130]]
     assert tokenizer.decode(tokenizer("Lisbon")["input_ids"]) == "Lisbon"
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from experiments.shared import ledger
-from experiments.small import biographies, score
+from experiments.small import biographies, score, unlearn
 from experiments.surgery import figures
 from experiments.surgery import run as surgery
 from tests import tiny
@@ -84,7 +84,7 @@ def test_the_best_rate_balances_the_three_sets():
 
     lines = [line(1, 0.5, 0.5, 0.5), line(2, 0.2, 0.5, 0.4), line(3, 0.2, 0.5, 0.4)]
     lines.append(line(1, 0.0, 1.0, 1.0, seed=1))
-    assert surgery.best_rate(lines, "x", first_seed=0) == 2
+    assert unlearn.best_rate(lines, "x", seed=0, score=figures.balance) == 2
 
 
 def test_a_world_of_other_facts_is_refused(small_world):

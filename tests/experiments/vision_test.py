@@ -183,21 +183,21 @@ def test_drawn_statistics_are_of_all_classes_though_rows_are_sorted(monkeypatch)
 
 
 def test_statistics_are_measured_on_the_retain_set(monkeypatch):
-    world, kept = tiny_world(), []
+    world, seen = tiny_world(), []
     real = worlds.with_statistics
 
     def spy(world, params, rows, *args, **kwargs):
-        kept.append(rows)
+        seen.append(rows)
         return real(world, params, rows, *args, **kwargs)
 
     monkeypatch.setattr(worlds, "with_statistics", spy)
     params = world.model.init(jax.random.key(0))
     split = worlds.split(world, "class", 0)
     for name in ("SSD", "finetune", "condensation"):
-        kept.clear()
+        seen.clear()
         methods.METHODS[name](worlds.Case(world, split, params, 0, {}))
-        for rows in kept:
-            assert kept and world.config.forget_class not in images.labels_of(rows)
+        for rows in seen:
+            assert seen and world.config.forget_class not in images.labels_of(rows)
 
 
 @pytest.mark.parametrize(

@@ -25,10 +25,10 @@ class Letters:
         ids = ([1] if how.get("add_special_tokens", True) else []) + [*map(ord, text)]
         return {"input_ids": ids[:max_length] if truncation else ids}
 
-    def apply_chat_template(self, said, *, tokenize, add_generation_prompt, **more):
+    def apply_chat_template(self, messages, *, tokenize, add_generation_prompt, **more):
         assert not tokenize
         text = more.get("date_string", "")
-        text += "".join(f"<{one['role'][0]}{one['content']}>" for one in said)
+        text += "".join(f"<{one['role'][0]}{one['content']}>" for one in messages)
         return text + ("<a" if add_generation_prompt else "")
 
 
@@ -54,8 +54,8 @@ def test_what_may_begin_a_conversation():
     row = openunlearning.chat(Letters(), ["x"], ["1"], template=tags, length=4)
     assert row["input_ids"] == [1, *codes("SQx"), 2]
     assert row["labels"] == [IGNORE] * 4 + [2]
-    own = {"apply_chat_template": True, "date_string": "d"}
-    row = openunlearning.chat(Letters(), ["x"], ["1"], template=own)
+    template = {"apply_chat_template": True, "date_string": "d"}
+    row = openunlearning.chat(Letters(), ["x"], ["1"], template=template)
     assert row["input_ids"] == [*codes("d<ux><a1>"), 2]
 
 

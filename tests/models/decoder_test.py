@@ -83,9 +83,9 @@ def slow_decoder(config, params, batch):
         q, k, v = (dense(attention[name], h, n) for name in "qkv")
         heads = []
         for head in range(config.heads):
-            own = slice(head * size, (head + 1) * size)
+            columns = slice(head * size, (head + 1) * size)
             shared = slice(head // group * size, (head // group + 1) * size)
-            a, b = q[..., own], k[..., shared]
+            a, b = q[..., columns], k[..., shared]
             if config.qk_norm:
                 a = norm(a, attention["q_norm"]["scale"][n])
                 b = norm(b, attention["k_norm"]["scale"][n])

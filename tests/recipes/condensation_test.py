@@ -72,7 +72,7 @@ def bits(leaf):
     return np.asarray(leaf).tobytes()
 
 
-def whole(states, rest):
+def merged(states, rest):
     for state in states.values():
         rest = trees.merge(rest, state.params)
     return rest
@@ -91,7 +91,7 @@ def test_the_stages_are_those_of_the_paper():
 def test_a_stage_changes_every_leaf_of_its_part_and_no_other(part):
     run = Run()
     states, rest, log = run.fit([Stage(part, 2)])
-    before, after = (trees.paths(x) for x in (run.params, whole(states, rest)))
+    before, after = (trees.paths(x) for x in (run.params, merged(states, rest)))
     assert before.keys() == after.keys()
     for path, leaf in before.items():
         same = np.asarray(leaf).tobytes() == np.asarray(after[path]).tobytes()
@@ -153,7 +153,7 @@ def test_an_interrupted_run_resumes_bit_for_bit(stop):
     assert [e["retain/loss"] for e in (*first, *second)] == [
         e["retain/loss"] for e in log
     ]
-    pair = jax.tree.leaves(whole(whole_run, rest)), jax.tree.leaves(whole(end, rest))
+    pair = jax.tree.leaves(merged(whole_run, rest)), jax.tree.leaves(merged(end, rest))
     for a, b in zip(*pair, strict=True):
         assert np.asarray(a).tobytes() == np.asarray(b).tobytes()
     assert run.fit(states=end)[2] == []
@@ -177,7 +177,7 @@ def test_an_interrupted_run_resumes_from_a_checkpoint(tmp_path):
     found = checkpoint.restore(checkpoint.open(tmp_path / "c"), shapes)
     end, _, log = run.fit(states=found.state)
     assert len(log) == 4
-    pair = jax.tree.leaves(whole(whole_run, rest)), jax.tree.leaves(whole(end, rest))
+    pair = jax.tree.leaves(merged(whole_run, rest)), jax.tree.leaves(merged(end, rest))
     for a, b in zip(*pair, strict=True):
         assert np.asarray(a).tobytes() == np.asarray(b).tobytes()
 
@@ -199,7 +199,7 @@ def test_the_offline_stage_alternates_and_does_not_train_begin():
         run.steps[part] = jax.jit(step, donate_argnums=0)
     states, rest, log = run.fit(stages)
     assert len(log) == 10
-    moved = whole(states, rest)
+    moved = merged(states, rest)
     jax.tree.map(assert_array_equal, moved["begin"], run.params["begin"])
     kernel = "final", "head", "kernel"
     before, after = run.params, moved
@@ -227,10 +227,10 @@ def measuring():
     run = Run()
     with jax.numpy_dtype_promotion("standard"):
         states, rest, log = run.fit(after=run.measured)
-    return run, whole(states, rest), log
+    return run, merged(states, rest), log
 
 
-@pytest.mark.parametrize("how", ["asked to stop", "killed"])
+@pytest.mark.parametrize("how", ["stopped", "killed"])
 @pytest.mark.parametrize("stop", range(1, 12))
 def test_after_runs_for_every_stage_of_an_interrupted_run(measuring, stop, how):
     run, wanted, log = measuring
@@ -238,7 +238,7 @@ def test_after_runs_for_every_stage_of_an_interrupted_run(measuring, stop, how):
 
     def hook(state, entry):
         entries.append(entry)
-        if len(entries) == stop and how == "asked to stop":
+        if len(entries) == stop and how == "stopped":
             return True
         part = next(name for name in PARTS if jax.tree.leaves(state.params[name]))
         states[part] = jax.tree.map(jnp.copy, state)
@@ -259,7 +259,7 @@ def test_after_runs_for_every_stage_of_an_interrupted_run(measuring, stop, how):
     assert [e["retain/loss"] for e in (*entries, *more)] == [
         e["retain/loss"] for e in log
     ]
-    pair = jax.tree.leaves(wanted), jax.tree.leaves(whole(end, last))
+    pair = jax.tree.leaves(wanted), jax.tree.leaves(merged(end, last))
     assert [bits(a) == bits(b) for a, b in zip(*pair, strict=True)].count(False) == 0
 
 

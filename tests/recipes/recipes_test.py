@@ -50,14 +50,14 @@ def promotion():
 @pytest.fixture
 def bare(monkeypatch):
     """AdamW out of the way: what reaches it is what tx.update returns."""
-    asked = []
+    calls = []
 
     def identity(learning_rate, **kwargs):
-        asked.append({"learning_rate": learning_rate} | kwargs)
+        calls.append({"learning_rate": learning_rate} | kwargs)
         return optax.identity()
 
     monkeypatch.setattr(optax, "adamw", identity)
-    return asked
+    return calls
 
 
 def small():
@@ -350,5 +350,5 @@ def test_sure_as_released_applies_npo_to_raw_logits():
         for p in (params, ref)
     )
     where = terms.target_logps(model, params, batch["forget"])[1]
-    own = losses.npo_logits(logits, ref_logits, beta=0.1, where=where[:, -7:])
-    assert_allclose(total.sum, own.sum(), rtol=1e-5)
+    direct = losses.npo_logits(logits, ref_logits, beta=0.1, where=where[:, -7:])
+    assert_allclose(total.sum, direct.sum(), rtol=1e-5)

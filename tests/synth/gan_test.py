@@ -202,8 +202,8 @@ def test_right_is_the_accuracy_of_the_discriminator(loss):
     if loss == "relativistic":
         wanted = (real > made).mean()
     term = synth.GanTerm(net, "forget", "discriminator", loss, 0.0)
-    _, told = term(params, {"forget": batch}, None, KEY)
-    assert_allclose(told["right"].mean(), wanted, rtol=1e-6)
+    _, reports = term(params, {"forget": batch}, None, KEY)
+    assert_allclose(reports["right"].mean(), wanted, rtol=1e-6)
     assert (wanted == 0.5) == (loss != "relativistic")
 
 

@@ -45,9 +45,9 @@ def test_joint_is_the_weighted_sum_of_the_means(kinds, weights, answers):
     parts, streams = parts_and_streams()
     parts = {name: parts[name] for name in kinds}
     for name in ("forget", "retain"):
-        own = dict(streams[name])
-        answer = own.pop("answer")
-        streams[name] = own | ({"answer": answer} if name in answers else {})
+        columns = dict(streams[name])
+        answer = columns.pop("answer")
+        streams[name] = columns | ({"answer": answer} if name in answers else {})
     _, params = tiny.tiny_model()
     weights = weights and {name: weights[name] for name in kinds}
     joint = terms.joint(parts, weights)

@@ -90,20 +90,20 @@ def done(place, tmp_path_factory, standard_promotion):
 def test_every_attack_runs_and_is_on_the_card(done):
     output, _, numbers, text = done
     files = {x.stem for x in (output / "attacks").glob("*.json")}
-    own = {n.replace(" ", "_") for n in [*NAMES, "unlearned", "original"]}
+    names = {n.replace(" ", "_") for n in [*NAMES, "unlearned", "original"]}
     more = {"original_rtt_0", "original_sample"}
-    assert files == own | more
-    answered = [row["name"] for row in numbers["rows"]]
-    asks = [n for n in NAMES if n != "sample" and not n.startswith("rtt")]
-    assert answered == ["original", "unlearned", *asks]
+    assert files == names | more
+    shown = [row["name"] for row in numbers["rows"]]
+    queried = [n for n in NAMES if n != "sample" and not n.startswith("rtt")]
+    assert shown == ["original", "unlearned", *queried]
     assert list(numbers["not_run"]) == ["unwrap"]
     assert "unwrap" in numbers["not_run"]["unwrap"]
     assert (output / "card.md").read_text() == text and "`the command`" in text
     for name in ("**original**", "**unlearned**", "few_shot", "k samples", "RTT"):
         assert name in text
-    whole = json.loads((output / "card.json").read_text())
-    assert whole["about"]["facts"] == {"forget": 7, "retain": 5}
-    assert whole["about"]["versions"]["jax"] and whole["rtt"]["num_facts"] == 3
+    saved = json.loads((output / "card.json").read_text())
+    assert saved["about"]["facts"] == {"forget": 7, "retain": 5}
+    assert saved["about"]["versions"]["jax"] and saved["rtt"]["num_facts"] == 3
 
 
 def test_numbers_are_means_of_what_the_files_hold(done):
@@ -116,11 +116,11 @@ def test_numbers_are_means_of_what_the_files_hold(done):
                 assert_allclose(row[kind][way], np.mean(result[kind][way]))
     relearn = next(row for row in numbers["rows"] if row["name"] == "relearn")
     assert relearn["num_facts"] == 3  # of seven, the others were trained on
-    for way, own in numbers["strongest"].items():
+    for way, best in numbers["strongest"].items():
         gains = {
             r["name"]: r["forget"][way] - r["before"][way] for r in numbers["rows"][2:]
         }
-        assert gains[own["attack"]] == max(gains.values())
+        assert gains[best["attack"]] == max(gains.values())
     rtt = numbers["rtt"]
     assert_allclose(rtt["rate"], rtt["unlearned"] / rtt["original"])
     assert_allclose(rtt["chance"], 1 / 3)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tasks with letters, with settings of their own, and judges of what is generated."""
+"""Tasks with letters, settings of single tasks, and judges of generated text."""
 
 import json
 
@@ -54,13 +54,13 @@ def test_a_task_of_letters_has_both_accuracies(made, tmp_path):
     task = {"source": "file", "path": str(tmp_path / "mmlu.jsonl"), "letters": True}
     got = score(made, tmp_path / "eval", sources.read({"mmlu": task}))["tasks"]["mmlu"]
     assert "rougeL_recall" not in got  # a letter is chosen, nothing is generated
-    asked = sources.lettered(of_letters())
+    facts = sources.lettered(of_letters())
     logps = np.stack(
         [
             evaluate.answer_logps(
                 model,
                 params,
-                table.encode(tokenizer, [x["question"] for x in asked], [letter] * 5),
+                table.encode(tokenizer, [x["question"] for x in facts], [letter] * 5),
             )[0]
             for letter in "ABCD"
         ],
@@ -85,9 +85,9 @@ def test_judges_say_what_a_text_is(made, tmp_path):
 
     judges = {"fluency": length}
     got = score(made, tmp_path, found, judges=judges)
-    own = folders.read_rows(tmp_path, "forget")
-    assert texts == [[row["completion"] for row in own]]
-    assert [row["fluency"] for row in own] == [len(x) for x in texts[0]]
+    scored = folders.read_rows(tmp_path, "forget")
+    assert texts == [[row["completion"] for row in scored]]
+    assert [row["fluency"] for row in scored] == [len(x) for x in texts[0]]
     number = got["tasks"]["forget"]["fluency"]
     assert_allclose(number["value"], np.mean([len(x) for x in texts[0]]))
     assert number["low"] <= number["value"] <= number["high"]
@@ -102,12 +102,12 @@ def test_judges_say_what_a_text_is(made, tmp_path):
         evaluation._judge("f", "nowhere:f")
 
 
-def test_muse_is_asked_behind_answered_questions(made, tmp_path):
+def test_prompts_of_muse_follow_answered_questions(made, tmp_path):
     place = tmp_path / "muse" / "books"
     for name, count in (("forget_qa", 2), ("retain_qa", 2)):
         (place / "knowmem").mkdir(parents=True, exist_ok=True)
-        asked = [{"question": f"Q{i}?", "answer": "the city."} for i in range(count)]
-        (place / "knowmem" / f"{name}.jsonl").write_text(lines(*asked))
+        facts = [{"question": f"Q{i}?", "answer": "the city."} for i in range(count)]
+        (place / "knowmem" / f"{name}.jsonl").write_text(lines(*facts))
         (place / "knowmem" / f"{name}_icl.jsonl").write_text(
             lines({"question": "S?", "answer": "T."})
         )
@@ -122,13 +122,13 @@ def test_muse_is_asked_behind_answered_questions(made, tmp_path):
     c.tasks.forget_knowmem.score.stops = ("\n\n", "e")
     found = sources.read(c.tasks.to_dict(), str(tmp_path))
     got = score(made, tmp_path / "eval", found, settings=tasks.Settings(gradnorm=False))
-    own = folders.read_rows(tmp_path / "eval", "forget_knowmem")
-    assert own[1]["prompt"] == "Question: S?\nAnswer: T.\n\nQuestion: Q1?\nAnswer:"
-    assert not any("e" in row["completion"] for row in own)
-    told = folders.read_rows(tmp_path / "eval", "forget_verbmem")[0]
-    assert (told["prompt"], told["answer"]) == ("The river", "flows to the sea.")
-    rouge = metrics.rouge([told["completion"]], [told["answer"]])
-    assert_allclose(told["rougeL_f1"], rouge["rougeL_f1"][0])
+    scored = folders.read_rows(tmp_path / "eval", "forget_knowmem")
+    assert scored[1]["prompt"] == "Question: S?\nAnswer: T.\n\nQuestion: Q1?\nAnswer:"
+    assert not any("e" in row["completion"] for row in scored)
+    row = folders.read_rows(tmp_path / "eval", "forget_verbmem")[0]
+    assert (row["prompt"], row["answer"]) == ("The river", "flows to the sea.")
+    rouge = metrics.rouge([row["completion"]], [row["answer"]])
+    assert_allclose(row["rougeL_f1"], rouge["rougeL_f1"][0])
     assert got["tasks"]["retain_knowmem"]["rougeL_f1"]["n"] == 2
     about = json.loads((tmp_path / "eval" / "about.json").read_text())
     assert about["settings"]["tasks"]["forget_verbmem"]["new_tokens"] == 3
@@ -136,24 +136,32 @@ def test_muse_is_asked_behind_answered_questions(made, tmp_path):
 
 def test_settings_of_a_task_are_compared(made, tmp_path):
     plain = rows("f", 3, wrong=0, paraphrase=False)
-    own = {"forget": tasks.make("forget", plain, score={"prompt": "Q: {question}"})}
-    score(made, tmp_path / "own", own, role="retrained", name="own")
+    changed = {"forget": tasks.make("forget", plain, score={"prompt": "Q: {question}"})}
+    score(made, tmp_path / "changed", changed, role="retrained", name="changed")
     with pytest.raises(ValueError, match="settings: prompt 'Q: {question}' there"):
-        score(made, tmp_path / "common", {"forget": plain}, retrained=tmp_path / "own")
+        score(
+            made, tmp_path / "common", {"forget": plain}, retrained=tmp_path / "changed"
+        )
     score(made, tmp_path / "common", {"forget": plain}, name="common")
-    score(made, tmp_path / "own2", own, name="own2", retrained=tmp_path / "own")
-    assert len(read.load([tmp_path / "own", tmp_path / "own2"])) == 2
+    score(
+        made,
+        tmp_path / "changed2",
+        changed,
+        name="changed2",
+        retrained=tmp_path / "changed",
+    )
+    assert len(read.load([tmp_path / "changed", tmp_path / "changed2"])) == 2
     with pytest.raises(ValueError, match="differ in settings: tasks"):
-        read.load([tmp_path / "own", tmp_path / "common"])
-    # An evaluation from before there were chats was none.
+        read.load([tmp_path / "changed", tmp_path / "common"])
+    # An evaluation that was made before chats existed had no chat.
     for name in ("about", "cache"):
-        file = tmp_path / "own" / f"{name}.json"
-        told = json.loads(file.read_text())
+        file = tmp_path / "changed" / f"{name}.json"
+        content = json.loads(file.read_text())
         for key in ("chat", "system", "date", "stops"):
-            told.get("settings", {}).pop(key, None)
-        file.write_text(json.dumps(told))
-    assert len(read.load([tmp_path / "own", tmp_path / "own2"])) == 2
-    asked = {name: tasks.make(name, plain, score=own[name].score) for name in own}
-    assert folders.read_reference(tmp_path / "own", asked, SETTINGS).rows
+            content.get("settings", {}).pop(key, None)
+        file.write_text(json.dumps(content))
+    assert len(read.load([tmp_path / "changed", tmp_path / "changed2"])) == 2
+    again = {n: tasks.make(n, plain, score=x.score) for n, x in changed.items()}
+    assert folders.read_reference(tmp_path / "changed", again, SETTINGS).rows
     with pytest.raises(ValueError, match="Did you mean 'prompt'"):
         tasks.make("forget", plain, score={"promt": ""})

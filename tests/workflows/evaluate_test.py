@@ -58,9 +58,9 @@ def test_values_are_those_of_the_library_one_by_one(made, scored):
         found = found or all_tasks()[kind]
         got = folders.read_rows(scored, kind)
         prompts = [row["question"] for row in found]
-        own = [row["answer"] + "</s>" for row in found]
+        answers = [row["answer"] + "</s>" for row in found]
         scores = evaluate.token_scores(
-            model, params, table.encode(tokenizer, prompts, own)
+            model, params, table.encode(tokenizer, prompts, answers)
         )
 
         def close(name, expected, got=got):
@@ -92,20 +92,22 @@ def test_values_are_those_of_the_library_one_by_one(made, scored):
     wrong = np.stack(
         [nll([r["perturbed_answer"][i] + "</s>" for r in found]) for i in range(3)], -1
     )
-    close("truth_ratio", metrics.truth_ratio(nll(own), wrong))
-    close("normalised_probability", metrics.probability_with_options(nll(own), wrong))
+    close("truth_ratio", metrics.truth_ratio(nll(answers), wrong))
+    close(
+        "normalised_probability", metrics.probability_with_options(nll(answers), wrong)
+    )
 
 
 def test_numbers_are_those_of_tofu(scored, retrained):
     sets, got = {}, numbers(scored)
     for name in ("forget", "retain", "real_authors", "world_facts"):
-        own = folders.read_rows(scored, name)
-        nll = [row["nll"] for row in own]
+        each = folders.read_rows(scored, name)
+        nll = [row["nll"] for row in each]
         sets[name] = metrics.TofuRows(
             nll,
-            [row["wrong_nll"] for row in own],
-            [row.get("paraphrased_nll", row["nll"]) for row in own],
-            [row["rougeL_recall"] for row in own],
+            [row["wrong_nll"] for row in each],
+            [row.get("paraphrased_nll", row["nll"]) for row in each],
+            [row["rougeL_recall"] for row in each],
         )
     expected = metrics.tofu_scores(sets)
     for name, each in expected.items():
@@ -136,11 +138,11 @@ def test_numbers_are_those_of_tofu(scored, retrained):
     attacks = [key for key in overall if key.startswith("mia_")]
     assert len(attacks) == 6 and overall["mia_loss_auc"]["n"] == 14
     other = numbers(retrained)["overall"]["mia_min_k_auc"]["value"]
-    own = overall["mia_min_k_auc"]["value"]
-    assert_allclose(overall["privleak"]["value"], metrics.privleak(own, other))
+    auc = overall["mia_min_k_auc"]["value"]
+    assert_allclose(overall["privleak"]["value"], metrics.privleak(auc, other))
 
 
-def test_the_retrained_model_is_its_own_best(made, other, retrained, tmp_path):
+def test_the_retrained_model_compared_with_itself(made, other, retrained, tmp_path):
     found = score(made, tmp_path, params=other, retrained=retrained)["overall"]
     assert found["forget_quality"]["value"] == 1.0
     assert found["forget_quality_distance"]["value"] == 0.0
@@ -150,9 +152,9 @@ def test_the_retrained_model_is_its_own_best(made, other, retrained, tmp_path):
 
 def test_gradnorm_is_the_norm_of_each_row_by_itself(made):
     model, params, tokenizer = made
-    own = rows("f", 2)
+    two = rows("f", 2)
     encoded = table.encode(
-        tokenizer, [r["question"] for r in own], [r["answer"] for r in own]
+        tokenizer, [r["question"] for r in two], [r["answer"] for r in two]
     )
     got = values.gradnorms(model, params, encoded, SETTINGS)
     for i in range(2):

@@ -157,7 +157,7 @@ def test_questions_are_spread_and_accuracies_counted():
     }
     assert result["picked_otherwise"]["b"] == {"letters": 3, "texts": 0}
     assert result["most_apart"] == 3 and not result["met"]
-    told = {"seconds": dict(a=1.0, b=2.0), "questions": 4, "subjects": 3}
-    told |= {"versions": {}, "command": "x"}
-    text = "\n".join(benchmark.in_words(json.loads(json.dumps(result | told))))
+    about = {"seconds": dict(a=1.0, b=2.0), "questions": 4, "subjects": 3}
+    about |= {"versions": {}, "command": "x"}
+    text = "\n".join(benchmark.in_words(json.loads(json.dumps(result | about))))
     assert "| b | 1 | 0.250 | 3 | 4 | 1.000 | 0 | 2 |" in text and "not met" in text

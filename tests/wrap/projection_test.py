@@ -125,7 +125,7 @@ def test_decoding_with_a_cache_includes_the_projection():
 
 def test_directions_find_what_only_the_forget_set_has():
     rng = np.random.default_rng(0)
-    shared, own = np.linalg.qr(rng.normal(size=(32, 2)))[0].T
+    shared, specific = np.linalg.qr(rng.normal(size=(32, 2)))[0].T
 
     def moments(*parts):
         rows = sum(rng.normal(size=(500, 1)) * x for x in parts)
@@ -133,14 +133,14 @@ def test_directions_find_what_only_the_forget_set_has():
         mean, second = rows.mean(0)[None], (rows.T @ rows)[None] / 500
         return stats.Moments(jnp.int32(500), jnp.array(mean), jnp.array(second))
 
-    forget, retain = moments(3 * shared, own), moments(3 * shared)
+    forget, retain = moments(3 * shared, specific), moments(3 * shared)
     pca = wrap.initial_directions(forget, 1, kind="pca")[0, 0]
     contrast = wrap.initial_directions(forget, 1, retain=retain, num_protected=1)
-    assert abs(pca @ shared) > 0.95 and abs(contrast[0, 0] @ own) > 0.95
+    assert abs(pca @ shared) > 0.95 and abs(contrast[0, 0] @ specific) > 0.95
     again = wrap.initial_directions(
         forget, 1, retain=retain, num_protected=1, basis=contrast
     )
-    assert abs(again[0, 0] @ own) < 0.05
+    assert abs(again[0, 0] @ specific) < 0.05
     assert np.abs(again @ contrast.mT).max() < 1e-6
 
 

@@ -81,7 +81,7 @@ class Task(NamedTuple):
     score: Mapping[str, Any] = {}
 
     def with_defaults(self, common: Settings) -> Settings:
-        """The common settings, replaced where the task has its own."""
+        """The common settings, replaced by those that the task sets."""
         return common._replace(**self.score)
 
 

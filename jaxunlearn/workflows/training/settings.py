@@ -136,10 +136,10 @@ def assign(config: ConfigDict, given: Mapping[str, str]) -> None:
     if config.recipe.name:
         arguments = recipe_arguments(method(config.recipe.name))
     for key, text in given.items():
-        owned = any(key.startswith(f"{part}.") for part in FREE)
+        is_free = any(key.startswith(f"{part}.") for part in FREE)
         if key in arguments and key not in keys:
             key = f"recipe.args.{key}"
-        elif not owned:
+        elif not is_free:
             _checks.one_of("--set", [*arguments, *keys], key=key)
         config_file.assign(config, {key: text}, free=FREE, owner="--set")
 

@@ -47,7 +47,7 @@ def chat(
             end tag.
         length: tokens at most, before the end token; the tokenizer's own template is
             not cut.
-        generate: the row to generate from: tokens of the prompt alone, and the whole
+        generate: the row to generate from: tokens of the prompt alone, and the
             conversation as labels.
     Returns:
         A row.
@@ -61,12 +61,12 @@ def chat(
             f"{questions!r} and {answers!r}."
         )
     build = _by_tokenizer if template.get("apply_chat_template") else _by_tags
-    prompt, whole = build(tokenizer, questions, answers, template, length)
-    if whole[-1] != tokenizer.eos_token_id:
-        whole = [*whole, tokenizer.eos_token_id]
+    prompt, ids = build(tokenizer, questions, answers, template, length)
+    if ids[-1] != tokenizer.eos_token_id:
+        ids = [*ids, tokenizer.eos_token_id]
     if generate:
-        return _row(prompt, whole)
-    return _row(whole, [IGNORE] * len(prompt) + whole[len(prompt) :])
+        return _row(prompt, ids)
+    return _row(ids, [IGNORE] * len(prompt) + ids[len(prompt) :])
 
 
 def document(
@@ -95,11 +95,11 @@ def document(
     """
     _checks.positive_int("openunlearning.document", length=length)
     before = _ids(tokenizer, prefix, None)
-    whole = _ids(tokenizer, prefix + (" " if insert_space else "") + text, None)
-    whole = whole[: len(before) + length]
+    ids = _ids(tokenizer, prefix + (" " if insert_space else "") + text, None)
+    ids = ids[: len(before) + length]
     start = max(1, len(before))
-    labels = [IGNORE] * start + whole[start:]
-    return _row(before if generate else whole, labels)
+    labels = [IGNORE] * start + ids[start:]
+    return _row(before if generate else ids, labels)
 
 
 def collate(

@@ -19,7 +19,7 @@ class Characters:
 def chat(case, x):
     """The first turn, all turns, all turns as a prompt, the first turn truncated."""
     given = case["hyperparameters"]
-    asked, said = case["text"]["questions"], case["text"]["answers"]
+    questions, answers = case["text"]["questions"], case["text"]["answers"]
 
     def row(questions, answers, **how):
         template = given["template"]
@@ -29,10 +29,12 @@ def chat(case, x):
         )
 
     made = {
-        "train": row(asked[:1], said[:1]),
-        "train_fewshot": row(asked, said),
-        "generate": row(asked, said, generate=True),
-        "truncated": row(asked[:1], said[:1], length=given["truncated_max_length"]),
+        "train": row(questions[:1], answers[:1]),
+        "train_fewshot": row(questions, answers),
+        "generate": row(questions, answers, generate=True),
+        "truncated": row(
+            questions[:1], answers[:1], length=given["truncated_max_length"]
+        ),
     }
     return _outputs(made)
 
