@@ -264,7 +264,7 @@ def _shards(folder: Path) -> tuple[list[Path], dict[str, str]]:
                 f"{_checks.listed(absent)}. Copy or download the missing files."
             )
         return shards, places
-    others = [file for file in sorted(folder.glob("*.safetensors")) if _usable(file)]
+    others = [file for file in sorted(folder.iterdir()) if usable(file.name)]
     if len(others) == 1:
         return others, {}
     if others:
@@ -305,9 +305,11 @@ def index(file: Path) -> dict[str, str]:
         raise _corrupt(file, f"an unreadable index ({error})") from error
 
 
-def _usable(file: Path) -> bool:
+def usable(name: str) -> bool:
     """Whether a file may hold a model's weights under the names of transformers."""
-    return not file.name.startswith(("consolidated", "adapter_model"))
+    return name.endswith(".safetensors") and not name.startswith(
+        ("consolidated", "adapter_model")
+    )
 
 
 def _same_bytes(one: Entry, other: Entry) -> bool:

