@@ -58,9 +58,9 @@ def test_values_are_those_of_the_library_one_by_one(made, scored):
         found = found or all_tasks()[kind]
         got = folders.read_rows(scored, kind)
         prompts = [row["question"] for row in found]
-        answers = [row["answer"] + "</s>" for row in found]
+        ended = [row["answer"] + "</s>" for row in found]
         scores = evaluate.token_scores(
-            model, params, table.encode(tokenizer, prompts, answers)
+            model, params, table.encode(tokenizer, prompts, ended)
         )
 
         def close(name, expected, got=got):
@@ -92,10 +92,8 @@ def test_values_are_those_of_the_library_one_by_one(made, scored):
     wrong = np.stack(
         [nll([r["perturbed_answer"][i] + "</s>" for r in found]) for i in range(3)], -1
     )
-    close("truth_ratio", metrics.truth_ratio(nll(answers), wrong))
-    close(
-        "normalised_probability", metrics.probability_with_options(nll(answers), wrong)
-    )
+    close("truth_ratio", metrics.truth_ratio(nll(ended), wrong))
+    close("normalised_probability", metrics.probability_with_options(nll(ended), wrong))
 
 
 def test_numbers_are_those_of_tofu(scored, retrained):

@@ -61,8 +61,10 @@ def short(rows: Sequence[Fact], tokenizer: Any, length: int) -> list[Fact]:
             continue
         if len(texts[0]) > 6 * length:  # too long, whatever its tokens are
             continue
-        question, *answers = (len(tokenizer(f" {text}")["input_ids"]) for text in texts)
-        if max(answers) <= CHOICE_TOKENS and question + CHOICE_TOKENS <= length:
+        in_prompt, *answers = (
+            len(tokenizer(f" {text}")["input_ids"]) for text in texts
+        )
+        if max(answers) <= CHOICE_TOKENS and in_prompt + CHOICE_TOKENS <= length:
             fact = {"question": question, "stem": question, "answer": row["answer"]}
             fact["choices"] = [choice.strip() for choice in row["choices"]]
             found.setdefault(question.casefold(), fact)
