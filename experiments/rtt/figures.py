@@ -8,7 +8,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments.rtt import small_page, small_score, smollm2_page, smollm2_score
+from experiments.rtt.small import page as small_page
+from experiments.rtt.small import score as small_score
+from experiments.rtt.smollm2 import page as smollm2_page
+from experiments.rtt.smollm2 import score as smollm2_score
 from experiments.shared import command, page
 
 Line = Mapping[str, Any]

@@ -14,9 +14,12 @@ The paper says that facts from pretraining return and that facts finetuned in re
 less. A world says where facts and models come from, how strengths are matched and how
 answers are scored:
 
-* small (experiments/rtt/small.py): the small world of made-up authors;
-* smollm2 (experiments/rtt/smollm2.py): SmolLM2-135M with capitals, questions of MMLU,
-  and birthdays that are finetuned in.
+* small (experiments/rtt/small/): the small world of made-up authors;
+* smollm2 (experiments/rtt/smollm2/): SmolLM2-135M with capitals, questions of MMLU, and
+  birthdays that are finetuned in.
+
+This file has the procedure and figures.py the README. A world's folder has its facts
+and models (world.py), its numbers (score.py) and its part of the README (page.py).
 
 Each run is a line of JSON in the world's output folder: stopped at any time, the same
 command resumes. `--minutes` starts no run after so many minutes; `--draw` runs nothing
@@ -34,8 +37,10 @@ from typing import Any, NamedTuple, Protocol
 
 import jax
 
-from experiments.rtt import figures, small, smollm2
+from experiments.rtt import figures
 from experiments.rtt.jobs import Job
+from experiments.rtt.small import world as small
+from experiments.rtt.smollm2 import world as smollm2
 from experiments.shared import command, ledger
 from experiments.small import methods, program, unlearn
 from jaxunlearn.data import table

@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose
 
-from experiments.rtt import figures, run, small, small_page, small_score
+from experiments.rtt import figures, run
+from experiments.rtt.small import page, score
+from experiments.rtt.small import world as small
 from experiments.small import biographies, unlearn
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
@@ -51,11 +53,11 @@ def lines(done):
 
 def test_all_models_are_attacked_on_every_fold(lines):
     attacked = [x for x in lines if x["kind"] == "rtt"]
-    names = (*small_score.REFERENCES, "NPO", "finetuned NPO")
+    names = (*score.REFERENCES, "NPO", "finetuned NPO")
     expected = {(who, 0, fold) for who in names for fold in (0, 1)}
     assert {(x["who"], x["seed"], x["fold"]) for x in attacked} == expected
     for x in attacked:
-        for measure in small_score.MEASURES:
+        for measure in score.MEASURES:
             assert np.shape(x[measure]) == (2, 2)  # rates, before and after an epoch
         assert np.shape(x["losses"]) == (2, 1) and x["facts"] == 8
         assert x["of"] == ("finetuned" if "finetuned" in x["who"] else "pretrained")
@@ -139,7 +141,7 @@ def test_the_rate_is_the_strongest_within_the_bound():
 
 def line(who, fold, *values, seed=0, **more):
     """A run with one row of `values` (before, after each epoch) a rate."""
-    both = {m: [list(x) for x in values] for m in small_score.MEASURES}
+    both = {m: [list(x) for x in values] for m in score.MEASURES}
     shared = dict(kind="rtt", who=who, fold=fold, seed=seed, facts=50)
     rates = [1e-4, 3e-4][: len(values)]
     return shared | dict(rates=rates, finite=[True] * len(rates)) | both | more
@@ -177,8 +179,8 @@ def made(late, before=0.3):
 
 
 def judged(lines):
-    rows = small_score.summarise(lines)
-    return rows, small_score.claim(lines, rows)
+    rows = score.summarise(lines)
+    return rows, score.claim(lines, rows)
 
 
 def test_later_seeds_are_attacked_at_the_best_rate():
@@ -195,7 +197,7 @@ def test_later_seeds_are_attacked_at_the_best_rate():
 
 
 def test_recovery_by_hand():
-    rows = {row["who"]: row for row in small_score.summarise(made(0.5))}
+    rows = {row["who"]: row for row in score.summarise(made(0.5))}
     npo = rows["NPO"]["verbatim"]
     assert_allclose(npo["before"], [0.3, 0.0], atol=1e-9)
     assert_allclose(npo["last"], [0.7, np.std([0.8, 0.6], ddof=1)])
@@ -219,7 +221,7 @@ def test_folds_count_by_their_facts():
             x["facts"] = 150
         if (x.get("fold"), x.get("who"), x.get("seed")) == (1, "NPO", 0):
             x["choice"] = [[0.7, 0.9]]
-    row = next(x for x in small_score.summarise(lines) if x["who"] == "NPO")
+    row = next(x for x in score.summarise(lines) if x["who"] == "NPO")
     before = (0.3 + 0.25 * 0.3 + 0.75 * 0.7) / 2
     after = (0.25 * 0.8 + 0.75 * 0.9 + 0.6) / 2
     assert_allclose(row["choice"]["before"][0], before)
@@ -234,15 +236,15 @@ def test_what_was_never_forgotten_does_not_come_back():
     npo = next(row for row in rows if row["who"] == "NPO")["choice"]
     assert npo["left"] == 1.0 and not npo["forgot"] and npo["recovery"][0] == 1.0
     assert npo["returned"] is None and "choice" not in found["most_returns"]
-    text = "\n".join(small_page._answers(found, rows))
+    text = "\n".join(page._answers(found, rows))
     assert "still have 100% of what" in text and "half or more: none" in text
     assert "in pretraining, by choice: nothing was removed" in text
-    assert small_page._claim(found) == "not measured."
+    assert page._claim(found) == "not measured."
     rows, found = judged(made(0.25, before=0.65))
-    text = "\n".join(small_page._answers(found, rows))
+    text = "\n".join(page._answers(found, rows))
     assert "; most was never forgotten" in text
-    assert "the smaller part that was" in small_page._claim(found)
-    table = "\n".join(small_page._tables(rows))
+    assert "the smaller part that was" in page._claim(found)
+    table = "\n".join(page._tables(rows))
     assert "| 56% (forgot less than half) |" in table and "| 0% |" in table
 
 
@@ -256,20 +258,20 @@ def test_what_was_never_forgotten_does_not_come_back():
 )
 def test_the_claim_is_judged_by_what_was_removed(late, before, first, second, whole):
     found = judged(made(late, before))[1]
-    assert found["most_returns"] == dict.fromkeys(small_score.MEASURES, first)
-    assert found["much_less"] == dict.fromkeys(small_score.MEASURES, second)
+    assert found["most_returns"] == dict.fromkeys(score.MEASURES, first)
+    assert found["much_less"] == dict.fromkeys(score.MEASURES, second)
     assert found["compared"] == {
         "methods": ["NPO"],
         "seeds": [0],
     }  # what both bases have
-    claim = small_page._claim(found)
+    claim = page._claim(found)
     assert claim.startswith(whole) and f"**{first}** by both measures" in claim
 
 
 def test_half_a_claim_is_undecided():
     rows, found = judged([x for x in made(0.5) if "finetuned" not in x.get("who", "")])
     assert found["most_returns"]["choice"] == "holds" and not found["less"]
-    claim = small_page._claim(found)
+    claim = page._claim(found)
     assert (
         claim.startswith("the claim is undecided here")
         and "does was not measured" in claim
@@ -289,10 +291,10 @@ def test_the_rate_of_the_last_epoch_is_chosen_on_other_folds():
         line("NPO", 0, (0.1, 0.9, 0.8), (0.1, 0.3, 0.2)),
         line("NPO", 1, (0.1, 0.2, 0.3), (0.1, 0.2, 0.7)),
     ]
-    held = small_score.held_out(lines, "choice")
+    held = score.held_out(lines, "choice")
     assert (held[0, 0]["last"], held[0, 1]["last"]) == (0.2, 0.3)
     assert (held[0, 0]["best"], held[0, 1]["best"]) == (0.9, 0.7)
-    assert small_score.held_out(lines[:1], "choice")[0, 0]["last"] == 0.8  # no other
+    assert score.held_out(lines[:1], "choice")[0, 0]["last"] == 0.8  # no other
 
 
 def test_controls_are_judged_by_the_last_epoch():
@@ -301,35 +303,35 @@ def test_controls_are_judged_by_the_last_epoch():
     for fold, best in ((0, (0.9, 0.2)), (1, (0.2, 0.9))):
         rates = [(0.25, best[0], 0.28), (0.25, best[1], 0.22)]
         lines.append(line("never seen", fold, *rates))
-    row = small_score.summarise(lines)[-1]
+    row = score.summarise(lines)[-1]
     first, second = row["controls"]
     assert_allclose([first["last"][0], second["last"][0]], [0.28, 0.22])
     assert_allclose(first["last"][1:], [0.201, 0.375], atol=1e-3)  # Wilson's, of 100
     assert not first["differs_from_chance"] and not second["differs_from_chance"]
-    text = small_page._control(row)
+    text = page._control(row)
     assert "28% [20%, 37%] at rate 0.0001 (does not differ from chance)" in text
     assert "biased upwards, 90%" in text
     for x in lines[-2:]:
         x["choice"][1][-1] = 0.5
-    row = small_score.summarise(lines)[-1]
+    row = score.summarise(lines)[-1]
     assert row["controls"][1]["differs_from_chance"]
-    assert "at rate 0.0003 (differs from chance)" in small_page._control(row)
+    assert "at rate 0.0003 (differs from chance)" in page._control(row)
 
 
 def test_the_page_says_what_ran_and_how_far_losses_match():
     lines = made(0.5)
     lines.append(unlearned("finetuned", "NPO", rate=2e-3, retain=0.9))
-    rows = small_score.summarise(lines)
-    (text,) = small_page._parts(rows)
+    rows = score.summarise(lines)
+    (text,) = page._parts(rows)
     assert (
         "original, retrained, finetuned original, finetuned NPO: seed 0, 2 att" in text
     )
     assert "; NPO: seeds 0, 1, 4 attacks. To save time" in text
-    text = small_page._matched(lines, {"max_loss": 0.4}, rows)
+    text = page._matched(lines, {"max_loss": 0.4}, rows)
     assert "0.300 to 0.400 nats a token (NPO 0.400, finetuned NPO 0.300)" in text
     assert "single seeds: NPO seed 1 (0.500). So strengths" in text
     assert "on the first seed with NPO; a larger one was not tried" in text
-    text = "\n".join(small_page._sweep(lines, {"max_loss": 0.4}, rows))
+    text = "\n".join(page._sweep(lines, {"max_loss": 0.4}, rows))
     assert "| 0.90 | used, over the bound |" in text
     assert "| 0.90 | over the bound |" in text
 
@@ -342,6 +344,6 @@ def test_the_page_of_a_stopped_run_says_so(lines, tmp_path):
     assert "by the few attacks" in text and "| **retrained** |" in text
     assert "2 of 10 attacks on unlearned models" in text  # one method of five ran
     rates = {"rates": dict.fromkeys(("NPO", "RMU"))}
-    missing = small_page._missing(lines, about | rates)
+    missing = page._missing(lines, about | rates)
     assert "2 of 4" in missing[0] and "none yet of RMU" in missing[0]
-    assert not small_page._missing(lines, about | {"rates": {"NPO": None}})
+    assert not page._missing(lines, about | {"rates": {"NPO": None}})

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
-from experiments.rtt import figures, jobs, recovery, run, smollm2, smollm2_facts
-from experiments.rtt import smollm2_page as page
-from experiments.rtt import smollm2_score as score
+from experiments.rtt import figures, jobs, recovery, run
+from experiments.rtt.smollm2 import facts as smollm2_facts
+from experiments.rtt.smollm2 import page, score
+from experiments.rtt.smollm2 import world as smollm2
 from experiments.shared import ledger
 from jaxunlearn import attacks
 from jaxunlearn.data import capitals as facts

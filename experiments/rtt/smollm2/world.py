@@ -33,10 +33,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from experiments.rtt import smollm2_facts
 from experiments.rtt.jobs import ADAM, Job
-from experiments.rtt.smollm2_facts import PROMPT, Fact, retained
-from experiments.rtt.smollm2_score import rise
+from experiments.rtt.smollm2 import facts as smollm2_facts
+from experiments.rtt.smollm2.facts import PROMPT, Fact, retained
+from experiments.rtt.smollm2.score import rise
 from experiments.shared import command, ledger
 from experiments.small import methods, questions
 from jaxunlearn import _checks, attacks, evaluate, recipes

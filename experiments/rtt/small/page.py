@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from experiments.rtt.recovery import CHANCE, LESS, MOST, unfinished
-from experiments.rtt.small_score import (
+from experiments.rtt.small.score import (
     BASES,
     CONTROLS,
     EARLY,

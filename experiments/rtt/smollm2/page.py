@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.rtt.recovery import CHANCE, LESS, unfinished
-from experiments.rtt.smollm2_score import LATE, NAMES, TITLES, rise, summarise
+from experiments.rtt.smollm2.score import LATE, NAMES, TITLES, rise, summarise
 from experiments.shared import page, plot
 
 Rows = Sequence[Mapping[str, Any]]
