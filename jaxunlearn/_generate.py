@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Batched decoding with a key-value cache and static shapes."""
 
+from collections.abc import Sequence
 from functools import partial
 
 import jax
@@ -19,7 +20,7 @@ def generate(
     batch: Batch,
     *,
     max_new_tokens: int,
-    eos_id: int | None = None,
+    eos_ids: int | Sequence[int] | None = None,
     temperature: float = 0.0,
     key: PRNGKey | None = None,
 ) -> Array:
@@ -31,8 +32,8 @@ def generate(
         batch: prompts, `tokens` [B, L] and `mask` [B, L], padded on either side; every
             row has at least one real token.
         max_new_tokens: number of tokens to add.
-        eos_id: id of the token that ends a text; the rest of its row is `eos_id`.
-            Decoding stops early when every row has ended.
+        eos_ids: id of the token that ends a text, or several; the rest of its row
+            repeats it. Decoding stops early when every row has ended.
         temperature: 0 takes the most probable token; above 0 samples from logits /
             temperature.
         key: needed for sampling.
@@ -78,7 +79,7 @@ def generate(
         starts += [_start(params, piece, model, capacity, total) for piece in pieces]
         lengths = jnp.concatenate([piece["mask"].sum(axis=1) for piece in pieces])
     hidden, cache = starts[0] if len(starts) == 1 else _joined(starts)
-    eos = -1 if eos_id is None else int(eos_id)
+    eos = np.asarray([] if eos_ids is None else eos_ids, np.int32).reshape(-1)
     settings = (max_new_tokens, float(temperature))
     new, _ = _continue(params, hidden, cache, eos, key, lengths, model, *settings)
     return new if back is None else new[back]
@@ -186,7 +187,7 @@ def _joined(starts):
 
 
 @partial(jax.jit, static_argnums=(6, 7, 8), donate_argnums=2)
-def _continue(params, hidden, cache, eos_id, key, lengths, model, count, temperature):
+def _continue(params, hidden, cache, eos_ids, key, lengths, model, count, temperature):
     """(new tokens [B, count], the cache: only a returned cache can be donated).
 
     With `lengths` [B], tokens of each prompt, `hidden` and `cache` have every row
@@ -205,6 +206,9 @@ def _continue(params, hidden, cache, eos_id, key, lengths, model, count, tempera
         token_key = jax.random.fold_in(key, index)
         return jax.random.categorical(token_key, logits / temperature).astype(jnp.int32)
 
+    def ends(token):
+        return jnp.any(token[:, None] == eos_ids, axis=1)
+
     def unfinished(state):
         index, _, _, done, _ = state
         return (index < count) & ~jnp.all(done)
@@ -214,15 +218,15 @@ def _continue(params, hidden, cache, eos_id, key, lengths, model, count, tempera
         tokens = jnp.tile(token[:, None], (1 if lengths is None else 2, 1))
         new = {"tokens": tokens, "mask": jnp.ones(tokens.shape, jnp.bool_)}
         hidden, cache = model.decode(params, new, cache)
-        token = jnp.where(done, eos_id, choose(hidden[:, 0], index))
-        done = done | (token == eos_id)
+        token = jnp.where(done, token, choose(hidden[:, 0], index))
+        done = done | ends(token)
         return index + 1, token, cache, done, out.at[:, index].set(token)
 
     token = choose(hidden, 0)
-    out = jnp.full((rows, count), eos_id, jnp.int32).at[:, 0].set(token)
-    state = (jnp.int32(1), token, cache, token == eos_id, out)
-    _, _, cache, _, out = jax.lax.while_loop(unfinished, add, state)
-    return out, cache
+    out = jnp.zeros((rows, count), jnp.int32).at[:, 0].set(token)
+    state = (jnp.int32(1), token, cache, ends(token), out)
+    index, token, cache, _, out = jax.lax.while_loop(unfinished, add, state)
+    return jnp.where(jnp.arange(count) < index, out, token[:, None]), cache
 
 
 def _argmax(logits):

@@ -8,6 +8,7 @@
 | `token_scores` | per token, in one pass: all that `metrics` need of teacher forcing |
 | `reference_logps` | the table with a column `ref_logps`, as `losses.npo` needs it |
 | `completions` | greedy continuations of prompts, as text |
+| `eos_ids`, `decode` | the tokens at which a text ends; the text up to there |
 | `choose` | the index of the most probable choice of every prompt |
 | `encode_choices`, `choice_logps`, `best_choice` | the three steps of `choose` |
 
@@ -153,6 +154,8 @@ def completions(
     tokenizer: Any,
     prompts: Sequence[str],
     *,
+    prompt_format: tables.PromptFormat = tables.PLAIN,
+    eos_ids: Sequence[int] | None = None,
     max_new_tokens: int = 8,
     batch_size: int = 32,
     mesh: Mesh | None = None,
@@ -166,9 +169,13 @@ def completions(
         model: a model with a key-value cache.
         params: its parameters.
         tokenizer: a fast tokenizer.
-        prompts: n texts. One without a token is replaced by the begin token.
-        max_new_tokens: largest number of tokens of each continuation, which stops
-            earlier at the tokenizer's end token.
+        prompts: n texts, or conversations, see data.render. A text without a token is
+            replaced by the begin token.
+        prompt_format: how prompts are given to the model.
+        eos_ids: ids of the tokens at which a continuation ends; None for those of the
+            function `eos_ids`. A format's end that is ordinary text, such as a blank
+            line, ends a continuation too. Neither is part of the text.
+        max_new_tokens: largest number of tokens of each continuation.
         batch_size: prompts per batch; data * fsdp * expert of the mesh must divide it.
         mesh: the mesh of the params, if they are on one; rows and caches are sharded
             over it.
@@ -183,17 +190,19 @@ def completions(
             f"completions needs a mesh of one process, got {jax.process_count()}. Save "
             "the params and generate in one process."
         )
-    prompts = tables.begun("evaluate.completions", tokenizer, prompts)
+    prompts = tables.begun("evaluate.completions", tokenizer, prompts, prompt_format)
     if not prompts:
         return []
-    table = tables.encode(tokenizer, prompts)
+    if eos_ids is None:
+        eos_ids = _eos_ids(model, tokenizer, prompt_format)
+    table = tables.encode(tokenizer, prompts, prompt_format=prompt_format)
     lengths = table["mask"].sum(axis=1)
     order = np.argsort(lengths, kind="stable")
     max_length = getattr(model.config, "max_length", table["tokens"].shape[1])
     max_width = max_length - max_new_tokens
     texts = [""] * len(prompts)
     params = prepare_params(model, params)
-    settings = dict(max_new_tokens=max_new_tokens, eos_id=tokenizer.eos_token_id)
+    settings = dict(max_new_tokens=max_new_tokens, eos_ids=eos_ids)
     for start in range(0, len(order), batch_size):
         index = order[start : start + batch_size]
         full = np.resize(index, batch_size)  # the last batch repeats its first rows
@@ -207,10 +216,51 @@ def completions(
             with jax.set_mesh(mesh):
                 rows = sharding.put_rows(batch, mesh)
                 new = generate(model, params, rows, **settings)
-        decoded = tokenizer.batch_decode(np.asarray(new), skip_special_tokens=True)
+        decoded = decode(tokenizer, new, eos_ids, prompt_format)
         for row, text in zip(index, decoded, strict=False):
             texts[row] = text
     return texts
+
+
+def eos_ids(
+    model: Model, tokenizer: Any, prompt_format: tables.PromptFormat = tables.PLAIN
+) -> tuple[int, ...]:
+    """Ids of the tokens at which a text ends, in increasing order.
+
+    They are the ids that generation_config.json and config.json of the checkpoint name
+    (`eos_token_id`, one or several; for a GGUF file its end of text and end of turn),
+    the tokenizer's end token, and special tokens in the end of the format.
+    """
+    found = {*getattr(model.config, "eos_ids", ()), tokenizer.eos_token_id}
+    found |= set(tables.end_ids(tokenizer, prompt_format))
+    return tuple(sorted(found - {None}))
+
+
+_eos_ids = eos_ids  # for functions with an argument of this name
+
+
+def decode(
+    tokenizer: Any,
+    tokens: Any,
+    eos_ids: Sequence[int],
+    prompt_format: tables.PromptFormat = tables.PLAIN,
+) -> list[str]:
+    """The texts of generated tokens, each up to its first end.
+
+    Args:
+        tokenizer: a transformers tokenizer.
+        tokens: [n, L] int, new tokens as `generate` returns them.
+        eos_ids: ids that end a text and are not part of it.
+        prompt_format: its `end` also ends a text, if it is ordinary text.
+    """
+    tokens = np.asarray(tokens)
+    ended = np.isin(tokens, list(eos_ids)).cumsum(axis=1) > 0
+    rows = [row[~done].tolist() for row, done in zip(tokens, ended, strict=True)]
+    texts = tokenizer.batch_decode(rows, skip_special_tokens=True)
+    (example,) = tables.render(tokenizer, ["x"], ["x"], prompt_format)
+    if not example.end or tables.end_ids(tokenizer, prompt_format):
+        return texts
+    return [metrics.truncate_at_stop(text, [example.end]) for text in texts]
 
 
 def choose(
@@ -220,6 +270,7 @@ def choose(
     prompts: Sequence[str],
     choices: Sequence[Sequence[str]],
     *,
+    prompt_format: tables.PromptFormat = tables.PLAIN,
     batch_size: int = 32,
 ) -> np.ndarray:
     """The index of the most probable choice of every prompt.
@@ -231,6 +282,8 @@ def choose(
         prompts: n texts that end before the answer. One without a token is replaced by
             the begin token.
         choices: for each prompt its k possible answers.
+        prompt_format: how prompt and choice are joined; its end is scored with every
+            choice.
         batch_size: rows (prompt and choice together) per batch.
     Returns:
         [n] int, the index of the choice with the largest log-probability, summed over
@@ -241,7 +294,9 @@ def choose(
         ValueError: if prompts differ in their number of choices, a value is not a text,
             a text is longer than the model's positions, or the model has no cache.
     """
-    table = encode_choices(model, tokenizer, prompts, choices)
+    table = encode_choices(
+        model, tokenizer, prompts, choices, prompt_format=prompt_format
+    )
     rows = max(1, batch_size // table["choices"].shape[1])
     logps = []
     for batch in tables.eval_batches(table, rows):
@@ -265,6 +320,8 @@ def encode_choices(
     tokenizer: Any,
     prompts: Sequence[str],
     choices: Sequence[Sequence[str]],
+    *,
+    prompt_format: tables.PromptFormat = tables.PLAIN,
 ) -> dict[str, np.ndarray]:
     """The table that `choice_logps` reads; arguments and errors are those of `choose`.
 
@@ -275,7 +332,7 @@ def encode_choices(
         answer.
     """
     owner = "evaluate.choose"
-    prompts = tables.begun(owner, tokenizer, prompts)
+    prompts = tables.begun(owner, tokenizer, prompts, prompt_format)
     for row, each in enumerate(choices):
         _checks.texts(owner, **{f"choices[{row}]": each})
     counts = {len(each) for each in choices}
@@ -294,6 +351,7 @@ def encode_choices(
         tokenizer,
         [prompt for prompt in prompts for _ in range(num_choices)],
         [choice for each in choices for choice in each],
+        prompt_format=prompt_format,
     )
     max_length = getattr(model.config, "max_length", None)
     if max_length is not None:

@@ -21,7 +21,7 @@ def encode_facts(
     facts: Sequence[Fact],
     format: str = "letter_answer",
     *,
-    prompt: str = "{question}",
+    prompt_format: tables.PromptFormat = tables.PLAIN,
     length: int | None = None,
 ) -> dict[str, np.ndarray]:
     """Encodes facts as a table to train on, in one of the paper's formats.
@@ -38,7 +38,8 @@ def encode_facts(
         tokenizer: a fast tokenizer.
         facts: rows, see Fact.
         format: see above.
-        prompt: template of the text before the choice, for the format "answer".
+        prompt_format: how question and answer are joined. Its wording is for the format
+            "answer" only, and statements are plain text.
         length: as for table.encode.
     Returns:
         `tokens`, `mask`, `answer`, each [n, L]; n exceeds the number of facts if these
@@ -61,9 +62,10 @@ def encode_facts(
         ]
         return tables.encode(tokenizer, texts, length=length)
     if format == "answer":
-        prompts = [_filled(prompt, fact) for fact in facts]
+        prompts = [fact["question"] for fact in facts]
         answers = [fact["choices"][fact["answer"]] for fact in facts]
     else:
+        prompt_format = prompt_format.unworded
         prompts = [lettered(fact) for fact in facts]
         answers = [LETTERS[fact["answer"]] for fact in facts]
         if format != "letter":
@@ -71,7 +73,9 @@ def encode_facts(
                 f"{letter}. {fact['choices'][fact['answer']]}"
                 for letter, fact in zip(answers, facts, strict=True)
             ]
-    table = tables.encode(tokenizer, prompts, answers, length=length)
+    table = tables.encode(
+        tokenizer, prompts, answers, prompt_format=prompt_format, length=length
+    )
     return table | ({"answer": table["mask"]} if format == "text" else {})
 
 
@@ -81,7 +85,7 @@ def encode_questions(
     facts: Sequence[Fact],
     format: str = "letter",
     *,
-    prompt: str = "{question}",
+    prompt_format: tables.PromptFormat = tables.PLAIN,
 ) -> dict[str, np.ndarray]:
     """Encodes facts as multiple-choice questions, to evaluate a model on them.
 
@@ -92,7 +96,8 @@ def encode_questions(
         format: "letter", as in the paper: the options are the letters after the
             lettered choices; "choice": the options are the choices after the question,
             for models that were not trained on letters.
-        prompt: template of the text before the choice, for the format "choice".
+        prompt_format: how question and choice are joined; its wording is for the format
+            "choice" only.
     Returns:
         The columns of evaluate.encode_choices, and `right`, [n] int32, the index of the
         correct choice.
@@ -104,12 +109,15 @@ def encode_questions(
         raise ValueError("encode_questions needs at least one fact, got none.")
     _check(facts)
     if format == "letter":
+        prompt_format = prompt_format.unworded
         prompts = [lettered(fact) for fact in facts]
         options = [list(LETTERS[: len(fact["choices"])]) for fact in facts]
     else:
-        prompts = [_filled(prompt, fact) for fact in facts]
+        prompts = [fact["question"] for fact in facts]
         options = [list(fact["choices"]) for fact in facts]
-    table = evaluate.encode_choices(model, tokenizer, prompts, options)
+    table = evaluate.encode_choices(
+        model, tokenizer, prompts, options, prompt_format=prompt_format
+    )
     return table | {"right": np.array([fact["answer"] for fact in facts], np.int32)}
 
 
@@ -120,10 +128,6 @@ def lettered(fact: Fact) -> str:
         for letter, choice in zip(LETTERS, fact["choices"], strict=False)
     ]
     return "\n".join([fact["question"], *lines, "Answer:"])
-
-
-def _filled(prompt: str, fact: Fact) -> str:
-    return prompt.replace("{question}", fact["question"])
 
 
 def _check(facts: Sequence[Fact], more: Sequence[str] = ()) -> None:

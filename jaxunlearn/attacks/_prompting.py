@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from jaxunlearn import _checks, evaluate
+from jaxunlearn.data import table as tables
 from jaxunlearn.typing import Model, Params
 
 
@@ -20,6 +21,7 @@ def few_shot(
     shots: Sequence[tuple[str, str]] = (),
     num_shots: int = 4,
     separator: str = "\n\n",
+    prompt_format: tables.PromptFormat = tables.PLAIN,
     seed: int = 0,
     **settings: Any,
 ) -> list[str]:
@@ -36,6 +38,8 @@ def few_shot(
         num_shots: number of shots before each prompt. They are drawn for every prompt,
             without shots that have the same prompt.
         separator: text between the parts.
+        prompt_format: how prompts and answers are joined. In a chat each shot is a turn
+            of the conversation, and the prefix begins the first message of the user.
         seed: draws the shots.
         settings: as for evaluate.completions.
     Returns:
@@ -51,9 +55,17 @@ def few_shot(
         shots=shots,
         num_shots=num_shots,
         separator=separator,
+        prompt_format=prompt_format,
         seed=seed,
     )
-    return evaluate.completions(model, params, tokenizer, texts, **settings)
+    return evaluate.completions(
+        model,
+        params,
+        tokenizer,
+        texts,
+        prompt_format=prompt_format.unworded,
+        **settings,
+    )
 
 
 def in_context(
@@ -63,13 +75,15 @@ def in_context(
     shots: Sequence[tuple[str, str]] = (),
     num_shots: int = 4,
     separator: str = "\n\n",
+    prompt_format: tables.PromptFormat = tables.PLAIN,
     seed: int = 0,
-) -> list[str]:
-    """The texts that `few_shot` completes, for other evaluations of the same attack.
+) -> list[str] | list[tables.Conversation]:
+    """The prompts that `few_shot` completes, for other evaluations of the same attack.
 
     Args, Raises: as `few_shot`.
     Returns:
-        One text for each prompt, ending with the prompt.
+        One text for each prompt, ending with the prompt; in a chat one conversation.
+        They have the wording of the format: read them with `prompt_format.unworded`.
     """
     owner = "attacks.few_shot"
     _checks.texts(owner, prompts=prompts)
@@ -82,7 +96,7 @@ def in_context(
         )
     texts = []
     for index, prompt in enumerate(prompts):
-        parts = [prefix] if prefix else []
+        drawn = []
         if shots:
             _checks.positive_int(owner, num_shots=num_shots)
             others = [shot for shot in shots if shot[0] != prompt]
@@ -93,7 +107,24 @@ def in_context(
                     "smaller num_shots."
                 )
             rng = np.random.default_rng([seed, index])
-            drawn = rng.choice(len(others), num_shots, replace=False)
-            parts += [" ".join(others[i]) for i in drawn]
-        texts.append(separator.join([*parts, prompt]))
+            chosen = rng.choice(len(others), num_shots, replace=False)
+            drawn = [others[i] for i in chosen]
+        texts.append(_joined(prefix, drawn, prompt, separator, prompt_format))
     return texts
+
+
+def _joined(prefix, shots, prompt, separator, prompt_format):
+    """One prompt of `in_context`."""
+    front = f"{prefix}{separator}" if prefix else ""
+    asked = [prompt_format.worded(question) for question, _ in [*shots, (prompt, "")]]
+    answers = [answer for _, answer in shots]
+    if not prompt_format.chat:
+        between = " " if prompt_format.separator == "auto" else prompt_format.separator
+        shown = [q + between + a for q, a in zip(asked, answers, strict=False)]
+        return front + separator.join([*shown, asked[-1]])
+    asked[0] = front + asked[0]
+    messages = [{"role": "user", "content": asked[0]}]
+    for answer, question in zip(answers, asked[1:], strict=True):
+        messages.append({"role": "assistant", "content": answer})
+        messages.append({"role": "user", "content": question})
+    return messages

@@ -65,7 +65,7 @@ def rtt(
     *,
     train_format: str = "letter_answer",
     eval_format: str = "letter",
-    prompt: str = "{question}",
+    prompt_format: tables.PromptFormat = tables.PLAIN,
     by: str | Sequence[str] = "question",
     rotations: Sequence[int] = (0, 1),
     callback: Callable[[int, Sweep], None] | None = None,
@@ -83,7 +83,8 @@ def rtt(
         folds: lists of facts that share nothing, see `make_folds`.
         train_format: how facts are written for training, see `encode_facts`.
         eval_format: how held-out facts are put as questions, see `encode_questions`.
-        prompt: template of the train format "answer" and the eval format "choice".
+        prompt_format: how questions and answers are joined. Its wording is for the
+            train format "answer" and the eval format "choice".
         by: columns of which no value may be in two folds. With the train format
             "statement", the column `statement` is added.
         rotations: which folds are held out, by index; the paper holds out two of five.
@@ -106,12 +107,15 @@ def rtt(
         )
     all_facts = [fact for fold in folds for fact in fold]
     encode = partial(
-        _formats.encode_facts, tokenizer, format=train_format, prompt=prompt
+        _formats.encode_facts,
+        tokenizer,
+        format=train_format,
+        prompt_format=prompt_format,
     )
     length = encode(all_facts)["tokens"].shape[1]  # one shape for all folds
     train_folds = [encode(fold, length=length) for fold in folds]
     questions = _formats.encode_questions(
-        model, tokenizer, all_facts, eval_format, prompt=prompt
+        model, tokenizer, all_facts, eval_format, prompt_format=prompt_format
     )
     ends = np.cumsum([len(fold) for fold in folds])
     sweeps = []

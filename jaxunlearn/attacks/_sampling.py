@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxunlearn import _checks
+from jaxunlearn import _checks, evaluate
 from jaxunlearn._generate import generate, prepare_params
 from jaxunlearn.data import table as tables
 from jaxunlearn.typing import Model, Params, PRNGKey
@@ -23,6 +23,7 @@ def sample(
     tokenizer: Any,
     prompts: Sequence[str],
     *,
+    prompt_format: tables.PromptFormat = tables.PLAIN,
     num_samples: int = 32,
     temperature: float = 1.0,
     max_new_tokens: int = 8,
@@ -37,6 +38,7 @@ def sample(
     Args:
         model, params, tokenizer: the attacked model.
         prompts: n texts that end before the answer.
+        prompt_format: how prompts are given to the model.
         num_samples: answers to each prompt.
         temperature: > 0; 1 samples from the distribution of the model.
         max_new_tokens: maximum length of an answer.
@@ -51,10 +53,11 @@ def sample(
     owner = "attacks.sample"
     _checks.positive_int(owner, num_samples=num_samples, batch_size=batch_size)
     _checks.positive(owner, temperature=temperature)
-    prompts = tables.begun(owner, tokenizer, prompts)
+    prompts = tables.begun(owner, tokenizer, prompts, prompt_format)
     if not prompts:
         raise ValueError(f"{owner} needs at least one prompt, got none.")
-    table = tables.encode(tokenizer, prompts)
+    eos_ids = evaluate.eos_ids(model, tokenizer, prompt_format)
+    table = tables.encode(tokenizer, prompts, prompt_format=prompt_format)
     table = {name: table[name].repeat(num_samples, 0) for name in ("tokens", "mask")}
     params, texts = prepare_params(model, params), []
     for index, batch in enumerate(tables.eval_batches(table, batch_size)):
@@ -64,12 +67,12 @@ def sample(
             params,
             batch,
             max_new_tokens=max_new_tokens,
-            eos_id=tokenizer.eos_token_id,
+            eos_ids=eos_ids,
             temperature=temperature,
             key=jax.random.fold_in(key, index),
         )
         new = np.asarray(new)[valid]
-        texts += tokenizer.batch_decode(new, skip_special_tokens=True)
+        texts += evaluate.decode(tokenizer, new, eos_ids, prompt_format)
     return [texts[i : i + num_samples] for i in range(0, len(texts), num_samples)]
 
 

@@ -7,6 +7,8 @@ from typing import Any
 
 import click
 
+from jaxunlearn.commands import _prompt
+
 PATH = click.Path()
 ROWS = 8  # of each stream at a step
 OF_MODEL = (
@@ -55,8 +57,6 @@ OF_RUN = (
         "--answer-column",
         help='In all files; "" for running text in a column text. [answer]',
     ),
-    click.option("--chat", is_flag=True, help="Use the tokenizer's chat template."),
-    click.option("--system", help="The system message of the chat template."),
     click.option("--steps", type=int, help="Updates in all. [5 passes over the rows]"),
     click.option("--save-every", type=int, help="Steps between checkpoints. [10]"),
     click.option("--seed", type=int, help="Of the order of rows. [0]"),
@@ -119,6 +119,7 @@ def make(
             config.recipe.args.learning_rate = given["learning_rate"]
         if given["mesh"]:
             config.mesh.update(_mesh(given["mesh"]))
+        config.prompt_format.update(_prompt.given(given))
         _add_streams(config, files, given)
         settings.assign(config, config_file.pairs(given["pairs"]))
     return config
@@ -138,8 +139,6 @@ def _add_streams(config: Any, files: Mapping[str, str | None], given: dict) -> N
         "length": "length",
         "prompt_column": "prompt",
         "answer_column": "answer",
-        "chat": "chat",
-        "system": "system",
     }
     for name, stream in config.data.items():
         for option, key in columns.items():

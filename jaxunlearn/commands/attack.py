@@ -3,7 +3,7 @@
 
 import click
 
-from jaxunlearn.commands import _config, _group
+from jaxunlearn.commands import _config, _group, _prompt
 
 _EPILOG = """
 A file of rows is .jsonl, .json, .csv or .parquet with the columns prompt (or question)
@@ -49,10 +49,10 @@ other rows are the wrong choices.
     help="Use only facts that the original knows by completion or choice; auto: by "
     "completion if there is an original.",
 )
-@click.option("--prompt", help="The text before an answer, with {question} in it.")
 @click.option("--new-tokens", type=int, help="Tokens of a completion. Default: 12.")
 @click.option("--batch-size", type=int, help="Rows at a time. Default: 32.")
 @click.option("--seed", type=int, help="Of random draws and the data order.")
+@_prompt.options
 @_config.options
 def command(target, config, settings, attacks, thorough, **given):
     import sys
@@ -60,8 +60,11 @@ def command(target, config, settings, attacks, thorough, **given):
     from jaxunlearn.workflows.attack import config as attack
     from jaxunlearn.workflows.attack import jobs
 
-    c = _config.read(config, attack.defaults(), settings, free=("facts", "attacks"))
-    query = {k: given.pop(k) for k in ("prompt", "new_tokens", "batch_size")}
+    free = ("facts", "attacks", "prompt_format.arguments")
+    c = _config.read(config, attack.defaults(), settings, free=free)
+    prompt_format = _prompt.given(given)
+    c["prompt_format"] = c.get("prompt_format", {}) | prompt_format
+    query = {k: given.pop(k) for k in ("new_tokens", "batch_size")}
     training = {
         k: given.pop(k)
         for k in ("learning_rates", "steps", "epochs", "folds", "rotations")

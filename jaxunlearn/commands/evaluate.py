@@ -3,7 +3,7 @@
 
 import click
 
-from jaxunlearn.commands import _config, _group
+from jaxunlearn.commands import _config, _group, _prompt
 
 _EPILOG = """
 A file of rows is .jsonl, .json, .csv or .parquet with the columns prompt (or question)
@@ -46,14 +46,15 @@ answers), choices and id.
     help="The attack GradNorm costs one gradient for each row. Default: no.",
 )
 @click.option("--batch-size", type=int, help="Rows at a time. Default: 32.")
+@_prompt.options
 @_config.options
 def command(target, config, settings, **given):
-    from jaxunlearn.workflows import run_folder
     from jaxunlearn.workflows.evaluation import config as evaluation
     from jaxunlearn.workflows.evaluation import printed
 
-    free = ("tasks", "judges")
+    free = ("tasks", "judges", "prompt_format.arguments")
     c = _config.read(config, evaluation.defaults(), settings, free=free)
+    prompt_format = _prompt.given(given)
     score = {k: given.pop(k) for k in ("new_tokens", "length", "gradnorm")}
     files = {k: given.pop(k) for k in ("forget", "retain", "holdout")}
     names = given.pop("tasks")
@@ -61,9 +62,8 @@ def command(target, config, settings, **given):
     c |= {key: value for key, value in given.items() if value is not None}
     if not config:
         usual = {"gradnorm": False, "new_tokens": 32}
-        if not run_folder.at(target or "").record.is_file():
-            usual["end"] = False  # plain prompts are trained without an end token
         c["score"] = usual | c.get("score", {})
+    c["prompt_format"] = c.get("prompt_format", {}) | prompt_format
     c["score"] |= {key: value for key, value in score.items() if value is not None}
     rows = {n: {"source": "file", "path": path} for n, path in files.items() if path}
     c["tasks"] = c.get("tasks", {}) | rows

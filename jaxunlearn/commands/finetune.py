@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from jaxunlearn.commands import _group, _training
+from jaxunlearn.commands import _group, _prompt, _training
 
 
 @_group.command(
@@ -16,6 +16,7 @@ from jaxunlearn.commands import _group, _training
 )
 @click.option("--data", type=_training.PATH, help="A file of rows to train on.")
 @_training.options(_training.OF_MODEL, _training.OF_RUN)
+@_prompt.options
 def command(data: str, **given: Any) -> None:
     method = None
     if not given["file"]:

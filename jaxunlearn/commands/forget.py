@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from jaxunlearn.commands import _group, _training
+from jaxunlearn.commands import _group, _prompt, _training
 
 
 def _list_methods(ctx: click.Context, param: click.Parameter, value: bool) -> None:
@@ -33,6 +33,7 @@ def _list_methods(ctx: click.Context, param: click.Parameter, value: bool) -> No
 @click.option("--retain", type=_training.PATH, help="A file of rows to retain.")
 @click.option("--method", help="A recipe: npo, blur_npo, openunlearning.graddiff, ...")
 @_training.options(_training.OF_MODEL, _training.OF_RUN)
+@_prompt.options
 @click.option(
     "--list-methods",
     is_flag=True,

@@ -13,7 +13,8 @@ Tables and batches:
 
 | module | what it does |
 | --- | --- |
-| `table` | texts to tables: `encode`, `encode_text`, `chat_prompts` |
+| `table` | texts to tables: `encode`, `encode_text` |
+| | how prompts and answers are joined: `PromptFormat`, `render` |
 | | tables to batches in a reproducible order: `streams`, `batches`, `eval_batches` |
 | | `concat`, `select`, `with_columns`, `check_length` |
 | `source` | rows that are decoded and encoded only when they are read |
@@ -64,11 +65,13 @@ from jaxunlearn.data.readers.jsonl import open_jsonl as open_jsonl
 from jaxunlearn.data.readers.jsonl import read_jsonl as read_jsonl
 from jaxunlearn.data.source import encoded as encoded
 from jaxunlearn.data.source import mapped as mapped
+from jaxunlearn.data.table import PromptFormat as PromptFormat
+from jaxunlearn.data.table import Rendered as Rendered
 from jaxunlearn.data.table import batches as batches
-from jaxunlearn.data.table import chat_prompts as chat_prompts
 from jaxunlearn.data.table import check_length as check_length
 from jaxunlearn.data.table import concat as concat
 from jaxunlearn.data.table import encode as encode
 from jaxunlearn.data.table import encode_text as encode_text
 from jaxunlearn.data.table import eval_batches as eval_batches
+from jaxunlearn.data.table import render as render
 from jaxunlearn.data.table import streams as streams

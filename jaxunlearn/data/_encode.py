@@ -7,6 +7,13 @@ from typing import Any
 import numpy as np
 
 from jaxunlearn import _checks
+from jaxunlearn.data._prompt_format import (
+    PLAIN,
+    Conversation,
+    PromptFormat,
+    check_prompts,
+    render,
+)
 
 ROUND_TO = 8  # row lengths are multiples of this: fewer shapes, so fewer compilations
 PADDING_SIDES = ("right", "left")
@@ -14,44 +21,49 @@ PADDING_SIDES = ("right", "left")
 
 def encode(
     tokenizer: Any,
-    prompts: Sequence[str],
+    prompts: Sequence[str | Conversation],
     answers: Sequence[str] | None = None,
     *,
+    prompt_format: PromptFormat = PLAIN,
     length: int | None = None,
     padding_side: str = "right",
-    separator: str = " ",
+    mark_end: bool = False,
 ) -> dict[str, np.ndarray]:
-    """Tokenises prompt + separator + answer and marks the tokens of the answer.
+    """Tokenises prompts and answers, joined by a format, and marks the answers' tokens.
 
     Prompt and answer are tokenised together, as the model reads them. The answer is
     located by character offsets, so a token that spans the boundary shifts nothing:
-    every token that ends after the prompt belongs to the answer, the separator
+    every token that ends after the prompt belongs to the answer, separator and end
     included.
 
     Args:
         tokenizer: a fast Hugging Face tokenizer. Special tokens that it puts before a
-            text are included; special tokens that it puts after a text are dropped.
-        prompts: n texts.
+            text are included, but in a chat only those that the template writes, and
+            the begin token never twice; special tokens that it puts after a text are
+            dropped.
+        prompts: n texts; in a chat also conversations, see `render`.
         answers: n texts without leading space, or None to encode prompts only;
-            `answer` then equals `mask`. No end token is added.
+            `answer` then equals `mask`.
+        prompt_format: how prompt and answer are joined; the default puts one space
+            between them and no end token after the answer.
         length: L, the length of every row in tokens. None takes the longest row,
             rounded up to a multiple of 8.
         padding_side: "right", or "left" for generation.
-        separator: text between prompt and answer; "" after `chat_prompts`.
+        mark_end: whether to add the column `end`, [n, L] bool: the tokens of the
+            format's end.
     Returns:
         {"tokens": [n, L] int32, "mask": [n, L] bool, "answer": [n, L] bool}.
     Raises:
         TypeError: for one text in place of a list.
         ValueError: if a row is not a text, rows are longer than `length` (the message
-            says how many; `data.drop_long` removes them), or an answer is empty or has
-            no token.
+            says how many; `data.drop_long` removes them), an answer is empty or has no
+            token, or the format cannot be used, see `render`.
     """
     _checks.one_of("data.encode", PADDING_SIDES, padding_side=padding_side)
-    _checks.texts("data.encode", prompts=prompts, answers=answers)
+    check_prompts("data.encode", prompts, prompt_format)
+    _checks.texts("data.encode", answers=answers)
     prompts = list(prompts)
-    if answers is None:
-        texts, starts = prompts, [0] * len(prompts)
-    else:
+    if answers is not None:
         answers = list(answers)
         if len(answers) != len(prompts):
             raise ValueError(
@@ -64,16 +76,19 @@ def encode(
                     f"data.encode needs answers of at least one token, but row {row} "
                     f"({prompts[row]!r}) has {answer!r}. Remove the row."
                 )
-        texts = [p + separator + a for p, a in zip(prompts, answers, strict=True)]
-        starts = [len(prompt) for prompt in prompts]
-
+    rendered = render(tokenizer, prompts, answers, prompt_format)
+    texts = [row.text for row in rendered]
     encoded, without_tokens = [], []
-    for row, (text, start) in enumerate(zip(texts, starts, strict=True)):
-        ids, ends, _ = _tokenise(tokenizer, text)
-        encoded.append((ids, [end > start for end in ends]))
+    for row, parts in enumerate(rendered):
+        ids, spans, _ = _tokenise(tokenizer, parts.text, special=not prompt_format.chat)
+        first = len(parts.prompt) + len(parts.separator)
+        last = first + len(parts.answer)
+        answer = [end > len(parts.prompt) for _, end in spans]
+        ending = [end > last for _, end in spans]
+        encoded.append((ids, answer, ending))
         if answers is None:
             continue
-        if not any(end > start + len(separator) for end in ends):
+        if not any(end > first and start < last for start, end in spans):
             without_tokens.append(row)
         elif len(ids) == 1:  # no token is before it, so nothing predicts it
             raise ValueError(
@@ -89,12 +104,12 @@ def encode(
             f"returns none for {answers[row]!r} in row {row} ({len(without_tokens)} of "
             f"{len(encoded)} rows). Remove such rows."
         )
-    longest = max((len(ids) for ids, _ in encoded), default=1)
+    longest = max((len(ids) for ids, *_ in encoded), default=1)
     if length is None:
         length = rounded_length(longest)
     _checks.positive_int("data.encode", length=length)
     if longest > length:
-        long = [i for i, (ids, _) in enumerate(encoded) if len(ids) > length]
+        long = [i for i, (ids, *_) in enumerate(encoded) if len(ids) > length]
         row = long[0]
         raise ValueError(
             f"data.encode needs rows of at most length={length} tokens, but row {row} "
@@ -104,16 +119,25 @@ def encode(
         )
 
     table = _empty(len(encoded), length, _pad_id(tokenizer))
-    for row, (ids, answer) in enumerate(encoded):
+    if mark_end:
+        table["end"] = np.zeros_like(table["mask"])
+    for row, (ids, answer, ending) in enumerate(encoded):
         start = 0 if padding_side == "right" else length - len(ids)
         real = slice(start, start + len(ids))
         table["tokens"][row, real] = ids
         table["mask"][row, real] = True
         table["answer"][row, real] = answer if answers is not None else True
+        if mark_end:
+            table["end"][row, real] = ending
     return table
 
 
-def begun(owner: str, tokenizer: Any, prompts: Sequence[str]) -> list[str]:
+def begun(
+    owner: str,
+    tokenizer: Any,
+    prompts: Sequence[str | Conversation],
+    prompt_format: PromptFormat = PLAIN,
+) -> list[str | Conversation]:
     """The prompts, each with a token from which a model can continue.
 
     A prompt without a token becomes the tokenizer's begin token or, if there is none,
@@ -121,16 +145,18 @@ def begun(owner: str, tokenizer: Any, prompts: Sequence[str]) -> list[str]:
 
     Args:
         owner: what needs the prompts; begins the errors.
-        tokenizer: as for `encode`.
-        prompts: n texts.
+        tokenizer, prompts, prompt_format: as for `encode`.
     Raises:
         TypeError, ValueError: for one text, values that are not texts, or a prompt
             without a token where the tokenizer has neither begin nor end token.
     """
-    _checks.texts(owner, prompts=prompts)
+    check_prompts(owner, prompts, prompt_format)
+    if prompt_format.chat:  # a template writes tokens around every message
+        return list(prompts)
     begin, found = tokenizer.bos_token or tokenizer.eos_token, []
     for row, prompt in enumerate(prompts):
-        if not prompt.strip() and not _tokenise(tokenizer, prompt)[0]:
+        text = prompt_format.worded(prompt)
+        if not text.strip() and not _tokenise(tokenizer, text)[0]:
             if not begin:
                 raise ValueError(
                     f"{owner} needs prompts of at least one token, got {prompt!r} in "
@@ -147,65 +173,21 @@ def rounded_length(length: int) -> int:
     return max(1, -(-int(length) // ROUND_TO)) * ROUND_TO
 
 
-def chat_prompts(
-    tokenizer: Any,
-    questions: Sequence[str],
-    *,
-    system: str = "",
-    **template_arguments: Any,
-) -> list[str]:
-    """Questions in the tokenizer's chat template, up to where the reply begins.
-
-        prompts = data.chat_prompts(tokenizer, ["Who wrote it?"], system="Be brief.")
-        answers = ["Nobody." + tokenizer.eos_token]
-        data.encode(tokenizer, prompts, answers, separator="")
-
-    If the tokenizer itself puts a begin token before every text, the template's begin
-    token is removed, so that `encode` produces exactly one.
-
-    Args:
-        tokenizer: a tokenizer with a chat template.
-        questions: n texts, the user's messages.
-        system: the system message; none if empty.
-        template_arguments: passed to the template. Some templates insert today's date
-            unless `date_string` is given.
-    Returns:
-        n texts.
-    Raises:
-        TypeError: for one text in place of a list.
-        ValueError: if the tokenizer has no chat template, or a question is not a text.
-    """
-    if not getattr(tokenizer, "chat_template", None):
-        raise ValueError(
-            "data.chat_prompts needs a tokenizer with a chat template, got "
-            "chat_template=None. Use the tokenizer of an instruct model, or write the "
-            "prompts yourself."
-        )
-    _checks.texts("data.chat_prompts", questions=questions, system=[system])
-    bos, empty = tokenizer.bos_token, list(tokenizer("")["input_ids"])
-    adds_bos = bool(bos) and empty[:1] == [tokenizer.bos_token_id]
-    prompts = []
-    for question in questions:
-        messages = [{"role": "system", "content": system}] if system else []
-        messages.append({"role": "user", "content": question})
-        text = tokenizer.apply_chat_template(
-            messages, tokenize=False, add_generation_prompt=True, **template_arguments
-        )
-        prompts.append(text.removeprefix(bos) if adds_bos else text)
-    return prompts
-
-
 def num_tokens(
     tokenizer: Any,
-    prompts: Sequence[str],
+    prompts: Sequence[str | Conversation],
     answers: Sequence[str] | None = None,
-    separator: str = " ",
+    prompt_format: PromptFormat = PLAIN,
 ) -> np.ndarray:
     """Number of tokens that `encode` makes of each row, [n] int."""
-    texts = prompts
-    if answers is not None:
-        texts = [p + separator + a for p, a in zip(prompts, answers, strict=True)]
-    return np.asarray([len(_tokenise(tokenizer, text)[0]) for text in texts], int)
+    special = not prompt_format.chat
+    return np.asarray(
+        [
+            len(_tokenise(tokenizer, row.text, special=special)[0])
+            for row in render(tokenizer, prompts, answers, prompt_format)
+        ],
+        int,
+    )
 
 
 def encode_text(tokenizer: Any, text: str, *, length: int) -> dict[str, np.ndarray]:
@@ -243,8 +225,14 @@ def encode_text(tokenizer: Any, text: str, *, length: int) -> dict[str, np.ndarr
     return table
 
 
-def _tokenise(tokenizer: Any, text: str) -> tuple[list[int], list[int], int]:
-    """(token ids, character where each ends, number of leading special tokens)."""
+def _tokenise(
+    tokenizer: Any, text: str, special: bool = True
+) -> tuple[list[int], list[tuple[int, int]], int]:
+    """(token ids, characters from and to of each, number of leading special tokens).
+
+    With `special` the tokenizer puts its special tokens before the text, but no begin
+    token before a text that already starts with one.
+    """
     if not getattr(tokenizer, "is_fast", False):
         raise TypeError(
             "data.encode needs a fast tokenizer, which knows character offsets, got "
@@ -252,6 +240,7 @@ def _tokenise(tokenizer: Any, text: str) -> tuple[list[int], list[int], int]:
         )
     encoded = tokenizer(
         text,
+        add_special_tokens=special,
         truncation=False,
         return_offsets_mapping=True,
         return_special_tokens_mask=True,
@@ -261,8 +250,8 @@ def _tokenise(tokenizer: Any, text: str) -> tuple[list[int], list[int], int]:
     # A chat marker that is written in the text is special too, but it has characters;
     # only tokens without characters were added by the tokenizer.
     added = [
-        bool(special) and start == end
-        for special, (start, end) in zip(
+        bool(flag) and start == end
+        for flag, (start, end) in zip(
             encoded["special_tokens_mask"], offsets, strict=True
         )
     ]
@@ -272,7 +261,17 @@ def _tokenise(tokenizer: Any, text: str) -> tuple[list[int], list[int], int]:
     num_special = 0
     while num_special < stop and added[num_special]:
         num_special += 1
-    return ids[:stop], [end for _, end in offsets[:stop]], num_special
+    first = 0
+    if (
+        num_special
+        and ids[num_special - 1 : num_special + 1] == [_bos_id(tokenizer)] * 2
+    ):
+        first, num_special = 1, num_special - 1
+    return ids[first:stop], offsets[first:stop], num_special
+
+
+def _bos_id(tokenizer: Any) -> int | None:
+    return getattr(tokenizer, "bos_token_id", None)
 
 
 def _pad_id(tokenizer: Any) -> int:

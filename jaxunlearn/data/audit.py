@@ -14,6 +14,7 @@ import numpy as np
 
 from jaxunlearn import _checks
 from jaxunlearn.data import _encode
+from jaxunlearn.data._prompt_format import PLAIN, PromptFormat
 from jaxunlearn.data.readers._rows import texts
 
 Row = Mapping[str, Any]
@@ -67,7 +68,7 @@ def drop_long(
     max_length: int,
     prompt: str = "prompt",
     answer: str | None = "answer",
-    separator: str = " ",
+    prompt_format: PromptFormat = PLAIN,
 ) -> list[Row]:
     """The rows of at most `max_length` tokens, unchanged and in order.
 
@@ -76,7 +77,7 @@ def drop_long(
         tokenizer: as for data.encode.
         max_length: largest number of tokens of prompt and answer together.
         prompt, answer: names of the columns; answer None for prompts alone.
-        separator: as for data.encode.
+        prompt_format: as for data.encode.
     Raises:
         ValueError: if no row is short enough, or a row has no text in a column.
         KeyError: if a row lacks a column.
@@ -86,7 +87,7 @@ def drop_long(
     _checks.positive_int("data.drop_long", max_length=max_length)
     prompts = texts(rows, prompt)
     answers = None if answer is None else texts(rows, answer)
-    lengths = _encode.num_tokens(tokenizer, prompts, answers, separator)
+    lengths = _encode.num_tokens(tokenizer, prompts, answers, prompt_format)
     num_long = int(np.sum(lengths > max_length))
     if not num_long:
         return list(rows)

@@ -38,6 +38,7 @@ def encoded(
     length: int,
     prompt: str = "prompt",
     answer: str | None = "answer",
+    prompt_format: table.PromptFormat = table.PLAIN,
     padding_side: str = "right",
 ) -> table.Source:
     """Rows of text encoded as by `data.encode`, each when it is read.
@@ -47,17 +48,20 @@ def encoded(
         tokenizer: as for data.encode.
         length: L, the length of every row in tokens.
         prompt, answer: names of the fields; answer None encodes the prompt alone.
-        padding_side: "right" or "left".
+        prompt_format, padding_side: as for data.encode.
     Returns:
         A source of {"tokens": [L] int32, "mask": [L] bool, "answer": [L] bool}. Reading
         a row that is longer than L, or that lacks a text field, raises BadRow.
     """
     _checks.positive_int("data.encoded", length=length)
     fields = (prompt, answer) if answer else (prompt,)
-    return mapped(source, partial(_encode, tokenizer, fields, length, padding_side))
+    settings = dict(
+        prompt_format=prompt_format, length=length, padding_side=padding_side
+    )
+    return mapped(source, partial(_encode, tokenizer, fields, settings))
 
 
-def _encode(tokenizer, fields, length, padding_side, row) -> dict[str, np.ndarray]:
+def _encode(tokenizer, fields, settings, row) -> dict[str, np.ndarray]:
     if not isinstance(row, Mapping):
         raise ValueError(
             f"data.encoded needs rows that are dicts, got {type(row).__name__}. "
@@ -76,7 +80,7 @@ def _encode(tokenizer, fields, length, padding_side, row) -> dict[str, np.ndarra
                 "row, or convert it to a text with data.mapped."
             )
     texts = [[row[field]] for field in fields]
-    rows = table.encode(tokenizer, *texts, length=length, padding_side=padding_side)
+    rows = table.encode(tokenizer, *texts, **settings)
     return {column: values[0] for column, values in rows.items()}
 
 

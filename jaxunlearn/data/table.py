@@ -21,10 +21,15 @@ from jaxunlearn import _checks
 from jaxunlearn.data._encode import PADDING_SIDES as PADDING_SIDES
 from jaxunlearn.data._encode import ROUND_TO as ROUND_TO
 from jaxunlearn.data._encode import begun as begun
-from jaxunlearn.data._encode import chat_prompts as chat_prompts
 from jaxunlearn.data._encode import encode as encode
 from jaxunlearn.data._encode import encode_text as encode_text
 from jaxunlearn.data._encode import rounded_length as rounded_length
+from jaxunlearn.data._prompt_format import PLAIN as PLAIN
+from jaxunlearn.data._prompt_format import Conversation as Conversation
+from jaxunlearn.data._prompt_format import PromptFormat as PromptFormat
+from jaxunlearn.data._prompt_format import Rendered as Rendered
+from jaxunlearn.data._prompt_format import end_ids as end_ids
+from jaxunlearn.data._prompt_format import render as render
 
 Table = Mapping[str, np.ndarray]
 

@@ -25,8 +25,10 @@ _NEEDED = (
     "num_attention_heads",
 )
 # DecoderConfig fields that determine how the model runs, not which model it is.
-_RUNNING = ("compute_dtype", "remat", "attention", "source")
+_RUNNING = ("compute_dtype", "remat", "attention", "eos_ids", "source")
 _OWNER = "hf.load"
+# Key of the content of generation_config.json within DecoderConfig.source.
+GENERATION = "_generation_config"
 
 
 def parse(text: str, *, compute_dtype: str = "float32", remat: str = "full"):
@@ -87,8 +89,18 @@ def parse(text: str, *, compute_dtype: str = "float32", remat: str = "full"):
         **fields | _families.FAMILIES[family].fields(c),
         compute_dtype=compute_dtype,
         remat=remat,
+        eos_ids=_eos_ids(given),
         source=text,
     )
+
+
+def _eos_ids(given: Mapping[str, Any]) -> tuple[int, ...]:
+    """The ids of generation_config.json and of config.json, in increasing order."""
+    found: set[int] = set()
+    for settings in (given, given.get("text_config"), given.get(GENERATION)):
+        ids = (settings or {}).get("eos_token_id")
+        found |= set(ids if isinstance(ids, list) else [ids])
+    return tuple(sorted(found - {None}))
 
 
 def write(config: _config.DecoderConfig, dtype: str) -> str:

@@ -23,7 +23,6 @@ from jaxunlearn.io import (
 )
 
 GENERATION = "generation_config.json"
-SOURCE_KEY = "_generation_config"  # its content, within DecoderConfig.source
 
 
 def checkpoint(
@@ -124,7 +123,7 @@ def _open_folder(folder: Path, compute_dtype: str, remat: str) -> _assemble.Sour
     if generation.is_file():
         try:
             given = json.loads(generation.read_text(encoding="utf-8"))
-            text = json.dumps(json.loads(text) | {SOURCE_KEY: given})
+            text = json.dumps(json.loads(text) | {_hf_config.GENERATION: given})
         except ValueError as error:
             raise ValueError(
                 f"hf.load needs JSON in {generation}, got text that does not parse "

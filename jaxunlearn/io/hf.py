@@ -294,7 +294,7 @@ def _settings_files(
             valid = index is not None and index < config.vocab
             settings[name] = index if valid else None
     settings.pop("auto_map", None)  # names code that is not part of the folder
-    generation = settings.pop(_open.SOURCE_KEY, None)
+    generation = settings.pop(_hf_config.GENERATION, None)
     if generation is None:
         names = ("bos_token_id", "eos_token_id", "pad_token_id")
         generation = {

@@ -152,6 +152,8 @@ class DecoderConfig:
             slowly on CPUs; or "auto", the kernel of the platform if it supports the
             other settings, else "xla". With "splash" and windows, real tokens must be
             contiguous. Decoding with a cache always uses "xla".
+        eos_ids: ids of the tokens at which generation stops, as the checkpoint names
+            them.
         source: text of the config.json the model came from, for saving it again.
     """
 
@@ -195,6 +197,7 @@ class DecoderConfig:
     compute_dtype: str = "float32"
     remat: str = "full"
     attention: str = "xla"
+    eos_ids: tuple[int, ...] = ()
     source: str = "{}"
 
     def __post_init__(self):

@@ -24,9 +24,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from jaxunlearn import _checks
+from jaxunlearn.data import PromptFormat
 from jaxunlearn.io import log
 
-FORMAT = 1  # of run.json; it grows when an older reader would misread the file
+FORMAT = 2  # of run.json; it grows when an older reader would misread the file
 ACTIONS = ("forget", "finetune")
 ROLES = ("original", "unlearned", "retrained")
 
@@ -46,19 +47,6 @@ class Stream(NamedTuple):
     answer: str = "answer"
 
 
-class Prompt(NamedTuple):
-    """How a row's prompt is given to the model.
-
-    Attributes:
-        chat: whether prompts are in the tokenizer's chat template.
-        system, date: the system message and the date of that template; "" for none.
-    """
-
-    chat: bool = False
-    system: str = ""
-    date: str = ""
-
-
 class Record(NamedTuple):
     """What run.json holds.
 
@@ -71,7 +59,7 @@ class Record(NamedTuple):
         arguments: the recipe's arguments that were given.
         seed: of the run.
         streams: by name ("forget", "retain", ...).
-        prompt: how prompts are given to the model.
+        prompt_format: how prompts and answers are joined.
         versions: of the libraries, by name.
         config: every setting of the run.
     """
@@ -83,7 +71,7 @@ class Record(NamedTuple):
     arguments: Mapping[str, Any]
     seed: int
     streams: Mapping[str, Stream]
-    prompt: Prompt
+    prompt_format: PromptFormat
     versions: Mapping[str, str]
     config: Mapping[str, Any]
 
@@ -140,7 +128,7 @@ def write(folder: RunFolder, record: Record) -> None:
     """
     found = {"format": FORMAT, **record._asdict()}
     found["streams"] = {name: s._asdict() for name, s in record.streams.items()}
-    found["prompt"] = record.prompt._asdict()
+    found["prompt_format"] = record.prompt_format.as_dict()
     fresh = folder.record.with_name("run.json.new")
     text = json.dumps(log.plain(found), indent=2, default=str) + "\n"
     fresh.write_text(text, encoding="utf-8")
@@ -166,7 +154,7 @@ def read(path: str | os.PathLike) -> tuple[RunFolder, Record]:
         if found.pop("format") != FORMAT:
             raise ValueError(f"its format is not {FORMAT}")
         found["streams"] = {k: Stream(**x) for k, x in found["streams"].items()}
-        found["prompt"] = Prompt(**found["prompt"])
+        found["prompt_format"] = PromptFormat(**found["prompt_format"])
         return folder, Record(**found)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(

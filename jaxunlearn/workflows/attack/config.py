@@ -4,7 +4,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from jaxunlearn import _checks
+from jaxunlearn import _checks, data
 from jaxunlearn.workflows import run_folder
 from jaxunlearn.workflows.attack import facts, jobs, prompts, run
 from jaxunlearn.workflows.evaluation import of_run
@@ -12,6 +12,7 @@ from jaxunlearn.workflows.evaluation import of_run
 
 def defaults() -> dict[str, Any]:
     """Every setting of the attacks with its default."""
+    usual = prompts.PromptSettings()._asdict()
     return {
         "model": "",  # a run's folder, or a model as loading.load takes it
         "original": "",  # the model before unlearning; a run knows it
@@ -23,7 +24,9 @@ def defaults() -> dict[str, Any]:
         "retain": "",
         "max_rows": 0,  # of each file, drawn at random; 0 for all
         "known": "",  # see run.attack_model
-        "query": dict(prompts.PromptSettings()._asdict()),
+        # How questions and answers are joined: the fields of data.PromptFormat.
+        "prompt_format": data.PromptFormat().as_dict(),
+        "query": {k: x for k, x in usual.items() if k != "prompt_format"},
         "attacks": {name: dict(x) for name, x in jobs.THOROUGH.items()},
         "only": "",  # names of attacks between commas; all if empty
         "dtype": "float32",
@@ -47,11 +50,12 @@ def attack(
     c = _complete(config)
     c["attacks"] = _chosen(c["attacks"], c["only"])
     jobs.plan(c["attacks"], has_original=bool(c["original"]))  # names before files
+    prompt_format = data.PromptFormat()
     if run_folder.at(c["model"]).record.is_file():
         folder, record = run_folder.finished(c["model"])
         c["model"], c["output"] = folder.model, c["output"] or folder.attack
         c["original"] = c["original"] or record.original
-        fact_set = _facts(c, record)
+        fact_set, prompt_format = _facts(c, record), record.prompt_format
     elif not c["output"]:
         raise ValueError(
             f"attack needs an output folder for a model that is not a run's folder, "
@@ -65,7 +69,9 @@ def attack(
         c["output"],
         original=c["original"],
         attacks=c["attacks"],
-        settings=prompts.PromptSettings(**c["query"]),
+        settings=prompts.PromptSettings(
+            prompt_format.with_settings(config.get("prompt_format", {})), **c["query"]
+        ),
         known=c["known"],
         seed=c["seed"],
         dtype=c["dtype"],

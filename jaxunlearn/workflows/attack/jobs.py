@@ -94,12 +94,15 @@ class Context(NamedTuple):
 
     def encode_prompts(self, facts: Sequence[Any]) -> table.Table:
         """The prompts of facts as a table."""
-        return table.encode(self.tokenizer, self.settings.prompts(facts))
+        questions = prompts.questions(facts)
+        return table.encode(
+            self.tokenizer, questions, prompt_format=self.settings.prompt_format
+        )
 
     def encode_facts(self, facts: Sequence[Any]) -> table.Table:
         """Prompts and answers of facts as a table to train on."""
         return attacks.encode_facts(
-            self.tokenizer, facts, "answer", prompt=self.settings.prompt
+            self.tokenizer, facts, "answer", prompt_format=self.settings.prompt_format
         )
 
     def folds(self, num_folds: int) -> list[list[Any]]:
@@ -189,7 +192,7 @@ def _few_shot(settings):
         answers = [fact["text"] for fact in facts]
         change = partial(
             attacks.in_context,
-            shots=list(zip(context.settings.prompts(facts), answers, strict=True)),
+            shots=list(zip(prompts.questions(facts), answers, strict=True)),
             separator="\n",
             seed=context.seed,
         )
@@ -207,25 +210,26 @@ def _few_shot(settings):
     yield AttackJob("few_shot", run, settings)
 
 
-def _fits(context: Context, change: Callable[[list[str]], list[str]]) -> bool:
+def _fits(context: Context, change: Callable[..., list[Any]]) -> bool:
     """Whether changed prompts fit the model with a completion or the longest choice."""
     max_length = getattr(context.model.config, "max_length", None)
     if max_length is None:
         return True
     facts = [*context.facts.forget, *context.facts.retain]
     choices = [text for fact in facts for text in fact["choices"]]
-    texts = [
-        text
+    prompt_format = context.settings.prompt_format
+    changed = [
+        prompt
         for each in context.facts
-        for text in change(context.settings.prompts(each))
+        for prompt in change(prompts.questions(each), prompt_format=prompt_format)
     ]
-    longest = [
-        int(table.encode(context.tokenizer, x)["mask"].sum(1).max())
-        for x in (texts, choices)
-    ]
+    encode = partial(table.encode, context.tokenizer)
+    asked = encode(changed, prompt_format=prompt_format.unworded)["mask"].sum(1).max()
+    chosen = encode(choices)["mask"].sum(1).max()
+    end = encode(["x"], ["x"], prompt_format=prompt_format, mark_end=True)["end"].sum()
     # A space is encoded before a choice, which may take a token.
-    added = max(context.settings.new_tokens, longest[1] + 1)
-    return longest[0] + added <= max_length
+    added = max(context.settings.new_tokens, int(chosen + 1 + end))
+    return int(asked) + added <= max_length
 
 
 def _sample(settings):
@@ -237,7 +241,8 @@ def _sample(settings):
             context.model,
             context.params,
             context.tokenizer,
-            context.settings.prompts(facts),
+            prompts.questions(facts),
+            prompt_format=context.settings.prompt_format,
             num_samples=num_samples,
             temperature=settings["temperature"],
             max_new_tokens=context.settings.new_tokens,
@@ -374,7 +379,7 @@ def _rtt(settings):
                 context.params,
                 context.tokenizer,
                 context.folds(rest.pop("folds")),
-                prompt=context.settings.prompt,
+                prompt_format=context.settings.prompt_format,
                 by="question",
                 rotations=[rotation],
                 direction=direction,

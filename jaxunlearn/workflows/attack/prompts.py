@@ -24,18 +24,23 @@ class PromptSettings(NamedTuple):
     """How a model is prompted.
 
     Attributes:
-        prompt: the text before the answer; {question} is replaced by the question.
+        prompt_format: how questions and answers are joined.
         new_tokens: number of generated tokens of a completion.
         batch_size: number of rows in a batch.
     """
 
-    prompt: str = "{question}"
+    prompt_format: table.PromptFormat = table.PLAIN
     new_tokens: int = 12
     batch_size: int = 32
 
-    def prompts(self, facts: Sequence[Fact]) -> list[str]:
-        """The prompt of each fact."""
-        return [self.prompt.replace("{question}", fact["question"]) for fact in facts]
+    def as_dict(self) -> dict[str, Any]:
+        """The settings as files record them."""
+        return self._asdict() | {"prompt_format": self.prompt_format.as_dict()}
+
+
+def questions(facts: Sequence[Fact]) -> list[str]:
+    """The question of each fact."""
+    return [fact["question"] for fact in facts]
 
 
 def query(
@@ -45,7 +50,7 @@ def query(
     facts: Sequence[Fact],
     settings: PromptSettings,
     *,
-    change: Callable[[list[str]], list[str]] | None = None,
+    change: Callable[..., list[Any]] | None = None,
 ) -> dict[str, list[float]]:
     """Measure -> its value for each fact.
 
@@ -53,15 +58,19 @@ def query(
         model, params, tokenizer: the model.
         facts: n facts.
         settings: how the model is prompted.
-        change: the attacker's change to the prompts.
+        change: the attacker's change to the prompts, from questions and the keyword
+            `prompt_format` to prompts that have the wording, as attacks.in_context.
     """
-    prompts = settings.prompts(facts)
-    prompts = change(prompts) if change else prompts
+    prompts, prompt_format = questions(facts), settings.prompt_format
+    if change:
+        prompts = change(prompts, prompt_format=prompt_format)
+        prompt_format = prompt_format.unworded
     texts = evaluate.completions(
         model,
         params,
         tokenizer,
         prompts,
+        prompt_format=prompt_format,
         max_new_tokens=settings.new_tokens,
         batch_size=settings.batch_size,
     )
@@ -71,9 +80,11 @@ def query(
         tokenizer,
         prompts,
         [fact["choices"] for fact in facts],
+        prompt_format=prompt_format,
         batch_size=settings.batch_size,
     )
-    rows = table.encode(tokenizer, prompts, [fact["text"] for fact in facts])
+    answers = [fact["text"] for fact in facts]
+    rows = table.encode(tokenizer, prompts, answers, prompt_format=prompt_format)
     logps, lengths = evaluate.answer_logps(
         model, params, rows, batch_size=settings.batch_size
     )

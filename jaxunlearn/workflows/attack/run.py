@@ -94,7 +94,7 @@ def attack_model(
             [
                 [VERSION, *model_key],
                 fact_set.digest,
-                settings._asdict(),
+                settings.as_dict(),
                 seed,
                 job.name,
                 dict(job.settings),

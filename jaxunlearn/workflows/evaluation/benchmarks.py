@@ -16,10 +16,14 @@ Files are read from the folder that holds `tofu/`, `muse/` and so on.
 from collections.abc import Mapping
 from typing import Any
 
-from jaxunlearn import _checks
+from jaxunlearn import _checks, data
 
 MUSE_STOPS = ("\n\n", "\nQuestion", "Question:")
 QUESTION = "Question: {question}\nAnswer:"
+# Complete, so that nothing of another format remains.
+QA_FORMAT = data.PromptFormat(prompt=QUESTION, end="eos").as_dict()
+PASSAGE_FORMAT = data.PromptFormat(end="eos").as_dict()
+LETTER_FORMAT = data.PromptFormat(end="").as_dict()
 
 
 def tasks(name: str) -> dict[str, dict[str, Any]]:
@@ -47,7 +51,7 @@ def _tofu(part: str) -> Mapping[str, Any]:
         "world_facts": "world_facts_perturbed",
         "holdout": f"holdout{part}",
     }
-    score = dict(prompt=QUESTION, new_tokens=200, chat=False, end=True)
+    score = dict(prompt_format=QA_FORMAT, new_tokens=200)
     return {
         task: dict(source="benchmark", name="tofu", table=table, score=dict(score))
         for task, table in tables.items()
@@ -63,7 +67,7 @@ def _muse(corpus: str) -> Mapping[str, Any]:
     does not stem.)
     """
     muse = dict(source="benchmark", name="muse")
-    score = dict(prompt=QUESTION, new_tokens=32, stops=MUSE_STOPS, chat=False, end=True)
+    score = dict(prompt_format=QA_FORMAT, new_tokens=32, stops=MUSE_STOPS)
     found = {
         f"{split}_knowmem": muse
         | dict(
@@ -78,7 +82,7 @@ def _muse(corpus: str) -> Mapping[str, Any]:
         table=f"{corpus}/verbmem/forget",
         columns=dict(question="prompt", answer="gt"),
         kind="forget",
-        score=dict(prompt="{question}", new_tokens=128, chat=False, end=True),
+        score=dict(prompt_format=PASSAGE_FORMAT, new_tokens=128),
     )
     return found
 
@@ -97,7 +101,7 @@ def _wmdp(part: str) -> Mapping[str, Any]:
 
 def _letters(name: str, table: str) -> dict[str, Any]:
     benchmark = dict(source="benchmark", name=name, table=table, letters=True)
-    return benchmark | dict(score=dict(chat=False))
+    return benchmark | dict(score=dict(prompt_format=LETTER_FORMAT))
 
 
 PARTS = {"tofu": ("10", "05", "01"), "muse": ("news", "books"), "mmlu": (), "wmdp": ()}

@@ -5,10 +5,12 @@ import importlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from jaxunlearn import _checks, sharding
+from jaxunlearn import _checks, data, sharding
 from jaxunlearn.workflows import run_folder
 from jaxunlearn.workflows.evaluation import benchmarks, of_run, sources, tasks, values
 from jaxunlearn.workflows.evaluation import run as evaluation
+
+SCORE = tuple(name for name in tasks.Settings._fields if name != "prompt_format")
 
 
 def defaults() -> dict[str, Any]:
@@ -25,7 +27,8 @@ def defaults() -> dict[str, Any]:
         "tasks": {},  # as sources.read takes them
         "benchmarks": (),  # names, as benchmarks.tasks takes them
         "judges": {},  # name -> "module:function", see evaluation.Options
-        "score": dict(tasks.Settings()._asdict()),
+        "prompt_format": data.PromptFormat().as_dict(),
+        "score": {k: x for k, x in tasks.Settings()._asdict().items() if k in SCORE},
         "batch_size": 32,
         "num_resamples": 1000,  # of the bootstrap
         "dtype": "float32",
@@ -44,7 +47,7 @@ def evaluate(
 
     Args:
         config: keys of `defaults`; those that are missing have their defaults. For a
-            run, missing keys of `score` that say how models are prompted are the run's.
+            run, missing keys of `prompt_format` are the run's.
         command: the command line, recorded in about.json.
         log_fn: called with one line for each task.
     Returns:
@@ -63,12 +66,10 @@ def evaluate(
             f"got {c['model']}. Pass --output FOLDER."
         )
     eval_tasks = _tasks(c, record)
-    score = defaults()["score"]
-    if record is not None:
-        score |= of_run.settings_dict(record)
-    score |= config.get("score", {})
+    prompt_format = data.PromptFormat() if record is None else record.prompt_format
+    prompt_format = prompt_format.with_settings(config.get("prompt_format", {}))
     options = evaluation.Options(
-        settings=tasks.Settings(**score),
+        settings=tasks.Settings(prompt_format, **c["score"]),
         judges={name: _judge(name, where) for name, where in c["judges"].items()},
         batch_size=c["batch_size"],
         num_resamples=c["num_resamples"],

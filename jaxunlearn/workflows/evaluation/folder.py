@@ -151,8 +151,9 @@ def read_reference(
                 "model on the same rows."
             )
     for name in shared:
-        here = records.as_json(tasks[name].with_defaults(settings)._asdict())
-        there = _settings(about, name)
+        here = records.as_json(tasks[name].with_defaults(settings).as_dict())
+        there = task_room.Settings.recorded(about, name).as_dict()
+        there = records.as_json(there)
         differ = [x for x in here if x not in NOT_COMPARED and here[x] != there[x]]
         if differ:
             listed = "; ".join(
@@ -185,11 +186,3 @@ def check_same_rows(
             f"evaluation has {len(here)}; ids in one only: {differ[:8]}. Were other "
             "rows too long? Use the same length for both."
         )
-
-
-def _settings(about: Mapping[str, Any], task: str) -> dict[str, Any]:
-    """The settings of a task; a setting that is newer than the file has its default."""
-    found = dict(about["settings"])
-    of_task = found.pop("tasks", {}).get(task, {})
-    defaults = records.as_json(task_room.Settings._field_defaults)
-    return defaults | found | of_task

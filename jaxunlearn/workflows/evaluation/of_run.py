@@ -93,11 +93,3 @@ def file_stream(record: run_folder.Record, name: str) -> run_folder.Stream:
             "FILE."
         )
     return stream
-
-
-def settings_dict(record: run_folder.Record) -> dict[str, Any]:
-    """The fields of tasks.Settings that prompt a model as the run did.
-
-    Plain prompts are trained without an end token, chat answers with one.
-    """
-    return {**record.prompt._asdict(), "end": record.prompt.chat}

@@ -130,7 +130,7 @@ def evaluate_model(
     model_key = records.model_key(model, params, tokenizer)
     shared = [folders.VERSION, *model_key, sorted(options.judges)]
     keys = {
-        name: records.digest([shared, settings[name]._asdict(), task.kind, task.digest])
+        name: records.digest([shared, settings[name].as_dict(), task.kind, task.digest])
         for name, task in eval_tasks.items()
     }
     about = [name, role, method, seed, options.num_resamples, list(keys.items())]
@@ -177,7 +177,7 @@ def evaluate_model(
     metrics = _summarise(output, eval_tasks, entries, reference, options)
     records.write(output / "metrics.json", metrics)
     seconds = time.perf_counter() - start + sum(x.seconds for x in entries.values())
-    common = options.settings._asdict()
+    common = options.settings.as_dict()
     if differ := {n: dict(t.score) for n, t in eval_tasks.items() if t.score}:
         common["tasks"] = differ
     about = {

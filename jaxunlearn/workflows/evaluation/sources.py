@@ -13,7 +13,8 @@ BENCHMARKS = ("tofu", "lume", "muse", "wmdp", "mmlu", "rtt_facts")
 TASK_KEYS = ("source", "name", "table", "folder", "check", "path", "columns", "kind")
 TASK_KEYS += ("letters", "shots", "score")
 LETTERS = "ABCDEFGHIJ"
-LETTER_SETTINGS = {"prompt": "{question}", "new_tokens": 0, "end": False}
+LETTER_SETTINGS = {"prompt_format": {"prompt": "{question}", "end": ""}}
+LETTER_SETTINGS |= {"new_tokens": 0}
 
 
 def read(settings: Mapping[str, Any], folder: str = "") -> dict[str, Task]:
@@ -50,7 +51,7 @@ def read(settings: Mapping[str, Any], folder: str = "") -> dict[str, Task]:
         if task.get("shots"):
             where = "path" if task["source"] == "file" else "table"
             shots = _rows(owner, {**task, where: task["shots"]}, renamed, folder)
-            score["prompt"] = _shots_text(owner, shots, score) + score["prompt"]
+            score["prompt_format"] = _with_shots(owner, shots, score)
         found[name] = make(name, rows, task.get("kind", ""), score)
     overlap(found)
     return found
@@ -130,14 +131,17 @@ def lettered(rows: Sequence[Row]) -> list[dict[str, Any]]:
     return made
 
 
-def _shots_text(owner, shots, score) -> str:
-    """Questions with their answers, each followed by an empty line."""
-    _checks.has_keys(owner, "in its score", ["prompt"], score, "Shots need a prompt.")
-    prompt = score["prompt"]
-    return "".join(
-        f"{prompt.replace('{question}', shot['question'])} {shot['answer']}\n\n"
-        for shot in shots
+def _with_shots(owner, shots, score) -> dict[str, Any]:
+    """The task's format with questions and their answers before its wording, each
+    followed by an empty line."""
+    given = score.get("prompt_format", {})
+    fix = "Shots need a wording."
+    _checks.has_keys(owner, "in its prompt_format", ["prompt"], given, fix)
+    wording = data.PromptFormat(prompt=given["prompt"])
+    text = "".join(
+        f"{wording.worded(shot['question'])} {shot['answer']}\n\n" for shot in shots
     )
+    return dict(given) | {"prompt": text + wording.prompt}
 
 
 def _rows(owner, task, renamed, folder):

@@ -18,6 +18,7 @@ from jaxunlearn.workflows.evaluation import values
 
 MEANS = (
     "probability",
+    "end_nll",
     "normalised_probability",
     "truth_score",
     "rouge1_recall",

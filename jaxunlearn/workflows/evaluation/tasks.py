@@ -31,8 +31,7 @@ class Settings(NamedTuple):
     """How a model is prompted and scored; each of these changes the numbers.
 
     Attributes:
-        prompt: the text before the answer; {question} is replaced by the question.
-        end: whether the tokenizer's end token is part of every answer.
+        prompt_format: how questions and answers are joined.
         length: maximum number of tokens of prompt and answer; 0 for the model's limit.
         new_tokens: maximum number of generated tokens; 0 generates nothing.
         compat: "" or "openunlearning", for that library's epsilon, its dropped last
@@ -40,24 +39,33 @@ class Settings(NamedTuple):
             0-9).
         gradnorm: whether to compute the attack GradNorm, which costs one gradient for
             each row.
-        chat: whether the prompt is a user message in the tokenizer's chat template; the
-            answer then follows without a space.
-        system: the system message of that template.
-        date: the date given to that template; some templates use today's date if none
-            is given.
         stops: a generated answer ends before the first of these texts.
     """
 
-    prompt: str = "{question}"
-    end: bool = True
+    prompt_format: data.PromptFormat = data.PromptFormat()
     length: int = 0
     new_tokens: int = 48
     compat: str = ""
     gradnorm: bool = True
-    chat: bool = False
-    system: str = ""
-    date: str = ""
     stops: Sequence[str] = ()
+
+    def with_settings(self, settings: Mapping[str, Any]) -> "Settings":
+        """These settings with some replaced; of `prompt_format` the given fields."""
+        given = dict(settings)
+        found = self.prompt_format.with_settings(given.pop("prompt_format", {}))
+        return self._replace(prompt_format=found, **given)
+
+    @classmethod
+    def recorded(cls, about: Mapping[str, Any], task: str = "") -> "Settings":
+        """The settings in an evaluation's about.json, of a task if it is named; one
+        that is newer than the file has its default."""
+        found = {key: x for key, x in about["settings"].items() if key in cls._fields}
+        of_task = about["settings"].get("tasks", {}).get(task, {})
+        return cls().with_settings(found).with_settings(of_task)
+
+    def as_dict(self) -> dict[str, Any]:
+        """The settings as files record them."""
+        return self._asdict() | {"prompt_format": self.prompt_format.as_dict()}
 
 
 class Task(NamedTuple):
@@ -71,7 +79,8 @@ class Task(NamedTuple):
             membership attacks: nothing is generated).
         rows: the rows, each with `id`.
         digest: SHA-256 of the rows.
-        score: fields of Settings that differ for this task.
+        score: fields of Settings that differ for this task, and of `prompt_format` its
+            fields that differ.
     """
 
     name: str
@@ -82,7 +91,7 @@ class Task(NamedTuple):
 
     def with_defaults(self, common: Settings) -> Settings:
         """The common settings, replaced by those that the task sets."""
-        return common._replace(**self.score)
+        return common.with_settings(self.score)
 
 
 class EncodedTask(NamedTuple):
@@ -93,11 +102,13 @@ class EncodedTask(NamedTuple):
         tables: column -> table of n rows; the columns of a list are named
             "perturbed_answer/0" and so on.
         left_out: ids of the rows that are too long.
+        end: [n, L] bool, the tokens of the format's end in the table `answer`.
     """
 
     rows: Sequence[Row]
     tables: Mapping[str, table.Table]
     left_out: Sequence[Any]
+    end: np.ndarray
 
 
 def make(
@@ -172,7 +183,7 @@ def encode(
     Args:
         task: the task.
         tokenizer: a fast tokenizer.
-        settings: `prompt`, `end`, `length` and `new_tokens` are read.
+        settings: `prompt_format`, `length` and `new_tokens` are read.
         positions: the model's maximum number of tokens, if it has one.
     Raises:
         ValueError: naming the task, if an answer has no tokens, or every row is too
@@ -180,23 +191,25 @@ def encode(
     Warns:
         UserWarning: with the number of rows left out, and the longest of them.
     """
-    texts = prompts(task.rows, tokenizer, settings)
-    separator = "" if settings.chat else " "
-    end = (tokenizer.eos_token or "") if settings.end else ""
-    tables, length, prompt_length = {}, np.zeros(len(texts), int), 0
+    questions = [row["question"] for row in task.rows]
+    tables, length, prompt_length = {}, np.zeros(len(questions), int), 0
     for column, answers in _answers(task).items():
+        first = column == "answer"
         try:
-            # Without the end token first, so that empty answers are refused.
-            bare = table.encode(tokenizer, texts, answers, separator=separator)
+            made = table.encode(
+                tokenizer,
+                questions,
+                answers,
+                prompt_format=settings.prompt_format,
+                mark_end=first,
+            )
         except ValueError as error:
             raise ValueError(f"The task {task.name!r}, {column}: {error}") from None
-        if end:
-            answers = [x + end for x in answers]
-            bare = table.encode(tokenizer, texts, answers, separator=separator)
-        tables[column] = bare
-        length = np.maximum(length, bare["mask"].sum(1))
-        if column == "answer":
-            prompt_length = (bare["mask"] & ~bare["answer"]).sum(1)
+        if first:
+            end = made.pop("end")
+            prompt_length = (made["mask"] & ~made["answer"]).sum(1)
+        tables[column] = made
+        length = np.maximum(length, made["mask"].sum(1))
     limit = settings.length or positions or int(length.max())
     limit = min(limit, positions or limit)
     fits = length <= limit
@@ -222,25 +235,13 @@ def encode(
             for name, each in tables.items()
         },
         [task.rows[i]["id"] for i in np.flatnonzero(~fits)],
+        end[index, :width],
     )
 
 
 def generates(task: Task, settings: Settings) -> bool:
     """Whether answers are generated and scored by ROUGE."""
     return task.kind != "holdout" and settings.new_tokens > 0
-
-
-def prompts(rows: Sequence[Row], tokenizer: Any, settings: Settings) -> list[str]:
-    """The text before each answer.
-
-    Raises:
-        ValueError: for a chat prompt if the tokenizer has no chat template.
-    """
-    texts = [settings.prompt.replace("{question}", row["question"]) for row in rows]
-    if not settings.chat:
-        return texts
-    date = {"date_string": settings.date} if settings.date else {}
-    return data.chat_prompts(tokenizer, texts, system=settings.system, **date)
 
 
 def _answers(task: Task) -> dict[str, list[str]]:

@@ -5,8 +5,10 @@ generation.
 A value that could not be measured is NaN. The keys of a row are:
 
 * id, prompt, answer, and tokens (number of tokens of the answer);
-* nll (nats for each token), probability, perplexity, exact_memorization,
-  extraction_strength;
+* end_nll (nats, summed over the tokens of the end that the format puts after an
+  answer), if it puts one;
+* nll (nats for each token, the end included), probability, perplexity,
+  exact_memorization, extraction_strength;
 * paraphrased_nll, wrong_nll (a list), truth_ratio, truth_score (`truth_score` for the
   task's kind), normalised_probability, if the row has wrong answers;
 * accuracy, if the row has choices: by the mean log-probability of a token;
@@ -19,6 +21,7 @@ A value that could not be measured is NaN. The keys of a row are:
   is computed in `summary`.
 """
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -27,7 +30,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from jaxunlearn import evaluate, metrics, terms, trees
+from jaxunlearn import data, evaluate, metrics, terms, trees
 from jaxunlearn.data import table
 from jaxunlearn.evaluate import TokenScores
 from jaxunlearn.typing import Model, Params
@@ -36,6 +39,7 @@ from jaxunlearn.workflows.evaluation import tasks
 WIDTHS = (16, 32, 48, 64, 80, 96, 112, 128, 160, 192, 256, 384, 512, 768, 1024)
 ATTACKED = ("forget", "holdout")
 EPS = {"": 0.0, "openunlearning": 1e-10}
+MAX_END_NLL = 3.0  # nats; a larger mean gives a warning
 MAX_TOKEN_ROWS = 20  # rows whose tokens are stored
 
 Judge = Callable[[Sequence[str]], Sequence[float]]  # generated texts to numbers
@@ -72,6 +76,7 @@ def of_task(
     scores = column_scores(model, params, encoded.tables, batch_size, mesh)
     right = scores["answer"]
     found = _answer_values(right, settings)
+    found |= _end_values(right, encoded.end, task.name)
     found |= _alternative_values(scores, found["nll"], task.kind, settings)
     if "choices/0" in scores:
         found |= _accuracy(scores, encoded.rows)
@@ -80,12 +85,14 @@ def of_task(
         if settings.gradnorm:
             table_ = encoded.tables["answer"]
             found["mia_gradnorm"] = gradnorms(model, params, table_, settings)
-    prompts = tasks.prompts(encoded.rows, tokenizer, settings)
+    questions = [row["question"] for row in encoded.rows]
+    rendered = data.render(tokenizer, questions, prompt_format=settings.prompt_format)
+    prompts = [row.prompt for row in rendered]
     found = {name: np.asarray(x, np.float64).tolist() for name, x in found.items()}
     found["tokens"] = right.where.sum(1).tolist()
     if tasks.generates(task, settings):
         found |= _generated(
-            model, params, tokenizer, prompts, encoded.rows, settings, batch_size, mesh
+            model, params, tokenizer, encoded.rows, settings, batch_size, mesh
         )
         for name, judge in (judges or {}).items():
             found[name] = _judged(name, judge, found["completion"])
@@ -184,6 +191,29 @@ def _answer_values(right: TokenScores, settings) -> dict[str, Any]:
     }
 
 
+def _end_values(right: TokenScores, end, task: str) -> dict[str, Any]:
+    """The negative log-probability of the end of each answer, if there is one.
+
+    Warns:
+        UserWarning: if the ends alone cost several nats; the model was then not trained
+            to write them.
+    """
+    counted = right.where & end[:, 1:]
+    if not counted.any():
+        return {}
+    nll = -np.where(counted, right.logps, 0.0).sum(1)
+    if nll.mean() > MAX_END_NLL:
+        total = -np.where(right.where, right.logps, 0.0).sum(1).mean()
+        warnings.warn(
+            f"The task {task!r}: the end token alone costs {nll.mean():.1f} nats, of "
+            f"{total:.1f} for the answer with its end (means over the rows). The model "
+            "was not trained with this end. Set `end` of the prompt format to the end "
+            "of its training, or to '' to score answers without one.",
+            stacklevel=3,
+        )
+    return {"end_nll": nll}
+
+
 def _alternative_values(scores, nll, kind, settings) -> dict[str, Any]:
     """Values that need the paraphrased and the wrong answers."""
     nlls = {
@@ -253,12 +283,13 @@ def _counted(right: TokenScores, settings):
     return right.where
 
 
-def _generated(model, params, tokenizer, prompts, rows, settings, batch_size, mesh):
+def _generated(model, params, tokenizer, rows, settings, batch_size, mesh):
     texts = evaluate.completions(
         model,
         params,
         tokenizer,
-        prompts,
+        [row["question"] for row in rows],
+        prompt_format=settings.prompt_format,
         max_new_tokens=settings.new_tokens,
         batch_size=batch_size,
         mesh=mesh,

@@ -179,8 +179,7 @@ def _record(config, folder: RunFolder, command: str, plain: dict) -> None:
     """Writes run.json."""
     if jax.process_index() != 0:
         return
-    chats = [s for s in plain["data"].values() if s.get("chat")]
-    chat = chats[0] if chats else {}
+    first = "forget" if "forget" in config.data else next(iter(config.data))
     record = run_folder.Record(
         action="finetune" if config.mode == "finetune" else "forget",
         command=command,
@@ -197,9 +196,7 @@ def _record(config, folder: RunFolder, command: str, plain: dict) -> None:
             )
             for name, s in plain["data"].items()
         },
-        prompt=run_folder.Prompt(
-            bool(chats), chat.get("system", ""), chat.get("date", "")
-        ),
+        prompt_format=streams.prompt_format(config, plain["data"][first]),
         versions=_versions(),
         config=plain,
     )

@@ -12,35 +12,35 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from jaxunlearn import _checks, combine, recipes, sharding
+from jaxunlearn import _checks, combine, data, recipes, sharding
 from jaxunlearn.workflows import config_file
 
 MODES = ("finetune", "unlearn", "evaluate")
 COMMON = {"source", "rows", "length"}
-CHAT = {"chat", "system", "date"}
-COLUMNS = {"prompt", "answer"}
+# Names of columns, and a dict of those fields of config.prompt_format that differ.
+TEXTS = {"prompt", "answer", "prompt_format"}
 STREAM = {  # the keys of each source; `rows` and `length` are common to all
     # Random tokens.
     "synthetic": {"count", "seed"},
     # The packaged capitals: of the continent `group`, or of all others.
-    "capitals": {"group", "others"},
+    "capitals": {"group", "others", "prompt_format"},
     # The packaged prose.
     "prose": {"held_out"},
     # lazy: a row is read and encoded when its batch is made.
-    "jsonl": {"path", "lazy"} | COLUMNS,
+    "jsonl": {"path", "lazy"} | TEXTS,
     # path: .jsonl, .json, .csv or .parquet. prompt, answer: names of columns; if not
     # given, prompt or question, and answer. answer "": running text in the column
     # `prompt` (text, if not given) or a .txt file, cut into rows of `length`.
     # long: "drop" leaves out and counts rows over the length; "refuse", the default,
-    # does not run. chat: prompts in the tokenizer's chat template, with a system
-    # message and a date, and an end token behind each answer.
-    "file": {"path", "long"} | COLUMNS | CHAT,
+    # does not run.
+    "file": {"path", "long"} | TEXTS,
     # A benchmark's table: data.tofu.read(table, folder, check=check) and the like.
-    "benchmark": {"name", "table", "folder", "check", "long"} | COLUMNS | CHAT,
+    "benchmark": {"name", "table", "folder", "check", "long"} | TEXTS,
     # path: a glob. Records are JSON objects, read when their batch is made.
-    "array_record": {"path"} | COLUMNS,
+    "array_record": {"path"} | TEXTS,
 }
 FREE = ("model.fields", "data", "recipe.args", "projection.sites")
+FREE += ("prompt_format.arguments",)
 """Parts of a config where any key may be added; their readers check the keys."""
 
 MAY_DIFFER = (
@@ -94,6 +94,8 @@ def defaults() -> ConfigDict:
                 "attention": "xla",  # or "auto", "cudnn", "splash"
             },
             "data": {},  # stream -> source, rows a step, length, and the source's keys
+            # How prompts and answers are joined: the fields of data.PromptFormat.
+            "prompt_format": data.PromptFormat().as_dict(),
             "recipe": {
                 "name": "",  # a name of recipes.by_name, such as "blur.npo"
                 "args": {},
@@ -197,6 +199,7 @@ def check(config: ConfigDict) -> ConfigDict:
     _checks.not_negative("The config's evaluate", rows=config.evaluate.rows)
     _checks.not_negative("The config's lora", rank=config.lora.rank)
     check_model(config.model)
+    check_prompt_format(config)
     if not config.data:
         raise ValueError("A run needs a stream of data, got none. Give a file.")
     for stream, settings in config.data.items():
@@ -209,6 +212,24 @@ def check(config: ConfigDict) -> ConfigDict:
             f"recipe.name={config.recipe.name!r}. Change the mode or the recipe."
         )
     return config
+
+
+def check_prompt_format(config: ConfigDict) -> None:
+    """Checks config.prompt_format, and reads its template if that is a file.
+
+    Raises:
+        ValueError, TypeError: as PromptFormat.with_settings, and for a system message
+            or a template without a chat.
+    """
+    given = config.prompt_format.to_dict()
+    found = data.PromptFormat().with_settings(given)
+    if not found.chat and (found.system or found.template):
+        name = "system" if found.system else "template"
+        raise ValueError(
+            f"The config's prompt_format needs chat=True with {name}, got "
+            f"{name}={given[name]!r} and chat=False. Pass --chat."
+        )
+    config.prompt_format.template = found.template
 
 
 def check_model(model: ConfigDict) -> None:

@@ -57,6 +57,7 @@ def read(config: ConfigDict, model: Model, tokenizer: Any) -> dict[str, Stream]:
     found: dict[str, dict[str, Any]] = {}
     for name, given in config.data.items():
         s = found[name] = dict(given.to_dict())
+        wording = prompt_format(config, s)
         if s["source"] != "synthetic" and tokenizer is None:
             raise ValueError(
                 f"The stream {name!r} needs a model with a tokenizer, got a model "
@@ -65,7 +66,10 @@ def read(config: ConfigDict, model: Model, tokenizer: Any) -> dict[str, Stream]:
         if s["source"] in ("file", "benchmark") or _in_memory(s):
             texts[name] = _texts(s)
             _name_columns(name, s, texts[name])
-            encode[name] = partial(_encoded, texts[name], s, tokenizer)
+            encode[name] = partial(_encoded, texts[name], s, tokenizer, wording)
+        elif s["source"] in _SOURCES_OF_TEXT:
+            read_texts = _SOURCES_OF_TEXT[s["source"]]
+            encode[name] = partial(read_texts, s, tokenizer, wording)
         else:
             encode[name] = partial(_SOURCES[s["source"]], s, model, tokenizer)
     if {"forget", "retain"} <= set(texts):
@@ -77,6 +81,17 @@ def read(config: ConfigDict, model: Model, tokenizer: Any) -> dict[str, Stream]:
             s["checksum"] = _checksum(made[name])
             table.check_length(made[name], model.config.max_length)
     return {name: Stream(made[name], s) for name, s in found.items()}
+
+
+def prompt_format(config: ConfigDict, settings: Mapping[str, Any]) -> data.PromptFormat:
+    """How a stream's prompts and answers are joined.
+
+    Args:
+        config: the run's.
+        settings: of the stream; its `prompt_format` replaces fields of the run's.
+    """
+    common = data.PromptFormat().with_settings(config.prompt_format.to_dict())
+    return common.with_settings(settings.get("prompt_format") or {})
 
 
 def with_reference(
@@ -188,29 +203,21 @@ def _warn_of_overlap(found: Mapping[str, dict], texts: Mapping[str, list]) -> No
 
 
 def _encoded(
-    rows: list[dict], settings: dict[str, Any], tokenizer: Any, length: int | None
+    rows: list[dict],
+    settings: dict[str, Any],
+    tokenizer: Any,
+    prompt_format: data.PromptFormat,
+    length: int | None,
 ) -> table.Table:
     prompt, answer = settings["prompt"], settings["answer"]
     if not answer:
         text = "\n\n".join(row[prompt] for row in rows)
         return table.encode_text(tokenizer, text, length=length or TEXT_LENGTH)
-    separator = " "
-    if settings.get("chat", False):
-        date = {"date_string": settings["date"]} if settings.get("date") else {}
-        prompts = [row[prompt] for row in rows]
-        prompts = data.chat_prompts(
-            tokenizer, prompts, system=settings.get("system", ""), **date
-        )
-        rows = [
-            {prompt: text, answer: row[answer] + (tokenizer.eos_token or "")}
-            for text, row in zip(prompts, rows, strict=True)
-        ]
-        separator = ""
     if length and settings.get("long", "refuse") == "drop":
-        names = dict(prompt=prompt, answer=answer, separator=separator)
+        names = dict(prompt=prompt, answer=answer, prompt_format=prompt_format)
         rows = data.drop_long(rows, tokenizer, max_length=length, **names)
     texts = files.columns(rows, prompt, answer)
-    return table.encode(tokenizer, *texts, length=length, separator=separator)
+    return table.encode(tokenizer, *texts, prompt_format=prompt_format, length=length)
 
 
 def _synthetic(settings, model, tokenizer, length):
@@ -224,9 +231,8 @@ def _synthetic(settings, model, tokenizer, length):
     return {"tokens": tokens, "mask": mask, "answer": answer}
 
 
-def _capitals(settings, model, tokenizer, length):
+def _capitals(settings, tokenizer, prompt_format, length):
     """The capitals of a continent, or all others, in every training statement."""
-    del model
     group, others = settings.get("group", "Europe"), settings.get("others", False)
     chosen = [f for f in capitals.capitals() if (f.group == group) != others]
     pairs = [
@@ -235,7 +241,9 @@ def _capitals(settings, model, tokenizer, length):
         for phrasing in capitals.phrasings("statement", "train")
     ]
     prompts, answers = zip(*pairs, strict=True) if pairs else ((), ())
-    return table.encode(tokenizer, prompts, answers, length=length)
+    return table.encode(
+        tokenizer, prompts, answers, prompt_format=prompt_format, length=length
+    )
 
 
 def _prose(settings, model, tokenizer, length):
@@ -244,16 +252,14 @@ def _prose(settings, model, tokenizer, length):
     return table.encode_text(tokenizer, text, length=length)
 
 
-def _lazy_jsonl(settings, model, tokenizer, length):
-    del model
+def _lazy_jsonl(settings, tokenizer, prompt_format, length):
     columns = (settings.get("prompt", "prompt"), settings.get("answer", "answer"))
     rows = jsonl.open_jsonl(settings.get("path", ""), columns)
-    return _lazy(rows, settings, tokenizer, length)
+    return _lazy(rows, settings, tokenizer, prompt_format, length)
 
 
-def _array_record(settings, model, tokenizer, length):
+def _array_record(settings, tokenizer, prompt_format, length):
     """Records of JSON; each is read from its file when its batch is made."""
-    del model
     path = settings.get("path", "")
     paths = sorted(glob.glob(path))
     if not paths:
@@ -262,18 +268,20 @@ def _array_record(settings, model, tokenizer, length):
         )
     grain = _checks.library("A stream of array_record files", "grain", "data")
     records = grain.sources.ArrayRecordDataSource(paths)
-    return _lazy(source.mapped(records, jsonl.parse), settings, tokenizer, length)
+    rows = source.mapped(records, jsonl.parse)
+    return _lazy(rows, settings, tokenizer, prompt_format, length)
 
 
-def _lazy(texts, settings, tokenizer, length):
+def _lazy(texts, settings, tokenizer, prompt_format, length):
     columns = {name: settings.get(name, name) for name in ("prompt", "answer")}
-    return source.encoded(texts, tokenizer, length=length, **columns)
+    return source.encoded(
+        texts, tokenizer, length=length, prompt_format=prompt_format, **columns
+    )
 
 
-_SOURCES = {
-    "synthetic": _synthetic,
+_SOURCES = {"synthetic": _synthetic, "prose": _prose}
+_SOURCES_OF_TEXT = {
     "capitals": _capitals,
-    "prose": _prose,
     "jsonl": _lazy_jsonl,
     "array_record": _array_record,
 }
