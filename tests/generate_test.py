@@ -131,7 +131,7 @@ def test_the_first_of_equal_logits_is_chosen():
 def test_the_end_token_stops_a_row_and_fills_it(greedy):
     model, params, expected = greedy
     for end in sorted(set(expected.ravel().tolist())):
-        new = ju.generate(model, params, mixed(), max_new_tokens=NEW, eos_id=end)
+        new = ju.generate(model, params, mixed(), max_new_tokens=NEW, eos_ids=end)
         ended = np.cumsum(expected == end, axis=1) > 0  # from the first one on
         assert_array_equal(new, np.where(ended, end, expected))
 
@@ -147,7 +147,7 @@ def test_decoding_stops_when_every_row_has_ended(greedy):
     counted = model._replace(decode=extend)
     row = {name: x[:1] for name, x in mixed().items()}
     first = int(expected[0, 0])
-    new = ju.generate(counted, params, row, max_new_tokens=NEW, eos_id=first)
+    new = ju.generate(counted, params, row, max_new_tokens=NEW, eos_ids=first)
     jax.block_until_ready(new)
     jax.effects_barrier()
     assert_array_equal(new, np.full((1, NEW), first))

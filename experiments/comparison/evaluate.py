@@ -90,7 +90,9 @@ def run(
     for name in rates:
         _checks.one_of("small.evaluate", sorted(known), method=name)
     options = evaluation.Options(
-        settings=tasks.Settings(length=small.about["length"], new_tokens=48),
+        settings=tasks.Settings(
+            data.PromptFormat(end="eos"), length=small.about["length"], new_tokens=48
+        ),
         num_resamples=resamples,
         command=command,
         log_fn=log_fn,

@@ -30,6 +30,6 @@ def get_config(which: str = "capitals"):
             "forget": tofu | dict(table="forget10_perturbed"),
             "retain": tofu | dict(table="retain_perturbed"),
         }
-        c.query.prompt = "Question: {question}\nAnswer:"
+        c.prompt_format.prompt = "Question: {question}\nAnswer:"
         c.query.new_tokens = 64
     return c

@@ -7,8 +7,8 @@ Needs TOFU's files in the folder that --data-folder or JAXUNLEARN_DATA names; ad
 --retrained EVAL for forget quality. The prompt is that of a base model. For an instruct
 model, in its tokenizer's chat template:
 
-    --set score.chat=True --set score.prompt="{question}" \\
-    --set score.system="You are a helpful assistant." --set score.date="10 Apr 2025"
+    --chat --prompt "{question}" --end auto --system "You are a helpful assistant." \\
+    --set prompt_format.arguments.date_string="10 Apr 2025"
 """
 
 from ml_collections import ConfigDict
@@ -20,8 +20,9 @@ from jaxunlearn.workflows.evaluation import config as evaluation
 def get_config(part: str = "10"):
     c = ConfigDict(evaluation.defaults())
     c.tasks = benchmarks.tasks(f"tofu:{part}")
-    # Common to all tasks here, so that --set score.prompt=TEXT changes them together.
+    # Common to all tasks here, so that --prompt TEXT changes them together.
     for task in c.tasks.values():
         del task["score"]
-    c.score.update(prompt=benchmarks.QUESTION, new_tokens=200)
+    c.prompt_format.update(benchmarks.QA_FORMAT)
+    c.score.new_tokens = 200
     return c

@@ -256,18 +256,21 @@ def _chat_row(tokenizer, apply, messages, answer, prompt_format) -> Rendered:
     separator = _given(prompt_format.separator, before[len(prompt) :])
     if answer is None:
         return Rendered(prompt)
-    written = _written(apply([*messages, _assistant(answer)], False), before, after)
+    full = apply([*messages, _assistant(answer)], False)
+    same = _shared(full, before)
+    if same < len(before):  # the answer has its own block, a thought: it is scored
+        prompt, separator = before[:same], ""
+    written = full[same : len(full) - len(after)]
     end = after.rstrip() or _end_before_next_turn(tokenizer, apply, messages, opening)
     return Rendered(prompt, separator, written, _end(tokenizer, prompt_format, end))
 
 
-def _written(full: str, before: str, after: str) -> str:
-    """The answer as the template wrote it between `before` and `after`."""
-    same = len(before)
-    if not full.startswith(before):  # the answer has a block of its own, a thought
-        pairs = zip(full, before, strict=False)
-        same = next(i for i, (x, y) in enumerate(pairs) if x != y)
-    return full[same : len(full) - len(after)]
+def _shared(full: str, before: str) -> int:
+    """The number of characters that both texts start with."""
+    if full.startswith(before):
+        return len(before)
+    pairs = enumerate(zip(full, before, strict=False))
+    return next((i for i, (x, y) in pairs if x != y), min(len(full), len(before)))
 
 
 def _end_before_next_turn(tokenizer, apply, messages, opening: str) -> str:

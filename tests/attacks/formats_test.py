@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from jaxunlearn import attacks, evaluate
+from jaxunlearn import attacks, data, evaluate
 from tests import tiny
 
 FACTS = [
@@ -50,7 +50,7 @@ def read(tokenizer, table, row):
     ],
 )
 def test_formats(tokenizer, format, text, loss):
-    how = dict(prompt="Q: {question}")
+    how = dict(prompt_format=data.PromptFormat(prompt="Q: {question}"))
     table = attacks.encode_facts(tokenizer, FACTS, format, **how)
     assert read(tokenizer, table, 0) == (text, loss)
     assert len(table["tokens"]) == (3 if format == "statement" else 2)

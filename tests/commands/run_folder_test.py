@@ -3,6 +3,7 @@
 
 import pytest
 
+from jaxunlearn import data
 from jaxunlearn.workflows import run_folder
 
 RECORD = run_folder.Record(
@@ -13,7 +14,7 @@ RECORD = run_folder.Record(
     arguments={"beta": 0.2},
     seed=3,
     streams={"forget": run_folder.Stream("file", "/data/f.jsonl", "question")},
-    prompt=run_folder.Prompt(chat=True, system="Be brief."),
+    prompt_format=data.PromptFormat(chat=True, system="Be brief."),
     versions={"jax": "1"},
     config={"steps": 3},
 )

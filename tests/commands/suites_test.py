@@ -7,6 +7,7 @@ import jax
 import pytest
 from click.testing import CliRunner
 
+from jaxunlearn import data
 from jaxunlearn.commands import _group
 from jaxunlearn.io import hf
 from jaxunlearn.workflows import run_folder
@@ -61,7 +62,7 @@ def make_run(path, folder, model, params, tokenizer):
         arguments={},
         seed=3,
         streams=streams,
-        prompt=run_folder.Prompt(),
+        prompt_format=data.PromptFormat(),
         versions={},
         config={},
     )

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from numpy.testing import assert_array_equal
 
-from jaxunlearn.data import _encode, table
+from jaxunlearn.data import table
 from tests import tiny
 
 PROMPTS = ["The capital of France is", "In Bosnia and Herzegovina, the capital is"]
@@ -77,45 +77,6 @@ def test_encode_includes_leading_special_tokens_and_drops_trailing_ones():
     text = table.encode_text(tokenizer, " ".join(PROMPTS * 9), length=8)
     assert (text["tokens"][:, 0] == ids[0]).all() and not text["answer"][:, 0].any()
     assert text["answer"][:, 1:].all() and text["mask"].all()
-
-
-TEMPLATE = (
-    "{{ bos_token }}{% for m in messages %}[{{ m['role'] }}]{{ m['content'] }}"
-    "{{ eos_token }}{% endfor %}{{ date_string or '' }}"
-    "{% if add_generation_prompt %}[assistant]{% endif %}"
-)
-
-
-@pytest.mark.parametrize("begins", [True, False], ids=["begins", "bare"])
-def test_chat_prompts_have_one_begin_token_and_end_before_the_answer(begins):
-    tokenizer = tiny.tiny_tokenizer(template="<s> $A" if begins else None)
-    with pytest.raises(ValueError, match="needs a tokenizer with a chat template"):
-        table.chat_prompts(tokenizer, ["Who?"])
-    tokenizer.chat_template = TEMPLATE
-    prompts = table.chat_prompts(
-        tokenizer, ["Who?", "What?"], system="Be.", date_string="d"
-    )
-    front = "" if begins else "<s>"
-    assert prompts[0] == f"{front}[system]Be.</s>[user]Who?</s>d[assistant]"
-    assert table.chat_prompts(tokenizer, ["Who?"]) == [
-        f"{front}[user]Who?</s>[assistant]"
-    ]
-    t = table.encode(tokenizer, prompts, ["Paris.</s>"] * 2, separator="")
-    messages = [
-        {"role": "system", "content": "Be."},
-        {"role": "user", "content": "Who?"},
-    ]
-    messages.append({"role": "assistant", "content": "Paris."})
-    full = tokenizer.apply_chat_template(messages, tokenize=False).replace(
-        "[assistant]", "d[assistant]"
-    )
-    ids = tokenizer(full, add_special_tokens=False)["input_ids"]
-    assert t["tokens"][0][t["mask"][0]].tolist() == ids
-    assert tokenizer.decode(t["tokens"][0][t["answer"][0]]) == "Paris.</s>"
-    lengths = _encode.num_tokens(tokenizer, prompts, ["Paris.</s>"] * 2, "")
-    assert lengths.tolist() == t["mask"].sum(1).tolist()
-    with pytest.raises(ValueError, match="at least one token, but row 0"):
-        table.encode(tokenizer, prompts[:1], [""], separator="")
 
 
 def test_encode_of_prompts_alone_answers_with_the_mask(tokenizer):

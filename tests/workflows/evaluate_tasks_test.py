@@ -45,7 +45,8 @@ def test_shots_of_letters_are_lettered(tmp_path):
     read_ = sources.read({"q": task | {"shots": task["path"]}})["q"]
     first, second = (row["question"] for row in read_.rows)
     shots = f"{first} A\n\n{second} B\n\n"
-    assert read_.score == sources.LETTER_SETTINGS | {"prompt": shots + "{question}"}
+    wording = {"prompt": shots + "{question}", "end": ""}
+    assert read_.score == sources.LETTER_SETTINGS | {"prompt_format": wording}
 
 
 def test_a_task_of_letters_has_both_accuracies(made, tmp_path):
@@ -121,7 +122,7 @@ def test_prompts_of_muse_follow_answered_questions(made, tmp_path):
         task.score.new_tokens = 3
     c.tasks.forget_knowmem.score.stops = ("\n\n", "e")
     found = sources.read(c.tasks.to_dict(), str(tmp_path))
-    got = score(made, tmp_path / "eval", found, settings=tasks.Settings(gradnorm=False))
+    got = score(made, tmp_path / "eval", found, settings=SETTINGS)
     scored = folders.read_rows(tmp_path / "eval", "forget_knowmem")
     assert scored[1]["prompt"] == "Question: S?\nAnswer: T.\n\nQuestion: Q1?\nAnswer:"
     assert not any("e" in row["completion"] for row in scored)
@@ -136,9 +137,9 @@ def test_prompts_of_muse_follow_answered_questions(made, tmp_path):
 
 def test_settings_of_a_task_are_compared(made, tmp_path):
     plain = rows("f", 3, wrong=0, paraphrase=False)
-    changed = {"forget": tasks.make("forget", plain, score={"prompt": "Q: {question}"})}
+    changed = {"forget": tasks.make("forget", plain, score={"prompt_format": {"prompt": "Q: {question}"}})}
     score(made, tmp_path / "changed", changed, role="retrained", name="changed")
-    with pytest.raises(ValueError, match="settings: prompt 'Q: {question}' there"):
+    with pytest.raises(ValueError, match="settings: prompt_format .*Q: "):
         score(
             made, tmp_path / "common", {"forget": plain}, retrained=tmp_path / "changed"
         )
@@ -153,15 +154,15 @@ def test_settings_of_a_task_are_compared(made, tmp_path):
     assert len(read.load([tmp_path / "changed", tmp_path / "changed2"])) == 2
     with pytest.raises(ValueError, match="differ in settings: tasks"):
         read.load([tmp_path / "changed", tmp_path / "common"])
-    # An evaluation that was made before chats existed had no chat.
+    # An evaluation that was made before there were stops had none.
     for name in ("about", "cache"):
         file = tmp_path / "changed" / f"{name}.json"
         content = json.loads(file.read_text())
-        for key in ("chat", "system", "date", "stops"):
+        for key in ("stops",):
             content.get("settings", {}).pop(key, None)
         file.write_text(json.dumps(content))
     assert len(read.load([tmp_path / "changed", tmp_path / "changed2"])) == 2
     again = {n: tasks.make(n, plain, score=x.score) for n, x in changed.items()}
     assert folders.read_reference(tmp_path / "changed", again, SETTINGS).rows
     with pytest.raises(ValueError, match="Did you mean 'prompt'"):
-        tasks.make("forget", plain, score={"promt": ""})
+        tasks.make("forget", plain, score={"prompt_format": {"promt": ""}})

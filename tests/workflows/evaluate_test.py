@@ -273,19 +273,21 @@ def test_chats_are_asked_in_the_tokenizers_template(made, retrained, tmp_path):
     model, params, _ = made
     tokenizer = tiny.tiny_tokenizer()
     tokenizer.chat_template = (
-        "{% for m in messages %}[{{ m['content'] }}]{% endfor %}{{ date_string }}"
+        "{{ date_string }}{% for m in messages %}[{{ m['content'] }}]{% endfor %}"
     )
-    settings = SETTINGS._replace(chat=True, system="Be.", date="5 May", new_tokens=2)
+    settings = SETTINGS.with_settings(
+        {"new_tokens": 2, "prompt_format": {"chat": True, "system": "Be."}}
+    ).with_settings({"prompt_format": {"arguments": {"date_string": "5 May"}}})
     found = {"forget": rows("f", 3, wrong=0, paraphrase=False)}
     for row in found["forget"]:
         row["question"] = "Land?"
     score((model, params, tokenizer), tmp_path, found, settings=settings)
     got = folders.read_rows(tmp_path, "forget")
-    assert got[0]["prompt"] == "[Be.][Land?]5 May"
-    text = "[Be.][Land?]5 Maythe city of Town 0.</s>"
+    assert got[0]["prompt"] == "5 May[Be.][Land?]["
+    text = "5 May[Be.][Land?][the city of Town 0.]"
     ids = tokenizer(text)["input_ids"]
     answer = np.arange(len(ids)) >= len(ids) - got[0]["tokens"]
-    assert tokenizer.decode(np.asarray(ids)[answer]) == "the city of Town 0.</s>"
+    assert tokenizer.decode(np.asarray(ids)[answer]) == "the city of Town 0.]"
     alone = dict(tokens=[ids], mask=[[True] * len(ids)], answer=[answer])
     batch = {name: np.asarray(x) for name, x in alone.items()}
     logps, count = evaluate.answer_logps(model, params, batch)

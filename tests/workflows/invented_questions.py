@@ -1,10 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Rows about invented lands, and evaluations of a tiny model on them."""
 
+from jaxunlearn import data
 from jaxunlearn.workflows.evaluation import run as evaluation
 from jaxunlearn.workflows.evaluation import tasks
 
-SETTINGS = tasks.Settings(new_tokens=4, gradnorm=False)  # it compiles for long
+SETTINGS = tasks.Settings(
+    data.PromptFormat(end="eos"), new_tokens=4, gradnorm=False
+)  # gradnorm compiles for long
 ALL = SETTINGS._replace(gradnorm=True)
 
 

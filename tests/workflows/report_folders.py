@@ -3,7 +3,7 @@
 
 import json
 
-SETTINGS = {"prompt": "{question}", "end": True, "length": 0, "new_tokens": 4}
+SETTINGS = {"prompt_format": {"end": "eos"}, "length": 0, "new_tokens": 4}
 TOKENS = {"tokens": [" Basil", " <b>|", "\n"], "id": "f0", "prompt": "Who & why?"}
 
 

@@ -10,7 +10,7 @@ import optax
 
 import jaxunlearn as ju
 from experiments.rtt.jobs import option_logps
-from jaxunlearn import attacks, evaluate, recipes
+from jaxunlearn import attacks, data, evaluate, recipes
 from jaxunlearn.data import capitals as facts
 from jaxunlearn.data import prose, table
 from jaxunlearn.data.benchmarks import rtt_facts
@@ -155,7 +155,7 @@ def finetuned(
                 tokenizer,
                 [{**row, "question": row[which]} for row in rows],
                 "answer",
-                prompt=prompts[which],
+                prompt_format=data.PromptFormat(prompt=prompts[which]),
                 length=length,
             )
             for which in settings["wordings"]

@@ -39,7 +39,7 @@ from experiments.rtt.smollm2.facts import PROMPT, Fact, retained
 from experiments.rtt.smollm2.score import rise
 from experiments.shared import command, ledger
 from experiments.small import methods, questions
-from jaxunlearn import _checks, attacks, evaluate, recipes
+from jaxunlearn import _checks, attacks, data, evaluate, recipes
 from jaxunlearn.data import table
 from jaxunlearn.data.benchmarks import mmlu
 from jaxunlearn.io import hf
@@ -229,7 +229,7 @@ class SmolLM2:
             self.facts(job.of).folds,
             train_format="answer",
             eval_format="choice",
-            prompt=PROMPT,
+            prompt_format=data.PromptFormat(prompt=PROMPT),
             rotations=(job.fold,),
             learning_rates=(config.attack_rate,),
             epochs=config.epochs,
@@ -293,7 +293,7 @@ class SmolLM2:
         encode = partial(
             attacks.encode_facts,
             format="answer",
-            prompt=PROMPT,
+            prompt_format=data.PromptFormat(prompt=PROMPT),
             length=config.length,
         )
         tables = {
@@ -308,7 +308,13 @@ class SmolLM2:
             model, params, tables["forget"], batch_size=4
         )
         scored = [
-            attacks.encode_questions(model, tokenizer, rows, "choice", prompt=PROMPT)
+            attacks.encode_questions(
+                model,
+                tokenizer,
+                rows,
+                "choice",
+                prompt_format=data.PromptFormat(prompt=PROMPT),
+            )
             for rows in (flat, retain)
         ]
         about = {"facts": len(flat), "num_retain": len(retain)} | dict(about)

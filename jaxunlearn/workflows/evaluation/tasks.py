@@ -132,6 +132,7 @@ def make(
     _checks.one_of(f"The task {name!r}", KINDS, kind=kind)
     for key in score or {}:
         _checks.one_of(f"The task {name!r}'s score", Settings._fields, key=key)
+    Settings().with_settings(score or {})
     if not rows:
         raise ValueError(f"The task {name!r} needs at least one row, got none.")
     checked = [_checked_row(name, i, row) for i, row in enumerate(rows)]

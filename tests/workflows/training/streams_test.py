@@ -30,7 +30,8 @@ def write(tmp_path):
 
 
 def made(**data):
-    config = ConfigDict({"data": {k: COMMON | v for k, v in data.items()}})
+    streams_ = {k: COMMON | v for k, v in data.items()}
+    config = ConfigDict({"data": streams_, "prompt_format": {}})
     for name, stream in config.data.items():
         settings.check_stream(name, dict(stream))
     found = streams.read(config, tiny.tiny_model()[0], tiny.tiny_tokenizer())
@@ -60,14 +61,15 @@ def test_chats_of_the_tokenizers_own_template(write, monkeypatch):
     monkeypatch.setattr(tiny, "tiny_tokenizer", lambda: tokenizer)
     long = ROWS[0] | {"prompt": "The capital of " * 40}
     path = write("forget.jsonl", [long, *ROWS[1:]])
-    stream = {"source": "file", "path": path, "chat": True, "long": "drop"}
+    stream = {"source": "file", "path": path, "long": "drop"}
+    stream["prompt_format"] = {"chat": True}
     with pytest.warns(UserWarning, match="1 of 4 rows have more than 40 tokens"):
-        got = made(forget=stream | {"system": "Be.", "length": 40})["forget"]
+        got = made(forget=stream | {"length": 40})["forget"]
     row = got["tokens"][0]
     assert tokenizer.decode(row[got["mask"][0]]) == (
-        "[Be.][The capital of Land 1 is]Town 1.</s>"
+        "[The capital of Land 1 is][Town 1.]"
     )
-    assert tokenizer.decode(row[got["answer"][0]]) == "Town 1.</s>"
+    assert tokenizer.decode(row[got["answer"][0]]) == "Town 1.]"
 
 
 def test_running_text_is_cut_into_whole_rows(write, tmp_path):
