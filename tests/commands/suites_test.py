@@ -164,7 +164,7 @@ EVALUATE = ("evaluate", "original", "--output", "eval")
         (("attack", "original", "--forget", "forget.jsonl"), ("--output",)),
         (("attack", "original", "--output", "card"), ("--forget",)),
         (("attack", "run", "--forget", "columns.jsonl"), ("'prompt'",)),
-        (("attack", "run", "--set", "query.promt=x"), ("query.promt", "query.prompt")),
+        (("attack", "run", "--set", "query.new=x"), ("query.new", "query.new_tokens")),
         (("report", "empty", "--output", "out"), ("empty", "jaxunlearn evaluate")),
         (("report", "nowhere", "--output", "out"), ("nowhere",)),
         (("report", "--card", "empty", "--output", "out"), ("none",)),

@@ -276,8 +276,10 @@ def test_chats_are_asked_in_the_tokenizers_template(made, retrained, tmp_path):
         "{{ date_string }}{% for m in messages %}[{{ m['content'] }}]{% endfor %}"
     )
     settings = SETTINGS.with_settings(
-        {"new_tokens": 2, "prompt_format": {"chat": True, "system": "Be."}}
-    ).with_settings({"prompt_format": {"arguments": {"date_string": "5 May"}}})
+        {"new_tokens": 2, "prompt_format": {"chat": True, "end": "auto"}}
+    ).with_settings(
+        {"prompt_format": {"system": "Be.", "arguments": {"date_string": "5 May"}}}
+    )
     found = {"forget": rows("f", 3, wrong=0, paraphrase=False)}
     for row in found["forget"]:
         row["question"] = "Land?"
