@@ -115,6 +115,9 @@ def write(config: _config.DecoderConfig, dtype: str) -> str:
         spelled = ("rope_parameters", "rope_scaling", "rope_theta", "num_local_experts")
         others = {name: v for name, v in settings.items() if name not in spelled}
         settings = others | _settings(config)
+    if _eos_ids(settings) != config.eos_ids:
+        ids = list(config.eos_ids)
+        settings["eos_token_id"] = ids if len(ids) > 1 else next(iter(ids), None)
     names = [name for name in ("dtype", "torch_dtype") if name in settings]
     settings |= dict.fromkeys(names or ["torch_dtype"], dtype)
     return json.dumps(settings, indent=2) + "\n"

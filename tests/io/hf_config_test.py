@@ -23,7 +23,7 @@ def parse(family="llama", **settings):
 
 
 def without_source(config):
-    return dataclasses.replace(config, source="{}")
+    return dataclasses.replace(config, source="{}", eos_ids=())
 
 
 @pytest.mark.parametrize("family", _hf_config.FAMILIES)
