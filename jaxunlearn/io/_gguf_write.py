@@ -190,6 +190,8 @@ def _add_tokens(writer, tokens: dict[str, Any], vocab: int) -> None:
     for name, add in (
         ("bos", writer.add_bos_token_id),
         ("eos", writer.add_eos_token_id),
+        ("eot", writer.add_eot_token_id),
+        ("eom", writer.add_eom_token_id),
         ("unknown", writer.add_unk_token_id),
         ("padding", writer.add_pad_token_id),
     ):
@@ -241,9 +243,12 @@ def _tokens(tokenizer, config, arch: str) -> dict[str, Any]:
         "tokenizer.ggml.merges": merges,
         "tokenizer.ggml.add_bos_token": bos is not None and full == [bos, *plain],
     }
+    # GGUF has three ids that end a text: of the text, of a turn and of a message.
+    ends = [x for x in config.eos_ids if x != tokenizer.eos_token_id]
     for name, index in (
         ("bos", bos),
         ("eos", tokenizer.eos_token_id),
+        *zip(("eot", "eom"), ends, strict=False),
         ("unknown", tokenizer.unk_token_id),
         ("padding", tokenizer.pad_token_id),
     ):
@@ -273,6 +278,9 @@ def _tokens(tokenizer, config, arch: str) -> dict[str, Any]:
     )
 
 
+_NOT_STORED = ("family", "source", "attention", "eos_ids")  # not part of the computation
+
+
 def _verify(file: Path, config: _config.DecoderConfig) -> None:
     """Raises ValueError unless the file's metadata describe the same computation."""
     found = _gguf.config(
@@ -286,7 +294,7 @@ def _verify(file: Path, config: _config.DecoderConfig) -> None:
         )
         if field.name == "rope":  # llama3 is a list of divisors in the file
             same = same or (was.kind == "llama3" and was.theta == now.theta)
-        if not same and field.name not in ("family", "source", "attention"):
+        if not same and field.name not in _NOT_STORED:
             changed.append(f"{field.name}={was!r}, read back as {now!r}")
     if changed:
         raise ValueError(
