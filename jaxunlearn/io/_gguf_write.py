@@ -278,7 +278,12 @@ def _tokens(tokenizer, config, arch: str) -> dict[str, Any]:
     )
 
 
-_NOT_STORED = ("family", "source", "attention", "eos_ids")  # not part of the computation
+_NOT_STORED = (
+    "family",
+    "source",
+    "attention",
+    "eos_ids",
+)  # not part of the computation
 
 
 def _verify(file: Path, config: _config.DecoderConfig) -> None:
