@@ -100,7 +100,7 @@ def test_settings_of_a_chat():
     ]
     (row,) = data.render(llama, [turns], ["d"], CHAT)
     assert row.text == "<s>[INST] a [/INST] b </s><s>[INST] c [/INST] d </s>"
-    with pytest.raises(TypeError, match="chat=True"):
+    with pytest.raises(ValueError, match="in row 0"):
         data.render(llama, [turns])
 
 
