@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every attack on a tiny folder: the card, going on after a cut, what is refused."""
+"""Every attack on a tiny folder: the card, resuming, and what is refused.
+
+Over 400 lines because all of it shares one attacked folder.
+"""
 
 import copy
 import json
