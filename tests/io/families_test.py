@@ -121,7 +121,20 @@ def made(torch_model):
     return make
 
 
-@pytest.mark.parametrize("case", CASES)
+# Cases that add little to the others; CI runs them.
+SLOW = (
+    "olmo-tied",
+    "olmo2-tied",
+    "phi-normed",
+    "smollm3",
+    "ministral",
+    "glm",
+    "seed_oss",
+)
+MARKED = [pytest.param(x, marks=[pytest.mark.slow] if x in SLOW else []) for x in CASES]
+
+
+@pytest.mark.parametrize("case", MARKED)
 def test_families(torch_model, same_logits, tmp_path, case):
     family, settings = CASES[case]
     model, _ = compare(torch_model, same_logits, tmp_path, family, **settings)
