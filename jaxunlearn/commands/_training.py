@@ -14,7 +14,7 @@ ROWS = 8  # of each stream at a step
 OF_MODEL = (
     click.option(
         "--model",
-        help='A Hugging Face folder, .gguf file, name on the hub, or "smollm2".',
+        help='A folder, .gguf file, LoRA adapter, name on the hub, or "smollm2".',
     ),
     click.option("--learning-rate", type=float, help="[the method's]"),
     click.option("--batch-size", type=int, help="Rows of each stream at a step. [8]"),

@@ -79,7 +79,7 @@ def settings(folder: Path) -> dict[str, Any]:
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
         kind = found.get("peft_type")
-    except (ValueError, AttributeError) as error:
+    except (ValueError, AttributeError, RecursionError) as error:
         raise ValueError(
             f"{_OWNER} needs JSON in {file}, got text that does not parse ({error}). "
             "Copy or download it again."

@@ -159,6 +159,12 @@ def _unpermute(values: np.ndarray, heads: int) -> np.ndarray:
 
 def _settings(file: File) -> dict[str, Any]:
     """A config.json, as a dict, that describes the file."""
+    parts = file.fields.get("split.count") or 1
+    if parts > 1:
+        raise ValueError(
+            f"{_OWNER} needs a model in one GGUF file, got {file.path}, one of {parts} "
+            "parts. Join them with llama.cpp: llama-gguf-split --merge FIRST OUT.gguf"
+        )
     arch = file.fields.get("general.architecture")
     if arch not in _ARCHITECTURES:
         raise ValueError(
@@ -198,6 +204,14 @@ def _settings(file: File) -> dict[str, Any]:
             f"{_checks.listed(values)} in {file.path}. Layers of different sizes are "
             "not supported; load a model whose layers are alike."
         )
+    window = get("attention.sliding_window") or 0
+    window = window if window < get("context_length") else 0
+    if window and arch != "llama":
+        raise ValueError(
+            f"{_OWNER} needs full attention in a GGUF file of architecture {arch!r}, "
+            f"got {arch}.attention.sliding_window={window} in {file.path}. Load the "
+            "original release in safetensors instead."
+        )
     if get("expert_count"):
         raise ValueError(
             f"{_OWNER} needs a dense model, got a mixture of {get('expert_count')} "
@@ -228,6 +242,10 @@ def _settings(file: File) -> dict[str, Any]:
     if arch == "llama":
         settings["attention_bias"] = "blk.0.attn_q.bias" in file.tensors
         settings["mlp_bias"] = "blk.0.ffn_up.bias" in file.tensors
+    if window:  # Mistral
+        family = "mistral"
+        settings |= {"model_type": family, "sliding_window": window}
+        settings["architectures"] = [_hf_config.architecture(family)]
     ids = _gguf_tokenizer.special_ids(file.fields)
     ends = _gguf_tokenizer.end_ids(file.fields)
     settings["bos_token_id"] = ids.get("bos")

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from jaxunlearn import _checks
-from jaxunlearn.io import _gguf, _gguf_tokenizer, _safetensors
+from jaxunlearn.io import _gguf, _gguf_tokenizer, _safetensors, _tokenizer
 from jaxunlearn.models import _config, _rope
 
 SCHEMES = {
@@ -36,20 +36,29 @@ _TABLES = ("token_embd.weight", "output.weight")  # float16 where kernels have l
 _LARGEST = {"f16": 65504.0, "q8_0": 65504.0 * 127, "q4_0": 65504.0 * 8}
 _UNUSED, _NORMAL, _CONTROL, _USER = 5, 1, 3, 4  # kinds of tokens
 _PIECES = 2000  # of the vocabulary, concatenated to one text for the comparison
-# Text on which tokenizers differ: digits, contractions, spaces, lines, case, accents.
-_PROBE = (
-    "Hello world, it's 3 o'clock; I'LL say 12345678 things we'd\n\n  indent\tand\r\n"
-    "   trailing   \n naïve cafe\u0301 — 中文字符 日本語 Здравствуйте ½ ² 😀 x1y22z333 "
-    "__init__(self): #!/usr/bin $$% ... ''' don't DON'T   (a+b)=c "
-)
 
 
-def check(config: _config.DecoderConfig, scheme: str) -> None:
-    """Raises ValueError if GGUF cannot represent this decoder."""
+def checked(config: _config.DecoderConfig, scheme: str) -> _config.DecoderConfig:
+    """The config that a GGUF file represents: without windows as long as the model's
+    longest sequence, which change nothing.
+
+    Raises:
+        ValueError: if GGUF cannot represent this decoder.
+    """
     _checks.one_of(_OWNER, SCHEMES, scheme=scheme)
+    windows = {window for window in config.windows or () if window is not None}
+    if windows and min(windows) >= config.max_length:
+        config = dataclasses.replace(config, windows=None)
+    elif windows and config.family in _ARCHITECTURES:
+        arch = _ARCHITECTURES[config.family] or config.family
+        raise ValueError(
+            f"{_OWNER} needs windows=None, because llama.cpp has no sliding window for "
+            f"its architecture {arch!r}, got windows={config.windows}. Use hf.save, or "
+            f"save a model whose config has positions={min(windows)}, the window, if "
+            "no text is longer."
+        )
     supported = {
         "family": (config.family, tuple(_ARCHITECTURES)),
-        "windows": (config.windows, (None,)),
         "rope.kind": (
             config.rope and config.rope.kind,
             ("default", "linear", "yarn", "llama3"),
@@ -61,6 +70,7 @@ def check(config: _config.DecoderConfig, scheme: str) -> None:
                 f"{_OWNER} needs {name} to be one of {_checks.listed(allowed)}, got "
                 f"{came!r}. Use hf.save, and convert the folder with llama.cpp."
             )
+    return config
 
 
 def write(
@@ -74,7 +84,7 @@ def write(
 
     Args:
         file: a path that does not exist yet.
-        config: a config that `check` accepts.
+        config: a config of `checked`.
         specs: every tensor under its name in GGUF.
         tokenizer: a transformers fast tokenizer of byte-level BPE, or None.
         scheme: of the kernels, one of SCHEMES.
@@ -260,8 +270,8 @@ def _tokens(tokenizer, config, arch: str) -> dict[str, Any]:
     sample = range(0, config.vocab, -(-config.vocab // _PIECES))
     sample = "".join(listed[i] for i in sample if types[i] == _NORMAL)
     texts = [
-        _PROBE,
-        *_PROBE.split(" "),
+        *_tokenizer.PROBES,
+        *_tokenizer.PROBES[0].split(" "),
         " ".join(special),
         backend.decoder.decode([sample]),
     ]

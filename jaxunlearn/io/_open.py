@@ -117,18 +117,12 @@ def _open_file(file: Path, compute_dtype: str, remat: str) -> _assemble.Source:
 
 
 def _open_folder(folder: Path, compute_dtype: str, remat: str) -> _assemble.Source:
-    text = (folder / "config.json").read_text(encoding="utf-8")
-    config = _hf_config.parse(text, compute_dtype=compute_dtype, remat=remat)
+    text = _json(folder / "config.json")
     generation = folder / GENERATION
+    config = _hf_config.parse(text, compute_dtype=compute_dtype, remat=remat)
     if generation.is_file():
-        try:
-            given = json.loads(generation.read_text(encoding="utf-8"))
-            text = json.dumps(json.loads(text) | {_hf_config.GENERATION: given})
-        except ValueError as error:
-            raise ValueError(
-                f"hf.load needs JSON in {generation}, got text that does not parse "
-                f"({error}). Copy it again, or delete it: it is optional."
-            ) from error
+        given = json.loads(_json(generation))
+        text = json.dumps(json.loads(text) | {_hf_config.GENERATION: given})
         config = _hf_config.parse(text, compute_dtype=compute_dtype, remat=remat)
     (tensors, unlisted), others = _safetensors.entries(folder), []
     if _hf_config.is_multimodal(text):
@@ -150,6 +144,20 @@ def _open_folder(folder: Path, compute_dtype: str, remat: str) -> _assemble.Sour
     return _assemble.Source(
         config, kind, folder, tensors, _safetensors.read, built, tuple(others)
     )
+
+
+def _json(file: Path) -> str:
+    """The text of a file that holds one JSON object."""
+    try:
+        text = file.read_text(encoding="utf-8")
+        if not isinstance(json.loads(text), dict):
+            raise ValueError("not an object")
+    except (ValueError, RecursionError) as error:
+        raise ValueError(
+            f"hf.load needs JSON in {file}, got text that does not parse ({error}). "
+            "Copy or download it again."
+        ) from error
+    return text
 
 
 def _download(name: str | os.PathLike) -> Path:

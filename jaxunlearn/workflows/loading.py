@@ -24,7 +24,8 @@ def load(
     """(model, params, tokenizer) for a workflow that reads texts.
 
     Args:
-        path: a Hugging Face folder, a GGUF file, a name on the hub, or "smollm2".
+        path: as in hf.load: a folder, a GGUF file, an adapter, a name on the hub, or
+            "smollm2".
         dtype: of the params.
         compute_dtype: of the activations.
         mesh: where the params are placed; one device if None.
@@ -43,7 +44,9 @@ def load(
 
 
 def check_tokenizer(tokenizer: Any, path: str | os.PathLike) -> None:
-    """Raises ValueError, naming the model's path, if the tokenizer is None."""
+    """Raises an error, naming the model's path, if there is no readable tokenizer."""
+    if isinstance(tokenizer, hf.UnreadableTokenizer):
+        raise tokenizer.reason
     if tokenizer is None:
         raise ValueError(
             f"A model needs its tokenizer to be evaluated, got {path} without one. "

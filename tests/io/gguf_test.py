@@ -4,7 +4,6 @@
 import dataclasses
 import json
 import sys
-import warnings
 
 import jax
 import numpy as np
@@ -230,65 +229,6 @@ def test_an_unknown_tokenizer_gives_none_and_a_warning(tmp_path):
         assert hf.load(file)[2] is None
 
 
-def built(rule=None, **changes):
-    """The tokenizer of these metadata, and the warnings of building it."""
-    fields = {
-        "tokens": PIECES,
-        "model": "gpt2",
-        "merges": MERGES,
-        "token_type": [1] * (len(PIECES) - 3) + [3, 3, 3],
-        "bos_token_id": PIECES.index("<s>"),
-        "eos_token_id": PIECES.index("</s>"),
-    } | changes
-    fields = {f"tokenizer.ggml.{name}": value for name, value in fields.items()}
-    fields |= {} if rule is None else {"tokenizer.ggml.pre": rule}
-    with warnings.catch_warnings(record=True) as seen:
-        warnings.simplefilter("always")
-        found = _gguf_tokenizer.build(fields, "the-file.gguf")
-    return found, [str(w.message) for w in seen if "the-file.gguf" in str(w.message)]
-
-
-@pytest.mark.parametrize(
-    ("rule", "begins"),
-    # add_bos of each tokenizer_pre in llama.cpp's src/llama-vocab.cpp
-    [("llama-bpe", True), ("llama3", True), ("falcon3", True), ("pixtral", True)]
-    + [("tekken", True), ("qwen2", False), ("smollm", False), ("gpt-2", False)]
-    + [("deepseek-r1-qwen", False), ("gpt-4o", False), (None, False)],
-)
-def test_a_file_without_the_begin_key_has_the_default_of_llama_cpp(rule, begins):
-    pytest.importorskip("transformers")
-    tokenizer, seen = built(rule)
-    ids = tokenizer("he he")["input_ids"]
-    assert [PIECES[i] for i in ids] == ["<s>"] * begins + ["he", "Ġhe"]
-    (message,) = seen
-    assert "tokenizer.ggml.add_bos_token" in message
-    assert ("tokenizer.ggml.pre" in message) == (rule is None)
-    for given in (True, False):
-        tokenizer, seen = built(rule, add_bos_token=given, add_eos_token=True)
-        first = [PIECES[i] for i in tokenizer("he")["input_ids"]]
-        assert first == ["<s>"] * given + ["he", "</s>"]
-        assert bool(seen) == (rule is None)
-
-
-def test_a_file_without_a_word_rule_has_that_of_llama_cpp():
-    pytest.importorskip("transformers")
-    words = built(None, add_bos_token=False)[0].backend_tokenizer.pre_tokenizer
-    split = [word for word, _ in words.pre_tokenize_str("a 12345 $x it's  !? (b)")]
-    # llama.cpp splits punctuation first, then words, then digits by three
-    expected = ["a", "Ġ", "123", "45", "Ġ", "$", "x", "Ġit", "'", "s"]
-    assert split == [*expected, "ĠĠ", "!?", "Ġ", "(", "b", ")"]
-
-
-def test_special_ids_outside_the_tokens_are_left_out():
-    pytest.importorskip("transformers")
-    tokenizer, (message,) = built(
-        "qwen2", add_bos_token=False, eos_token_id=4000, padding_token_id=-1
-    )
-    assert tokenizer.eos_token is None
-    assert "eos_token_id=4000" in message
-    assert "padding_token_id=-1" in message
-
-
 def test_every_end_of_an_answer_is_among_the_ids(tmp_path):
     names = ["<|im_end|>", "x", "<|endoftext|>", "<|eot_id|>", "</s>", "<turn>"]
     fields = {"tokens": names, "eos_token_id": 3, "eot_token_id": 5, "eom_token_id": 77}
@@ -333,6 +273,31 @@ def test_lists_of_one_number_per_layer(tmp_path, mentions):
         with pytest.raises(ValueError) as info:
             hf.load(file)
         mentions(info, key, "4, 2", file)
+
+
+def test_a_sliding_window_of_the_metadata(tmp_path, mentions):
+    for family, window, windows in (
+        ("llama", 16, (16, 16)),  # of 64 positions
+        ("llama", 64, None),
+        ("qwen2", 64, None),
+    ):
+        model, params = model_of(family, qkv_bias=family == "qwen2")
+        more = [("add_sliding_window", window)]
+        file = write(tmp_path / "t.gguf", model, params, tmp_path, more=more)
+        assert hf.load(file)[0].config.windows == windows
+    file = write(file, model, params, tmp_path, more=[("add_sliding_window", 16)])
+    with pytest.raises(ValueError) as info:
+        hf.load(file)
+    mentions(info, "qwen2.attention.sliding_window=16", file)
+
+
+def test_a_part_of_a_model_is_refused(tmp_path, mentions):
+    model, params = model_of("llama")
+    more = [("add_uint16", "split.count", 3)]
+    file = write(tmp_path / "t.gguf", model, params, tmp_path, more=more)
+    with pytest.raises(ValueError) as info:
+        hf.load(file)
+    mentions(info, file, "3", "--merge")
 
 
 def test_a_folder_with_one_file_and_with_two(tmp_path, mentions):

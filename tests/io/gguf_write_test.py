@@ -173,6 +173,20 @@ def test_what_gguf_cannot_represent_is_refused(
     assert file.read_bytes() == b"an earlier one"
 
 
+def test_windows_as_long_as_the_positions_need_no_metadata(tmp_path):
+    model, params = model_of("mistral", windows=(128, 200))  # of 128 positions
+    hf.save_gguf(model, params, tmp_path / "x.gguf", scheme="f32")
+    again, loaded, _ = hf.load(tmp_path / "x.gguf")
+    assert again.config.windows is None
+    jax.tree.map(assert_array_equal, loaded, params)
+    short = dataclasses.replace(model.config, windows=(16, None), positions=16)
+    hf.save_gguf(decoder.make(short), params, tmp_path / "x.gguf", scheme="f32")
+    assert hf.load(tmp_path / "x.gguf")[0].config.positions == 16
+    long = dataclasses.replace(model.config, windows=(127, None))
+    with pytest.raises(ValueError, match="windows=.127, None.*positions=127"):
+        hf.save_gguf(decoder.make(long), params, tmp_path / "x.gguf")
+
+
 def test_other_families_are_refused(tmp_path, mentions):
     model, params = gguf_test.model_of("gemma", norm="rms_plus_one")
     with pytest.raises(ValueError) as info:

@@ -304,12 +304,3 @@ def test_a_download_without_a_network_is_an_error(mentions, monkeypatch):
     with pytest.raises(ImportError) as info:
         hf.load("nobody-at-all/no-such-model")
     mentions(info, "huggingface_hub", "jaxunlearn[hf]")
-
-
-def test_generation_settings_that_do_not_parse_are_refused(tiny, tmp_path, mentions):
-    model, params = tiny
-    hf.save(model, params, tmp_path)
-    (tmp_path / "generation_config.json").write_text('{"do_sam')
-    with pytest.raises(ValueError) as info:
-        hf.load(tmp_path)
-    mentions(info, "generation_config.json")

@@ -75,3 +75,18 @@ def test_weights_of_another_library_are_not_read(tiny, tmp_path):
         safetensors.numpy.save_file({"tok.weight": np.ones(3)}, tmp_path / name)
     (tmp_path / "model.safetensors").rename(tmp_path / "weights.safetensors")
     assert_same(hf.load(tmp_path)[1], params)
+
+
+@pytest.mark.parametrize(
+    "content", [b"{", b"[1]", b"\xff\xfe", b"[" * 100_000 + b"]" * 100_000]
+)
+@pytest.mark.parametrize(
+    "name", ["config.json", "generation_config.json", "model.safetensors.index.json"]
+)
+def test_settings_that_do_not_parse_are_named(tiny, tmp_path, mentions, name, content):
+    model, params = tiny
+    hf.save(model, params, tmp_path, max_shard_bytes=10_000)
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError) as info:
+        hf.load(tmp_path)
+    mentions(info, "hf.load needs", tmp_path / name)

@@ -121,6 +121,19 @@ def test_another_rule_of_transformers_is_reported(tmp_path):
     assert read(tmp_path)[1] == []
 
 
+def test_templates_and_names_of_other_files_are_read(tmp_path):
+    made = tokenizers.Tokenizer.from_str(CORES["three, begin"].to_str())
+    made.enable_truncation(4)
+    settings = {"tokenizer_class": "GPT2Tokenizer", "model_max_length": 77}
+    place(tmp_path, "qwen2", made, add_bos_token=True, **settings)
+    (tmp_path / "chat_template.jinja").write_text("{{ messages[0]['content'] }}!")
+    found, _ = read(tmp_path)
+    chat = [{"role": "user", "content": "hello"}]
+    assert found.apply_chat_template(chat, tokenize=False) == "hello!"
+    assert found.model_max_length == 77
+    assert found(TEXT)["input_ids"] == CORES["three, begin"].encode(TEXT).ids
+
+
 @pytest.mark.parametrize("given", [True, False])
 def test_begin_tokens_that_the_config_denies_are_reported(tmp_path, given):
     made = CORES["three" if given else "three, begin"]
