@@ -292,7 +292,8 @@ def _settings_files(
         for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
             index = getattr(tokenizer, name, None)
             valid = index is not None and index < config.vocab
-            settings[name] = index if valid else None
+            if settings.get(name) is None:
+                settings[name] = index if valid else None
     settings.pop("auto_map", None)  # names code that is not part of the folder
     generation = settings.pop(_hf_config.GENERATION, None)
     if generation is None:

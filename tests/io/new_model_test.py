@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Folders of models that did not come from a file: token ids fit the vocabulary."""
 
+import dataclasses
 import json
 
 import jax
@@ -64,3 +65,6 @@ def test_a_new_model_has_the_ids_of_its_tokenizer(tiny, tmp_path):
         found = json.loads((tmp_path / name).read_text())
         assert (found["bos_token_id"], found["eos_token_id"]) == (0, 5)
         assert found.get("pad_token_id") is None
+    ends = dataclasses.replace(model.config, eos_ids=(7,))
+    hf.save(models.make(ends), params, tmp_path, tokenizer=Ids())
+    assert hf.model_from_config(tmp_path).config.eos_ids == (7,)

@@ -85,7 +85,7 @@ def defaults() -> ConfigDict:
                 "process": -1,
             },
             "model": {
-                "path": "",  # for hf.load: folder, .gguf, adapter, hub name or "smollm2"
+                "path": "",  # for hf.load: folder, .gguf, adapter, hub name, "smollm2"
                 "preset": "",  # or a name in training/presets.py, random weights
                 "fields": {},  # or, or in addition, fields of DecoderConfig
                 "dtype": "float32",
