@@ -11,12 +11,11 @@ is left out here; `run.condensed` has it.
 
 import time
 
-import jax
 import numpy as np
 
 from experiments.vision import world as worlds
 from experiments.vision.world import Case, Result
-from jaxunlearn import Frozen, fit_stages, init_state, make_step, recipes, synth, trees
+from jaxunlearn import Frozen, fit_stages, recipes, synth, trees
 from jaxunlearn.data import images, table
 from jaxunlearn.models import vision
 from jaxunlearn.recipes.condensation import STREAMS
@@ -56,9 +55,8 @@ def condensation(case: Case) -> Result:
     }
     states, steps, batches = {}, {}, {}
     for part, recipe in plan.parts.items():
-        half, _ = trees.split(case.params, recipe.trainable)
-        states[part] = init_state(half, recipe.tx, case.key)
-        steps[part] = jax.jit(make_step(recipe.terms, recipe.tx), donate_argnums=0)
+        made = recipe.setup(nets[part], case.params, key=case.key)
+        steps[part], states[part], _ = made
         name = STREAMS[part]
         batches[part] = table.batch_fn({name: data[name]}, sizes[name], seed=case.seed)
     stages = plan.stages(worlds.steps_per_epoch(world, reduced.table))

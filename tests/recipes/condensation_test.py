@@ -44,10 +44,8 @@ class Run:
         self.rest = trees.split(self.params, r"batch_stats/.*")[0]
         self.states, self.steps, self.batches = {}, {}, {}
         for part, recipe in self.plan.parts.items():
-            train, _ = trees.split(self.params, recipe.trainable)
-            self.states[part] = ju.init_state(train, recipe.tx, KEY)
-            step = ju.make_step(recipe.terms, recipe.tx)
-            self.steps[part] = jax.jit(step, donate_argnums=0)
+            made = recipe.setup(self.nets[part], self.params, key=KEY)
+            self.steps[part], self.states[part], _ = made
             stream = STREAMS[part]
             self.batches[part] = table.batch_fn({stream: data[stream]}, 4, seed=0)
 

@@ -122,7 +122,9 @@ def test_prompts_of_muse_follow_answered_questions(made, tmp_path):
         task.score.new_tokens = 3
     c.tasks.forget_knowmem.score.stops = ("\n\n", "e")
     found = sources.read(c.tasks.to_dict(), str(tmp_path))
-    got = score(made, tmp_path / "eval", found, settings=SETTINGS._replace(new_tokens=48))
+    got = score(
+        made, tmp_path / "eval", found, settings=SETTINGS._replace(new_tokens=48)
+    )
     scored = folders.read_rows(tmp_path / "eval", "forget_knowmem")
     assert scored[1]["prompt"] == "Question: S?\nAnswer: T.\n\nQuestion: Q1?\nAnswer:"
     assert not any("e" in row["completion"] for row in scored)
