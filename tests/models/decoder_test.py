@@ -376,7 +376,7 @@ def test_a_missing_mask_or_a_wrong_shape_is_an_error():
     ("field", "message"),
     [
         ({"kv_heads": 3}, "kv_heads that divide heads"),
-        ({"windows": (4,)}, "one window per layer"),
+        ({"windows": (4,)}, "windows per layer, got 1"),
         ({"remat": "some"}, "remat"),
         ({"layers": 0}, "layers >= 1"),
         ({"compute_dtype": "float31"}, "compute_dtype"),
