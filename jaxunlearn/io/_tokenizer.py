@@ -108,7 +108,23 @@ def load(folder: Path) -> Any:
     """
     if not any((folder / name).is_file() for name in _FILES):
         return None
-    return guarded(folder, lambda: _read(folder))
+    return guarded(folder, lambda: _with_template(_read(folder), folder))
+
+
+def _with_template(built: Any, folder: Path) -> Any:
+    """The tokenizer, with the chat template of a file of its own if it has none.
+
+    transformers reads chat_template.jinja for tokenizers since 4.50, and
+    chat_template.json for processors only.
+    """
+    jinja, by_json = folder / "chat_template.jinja", folder / "chat_template.json"
+    if getattr(built, "chat_template", None):
+        return built
+    if jinja.is_file():
+        built.chat_template = jinja.read_text(encoding="utf-8")
+    elif by_json.is_file():
+        built.chat_template = _json(by_json).get("chat_template")
+    return built
 
 
 def _read(folder: Path) -> Any:

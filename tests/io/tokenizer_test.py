@@ -232,6 +232,16 @@ def test_a_sentencepiece_model_alone_is_read(tmp_path):
     assert seen == []
 
 
+@pytest.mark.parametrize("name", ["chat_template.jinja", "chat_template.json"])
+def test_a_chat_template_in_a_file_of_its_own_is_read(tmp_path, name):
+    place(tmp_path, "llama", CORES["one"], tokenizer_class="LlamaTokenizer")
+    template = "{% for m in messages %}[{{ m['content'] }}]{% endfor %}"
+    text = json.dumps({"chat_template": template})
+    (tmp_path / name).write_text(template if name.endswith("jinja") else text)
+    found, _ = read(tmp_path)
+    assert found.chat_template == template
+
+
 def test_the_map_to_code_is_not_saved(tiny, tmp_path):
     model, params = tiny
     hf.save(model, params, tmp_path)

@@ -10,12 +10,15 @@ from numpy.testing import assert_allclose
 
 lm_eval = pytest.importorskip("lm_eval", reason="needs the extra `harness`")
 
+from lm_eval import tasks as lm_eval_tasks  # noqa: E402
+
 from experiments.benchmarks import harness as benchmark  # noqa: E402
 from jaxunlearn import evaluate, metrics  # noqa: E402
 from jaxunlearn._generate import generate  # noqa: E402
 from jaxunlearn.data import table  # noqa: E402
 from jaxunlearn.io import hf  # noqa: E402
 from jaxunlearn.workflows import harness  # noqa: E402
+from tests import chat_templates, tiny  # noqa: E402
 from tests.workflows.invented_questions import rows  # noqa: E402
 
 
@@ -79,7 +82,7 @@ def test_a_rolling_text_is_scored_whole_whatever_its_windows(made, decoder):
     assert len(tokenizer.encode(long)) > 2 * model.config.max_length
     found = decoder.loglikelihood_rolling([request(short), request(long), request("")])
     ids = tokenizer.encode(short)
-    whole = np.asarray([[tokenizer.eos_token_id, *ids]], np.int32)
+    whole = np.asarray([[tokenizer.bos_token_id, *ids]], np.int32)
     mask = np.ones_like(whole, bool)
     batch = {"tokens": whole, "mask": mask, "answer": mask}
     wanted = evaluate.token_scores(model, params, batch).logps.sum()
@@ -100,6 +103,86 @@ def test_answers_are_generated_greedily_up_to_a_stop_word(made, decoder):
     assert got == [metrics.truncate_at_stop(text, [stop]) for text in wanted]
     with pytest.raises(ValueError, match="decodes greedily, but the task asks"):
         decoder.generate_until([request("x", {"do_sample": True})])
+
+
+CHAT = [
+    {"role": "system", "content": "Be."},
+    {"role": "user", "content": "Where?"},
+]
+
+
+def chatting(family, **more):
+    tokenizer = chat_templates.tokenizer(chat_templates.FAMILIES[family])
+    model, params = tiny.tiny_model(vocab=len(tokenizer), positions=512, layers=1)
+    return harness.Decoder(model, params, tokenizer, batch_size=4, **more)
+
+
+def test_conversations_are_written_as_the_template_writes_them():
+    llama = chatting("Llama 2")
+    text = llama.apply_chat_template(CHAT)
+    assert text == "<s>[INST] <<SYS>>\nBe.\n<</SYS>>\n\nWhere? [/INST]"
+    ids = llama.tok_encode(text)
+    assert ids.count(llama.tokenizer.bos_token_id) == 1
+    assert llama.tok_encode("Where?")[0] == llama.tokenizer.bos_token_id
+    begun = [*CHAT, {"role": "assistant", "content": "In"}]
+    assert llama.apply_chat_template(begun, add_generation_prompt=False).endswith(" In")
+    gemma = chatting("Gemma")
+    with pytest.warns(UserWarning, match="System role not supported"):
+        text = gemma.apply_chat_template(CHAT)
+    assert text.startswith("<s><start_of_turn>user\nWhere?")
+    dated = chatting("ChatML, Qwen 2", template_arguments={"date_string": "5 May"})
+    dated.tokenizer.chat_template = "{{ date_string }}" + dated.tokenizer.chat_template
+    assert dated.apply_chat_template(CHAT).startswith("5 May<|im_start|>system")
+    names = {x.tokenizer_name for x in (llama, gemma, dated)}
+    assert len(names) == 3  # their cached requests differ
+
+
+def test_a_turn_ends_where_the_template_ends_it(monkeypatch):
+    gemma, asked = chatting("Gemma"), {}
+    monkeypatch.setattr(
+        evaluate, "completions", lambda *x, **more: asked.update(more) or ["a"]
+    )
+    text = gemma.apply_chat_template(CHAT[1:])
+    gemma.generate_until([request(text, {"until": [], "max_gen_toks": 2})])
+    end = gemma.tokenizer.convert_tokens_to_ids("<end_of_turn>")
+    assert asked["eos_ids"] == [gemma.eot_token_id, end]
+
+
+def test_contexts_and_lists_may_be_empty(decoder):
+    model, params, tokenizer = decoder._model, decoder._params, decoder.tokenizer
+    assert decoder.loglikelihood([]) == [] and decoder.generate_until([]) == []
+    stop = {"until": [], "max_gen_toks": 3}
+    (got,) = decoder.generate_until([request("", stop)])
+    wanted = evaluate.completions(model, params, tokenizer, ["<s>"], max_new_tokens=3)
+    assert got == wanted[0].strip()
+    found = decoder.loglikelihood([request("", "Paris"), request("<s>", "Paris")])
+    assert_allclose(found[0][0], found[1][0], rtol=1e-5)
+
+
+def test_a_task_of_an_instruct_model(tmp_path):
+    benchmark.write_task(choices(2), tmp_path, ["texts"])
+    decoder = chatting("Llama 3")
+    found = lm_eval.simple_evaluate(
+        decoder,
+        tasks=["local_texts"],
+        task_manager=lm_eval_tasks.TaskManager(
+            include_path=str(tmp_path), include_defaults=False
+        ),
+        num_fewshot=1,
+        apply_chat_template=True,
+        system_instruction="Be.",
+        fewshot_as_multiturn=True,
+        bootstrap_iters=0,
+    )
+    (sample, *_) = found["samples"]["local_texts"]
+    context, choice = sample["arguments"]["gen_args_0"].values()
+    turns = context.split("<|start_header_id|>")[1:]
+    roles = [turn.split("<|end_header_id|>")[0] for turn in turns]
+    assert roles == ["system", "user", "assistant", "user", "assistant"]
+    ids = decoder.tok_encode(context)
+    assert ids[0] == decoder.tokenizer.bos_token_id and ids.count(ids[0]) == 1
+    (wanted, _), *_ = decoder.loglikelihood([request(context, choice)])
+    assert_allclose(sample["filtered_resps"][0][0], wanted, rtol=1e-5)
 
 
 def test_texts_over_the_positions_are_counted_and_refused(made, decoder):

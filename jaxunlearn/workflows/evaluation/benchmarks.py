@@ -26,12 +26,17 @@ PASSAGE_FORMAT = data.PromptFormat(end="eos").as_dict()
 LETTER_FORMAT = data.PromptFormat(end="").as_dict()
 
 
-def tasks(name: str) -> dict[str, dict[str, Any]]:
+def tasks(
+    name: str, prompt_format: Mapping[str, Any] | None = None
+) -> dict[str, dict[str, Any]]:
     """The tasks of a benchmark, as evaluation.sources.read takes them.
 
     Args:
         name: "tofu", "muse", "mmlu" or "wmdp"; for the first two optionally with a
             part, such as "tofu:05". The parts "10" and "news" are the defaults.
+        prompt_format: fields of data.PromptFormat that replace those of the benchmark's
+            questions, if they are not the usual ones; passages and letters stay as they
+            are. With a chat, wording and end are those of a chat.
     Raises:
         ValueError: for another name or part, with the nearest one.
     """
@@ -40,7 +45,14 @@ def tasks(name: str) -> dict[str, dict[str, Any]]:
     parts = PARTS[benchmark]
     part = part or (parts[0] if parts else "")
     _checks.one_of(f"The benchmark {benchmark}", parts or ("",), part=part)
-    return _MAKERS[benchmark](part)
+    found = _MAKERS[benchmark](part)
+    usual = data.PromptFormat().as_dict()
+    changed = {k: x for k, x in (prompt_format or {}).items() if x != usual[k]}
+    for task in found.values():
+        if changed and task["score"]["prompt_format"] == QA_FORMAT:
+            base = usual if changed.get("chat") else QA_FORMAT
+            task["score"]["prompt_format"] = base | changed
+    return found
 
 
 def _tofu(part: str) -> Mapping[str, Any]:

@@ -103,12 +103,13 @@ def _complete(config: Mapping[str, Any]) -> dict[str, Any]:
     usual = defaults()
     for key in config:
         _checks.one_of("The evaluation's config", list(usual), key=key)
-    for part in ("score", "mesh"):
+    parts = ("score", "mesh", "prompt_format")
+    for part in parts:
         for key in config.get(part, {}):
             owner = f"The evaluation's config.{part}"
             _checks.one_of(owner, list(usual[part]), key=key)
         usual[part] |= dict(config.get(part, {}))
-    found = usual | {key: config[key] for key in config if key not in ("score", "mesh")}
+    found = usual | {key: config[key] for key in config if key not in parts}
     _checks.one_of("The evaluation", evaluation.ROLES, role=found["role"])
     if not found["model"]:
         raise ValueError("evaluate needs a model or a run's folder, got none.")
@@ -119,7 +120,7 @@ def _tasks(c: Mapping[str, Any], record) -> dict[str, tasks.Task]:
     """The tasks of the config, of its benchmarks and, for a run, of its files."""
     described = dict(c["tasks"])
     for name in c["benchmarks"]:
-        described |= benchmarks.tasks(name)
+        described |= benchmarks.tasks(name, c["prompt_format"])
     found = sources.read(described, c["folder"])
     if record is None:
         return found

@@ -8,6 +8,7 @@ Metrics = Mapping[str, Mapping[str, Any]]  # the content of metrics.json
 
 SHORT = (
     "probability",
+    "end_nll",
     "normalised_probability",
     "rougeL_recall",
     "rougeL_f1",
