@@ -83,7 +83,9 @@ class Decoder(api.TemplateLM):
         """A name by which the harness keys its cached requests; tokenizers that differ
         have different names."""
         name = str(self.tokenizer.name_or_path or "").replace("/", "__")
-        return f"{name}--{records.tokenizer_digest(self.tokenizer)[:16]}"
+        rules = records.tokenizer_digest(self.tokenizer)
+        template = getattr(self.tokenizer, "chat_template", None)
+        return f"{name}--{records.digest([rules, template])[:16]}"
 
     def apply_chat_template(
         self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True

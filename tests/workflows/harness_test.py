@@ -175,7 +175,7 @@ def test_a_task_of_an_instruct_model(tmp_path):
         bootstrap_iters=0,
     )
     (sample, *_) = found["samples"]["local_texts"]
-    context, choice = sample["arguments"]["gen_args_0"].values()
+    context, choice = sample["arguments"][0]
     turns = context.split("<|start_header_id|>")[1:]
     roles = [turn.split("<|end_header_id|>")[0] for turn in turns]
     assert roles == ["system", "user", "assistant", "user", "assistant"]
