@@ -9,6 +9,7 @@ import numpy as np
 from jax.extend import core
 
 from jaxunlearn import models
+from jaxunlearn.typing import Model, Outputs
 
 SENTENCES = (
     "The capital of France is Paris.",
@@ -85,6 +86,31 @@ def tiny_model(**overrides):
         for x in leaves
     ]
     return model, tree.unflatten(leaves)
+
+
+@functools.cache
+def bigram_model(vocab=32, width=16):
+    """(model, params) whose logits depend on one token: a small program to compile.
+
+    For tests of what is done with hidden states and logits, not of a decoder.
+    """
+
+    def apply(params, batch, **_):
+        x = params["embed"][jnp.where(batch["mask"], batch["tokens"], 0)]
+        return Outputs(jnp.tanh(x @ params["kernel"]), {})
+
+    def unembed(params, hidden):
+        return hidden @ params["unembed"]
+
+    shapes = {
+        "embed": (vocab, width),
+        "kernel": (width, width),
+        "unembed": (width, vocab),
+    }
+    rng = np.random.default_rng(0)
+    draw = {name: rng.normal(size=shape) for name, shape in shapes.items()}
+    params = {name: jnp.asarray(x.astype(np.float32)) for name, x in draw.items()}
+    return Model(lambda key: params, apply, unembed, {}), params
 
 
 def tiny_batch(rows=4, length=12, *, side="right", seed=0, vocab=32, answer=True):

@@ -13,7 +13,7 @@ from tests.terms.logits_test import KINDS, RNG, batch_for, close, reference
 
 
 def parts_and_streams():
-    model, _ = tiny.tiny_model()
+    model, _ = tiny.bigram_model()
     parts = {
         "forget": KINDS["npo"][0](model=model, stream="forget"),
         "retain": KINDS["nll"][0](model=model, stream="retain"),
@@ -27,18 +27,17 @@ def parts_and_streams():
     return parts, streams
 
 
-slow = partial(pytest.param, marks=pytest.mark.slow)
 WEIGHTS = {"forget": -0.5, "retain": 2.0, "near": 0}
 
 
 @pytest.mark.parametrize(
     ("kinds", "weights", "answers"),
     [
-        slow(("forget", "retain"), None, ()),
-        slow(("forget", "retain"), WEIGHTS, ("forget",)),
-        slow(("forget", "retain"), None, ("forget", "retain")),
+        (("forget", "retain"), None, ()),
+        (("forget", "retain"), WEIGHTS, ("forget",)),
+        (("forget", "retain"), None, ("forget", "retain")),
         (tuple(WEIGHTS), WEIGHTS, ("forget", "retain")),
-        slow(tuple(WEIGHTS), None, ("forget",)),
+        (tuple(WEIGHTS), None, ("forget",)),
     ],
 )
 def test_joint_is_the_weighted_sum_of_the_means(kinds, weights, answers):
@@ -48,7 +47,7 @@ def test_joint_is_the_weighted_sum_of_the_means(kinds, weights, answers):
         columns = dict(streams[name])
         answer = columns.pop("answer")
         streams[name] = columns | ({"answer": answer} if name in answers else {})
-    _, params = tiny.tiny_model()
+    _, params = tiny.bigram_model()
     weights = weights and {name: weights[name] for name in kinds}
     joint = terms.joint(parts, weights)
     ref = reference()
@@ -74,7 +73,7 @@ def test_joint_is_the_weighted_sum_of_the_means(kinds, weights, answers):
 
 def test_joint_unembeds_once_if_all_parts_need_log_probabilities():
     parts, streams = parts_and_streams()
-    _, params = tiny.tiny_model()
+    _, params = tiny.bigram_model()
     products = {}
     for kinds in (("forget",), ("forget", "retain"), tuple(WEIGHTS)):
         joint = terms.joint({name: parts[name] for name in kinds})
@@ -85,7 +84,7 @@ def test_joint_unembeds_once_if_all_parts_need_log_probabilities():
 
 def test_a_column_of_another_width_is_not_joined():
     parts, streams = parts_and_streams()
-    _, params = tiny.tiny_model()
+    _, params = tiny.bigram_model()
     parts = {name: parts[name] for name in ("forget", "retain")}
     plain, _ = terms.joint(parts)(params, streams, None, RNG)
     wider = {
@@ -107,7 +106,7 @@ def test_joint_refuses_terms_that_cannot_be_joined():
         terms.joint(parts, dict.fromkeys((*parts, "more"), 1.0))
     with pytest.raises(ValueError, match="finite retain"):
         terms.joint(parts, dict.fromkeys(parts, 1.0) | {"retain": float("inf")})
-    other, _ = tiny.tiny_model(tied=True)
+    other, _ = tiny.bigram_model(width=8)
     another = terms.on_logps(losses.nll, other, "x")
     with pytest.raises(ValueError, match="terms on one model"):
         terms.joint(parts | {"another": another})

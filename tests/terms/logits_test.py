@@ -97,8 +97,8 @@ def batch_for(side="left", *, rows=ROWS, length=LENGTH, seed=0, vocab=32):
 
 
 def reference():
-    """Other params for the tiny model."""
-    _, params = tiny.tiny_model()
+    """Other params for the small model."""
+    _, params = tiny.bigram_model()
     return jax.tree.map(lambda x: 0.9 * x, params)
 
 
@@ -113,7 +113,7 @@ def graded(term, batch, stream="forget"):
 
         return jax.value_and_grad(loss, has_aux=True)(params)
 
-    _, params = tiny.tiny_model()
+    _, params = tiny.bigram_model()
     return run(term, params, batch, reference())
 
 
@@ -124,7 +124,7 @@ def close(actual, expected, rtol=2e-5, atol=2e-5):
 @pytest.fixture(scope="module")
 def plain():
     """Kind and side -> ((sum, count), gradient), by the plain implementation."""
-    model, params = tiny.tiny_model()
+    model, params = tiny.bigram_model()
     made = {}
 
     def get(kind, side):
@@ -146,7 +146,7 @@ def plain():
     ("chunk", "side"), [(None, "left"), (1, "right"), (4, "left"), (100, "left")]
 )
 def test_equals_the_plain_implementation_for_any_chunk(plain, kind, chunk, side):
-    model, _ = tiny.tiny_model()
+    model, _ = tiny.bigram_model()
     term = KINDS[kind][0](model=model, stream="forget", chunk=chunk)
     (value, (count, _)), grads = graded(term, batch_for(side))
     (expected, expected_count), expected_grads = plain(kind, side)
@@ -157,7 +157,7 @@ def test_equals_the_plain_implementation_for_any_chunk(plain, kind, chunk, side)
 
 
 def test_target_logps_equal_the_plain_ones():
-    model, params = tiny.tiny_model()
+    model, params = tiny.bigram_model()
     for side in ("left", "right"):
         batch = batch_for(side)
         logps, where = terms.target_logps(model, params, batch, chunk=3)
@@ -171,14 +171,14 @@ def test_target_logps_equal_the_plain_ones():
 MASKS = hnp.arrays(bool, (ROWS, LENGTH))
 LENGTHS = st.lists(st.integers(1, LENGTH), min_size=ROWS, max_size=ROWS)
 run_nll = jax.jit(
-    lambda params, batch: terms.target_logps(tiny.tiny_model()[0], params, batch)
+    lambda params, batch: terms.target_logps(tiny.bigram_model()[0], params, batch)
 )
 
 
 @hypothesis.settings(max_examples=40, deadline=None)
 @hypothesis.given(answer=MASKS, lengths=LENGTHS, left=st.booleans())
 def test_answer_tokens_after_a_real_token_count(answer, lengths, left):
-    model, params = tiny.tiny_model()
+    model, params = tiny.bigram_model()
     place = np.arange(LENGTH)[None]
     lengths = np.array(lengths)[:, None]
     mask = place >= LENGTH - lengths if left else place < lengths
@@ -196,7 +196,7 @@ def test_answer_tokens_after_a_real_token_count(answer, lengths, left):
 @pytest.mark.parametrize("kind", KINDS)
 def test_no_array_of_all_logits_ever_exists(kind):
     vocab = 512
-    model, params = tiny.tiny_model(vocab=vocab)
+    model, params = tiny.bigram_model(vocab=vocab)
     batch = batch_for(vocab=vocab)
     term = KINDS[kind][0](model=model, stream="forget")
 
@@ -213,7 +213,7 @@ def test_no_array_of_all_logits_ever_exists(kind):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_masked_entries_reach_neither_value_nor_gradient(kind):
-    model, _ = tiny.tiny_model()
+    model, _ = tiny.bigram_model()
     term = KINDS[kind][0](model=model, stream="forget")
     batch = batch_for("right")
     mask = batch["mask"]
@@ -230,7 +230,7 @@ def test_masked_entries_reach_neither_value_nor_gradient(kind):
 
 
 def test_rows_without_an_answer_do_not_count():
-    model, params = tiny.tiny_model()
+    model, params = tiny.bigram_model()
     batch = batch_for()
     one_token = batch["mask"] & (jnp.cumsum(batch["mask"], axis=1) == 1)
     token = terms.on_logps(losses.nll, model, "forget", reduce="token")
@@ -247,7 +247,7 @@ def test_rows_without_an_answer_do_not_count():
 
 
 def test_without_an_answer_column_every_real_token_counts():
-    model, params = tiny.tiny_model()
+    model, params = tiny.bigram_model()
     batch = {k: v for k, v in batch_for().items() if k != "answer"}
     term = terms.on_logps(losses.nll, model, "forget", reduce="token")
     total, metrics = term(params, {"forget": batch}, None, RNG)
@@ -258,7 +258,7 @@ def test_without_an_answer_column_every_real_token_counts():
 
 
 def test_lengths_are_counted_by_the_term_and_columns_come_from_the_batch():
-    model, params = tiny.tiny_model()
+    model, params = tiny.bigram_model()
     seen = {}
 
     def loss(logps, lengths, weight, scale=2.0):
@@ -278,7 +278,7 @@ def test_lengths_are_counted_by_the_term_and_columns_come_from_the_batch():
 
 
 def test_the_reference_has_no_gradient_and_kl_to_itself_is_zero():
-    model, params = tiny.tiny_model()
+    model, params = tiny.bigram_model()
     term = terms.on_tokens(losses.kl, model, "forget")
     assert term.needs_ref
     assert not terms.on_tokens(lambda logits, where=None: logits, model, "x").needs_ref
@@ -293,7 +293,7 @@ def test_the_reference_has_no_gradient_and_kl_to_itself_is_zero():
 
 
 def test_a_loss_on_logits_without_a_reference():
-    model, params = tiny.tiny_model()
+    model, params = tiny.bigram_model()
 
     def entropy(logits, *, where):
         logps = jax.nn.log_softmax(logits)
@@ -306,7 +306,7 @@ def test_a_loss_on_logits_without_a_reference():
 
 
 def test_missing_streams_and_columns_are_named():
-    model, params = tiny.tiny_model()
+    model, params = tiny.bigram_model()
     term = KINDS["npo"][0](model=model, stream="forget")
     with pytest.raises(KeyError, match="stream 'forget', but there is 'retain'"):
         term(params, {"retain": batch_for()}, None, RNG)
@@ -321,7 +321,7 @@ def test_missing_streams_and_columns_are_named():
 
 
 def test_a_missing_reference_is_an_error():
-    model, params = tiny.tiny_model()
+    model, params = tiny.bigram_model()
     term = KINDS["kl"][0](model=model, stream="forget")
     for each in (term, terms.joint({"kl": term})):
         with pytest.raises(ValueError, match="ref_params"):
@@ -329,7 +329,7 @@ def test_a_missing_reference_is_an_error():
 
 
 def test_wrong_settings_are_errors():
-    model, params = tiny.tiny_model()
+    model, params = tiny.bigram_model()
     with pytest.raises(ValueError, match="Did you mean 'token'"):
         terms.on_logps(losses.nll, model, "forget", reduce="tokens")
     for bind in (terms.on_logps, terms.on_tokens):
