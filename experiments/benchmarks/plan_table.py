@@ -47,6 +47,7 @@ ROWS = {
     "8b-v5p": Row("llama-3.1-8b", "v5p:4x4x4", dict(fsdp=64), 64),
     "70b-v5p": Row("llama-3.1-70b", "v5p:8x8x8", dict(fsdp=512), 512),
     "405b-v5p": Row("llama-3.1-405b", "v5p:16x16x16", dict(fsdp=512, tensor=8), 512),
+    "30b-a3b-v5p": Row("qwen3-30b-a3b", "v5p:4x4x4", dict(fsdp=8, expert=8), 64),
     "8b-v5p-8-layers": Row("llama-3.1-8b", "v5p:4x4x4", dict(fsdp=64), 64, 8),
 }
 # (what, where, MFU in percent, by whom): measured by others, on other steps.

@@ -19,7 +19,7 @@ from jaxunlearn._step import init_state, make_step
 from jaxunlearn.data import table as tables
 from jaxunlearn.typing import Frozen, Model, Params, PRNGKey
 
-KERNELS = r"blocks/.*/kernel"
+KERNELS = r"blocks/(?!mlp/(router|shared_gate)/).*/kernel"  # routers stay
 WEIGHTS = r"(?!projection/).*"  # all but the directions of wrap.projection
 # The facts that the attacker knows. The order of rows depends on this name too.
 STREAM = "known"

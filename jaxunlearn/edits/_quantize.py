@@ -16,7 +16,8 @@ from jaxunlearn import _checks, _precision, trees
 from jaxunlearn.edits import _ggml
 from jaxunlearn.typing import Array, Params
 
-LINEAR = r"blocks/.*/kernel"
+# Routers and gates of shared experts stay as they are, as in GGUF files.
+LINEAR = r"blocks/(?!mlp/(router|shared_gate)/).*/kernel"
 BITS = {"int8": 8, "int4": 4, "int3": 3, "int2": 2}
 
 # Appendix E of 2305.14314: equal areas under a normal density, with an exact 0.

@@ -18,12 +18,13 @@ than the core dependencies.
 
 from jaxunlearn.models import gan as gan
 from jaxunlearn.models import vision as vision
-from jaxunlearn.models._config import DecoderConfig, RopeConfig
+from jaxunlearn.models._config import DecoderConfig, ExpertsConfig, RopeConfig
 from jaxunlearn.models._flax import from_linen, from_nnx, nnx_view, to_nnx
 from jaxunlearn.models.decoder import make, resized
 
 __all__ = [
     "DecoderConfig",
+    "ExpertsConfig",
     "RopeConfig",
     "from_linen",
     "from_nnx",

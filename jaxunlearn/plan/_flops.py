@@ -27,7 +27,8 @@ def model_flops(
     A token costs 2 N in the forward pass, 2 N for the gradient of its activations and
     2 T for the gradient of the kernels, where N is the number of entries of all kernels
     and T of those that train. N includes the unembedding (the embedding if it is tied)
-    and excludes embedding lookups, norms and biases. Attention costs
+    and excludes embedding lookups, norms and biases. Of a mixture's experts the share
+    counts that computes a token. Attention costs
     2 * 2 * heads * head_dim per pair of token and visible key in the forward pass, and
     twice that in the backward pass; visible keys are those at or before the token and
     in its window. A term with a reference also costs the reference's forward pass.
@@ -63,7 +64,9 @@ def dot_flops(jaxpr: core.ClosedJaxpr | core.Jaxpr) -> float:
     its known length, a conditional counts as its largest branch, and the body of a
     shard_map counts on every device. A Pallas kernel counts at every point of its grid,
     or at M of N points under jax.named_scope("runs_M_N"), because it skips masked
-    tiles. Products inside cuDNN's attention are not counted.
+    tiles. A grouped product counts all its rows, or M of N of them in such a scope, for
+    the rows of other devices' experts. Products inside cuDNN's attention are not
+    counted.
     """
     if isinstance(jaxpr, core.ClosedJaxpr):
         jaxpr = jaxpr.jaxpr
@@ -84,6 +87,9 @@ def _products(jaxpr, fraction: float) -> float:
             continue
         scope = _RUNS.search(str(equation.source_info.name_stack))
         part = int(scope[1]) / int(scope[2]) if scope else fraction
+        if name == "ragged_dot_general":
+            total += part * _grouped(equation)
+            continue
         inside = [
             _products(getattr(inner, "jaxpr", inner), part)
             for inner in core.jaxprs_in_params(given)
@@ -102,10 +108,22 @@ def _products(jaxpr, fraction: float) -> float:
     return total
 
 
-def _num_entries(tree: Params, model: Model) -> int:
+def _grouped(equation) -> float:
+    """FLOPs of a ragged_dot_general over all rows: 2 * entries of lhs * outputs."""
+    dimensions = equation.params["ragged_dot_dimension_numbers"]
+    (_, contracted), (_, batch) = dimensions.dot_dimension_numbers
+    inner = {*contracted, *batch, *dimensions.rhs_group_dimensions}
+    lhs, rhs, *_ = (x.aval.shape for x in equation.invars)
+    outputs = math.prod(n for axis, n in enumerate(rhs) if axis not in inner)
+    return 2.0 * math.prod(lhs) * outputs
+
+
+def _num_entries(tree: Params, model: Model) -> float:
     tied = getattr(model.config, "tied", False)
+    experts = getattr(model.config, "experts", None)
+    share = experts.per_token / experts.num if experts else 1.0
     return sum(
-        math.prod(leaf.shape)
+        math.prod(leaf.shape) * (share if "/experts/" in path else 1)
         for path, leaf in trees.paths(tree).items()
         if path.endswith("kernel") or (tied and path.endswith("embedding"))
     )

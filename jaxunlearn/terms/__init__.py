@@ -7,6 +7,7 @@
 | `on_pairs` | log-probabilities of two answers to each question, in two streams |
 | `on_tokens` | the logits of the whole vocabulary |
 | `on_hidden` | hidden states after one layer, where the forward pass then stops |
+| `load_balance` | how a mixture of experts distributes tokens |
 | `halves` | splits a term into two, over even and odd rows (independent gradients) |
 | `joint` | a weighted sum of such terms in one forward pass |
 
@@ -32,6 +33,7 @@ from jaxunlearn.terms._bound import BoundTerm, JointTerm, joint
 from jaxunlearn.terms._chunks import target_logps, target_values
 from jaxunlearn.terms._halves import halves
 from jaxunlearn.terms._hidden import on_hidden
+from jaxunlearn.terms._load_balance import load_balance
 from jaxunlearn.terms._logits import on_logps, on_pairs, on_tokens
 
 __all__ = [
@@ -39,6 +41,7 @@ __all__ = [
     "JointTerm",
     "halves",
     "joint",
+    "load_balance",
     "on_hidden",
     "on_logps",
     "on_pairs",

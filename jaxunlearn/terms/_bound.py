@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxunlearn import _checks
-from jaxunlearn.terms import _chunks
+from jaxunlearn.terms import _chunks, _routing
 from jaxunlearn.typing import (
     Array,
     Batch,
@@ -16,6 +16,7 @@ from jaxunlearn.typing import (
     Model,
     Params,
     PRNGKey,
+    Routing,
     Streams,
     Total,
 )
@@ -42,6 +43,8 @@ class BoundTerm:
         chunk: tokens of each sequence unembedded at a time; None is the default.
         layer: the block whose output `score` reads, after which the forward pass stops;
             None for the final hidden states.
+        of_routing: for a term that reads how tokens are distributed over experts alone,
+            in place of `score`: (Routing of its rows, batches) -> (Total, Metrics).
     """
 
     model: Model
@@ -52,6 +55,7 @@ class BoundTerm:
     of_logps: Callable[[Hidden, Hidden, Batches], Score] | None = None
     chunk: int | None = None
     layer: int | None = None
+    of_routing: Callable[[Routing, Batches], Score] | None = None
 
     def batches(self, streams: Streams, ref_params: Params | None) -> list[Batch]:
         """The batches that the term reads; raises if it needs something else too."""
@@ -176,7 +180,7 @@ def _scores(
         height, length = batch["tokens"].shape
         cuts[name] = (slice(start, start + height), length)
         start += height
-    hidden = _run(model, params, rows, [part.layer for part in parts], key)
+    hidden, routing = _run(model, params, rows, [part.layer for part in parts], key)
     if shared:
         last, _ = cuts[_streams(shared)[-1]]
         logps, where = _chunks.logps_of(
@@ -190,24 +194,39 @@ def _scores(
     def of(part, x, shorter=0):
         return [x[i, : n - shorter] for i, n in (cuts[name] for name in part.reads)]
 
+    def routing_of(part):
+        return _routing.rows(routing, [cuts[name][0] for name in part.reads])
+
+    def score(part, batches):
+        if part.of_routing:
+            return part.of_routing(routing_of(part), batches)
+        if any(part is other for other in shared):
+            return part.of_logps(of(part, logps, 1), of(part, where, 1), batches)
+        return part.score(params, of(part, hidden[part.layer]), batches, ref_params)
+
+    scores = [score(*pair) for pair in zip(parts, of_parts, strict=True)]
+    if routing is None:
+        return scores
     return [
-        part.of_logps(of(part, logps, 1), of(part, where, 1), batches)
-        if any(part is other for other in shared)
-        else part.score(params, of(part, hidden[part.layer]), batches, ref_params)
-        for part, batches in zip(parts, of_parts, strict=True)
+        (total, {**reported, **_routing.metrics(routing_of(part), batches)})
+        for part, batches, (total, reported) in zip(
+            parts, of_parts, scores, strict=True
+        )
     ]
 
 
-def _run(model, params, rows, layers, key) -> dict[int | None, Array]:
-    """Hidden states by layer; the pass ends after the last layer that is read."""
+def _run(model, params, rows, layers, key):
+    """({layer: hidden states}, routing); the pass ends after the last layer read."""
     inner = sorted({layer for layer in layers if layer is not None})
     if not inner:
-        return {None: model.apply(params, rows, key=key).hidden}
+        out = model.apply(params, rows, key=key)
+        return {None: out.hidden}, out.routing
     until = None if None in layers else inner.pop()
     taps = {"block": inner} if inner else {}
     out = model.apply(params, rows, taps=taps, until=until, key=key)
     tapped = out.taps["block"] if inner else ()
-    return {until: out.hidden} | dict(zip(inner, tapped, strict=True))
+    hidden = {until: out.hidden} | dict(zip(inner, tapped, strict=True))
+    return hidden, out.routing
 
 
 def _streams(parts: Sequence[BoundTerm]) -> tuple[str, ...]:

@@ -196,8 +196,8 @@ def _kernels(params: Params, settings: _Lora) -> dict[str, Array]:
             f"{_checks.listed(kernels)}."
         )
     for path, x in found.items():
-        # Only the decoder stacks layers on axis 0 of its kernels.
-        if len(x.shape) != 2 and not (settings.model.low_rank and len(x.shape) == 3):
+        # Only the decoder stacks layers, and experts after them, on the first axes.
+        if len(x.shape) not in ((2, 3, 4) if settings.model.low_rank else (2,)):
             raise ValueError(
                 f"wrap.lora needs kernels of shape [in, out], got {x.shape} at "
                 f"{path!r}. Leave it out of the pattern."

@@ -66,6 +66,24 @@ def _qwen3_8b() -> models.DecoderConfig:
     )
 
 
+def _qwen3_30b_a3b() -> models.DecoderConfig:
+    return models.DecoderConfig(
+        family="qwen3_moe",
+        vocab=151936,
+        width=2048,
+        layers=48,
+        heads=32,
+        kv_heads=4,
+        head_dim=128,
+        hidden=768,
+        positions=40960,
+        rope=models.RopeConfig(theta=1000000.0),
+        qk_norm=True,
+        experts=models.ExpertsConfig(num=128, per_token=8),
+        compute_dtype="bfloat16",
+    )
+
+
 def _gemma2_9b() -> models.DecoderConfig:
     return models.DecoderConfig(
         family="gemma2",
@@ -96,5 +114,6 @@ PRESETS: dict[str, models.DecoderConfig] = {
     "llama-3.1-70b": _llama_70b(),
     "llama-3.1-405b": _llama_405b(),
     "qwen3-8b": _qwen3_8b(),
+    "qwen3-30b-a3b": _qwen3_30b_a3b(),
     "gemma-2-9b": _gemma2_9b(),
 }

@@ -15,6 +15,8 @@ from ml_collections import ConfigDict
 from jaxunlearn import _checks, combine, data, recipes, sharding
 from jaxunlearn.workflows import config_file
 
+# What LoRA adapts by default: all kernels of the blocks but routers.
+KERNELS = r"blocks/(?!mlp/(router|shared_gate)/).*/kernel"
 MODES = ("finetune", "unlearn", "evaluate")
 COMMON = {"source", "rows", "length"}
 # Names of columns, and a dict of those fields of config.prompt_format that differ.
@@ -104,7 +106,7 @@ def defaults() -> ConfigDict:
             },
             # rank > 0 trains LoRA matrices for the kernels that `pattern` matches.
             # alpha 0 means 2 * rank.
-            "lora": {"rank": 0, "alpha": 0.0, "pattern": r"blocks/.*/kernel"},
+            "lora": {"rank": 0, "alpha": 0.0, "pattern": KERNELS},
             # Where mrp.graddiff projects: site -> layers. Empty: all layers of mlp_out.
             # num_protected 0: the smaller of 64 and a quarter of the units.
             "projection": {"sites": {}, "num_directions": 2, "num_protected": 0},
