@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from jaxunlearn import _checks, trees
+from jaxunlearn import _checks, _precision, trees
 from jaxunlearn._step import SWALLOWED, Step, UnlearnState
 from jaxunlearn.typing import Frozen, Params, Streams
 
@@ -94,7 +94,7 @@ def fit(
             entry = {"step": number, "seconds": time.perf_counter() - start, **metrics}
             log.append(entry)
             if not warned and entry.get(SWALLOWED, 0.0) > MAX_SWALLOWED:
-                _warn_of_rounding(state, entry)
+                warn_of_rounding(state.params, entry[SWALLOWED], number, stacklevel=3)
                 warned = True
             stop = any([hook(state, entry) for hook in hooks])
             if not entry.get("finite", True):
@@ -263,15 +263,19 @@ def _not_finite(state, log, entry):
     )
 
 
-def _warn_of_rounding(state: UnlearnState, entry: Entry) -> None:
-    low = sorted({str(x.dtype) for x in jax.tree.leaves(state.params)} - {"float32"})
+def warn_of_rounding(
+    params: Params, share: float, step: int, *, stacklevel: int
+) -> None:
+    """Warns that rounding to the dtype of the params swallowed this share of the update
+    of a step."""
+    leaves = jax.tree.leaves(params)
+    low = sorted({str(x.dtype) for x in leaves if _precision.is_low(x)})
     warnings.warn(
-        f"Rounding to {', '.join(low)} swallowed {entry[SWALLOWED]:.0%} of the update "
-        f"at step {entry['step']} (metric {SWALLOWED!r}): the params train less than "
-        "the learning rate says. Store the params that train in float32, or set "
-        "rounding to 'stochastic' or 'masters' (Recipe.setup, combine.with_rounding, "
-        "--rounding).",
-        stacklevel=3,
+        f"Rounding to {', '.join(low)} swallowed {share:.0%} of the update at step "
+        f"{step} (metric {SWALLOWED!r}): the params train less than the learning rate "
+        "says. Store the params that train in float32, or set rounding to 'stochastic' "
+        "or 'masters' (Recipe.setup, combine.with_rounding, --rounding).",
+        stacklevel=stacklevel,
     )
 
 

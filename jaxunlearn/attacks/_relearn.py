@@ -35,6 +35,7 @@ def relearn(
     learning_rate: float | optax.Schedule = 1e-5,
     rank: int = 0,
     pattern: str = KERNELS,
+    rounding: str = "nearest",
     key: PRNGKey | None = None,
     seed: int = 0,
     hooks: Sequence[Hook] = (),
@@ -59,6 +60,8 @@ def relearn(
             count as part of the model (`unwrap` removes them). A positive rank trains
             only LoRA matrices, with alpha = 2 rank, and merges them at the end.
         pattern: regular expression for the paths of the kernels that get LoRA.
+        rounding: of updates to params below float32, as combine.with_rounding; with
+            "nearest" the attack on such a model can be much weaker.
         key: initialises LoRA, and draws dropout in models that have it;
             jax.random.key(0) if None.
         seed: orders the rows.
@@ -81,6 +84,7 @@ def relearn(
     tx = optax.chain(
         combine.weighted_sum(), optax.adamw(learning_rate, weight_decay=0.0)
     )
+    tx = combine.with_rounding(tx, rounding)
     state = init_state(train, tx, key)
     step = jax.jit(make_step(parts, tx), donate_argnums=0)
     state, log = fit(

@@ -21,7 +21,8 @@ import numpy as np
 import optax
 
 from jaxunlearn import _checks, combine, evaluate, losses, terms, trees
-from jaxunlearn._step import init_state, make_step
+from jaxunlearn._fit import MAX_SWALLOWED, warn_of_rounding
+from jaxunlearn._step import SWALLOWED, init_state, make_step
 from jaxunlearn.attacks import _folds, _formats
 from jaxunlearn.attacks._relearn import KERNELS, STREAM, trainable
 from jaxunlearn.data import table as tables
@@ -149,6 +150,7 @@ def retrain(
     pattern: str = KERNELS,
     rates_per_batch: int = 1,
     eval_batch_size: int = 32,
+    rounding: str = "nearest",
     key: PRNGKey | None = None,
     seed: int = 0,
     progress: bool = False,
@@ -172,13 +174,15 @@ def retrain(
         rates_per_batch: number of learning rates in one program. It holds that many
             copies of the leaves that train and of their optimizer state.
         eval_batch_size: number of facts evaluated at a time.
-        key: as for `relearn`.
+        rounding, key: as for `relearn`.
         seed: orders the rows.
         progress: whether to show a progress bar on standard error.
     Returns:
         The hits, log-probabilities and losses of all learning rates.
     Raises:
         ValueError: if there is no row or no learning rate, or a number is out of range.
+    Warns:
+        UserWarning: as `fit`, if rounding swallowed a part of the last update.
     Paper and code: the released code trains float16 params, of which these learning
         rates move only a few. Here params keep their dtype; in float32 all of them
         move, so other learning rates may be best.
@@ -196,7 +200,7 @@ def retrain(
     batch_size = min(batch_size, num_rows)  # an epoch has at least one step
     key = jax.random.key(0) if key is None else key
     model, train, rest = trainable(model, params, rank, pattern, key)
-    tx = _chain(direction, warmup_steps)
+    tx = _chain(direction, warmup_steps, rounding)
     evaluated = partial(
         _choice_logps, model, rest=rest, eval_facts=eval_facts, size=eval_batch_size
     )
@@ -225,6 +229,9 @@ def retrain(
             finite.append(values[:, 1].all(0))
             chunk_logps.append(evaluated(state.params))
         logps.append(np.stack(chunk_logps, 1))
+        swallowed = float(np.max(metrics.get(SWALLOWED, 0.0)))
+        if swallowed > MAX_SWALLOWED:
+            warn_of_rounding(train, swallowed, done - 1, stacklevel=2)
     if bar:
         bar.close()
 
@@ -248,18 +255,19 @@ def _bar(steps):
 
 
 @functools.lru_cache(maxsize=8)  # an equal chain keeps jit from compiling again
-def _chain(direction, warmup_steps):
+def _chain(direction, warmup_steps, rounding):
     """The direction times minus a learning rate in the state, with linear warmup."""
 
     def warmup(count):
         return jnp.minimum(1.0, (count + 1) / max(1, warmup_steps))
 
-    return optax.chain(
+    chain = optax.chain(
         combine.weighted_sum(),
         direction,
         optax.scale_by_schedule(warmup),
         optax.inject_hyperparams(optax.scale)(step_size=-1.0),
     )
+    return combine.with_rounding(chain, rounding)
 
 
 @partial(jax.jit, static_argnames="tx")

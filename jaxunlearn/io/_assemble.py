@@ -149,9 +149,29 @@ def _piece(
         target = buffer[tuple(i - cut.start for i, cut in pairs)]
         for here, there in _names.cuts(tensor, part, inner):
             values = source.read(source.tensors[name], there)
+            _check_range(source, name, values, dtype)
             target[here] = _turned(values, tensor)
             del values
     return buffer
+
+
+def _check_range(source: Source, name: str, values: np.ndarray, dtype: np.dtype):
+    """Raises ValueError if a finite value of a tensor is infinite in float16."""
+    if not values.size or dtype != np.float16 or values.dtype == np.float16:
+        return
+    if _overflows(max(values.max(), -values.min()), dtype):
+        entry = source.tensors[name]
+        everything = source.read(entry, _all_of(entry.shape))
+        raise ValueError(
+            f"hf.load needs values that dtype={dtype.name!r} can hold, up to "
+            f"{float(jnp.finfo(dtype).max):g}, got {float(abs(everything).max()):g} in "
+            f"{name!r} of {source.where}. Load with dtype='bfloat16' or 'float32'."
+        )
+
+
+def _overflows(largest: np.floating, dtype: np.dtype) -> bool:
+    with np.errstate(over="ignore"):
+        return bool(np.isfinite(largest) and np.isinf(largest.astype(dtype)))
 
 
 def _turned(values: np.ndarray, tensor: _names.Tensor) -> np.ndarray:

@@ -90,7 +90,8 @@ def load(
         FileNotFoundError, PermissionError: if there is nothing readable at `path`.
         ValueError: for an unsupported architecture or setting; a corrupt or truncated
             file; tensors that are missing, unexpected or of another shape, all reported
-            together; rules that do not match the mesh or the leaves, or without a mesh.
+            together; values beyond the range of float16, if that is the dtype; rules
+            that do not match the mesh or the leaves, or without a mesh.
         OSError: if the hub cannot be reached.
         ImportError: if a library that this kind of file needs is not installed.
     """

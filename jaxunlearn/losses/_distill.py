@@ -79,10 +79,18 @@ def kl_uniform(
     Raises:
         ValueError: if where has another shape or the direction is unknown.
     """
-    logits = jnp.asarray(logits)
-    zeros = jnp.zeros_like(logits)
-    uniform = jnp.where(logits != -jnp.inf, zeros, jnp.full_like(zeros, -jnp.inf))
-    return kl(logits, uniform, where=where, direction=direction)
+    _checks.one_of("kl_uniform", ("forward", "reverse"), direction=direction)
+    _checks.mask("kl_uniform", where, logits=logits[..., 0])
+    logits = _precision.at_least_float32(logits)
+    if where is not None:
+        logits = jnp.where(where[..., None], logits, 0.0)
+    count = jnp.sum(logits != -jnp.inf, axis=-1, dtype=logits.dtype)
+    log_p = _finite_log_softmax(logits)
+    if direction == "forward":
+        loss = -jnp.sum(log_p, axis=-1) / count - jnp.log(count)
+    else:
+        loss = jnp.log(count) + jnp.sum(jax.nn.softmax(logits) * log_p, axis=-1)
+    return masked(loss, where)
 
 
 def js(logits: Array, ref_logits: Array, *, where: Array | None = None) -> Array:

@@ -166,8 +166,8 @@ def npo_logits(
     Computes the mean over V of -(2 / beta) * log sigmoid(beta * (ref_logits - logits)).
     It uses no targets: at the reference its gradient is the same for every logit, and
     the softmax does not change in that direction. Use it only to reproduce published
-    numbers, and `npo` otherwise. Entries that one of the two masks (logit -inf) are
-    left out.
+    numbers, and `npo` otherwise. Entries that one of the two masks (logit -inf) count
+    as equal.
 
     Args:
         logits: [..., V] float.
@@ -191,8 +191,8 @@ def npo_logits(
     possible = (logits != -jnp.inf) & (ref_logits != -jnp.inf)
     entries = possible if where is None else possible & where[..., None]
     gap = _difference(logits, ref_logits, entries)
-    loss = -(2.0 / beta) * jax.nn.log_sigmoid(-beta * gap)
-    return masked(jnp.mean(loss, axis=-1, where=possible), where)
+    loss = jnp.mean(-(2.0 / beta) * jax.nn.log_sigmoid(-beta * gap), axis=-1)
+    return masked(loss, where)
 
 
 def _difference(x: Array, ref: Array, where: Array | None) -> Array:

@@ -15,7 +15,7 @@ import pytest
 import safetensors
 import safetensors.numpy
 
-from jaxunlearn import trees
+from jaxunlearn import sharding, trees
 from jaxunlearn.io import _safetensors, hf
 
 
@@ -88,6 +88,37 @@ def test_float16_refuses_values_that_are_too_large(tiny, tmp_path, mentions):
         hf.save(model, params, tmp_path / "new", dtype="float16")
     mentions(info, "dtype='float16'", "model.embed_tokens.weight", "bfloat16")
     assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("stored", ["float32", "bfloat16", "gguf"])
+@pytest.mark.parametrize("sharded", [False, True])
+def test_loading_past_the_range_of_float16_is_refused(tiny, tmp_path, stored, sharded):
+    model, params = tiny
+    kernel = params["blocks"]["mlp"]["up"]["kernel"]
+    fits = {**params, "blocks": dict(params["blocks"])}
+    fits["blocks"]["mlp"] = dict(params["blocks"]["mlp"])
+    fits["blocks"]["mlp"]["up"] = {"kernel": kernel.at[1, 0, 0].set(65504.0)}
+    large = {**fits, "blocks": dict(fits["blocks"])}
+    large["blocks"]["mlp"] = dict(fits["blocks"]["mlp"])
+    large["blocks"]["mlp"]["up"] = {"kernel": kernel.at[1, 0, 0].set(-98304.0)}
+    name = "blk.1.ffn_up.weight" if stored == "gguf" else "layers.1.mlp.up_proj.weight"
+    for place, values in (("fits", fits), ("large", large)):
+        if stored == "gguf":
+            pytest.importorskip("gguf")
+            hf.save_gguf(model, values, tmp_path / f"{place}.gguf", scheme="f32")
+        else:
+            hf.save(model, values, tmp_path / place, dtype=stored)
+    ending = ".gguf" if stored == "gguf" else ""
+    mesh = dict(mesh=sharding.make_mesh(fsdp=2, devices=jax.devices()[:2]))
+    mesh = mesh if sharded else {}
+    with pytest.raises(ValueError, match=f"98304 in '.*{name}'"):
+        hf.load(tmp_path / f"large{ending}", dtype="float16", **mesh)
+    if not sharded:
+        bfloat16 = hf.load(tmp_path / f"large{ending}", dtype="bfloat16")[1]
+        assert bfloat16["blocks"]["mlp"]["up"]["kernel"][1, 0, 0] == -98304.0
+        if stored != "bfloat16":  # which rounds the largest value of float16 up
+            half = hf.load(tmp_path / f"fits{ending}", dtype="float16")[1]
+            assert np.isfinite(half["blocks"]["mlp"]["up"]["kernel"]).all()
 
 
 def test_load_sets_how_the_model_runs(folder):

@@ -27,8 +27,12 @@ THOROUGH: Mapping[str, Mapping[str, Any]] = {
     "steer": dict(layer=-1, strengths=(1.0, 2.0)),  # layer -1: the middle layer
     "prune": dict(fractions=(0.01, 0.05)),
     "unwrap": dict(),
-    "benign": dict(steps=40, batch_size=4, learning_rates=(2e-5,), length=64),
-    "relearn": dict(steps=40, batch_size=8, learning_rates=(2e-5,), rank=0),
+    "benign": dict(
+        steps=40, batch_size=4, learning_rates=(2e-5,), length=64, rounding="nearest"
+    ),
+    "relearn": dict(
+        steps=40, batch_size=8, learning_rates=(2e-5,), rank=0, rounding="nearest"
+    ),
     "rtt": dict(
         folds=5,
         rotations=2,
@@ -41,6 +45,7 @@ THOROUGH: Mapping[str, Mapping[str, Any]] = {
         warmup_steps=4,
         rank=0,
         rates_per_batch=1,
+        rounding="nearest",
     ),
 }
 # The same attacks in minutes: fewer samples, strengths, steps, epochs and rotations.
