@@ -88,13 +88,9 @@ def begins(text: str, answer: str) -> bool:
     rest = text.removeprefix(answer)
     if not text.startswith(answer) or not rest or not answer:
         return bool(answer) and text.startswith(answer)
-    before, after = _kind(answer[-1]), _kind(rest[0])
-    if after == "mark":
-        return False
-    # The mark of a letter says nothing about its script: find the letter.
-    letter = next((c for c in reversed(answer) if _kind(c) != "mark"), "")
-    before = before if before != "mark" else _kind(letter)
-    return not before == after == "letter" or _is_hangul(letter)
+    after = _kind(rest[0])
+    inside = after == "mark" or _last_kind(answer) == after == "letter"
+    return not inside or _is_hangul(answer[-1])
 
 
 def halves(text: str) -> tuple[str, str]:
@@ -112,6 +108,17 @@ def halves(text: str) -> tuple[str, str]:
     ]
     cut = starts[len(starts) // 2] if len(starts) > 1 else 0
     return text[:cut].rstrip(), text[cut:]
+
+
+def separator(first: str, second: str) -> str:
+    """What the halves of a text had between them: a space, or "" where one of the two
+    characters there is of a script without spaces."""
+    return "" if "word" in (_last_kind(first), _kind(second[:1] or " ")) else " "
+
+
+def _last_kind(text: str) -> str:
+    """The kind of a text's last character, of a mark that of its letter."""
+    return next((k for k in map(_kind, reversed(text)) if k != "mark"), "")
 
 
 @functools.lru_cache(maxsize=2**16)

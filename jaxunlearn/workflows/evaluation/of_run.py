@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from jaxunlearn import _text
 from jaxunlearn.workflows import run_folder
 from jaxunlearn.workflows.evaluation import folder as folders
 from jaxunlearn.workflows.evaluation import run as evaluation
@@ -68,14 +69,16 @@ def read_tasks(
     """
     found = {}
     for name, stream_name in stream_names.items():
-        stream = file_stream(record, stream_name)
+        stream, score = file_stream(record, stream_name), {}
         if stream.answer:
             rows = sources.read_file(
                 stream.path, question=stream.prompt, answer=stream.answer
             )
         else:
             rows = sources.read_text_file(stream.path, stream.prompt)
-        found[name] = tasks.make(name, rows)
+            if all(_text.separator(x["question"], x["answer"]) == "" for x in rows):
+                score = {"prompt_format": {"separator": ""}}
+        found[name] = tasks.make(name, rows, score=score)
     return found
 
 
