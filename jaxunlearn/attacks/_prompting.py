@@ -116,15 +116,15 @@ def in_context(
 def _joined(prefix, shots, prompt, separator, prompt_format):
     """One prompt of `in_context`."""
     front = f"{prefix}{separator}" if prefix else ""
-    asked = [prompt_format.worded(question) for question, _ in [*shots, (prompt, "")]]
+    questions = [prompt_format.worded(text) for text, _ in [*shots, (prompt, "")]]
     answers = [answer for _, answer in shots]
     if not prompt_format.chat:
         between = " " if prompt_format.separator == "auto" else prompt_format.separator
-        shown = [q + between + a for q, a in zip(asked, answers, strict=False)]
-        return front + separator.join([*shown, asked[-1]])
-    asked[0] = front + asked[0]
-    messages = [{"role": "user", "content": asked[0]}]
-    for answer, question in zip(answers, asked[1:], strict=True):
+        shown = [q + between + a for q, a in zip(questions, answers, strict=False)]
+        return front + separator.join([*shown, questions[-1]])
+    questions[0] = front + questions[0]
+    messages = [{"role": "user", "content": questions[0]}]
+    for answer, question in zip(answers, questions[1:], strict=True):
         messages.append({"role": "assistant", "content": answer})
         messages.append({"role": "user", "content": question})
     return messages

@@ -278,8 +278,8 @@ def _end_before_next_turn(tokenizer, apply, messages, opening: str) -> str:
     turn; "" where it writes none."""
     text = apply([*messages, _assistant(_MARK)], True)
     after = text[text.rfind(_MARK) + len(_MARK) :]
-    asked = apply(messages, False)
-    start = opening[len(asked) :] if opening.startswith(asked) else opening
+    turn = apply(messages, False)
+    start = opening[len(turn) :] if opening.startswith(turn) else opening
     if not after.strip() or after == start:
         return ""
     special = [str(x) for x in tokenizer.added_tokens_decoder.values()]

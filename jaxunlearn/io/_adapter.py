@@ -163,7 +163,7 @@ def _entries(folder: Path) -> dict[str, _safetensors.Entry]:
     if not file.is_file():
         names = sorted(each.name for each in folder.iterdir())
         raise FileNotFoundError(
-            f"{_OWNER} needs {_hub.ADAPTER_WEIGHTS} beside {_hub.ADAPTER}, got "
+            f"{_OWNER} needs {_hub.ADAPTER_WEIGHTS} next to {_hub.ADAPTER}, got "
             f"{folder} with {_checks.listed(names)}. Save the adapter again in PEFT "
             "with save_pretrained(..., safe_serialization=True)."
         )

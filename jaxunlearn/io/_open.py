@@ -85,11 +85,11 @@ def _open_adapter(
             "adapter_config.json. Give it: hf.load(adapter, base='path/or/name')."
         )
     base = named if base is None else base
-    beside = folder / Path(base)
+    in_folder = folder / Path(base)
     revision = given.get("revision")
     try:
-        if not Path(base).expanduser().exists() and beside.exists():
-            base = beside
+        if not Path(base).expanduser().exists() and in_folder.exists():
+            base = in_folder
         elif not Path(base).expanduser().exists() and _hub.is_name(base) and revision:
             base = _hub.download(os.fspath(base), revision)
         source = checkpoint(base, compute_dtype, remat)

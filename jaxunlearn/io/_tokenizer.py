@@ -5,7 +5,7 @@ Two rules. tokenizer.json decides how texts become tokens: transformers rebuilds
 tokenizers by their class with another word rule, so both are compared and the file
 wins. And a tokenizer that cannot be read does not prevent loading the weights: a
 stand-in takes its place and raises the reason when it is used. No code of a checkpoint
-is run, and nothing is asked on the terminal.
+is run, and the terminal is never read.
 """
 
 import importlib.util

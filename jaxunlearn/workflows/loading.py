@@ -51,6 +51,6 @@ def check_tokenizer(tokenizer: Any, path: str | os.PathLike) -> None:
         raise ValueError(
             f"A model needs its tokenizer to be evaluated, got {path} without one. "
             "Save it with hf.save(..., tokenizer=tokenizer) or hf.save_gguf, or copy "
-            "tokenizer.json and tokenizer_config.json into the folder (files beside a "
+            "tokenizer.json and tokenizer_config.json into the folder (files next to a "
             ".gguf file are not read)."
         )

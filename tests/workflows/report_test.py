@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The report: what the page shows, that it needs nothing beside it, what it refuses."""
+"""The report: what the page shows, that one file is enough, what it refuses."""
 
 import html.parser
 import json
@@ -224,7 +224,7 @@ def test_words_compare_with_the_retrained_and_the_original(runs):
 
 
 @pytest.mark.parametrize(
-    "value, said",
+    "value, text",
     [
         (None, "–"),
         (float("nan"), "–"),
@@ -239,8 +239,8 @@ def test_words_compare_with_the_retrained_and_the_original(runs):
         (True, "True"),
     ],
 )
-def test_numbers_in_words(value, said):
-    assert tables.number(value) == said
+def test_numbers_in_words(value, text):
+    assert tables.number(value) == text
 
 
 def test_a_run_without_utility_tokens_or_log_still_has_a_page(tmp_path):

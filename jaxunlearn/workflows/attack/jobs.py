@@ -232,12 +232,12 @@ def _fits(context: Context, change: Callable[..., list[Any]]) -> bool:
         for prompt in change(prompts.questions(each), prompt_format=prompt_format)
     ]
     encode = partial(table.encode, context.tokenizer)
-    asked = encode(changed, prompt_format=prompt_format.unworded)["mask"].sum(1).max()
-    chosen = encode(choices)["mask"].sum(1).max()
+    texts = encode(changed, prompt_format=prompt_format.unworded)
+    longest_choice = encode(choices)["mask"].sum(1).max()
     end = encode(["x"], ["x"], prompt_format=prompt_format, mark_end=True)["end"].sum()
     # A space is encoded before a choice, which may take a token.
-    added = max(context.settings.new_tokens, int(chosen + 1 + end))
-    return int(asked) + added <= max_length
+    added = max(context.settings.new_tokens, int(longest_choice + 1 + end))
+    return int(texts["mask"].sum(1).max()) + added <= max_length
 
 
 def _sample(settings):
