@@ -135,7 +135,13 @@ def _adam_count(state):
     return max(found)
 
 
-@pytest.mark.parametrize("stop", range(1, 12))
+# A step within a stage and the last step of one; all others are slow.
+STOPS = [
+    x if x in (2, 3) else pytest.param(x, marks=pytest.mark.slow) for x in range(1, 12)
+]
+
+
+@pytest.mark.parametrize("stop", STOPS)
 def test_an_interrupted_run_resumes_bit_for_bit(stop):
     run = Run()
     whole_run, rest, log = run.fit()

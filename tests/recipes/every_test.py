@@ -49,7 +49,13 @@ def run(name, steps=8):
         return (*ju.fit(step, state, data, frozen, steps=steps), recipe, frozen.params)
 
 
-@pytest.mark.parametrize("name", NAMES)
+QUICK = ("blur.npo", "rmu.wmdp", "sure.npo")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in NAMES],
+)
 def test_a_few_steps_lower_the_forget_loss(name):
     _, log, _, _ = run(name)
     first, last = log[0], log[-1]
