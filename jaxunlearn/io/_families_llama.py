@@ -73,21 +73,11 @@ def _olmo3(c):
 
 
 def _granite(c):
-    return _llama(c) | {
-        "embed_scale": float(c.get("embedding_multiplier", 1.0)),
-        "attention_scale": float(c.get("attention_multiplier", 1.0)),
-        "residual_scale": float(c.get("residual_multiplier", 1.0)),
-        "logit_divisor": float(c.get("logits_scaling", 1.0)),
-    }
+    return _llama(c) | _family.multipliers(c)
 
 
 def _written_granite(c):
-    return _written_llama(c) | {
-        "embedding_multiplier": c.embed_scale or 1.0,
-        "attention_multiplier": c.attention_scale or c.head_dim**-0.5,
-        "residual_multiplier": c.residual_scale or 1.0,
-        "logits_scaling": c.logit_divisor or 1.0,
-    }
+    return _written_llama(c) | _family.written_multipliers(c)
 
 
 def _seed_oss(c):

@@ -56,6 +56,22 @@ def _olmoe(c):
     }
 
 
+def _granite(c):
+    bias = bool(c.get("attention_bias", False))
+    # The softmax over the chosen logits is the softmax over all, divided by its sum.
+    experts = _config.ExpertsConfig(c["num_local_experts"], c["num_experts_per_tok"])
+    fields = {"rope": _hf_layers.rope(c), "qkv_bias": bias, "out_bias": bias}
+    return fields | {"experts": experts} | _family.multipliers(c)
+
+
+def _written_granite(c):
+    return _family.written_multipliers(c) | {
+        "attention_bias": c.qkv_bias,
+        "num_local_experts": c.experts.num,
+        "num_experts_per_tok": c.experts.per_token,
+    }
+
+
 def _written_olmoe(c):
     return {
         "attention_bias": c.qkv_bias,
@@ -92,6 +108,16 @@ def _written_mixture(c):
 
 
 FAMILIES = {
+    "granitemoe": Family(
+        "GraniteMoeForCausalLM",
+        _granite,
+        {
+            "max_position_embeddings": 2048,
+            "num_local_experts": 8,
+            "num_experts_per_tok": 2,
+        },
+        written=_written_granite,
+    ),
     "mixtral": Family(
         "MixtralForCausalLM",
         _mixture,

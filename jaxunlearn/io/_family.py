@@ -34,6 +34,26 @@ def refuse(c: Mapping[str, Any], **supported: Any) -> None:
             raise _hf_layers.unsupported(name, repr(came), repr(value))
 
 
+def multipliers(c: Mapping[str, Any]) -> dict[str, float]:
+    """The four factors of Granite's networks."""
+    return {
+        "embed_scale": float(c.get("embedding_multiplier", 1.0)),
+        "attention_scale": float(c.get("attention_multiplier", 1.0)),
+        "residual_scale": float(c.get("residual_multiplier", 1.0)),
+        "logit_divisor": float(c.get("logits_scaling", 1.0)),
+    }
+
+
+def written_multipliers(c: _config.DecoderConfig) -> dict[str, float]:
+    """The settings that `multipliers` reads."""
+    return {
+        "embedding_multiplier": c.embed_scale or 1.0,
+        "attention_multiplier": c.attention_scale or c.head_dim**-0.5,
+        "residual_multiplier": c.residual_scale or 1.0,
+        "logits_scaling": c.logit_divisor or 1.0,
+    }
+
+
 def layer_types(c: _config.DecoderConfig) -> list[str]:
     """The setting layer_types of a model with these windows."""
     return [

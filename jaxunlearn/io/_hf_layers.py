@@ -10,7 +10,7 @@ from jaxunlearn.models import _config
 _OWNER = "hf.load"
 # Families without windows.
 _UNWINDOWED = ("llama", "gemma", "gpt2", "opt", "gpt_neox", "olmo", "olmo2", "phi")
-_UNWINDOWED += ("glm", "glm4", "granite", "seed_oss")
+_UNWINDOWED += ("glm", "glm4", "granite", "granitemoe", "olmoe", "seed_oss")
 # Families that may rotate a part of each head.
 _PARTIAL = ("phi", "phi3", "gpt_neox", "glm", "glm4")
 # The families whose layers follow a pattern: every n-th has no window.

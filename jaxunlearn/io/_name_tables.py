@@ -158,6 +158,18 @@ FUSED = (
 )
 
 
+def _layer(paths: tuple[str, ...], hf: str) -> Row:
+    return Row(paths, f"model.layers.{{}}.{_BLOCK}.{hf}.weight", "", TRANSPOSE)
+
+
+GRANITE_MOE = (
+    *_ATTENTION,
+    _layer(_GATE_UP, "input_linear"),
+    _layer(("blocks/mlp/experts/down/kernel",), "output_linear"),
+    _layer(("blocks/mlp/router/kernel",), "router.layer"),
+)
+
+
 def _gpt2() -> tuple[Row, ...]:
     top, layers = "transformer", "transformer.h.{}."
     qkv = "attention/q attention/k attention/v"
@@ -242,6 +254,7 @@ TABLES = {
     "phi": _phi(),
     **dict.fromkeys(("qwen2_moe", "qwen3_moe", "olmoe"), QWEN_MOE),
     "mixtral": MIXTRAL,
+    "granitemoe": GRANITE_MOE,
     "phi3": PHI3,
     "gpt2": _gpt2(),
     "opt": _opt(),

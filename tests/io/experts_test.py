@@ -41,6 +41,12 @@ CASES = {
         | {"num_experts": 4, "shared_expert_intermediate_size": 20}
         | {"use_sliding_window": True, "sliding_window": 9, "max_window_layers": 1},
     ),
+    "granite": (
+        "granitemoe",
+        {"num_local_experts": 4, "num_experts_per_tok": 3, "attention_bias": True}
+        | {"embedding_multiplier": 3.0, "attention_multiplier": 0.2}
+        | {"residual_multiplier": 0.6, "logits_scaling": 0.7},
+    ),
     "olmoe": ("olmoe", {"num_experts": 4, "num_experts_per_tok": 2, "clip_qkv": 0.9}),
     "olmoe-normalized": (
         "olmoe",
