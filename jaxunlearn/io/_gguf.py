@@ -96,7 +96,10 @@ def config(file: File, *, compute_dtype: str, remat: str) -> _config.DecoderConf
     """
     settings = _settings(file)
     text = json.dumps(settings, indent=2)
-    return _hf_config.parse(text, compute_dtype=compute_dtype, remat=remat)
+    try:
+        return _hf_config.parse(text, compute_dtype=compute_dtype, remat=remat)
+    except ValueError as error:
+        raise ValueError(f"{error} These settings are those of {file.path}.") from error
 
 
 def read(entry: Entry, index: Any = ...) -> np.ndarray:
@@ -204,6 +207,12 @@ def _settings(file: File) -> dict[str, Any]:
             f"{_checks.listed(values)} in {file.path}. Layers of different sizes are "
             "not supported; load a model whose layers are alike."
         )
+    for key in needed[:-1]:
+        if not isinstance(get(key), int) or get(key) < 1:
+            raise ValueError(
+                f"{_OWNER} needs a positive whole number for {arch}.{key}, got "
+                f"{get(key)!r} in {file.path}. {_AGAIN}"
+            )
     window = get("attention.sliding_window") or 0
     window = window if window < get("context_length") else 0
     if window and arch != "llama":

@@ -104,7 +104,7 @@ def special_ids(fields: dict[str, Any]) -> dict[str, int]:
     return {
         name: index
         for name, index in _named_ids(fields).items()
-        if not size or 0 <= index < size
+        if isinstance(index, int) and (not size or 0 <= index < size)
     }
 
 
@@ -174,10 +174,10 @@ def build(fields: dict[str, Any], file: object = "a GGUF file"):
     return built
 
 
-def _named_ids(fields: dict[str, Any]) -> dict[str, int]:
+def _named_ids(fields: dict[str, Any]) -> dict[str, Any]:
     names = ("bos", *_END_KEYS, "unknown", "padding")
     found = {name: fields.get(f"{_KEY}.{name}_token_id") for name in names}
-    return {name: int(index) for name, index in found.items() if index is not None}
+    return {name: index for name, index in found.items() if index is not None}
 
 
 def _warn(fields: dict[str, Any], file: object, begin: bool, ids) -> None:
@@ -195,7 +195,7 @@ def _warn(fields: dict[str, Any], file: object, begin: bool, ids) -> None:
     for name, index in _named_ids(fields).items():
         if name not in ids:
             size = len(fields[f"{_KEY}.tokens"])
-            notes.append(f"{_KEY}.{name}_token_id={index} of {size} tokens: ignored")
+            notes.append(f"{_KEY}.{name}_token_id={index!r} of {size} tokens: ignored")
     if notes:
         warnings.warn(
             f"The tokenizer metadata of {file} are incomplete or wrong ("

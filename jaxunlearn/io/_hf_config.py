@@ -41,8 +41,8 @@ def parse(text: str, *, compute_dtype: str = "float32", remat: str = "full"):
         compute_dtype: dtype of the activations.
         remat: what the backward pass recomputes.
     Raises:
-        ValueError: if the text is not JSON, or has an unsupported architecture or
-            setting.
+        TypeError, ValueError: if the text is not JSON, or has an unsupported
+            architecture or setting.
     """
     try:
         given = json.loads(text)
@@ -60,14 +60,15 @@ def parse(text: str, *, compute_dtype: str = "float32", remat: str = "full"):
     if family not in FAMILIES:
         raise _families.unknown(given)
     c = _families.common(given)
+    names = _families.FAMILIES[family].names
     missing = [name for name in _NEEDED if c.get(name) is None]
     if missing:
-        names = _families.FAMILIES[family].names
         raise ValueError(
             f"{_OWNER} needs {_checks.listed(names.get(n, n) for n in missing)} in "
             f"config.json, got only {_checks.listed(given, 20)}. Use config.json of "
             "the original release."
         )
+    _checks.positive_int(_OWNER, **{names.get(n, n): c[n] for n in _NEEDED})
     _refuse(given)
     heads = c["num_attention_heads"]
     fields = {

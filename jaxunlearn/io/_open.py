@@ -117,13 +117,15 @@ def _open_file(file: Path, compute_dtype: str, remat: str) -> _assemble.Source:
 
 
 def _open_folder(folder: Path, compute_dtype: str, remat: str) -> _assemble.Source:
-    text = _json(folder / "config.json")
-    generation = folder / GENERATION
-    config = _hf_config.parse(text, compute_dtype=compute_dtype, remat=remat)
+    file, generation = folder / "config.json", folder / GENERATION
+    text = _json(file)
     if generation.is_file():
         given = json.loads(_json(generation))
         text = json.dumps(json.loads(text) | {_hf_config.GENERATION: given})
+    try:
         config = _hf_config.parse(text, compute_dtype=compute_dtype, remat=remat)
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"{error} These settings are those of {file}.") from error
     (tensors, unlisted), others = _safetensors.entries(folder), []
     if _hf_config.is_multimodal(text):
         tensors, others = _names.text_part(tensors)

@@ -133,17 +133,26 @@ def _read(folder: Path) -> Any:
     core = _core(folder / _FILE)
     if core is None:
         _check_vocabulary(folder)
-    settings: dict[str, Any] = {"local_files_only": True}
-    if _auto_map(config):
-        return _without_code(transformers, folder, config, core, settings)
     auto = transformers.AutoTokenizer
-    if core is None:
-        return auto.from_pretrained(folder, trust_remote_code=False, **settings)
     try:
-        built = auto.from_pretrained(folder, trust_remote_code=False, **settings)
-    except Exception:  # for example a class that this version does not have
+        built = auto.from_pretrained(
+            folder, trust_remote_code=False, local_files_only=True
+        )
+    except Exception as error:  # for example a class that this version does not have
+        if core is None and _auto_map(config):
+            raise ValueError(
+                f"{_OWNER} needs a tokenizer that transformers has, got auto_map="
+                f"{_auto_map(config)!r} in {folder / _CONFIG}, whose code is not run. "
+                f"Save the tokenizer as {_FILE} in an environment that trusts the "
+                "code, and copy the file here."
+            ) from error
+        if core is None:
+            raise
         built = None
-    return _as_in_file(transformers, folder, config, core, built)
+    if core is not None:
+        built = _as_in_file(transformers, folder, config, core, built)
+    built.init_kwargs.pop("auto_map", None)
+    return built
 
 
 def _json(file: Path) -> dict[str, Any]:
@@ -203,36 +212,6 @@ def _auto_map(config: dict[str, Any]) -> Any:
     """The class outside transformers that tokenizer_config.json names, or None."""
     found = config.get("auto_map")
     return found.get("AutoTokenizer") if isinstance(found, dict) else found
-
-
-def _without_code(transformers, folder: Path, config, core, settings) -> Any:
-    """The tokenizer of a folder with auto_map, by a class of transformers."""
-    name = str(config.get("tokenizer_class") or "")
-    named = (getattr(transformers, n, None) for n in (name, name.removesuffix("Fast")))
-    base = transformers.PreTrainedTokenizerBase
-    kinds = [x for x in named if isinstance(x, type) and issubclass(x, base)]
-    kind = kinds[0] if kinds else None
-    if core is None and kind is None:
-        raise ValueError(
-            f"{_OWNER} needs a tokenizer that transformers has, got auto_map="
-            f"{_auto_map(config)!r} in {folder / _CONFIG}, whose code is not run. Save "
-            f"the tokenizer as {_FILE} in an environment that trusts the code, and "
-            "copy the file here."
-        )
-    built = None
-    if kind is not None:
-        try:
-            built = kind.from_pretrained(folder, **settings)
-        except Exception:
-            if core is None:
-                raise
-    built = (
-        built
-        if core is None
-        else _as_in_file(transformers, folder, config, core, built)
-    )
-    getattr(built, "init_kwargs", {}).pop("auto_map", None)
-    return built
 
 
 def _as_in_file(transformers, folder: Path, config, core, built) -> Any:

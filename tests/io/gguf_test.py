@@ -291,6 +291,15 @@ def test_a_sliding_window_of_the_metadata(tmp_path, mentions):
     mentions(info, "qwen2.attention.sliding_window=16", file)
 
 
+def test_sizes_that_are_no_numbers_are_named(tmp_path, mentions):
+    model, params = model_of("llama")
+    more = [("add_head_count", 0)]
+    file = write(tmp_path / "t.gguf", model, params, tmp_path, more=more)
+    with pytest.raises(ValueError) as info:
+        hf.load(file)
+    mentions(info, "llama.attention.head_count", "got 0", file)
+
+
 def test_a_part_of_a_model_is_refused(tmp_path, mentions):
     model, params = model_of("llama")
     more = [("add_uint16", "split.count", 3)]

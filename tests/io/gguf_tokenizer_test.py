@@ -63,8 +63,13 @@ def test_a_file_without_a_word_rule_has_that_of_llama_cpp():
 
 def test_special_ids_outside_the_tokens_are_left_out():
     tokenizer, (message,) = built(
-        "qwen2", add_bos_token=False, eos_token_id=4000, padding_token_id=-1
+        "qwen2",
+        add_bos_token=False,
+        bos_token_id="<s>",
+        eos_token_id=4000,
+        padding_token_id=-1,
     )
     assert tokenizer.eos_token is None
+    assert "bos_token_id='<s>'" in message
     assert "eos_token_id=4000" in message
     assert "padding_token_id=-1" in message

@@ -90,3 +90,15 @@ def test_settings_that_do_not_parse_are_named(tiny, tmp_path, mentions, name, co
     with pytest.raises(ValueError) as info:
         hf.load(tmp_path)
     mentions(info, "hf.load needs", tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("num_attention_heads", 0), ("hidden_size", "32"), ("intermediate_size", [8, 9])],
+)
+def test_sizes_that_are_no_numbers_are_named(folder, mentions, name, value):
+    file = folder / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {name: value}))
+    with pytest.raises((TypeError, ValueError)) as info:
+        hf.load(folder)
+    mentions(info, name, repr(value), file)
