@@ -11,7 +11,7 @@ from jaxunlearn.io import hf
 from jaxunlearn.workflows import run_folder
 from jaxunlearn.workflows.attack import config as attack
 from jaxunlearn.workflows.attack import run as attack_run
-from jaxunlearn.workflows.evaluation import benchmarks
+from jaxunlearn.workflows.evaluation import benchmarks, of_run, tasks
 from jaxunlearn.workflows.evaluation import config as evaluation
 from jaxunlearn.workflows.evaluation import folder as folders
 from jaxunlearn.workflows.training import run as training
@@ -95,7 +95,7 @@ def test_what_a_run_trained_is_what_an_evaluation_scores(place, name, monkeypatc
     def attacked(path, fact_set, output, *, settings, **more):
         asked["attack"] = settings.prompt_format
 
-    def scored(run, record, tasks, options, **more):
+    def scored(run, record, eval_tasks, options, **more):
         asked["evaluation"] = options.settings.prompt_format
 
     monkeypatch.setattr(attack_run, "attack_model", attacked)
@@ -103,8 +103,8 @@ def test_what_a_run_trained_is_what_an_evaluation_scores(place, name, monkeypatc
     rows = str(place / "rows.jsonl")
     attack.attack({"model": str(run), "forget": rows, "retain": rows})
     task = {"source": "file", "path": rows}
-    tasks = {"forget": task, "retain": task}
-    evaluation.evaluate({"model": str(run), "tasks": tasks})
+    given = {"forget": task, "retain": task}
+    evaluation.evaluate({"model": str(run), "tasks": given})
     assert asked == dict.fromkeys(("attack", "evaluation"), record.prompt_format)
 
 
@@ -127,3 +127,31 @@ def test_questions_of_a_benchmark_take_the_format_that_is_given():
     assert questions == [benchmarks.QA_FORMAT | {"end": "\n"}] * 2
     assert passage == benchmarks.PASSAGE_FORMAT
     assert formats("mmlu", chat=True) == [benchmarks.LETTER_FORMAT]
+
+
+def test_tasks_of_a_run_have_the_formats_of_its_streams(place, tmp_path):
+    (tmp_path / "text.txt").write_text("The river flows to the sea.")
+    rows = run_folder.Stream("file", str(place / "rows.jsonl"))
+    text = run_folder.Stream("file", str(tmp_path / "text.txt"), "text", "")
+    config = {"prompt_format": {"chat": True}}
+    config["data"] = {"retain": {"prompt_format": {"chat": False, "end": "eos"}}}
+    record = run_folder.Record(
+        action="forget",
+        command="",
+        original="",
+        method="",
+        arguments={},
+        seed=0,
+        streams={"forget": rows, "retain": rows, "text": text},
+        prompt_format=data.PromptFormat(chat=True),
+        versions={},
+        config=config,
+    )
+    found = of_run.read_tasks(record, {name: name for name in record.streams})
+    common = tasks.Settings(record.prompt_format)
+    formats = [task.with_defaults(common).prompt_format for task in found.values()]
+    assert formats == [
+        data.PromptFormat(chat=True),
+        data.PromptFormat(end="eos"),
+        data.PromptFormat(),
+    ]

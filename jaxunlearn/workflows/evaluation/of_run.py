@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from jaxunlearn import _text
+from jaxunlearn import _text, data
 from jaxunlearn.workflows import run_folder
 from jaxunlearn.workflows.evaluation import folder as folders
 from jaxunlearn.workflows.evaluation import run as evaluation
@@ -59,7 +59,9 @@ def evaluate_run(
 def read_tasks(
     record: run_folder.Record, stream_names: Mapping[str, str]
 ) -> dict[str, tasks.Task]:
-    """Tasks from the files that a run was trained on.
+    """Tasks from the files that a run was trained on, in the formats of its streams.
+
+    Running text is plain, whatever the run's format.
 
     Args:
         record: the run's.
@@ -69,7 +71,8 @@ def read_tasks(
     """
     found = {}
     for name, stream_name in stream_names.items():
-        stream, score = file_stream(record, stream_name), {}
+        stream = file_stream(record, stream_name)
+        prompt_format = stream_format(record, stream_name)
         if stream.answer:
             rows = sources.read_file(
                 stream.path, question=stream.prompt, answer=stream.answer
@@ -77,9 +80,20 @@ def read_tasks(
         else:
             rows = sources.read_text_file(stream.path, stream.prompt)
             if all(_text.separator(x["question"], x["answer"]) == "" for x in rows):
-                score = {"prompt_format": {"separator": ""}}
+                prompt_format = prompt_format.with_settings({"separator": ""})
+        differs = prompt_format != record.prompt_format
+        score = {"prompt_format": prompt_format.as_dict()} if differs else {}
         found[name] = tasks.make(name, rows, score=score)
     return found
+
+
+def stream_format(record: run_folder.Record, name: str) -> data.PromptFormat:
+    """How prompts and answers of one of the run's streams were joined."""
+    if not record.streams[name].answer:
+        return data.PromptFormat()
+    common = data.PromptFormat().with_settings(record.config.get("prompt_format", {}))
+    given = record.config.get("data", {}).get(name, {}).get("prompt_format")
+    return common.with_settings(given or {})
 
 
 def file_stream(record: run_folder.Record, name: str) -> run_folder.Stream:
