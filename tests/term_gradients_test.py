@@ -19,8 +19,8 @@ KEY = step_test.KEY
 
 @pytest.mark.parametrize("num_microbatches", [1, 2, 4])
 def test_term_gradients_are_those_of_each_mean_over_the_whole_batch(num_microbatches):
-    parts, params = step_test.decoder_terms()
-    streams = step_test.decoder_streams()
+    parts, params = step_test.language_terms()
+    streams = step_test.language_streams()
 
     def mean(params, name):
         total, _ = parts[name](params, streams, None, KEY)
@@ -36,18 +36,15 @@ def test_term_gradients_are_those_of_each_mean_over_the_whole_batch(num_microbat
         value, grad = jax.jit(jax.value_and_grad(mean), static_argnums=1)(params, name)
         assert values[name].dtype == jnp.float32 and values[name].shape == ()
         assert_allclose(values[name], value, rtol=1e-5)
-        # Measured with four slices: 1.3e-6 to 1.6e-6, at any level of optimisation,
-        # of gradients up to 2.4; with fewer slices below 1e-6.
-        atol = 2e-6 if num_microbatches == 4 else 1e-6
-        step_test.close(grads[name], grad, atol=atol)
+        step_test.close(grads[name], grad)
     assert_allclose(metrics["retain/nll"], values["retain"], rtol=1e-6)
 
 
 def test_term_gradients_exist_only_for_the_leaves_that_train():
-    parts, params = step_test.decoder_terms()
-    train, rest = trees.split(params, r"blocks/mlp/.*")
+    parts, params = step_test.language_terms()
+    train, rest = trees.split(params, r"kernel")
     _, grads, _ = jax.jit(partial(steps.term_gradients, parts))(
-        train, step_test.decoder_streams(), Frozen(rest), KEY
+        train, step_test.language_streams(), Frozen(rest), KEY
     )
     for name in parts:
         assert trees.paths(grads[name]).keys() == trees.paths(train).keys()

@@ -31,7 +31,7 @@ def full_logits(model, params, columns):
 
 @pytest.mark.parametrize("size", [4, 16])
 def test_scores_equal_those_of_the_full_logits(rows, size):
-    model, params = tiny.tiny_model()
+    model, params = tiny.bigram_model()
     found = evaluate.token_scores(model, params, rows, batch_size=size)
     logits, targets, where = full_logits(model, params, rows)
     assert_array_equal(found.where, where)
@@ -47,7 +47,7 @@ def test_scores_equal_those_of_the_full_logits(rows, size):
 
 @pytest.mark.parametrize("size", [1, 7, 8, 512])
 def test_only_tokens_that_count_are_unembedded(rows, size, monkeypatch):
-    model, params = tiny.tiny_model()
+    model, params = tiny.bigram_model()
     monkeypatch.setattr(_chunks, "_COUNTED", size)
     shapes = []
 
@@ -66,14 +66,14 @@ def test_only_tokens_that_count_are_unembedded(rows, size, monkeypatch):
     jax.effects_barrier()
     size = min(size, rows["mask"].size)
     assert len(shapes) == -(-int(where.sum()) // size)
-    assert set(shapes) == {(1, size, model.config.width)}
+    assert set(shapes) == {(1, size, params["embed"].shape[1])}
     silent = dict(rows, answer=np.zeros_like(rows["answer"]))
     found, where = _chunks.counted_values(model, params, silent, values)
     assert not where.any() and not found["logps"].any()
 
 
 def test_metrics_of_the_scores_are_those_of_the_logits(rows):
-    model, params = tiny.tiny_model()
+    model, params = tiny.bigram_model()
     found = evaluate.token_scores(model, params, rows)
     logits, targets, where = full_logits(model, params, rows)
     pairs = (
@@ -92,7 +92,7 @@ def test_metrics_of_the_scores_are_those_of_the_logits(rows):
 
 
 def test_hits_are_true_for_greedily_decoded_text():
-    model, params = tiny.tiny_model()
+    model, params = tiny.bigram_model()
     columns = {
         name: np.array(column)
         for name, column in tiny.tiny_batch(rows=3, length=12).items()
@@ -112,7 +112,7 @@ def test_hits_are_true_for_greedily_decoded_text():
 
 def test_no_array_has_the_size_of_all_logits():
     vocab, count, length = 512, 8, 64
-    model, params = tiny.tiny_model(vocab=vocab)
+    model, params = tiny.bigram_model(vocab=vocab)
     batch = tiny.tiny_batch(count, length, vocab=vocab)
 
     def values(logits, targets):
