@@ -266,6 +266,13 @@ def test_older_files_have_other_names(made, same_logits, tmp_path, case):
         ("gemma3_text", {"sliding_window": None}, ["layer_types", "window size"]),
         ("gemma3", {}, ["model_type", "'gemma3'", "'gemma3_text'"]),
         ("phi3", {"rope_scaling": {"type": "mrope"}}, ["rope_type", "'mrope'"]),
+        ("olmo", {"partial_rotary_factor": 0.5}, ["partial_rotary_factor", "0.5"]),
+        ("olmo3", {"rope_theta": 1e4}, ["rope_theta", "10000.0", "rope_parameters"]),
+        ("smollm3", {"no_rope_layers": [1]}, ["no_rope_layers", "[1]"]),
+        ("qwen3_5", {}, ["'qwen3_5'", "nearest family is 'qwen3'", "linear attention"]),
+        ("llama4", {}, ["'llama4'", "nearest family is 'llama'", "chunked attention"]),
+        ("gemma4_text", {}, ["nearest family is 'gemma3_text'", "per layer"]),
+        ("cohere", {}, ["nearest family is 'llama'", "parallel blocks"]),
     ],
     ids=str,
 )
