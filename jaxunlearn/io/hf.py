@@ -60,8 +60,8 @@ def load(
 ) -> tuple[Model, Params, Any]:
     """Loads a decoder of one of these families: Llama, Mistral, Qwen2 and 3, Gemma 1 to
     3, Phi 1 to 3, OLMo 1 to 3, SmolLM3, Ministral, Granite, GLM 4, Seed-OSS, GPT-2,
-    OPT, GPT-NeoX (Pythia), and with mixtures of experts Mixtral, Qwen2-MoE, Qwen3-MoE
-    and OLMoE.
+    OPT, GPT-NeoX (Pythia), and with mixtures of experts Mixtral, Qwen2-MoE,
+    Qwen3-MoE, OLMoE and Granite MoE.
 
     Of a multimodal folder (Gemma 3 from 4B up, Mistral 3) the text model alone is read,
     with a warning; `save` then writes a folder of the text model.

@@ -41,4 +41,4 @@ def pair(
 
 def trainable(layers: Sequence[int]) -> str:
     """The pattern for trees.split of the kernels that train."""
-    return r"blocks/mlp/down/kernel@" + ",".join(map(str, layers))
+    return r"blocks/mlp/((experts|shared)/)?down/kernel@" + ",".join(map(str, layers))

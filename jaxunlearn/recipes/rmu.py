@@ -40,7 +40,8 @@ def wmdp(
         coefficient: norm of the steering vectors. The released code's default is 20.
         adaptive: adaptive RMU (arXiv 2408.06223): the norm of the vectors is `adaptive`
             times that of the reference's state; 5.0 in that paper. None is plain RMU.
-        layers: layers whose `mlp/down` kernel trains; the output of the last is read.
+        layers: layers whose `mlp/down` kernel trains, or those of all experts; the
+            output of the last is read.
         topics: number of steering vectors. With more than one the forget batches have a
             column `topic` [B] int32.
         seed: of the steering vectors.

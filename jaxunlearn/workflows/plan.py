@@ -104,6 +104,7 @@ def candidates(
     state *= 3 + len(recipe.terms)
     heads = shape.head_dim * (2 * shape.heads + 2 * shape.kv_heads)
     wide = shape.hidden * (2 if shape.gated else 1)
+    wide *= shape.experts.per_token if shape.experts else 1
     dots = heads + wide + 2 * shape.width
     mlp = wide + shape.width
     per_layer = {"full": 2.0 * shape.width, "mlp": 2.0 * mlp, "dots": 2.0 * dots}
@@ -112,6 +113,7 @@ def candidates(
     found = []
     for tensor in (1, 2, 4, 8, 16):
         sizes = (devices, shape.kv_heads, shape.hidden, shape.vocab)
+        sizes += (shape.experts.num,) if shape.experts else ()
         if any(size % tensor for size in sizes):
             continue
         fsdp = devices // tensor

@@ -77,9 +77,17 @@ def test_families(torch_model, same_logits, tmp_path, case):
     sharding.by_rules(params, mesh, model.rules)  # every leaf has a rule
 
 
-def test_greedy_generation_and_one_step_equal_those_of_torch(torch_model, tmp_path):
+OTHERS = ("mixtral", "qwen3", "olmoe", "granite")
+
+
+@pytest.mark.parametrize(
+    "case", ["qwen2", *(pytest.param(x, marks=pytest.mark.slow) for x in OTHERS)]
+)
+def test_greedy_generation_and_one_step_equal_those_of_torch(
+    torch_model, tmp_path, case
+):
     torch = pytest.importorskip("torch")
-    reference = torch_model("qwen2_moe", **CASES["qwen2"][1])
+    reference = torch_model(CASES[case][0], **CASES[case][1])
     reference.save_pretrained(tmp_path / "theirs")
     model, params, _ = hf.load(tmp_path / "theirs")
     batch = batch_of(3, 12)
