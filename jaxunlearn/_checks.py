@@ -8,11 +8,12 @@ Python numbers are checked; a traced value always passes.
 import difflib
 import importlib
 import math
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 
 def _number(value: Any) -> float | None:
@@ -111,6 +112,58 @@ def texts(owner: str, **lists: Any) -> None:
                     f"{owner} needs texts as {name}, got {problem} in row {row}. "
                     "Remove the row, or convert its value to a text."
                 )
+
+
+def token_ids(owner: str, vocab: int | None, tokens: Any, mask: Any = None) -> None:
+    """Raises ValueError naming row and token, unless all ids are in [0, vocab).
+
+    Embedding and logits have no row for such an id, and compiled programs would read
+    another row in its place without an error.
+
+    Args:
+        owner: what needs the ids; begins the error.
+        vocab: rows of the model's embedding; None if the model does not say.
+        tokens: [n, L] int; traced arrays and those of several processes pass.
+        mask: [n, L] bool; ids where it is False are padding and may be anything.
+    """
+    if vocab is None or not _on_host(tokens):
+        return
+    tokens = np.asarray(tokens)
+    if not tokens.size or (tokens.min() >= 0 and tokens.max() < vocab):
+        return
+    bad = (tokens < 0) | (tokens >= vocab)
+    bad = bad if mask is None else bad & np.asarray(mask)
+    if bad.any():
+        row, *place = np.argwhere(bad)[0].tolist()
+        raise ValueError(
+            f"{owner} needs token ids from 0 to {vocab - 1}, the model's vocabulary, "
+            f"got {tokens[(row, *place)]} in row {row} at position {place[-1]} "
+            f"({bad.any(axis=tuple(range(1, bad.ndim))).sum()} of {len(bad)} rows have "
+            "such ids). Encode with the model's tokenizer, or give the model's "
+            "embedding a row for each token (resize_token_embeddings of transformers)."
+        )
+
+
+def pairs(owner: str, columns: Mapping[str, Any]) -> None:
+    """Raises ValueError unless all columns `pair`, given by stream, are equal."""
+    if not all(map(_on_host, columns.values())):
+        return
+    (first, one), *others = ((name, np.asarray(x)) for name, x in columns.items())
+    for name, other in others:
+        if one.shape != other.shape or (one != other).any():
+            row = np.argmax(one != other) if one.shape == other.shape else 0
+            raise ValueError(
+                f"{owner} needs batches whose rows belong together, but row {row} of "
+                f"{name!r} is not the pair of row {row} of {first!r}. Draw both by one "
+                "data.streams, from tables that data.paired returned together."
+            )
+
+
+def _on_host(array: Any) -> bool:
+    """Whether the values of an array can be read here."""
+    if isinstance(array, jax.core.Tracer):
+        return False
+    return getattr(array, "is_fully_addressable", True)
 
 
 def not_text(value: Any) -> str:

@@ -71,7 +71,8 @@ def fit(
         (state, log); each log entry holds `step`, `seconds` and every metric as a
         number.
     Raises:
-        ValueError: if the loader ends too early.
+        ValueError: if the loader ends too early, or a batch has token ids outside the
+            model's vocabulary or rows that are not pairs where a term reads pairs.
         NotFinite: at the first loss or gradient that is not finite; it carries the last
             finite state.
     Warns:
@@ -80,12 +81,14 @@ def fit(
     """
     _checks.not_negative("fit", steps=steps)
     log: list[dict[str, Any]] = []
+    check = getattr(step, "check", lambda streams: None)
     batches = iter(loader)
     bar = _Bar(steps, int(state.step)) if progress else None
     warned = False
     try:
         for number in range(int(state.step), steps):
             streams = _next(batches, number, steps)
+            check(streams)
             start = time.perf_counter()
             state, metrics = step(state, streams, frozen)
             metrics = {

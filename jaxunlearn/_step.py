@@ -220,6 +220,12 @@ def make_step(
         finite = jnp.stack([finite, *verdicts]).all()
         return new, metrics | stats | {"finite": finite}
 
+    def check(streams: Streams) -> None:
+        for term in terms.values():
+            if hasattr(term, "check"):
+                term.check(streams)
+
+    step.check = check  # jax.jit copies it, and `fit` calls it with every batch
     return step
 
 

@@ -180,6 +180,8 @@ def jit_step(
         return call(state, streams, frozen)
 
     run.trace, run.lower = on_mesh(jitted.trace), on_mesh(jitted.lower)
+    if hasattr(step, "check"):  # of make_step, for `fit`
+        run.check = step.check
     return run
 
 

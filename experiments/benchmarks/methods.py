@@ -109,11 +109,11 @@ def batch(model, rows, length, seed) -> dict[str, dict[str, np.ndarray]]:
         tokens = rng.integers(0, model.config.vocab, shape, np.int32)
         return {"tokens": tokens, "mask": np.ones(shape, np.bool_), "answer": answer}
 
-    logps = np.full(rows, -8.0 * (length // 2), np.float32)
-    return {
-        name: stream() | {"ref_logps": logps}
-        for name in ("forget", "retain", "alternate")
+    columns = {
+        "ref_logps": np.full(rows, -8.0 * (length // 2), np.float32),
+        "pair": np.arange(rows, dtype=np.int32),
     }
+    return {name: stream() | columns for name in ("forget", "retain", "alternate")}
 
 
 def markdown(lines: Sequence[Mapping[str, Any]], rounds: int) -> str:

@@ -13,7 +13,7 @@ from experiments.shared import ledger
 from experiments.small import methods, questions
 from experiments.small.methods import Method
 from experiments.small.world import World
-from jaxunlearn import _checks, evaluate, trees
+from jaxunlearn import _checks, data, evaluate, trees
 from jaxunlearn.data import table
 from jaxunlearn.recipes import Recipe
 from jaxunlearn.typing import Params
@@ -76,7 +76,7 @@ def tables(world: World) -> Tables:
     for name, each in answers.items():
         encoded = questions.encode(world.tokenizer, rows, each, length=length)
         found[name] = evaluate.reference_logps(world.model, world.params, encoded)
-    return found
+    return found | data.paired({name: found[name] for name in answers})
 
 
 def forget_and_retain(world: World) -> Tables:

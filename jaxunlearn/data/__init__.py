@@ -17,6 +17,7 @@ Tables and batches:
 | | how prompts and answers are joined: `PromptFormat`, `render` |
 | | tables to batches in a reproducible order: `streams`, `batches`, `eval_batches` |
 | | `concat`, `select`, `with_columns`, `check_length` |
+| `pairs` | `paired`: tables whose rows belong together, such as two answers |
 | `source` | rows that are decoded and encoded only when they are read |
 | `loader` | the streams of `table`, read ahead by grain (extra `data`) |
 | `audit` | warnings: rows in both sets, rows that are too long |
@@ -43,6 +44,7 @@ transformers (extra `hf`); any fast tokenizer that knows character offsets will 
 from jaxunlearn.data import audit as audit
 from jaxunlearn.data import images as images
 from jaxunlearn.data import loader as loader
+from jaxunlearn.data import pairs as pairs
 from jaxunlearn.data import source as source
 from jaxunlearn.data import table as table
 from jaxunlearn.data.audit import drop_long as drop_long
@@ -56,6 +58,7 @@ from jaxunlearn.data.benchmarks import official as official
 from jaxunlearn.data.benchmarks import rtt_facts as rtt_facts
 from jaxunlearn.data.benchmarks import tofu as tofu
 from jaxunlearn.data.benchmarks import wmdp as wmdp
+from jaxunlearn.data.pairs import paired as paired
 from jaxunlearn.data.readers import files as files
 from jaxunlearn.data.readers import jsonl as jsonl
 from jaxunlearn.data.readers import prose as prose

@@ -67,7 +67,7 @@ def drop_long(
     *,
     max_length: int,
     prompt: str = "prompt",
-    answer: str | None = "answer",
+    answer: str | Sequence[str] | None = "answer",
     prompt_format: PromptFormat = PLAIN,
 ) -> list[Row]:
     """The rows of at most `max_length` tokens, unchanged and in order.
@@ -76,7 +76,8 @@ def drop_long(
         rows: rows with the text columns `prompt` and `answer`.
         tokenizer: as for data.encode.
         max_length: largest number of tokens of prompt and answer together.
-        prompt, answer: names of the columns; answer None for prompts alone.
+        prompt, answer: names of the columns; answer None for prompts alone. With
+            several columns of answers a row stays if it fits with each of them.
         prompt_format: as for data.encode.
     Raises:
         ValueError: if no row is short enough, or a row has no text in a column.
@@ -86,8 +87,10 @@ def drop_long(
     """
     _checks.positive_int("data.drop_long", max_length=max_length)
     prompts = texts(rows, prompt)
-    answers = None if answer is None else texts(rows, answer)
-    lengths = _encode.num_tokens(tokenizer, prompts, answers, prompt_format)
+    names = [answer] if answer is None or isinstance(answer, str) else list(answer)
+    answers = [None if name is None else texts(rows, name) for name in names]
+    each = [_encode.num_tokens(tokenizer, prompts, x, prompt_format) for x in answers]
+    lengths = np.max(each, axis=0)
     num_long = int(np.sum(lengths > max_length))
     if not num_long:
         return list(rows)

@@ -99,7 +99,7 @@ def streams(
         sources: stream name -> table or source.
         batch_size: rows per step of every stream, or a dict with one number for each
             stream; over all processes.
-        seed: integer >= 0; streams are shuffled independently, in every epoch again.
+        seed: integer >= 0; each epoch has another order.
         shard: (process index, number of processes); each process reads only its rows,
             as in `data.streams`.
         prefetch: number of steps to read ahead; 0 reads each batch when it is needed.

@@ -170,18 +170,23 @@ def streams(
 ) -> Iterator[dict[str, dict[str, np.ndarray]]]:
     """One batch of every stream per step, endlessly: {"forget": batch, ...}.
 
+    Streams are shuffled independently, except that tables which `data.paired` returned
+    together, and tables with the same column `id`, are drawn in one order: row i of
+    one is then in the batch beside row i of the other.
+
     Args:
         tables: stream name -> table or source.
         batch_size: rows per step of every stream, or a dict with one number for each
             stream; over all processes.
-        seed: integer >= 0; streams are shuffled independently.
+        seed: integer >= 0.
         skip: number of steps to omit at the start, to resume a run.
         shard: (process index, number of processes), such as (jax.process_index(),
             jax.process_count()). Each process reads an equal, contiguous part of every
             batch; the parts together are the batch that one process would read.
     Raises:
-        ValueError: when called, naming the stream, if a table is empty or the number
-            of processes does not divide a batch size.
+        ValueError: when called, naming the stream, if a table is empty, the number of
+            processes does not divide a batch size, or tables that are pairs differ in
+            their rows or batch sizes.
         KeyError: if `batch_size` lacks a stream.
     """
     _checks.not_negative("data.streams", skip=skip)
@@ -209,14 +214,76 @@ def batch_fn(
         _checks.has_keys("data.streams", "tables for", batch_size, tables, fix)
     else:
         batch_size = dict.fromkeys(tables, batch_size)
+    orders = _orders(tables, batch_size)
     functions = {
-        name: _batch_fn(source, batch_size[name], seed, name, shard)
+        name: _batch_fn(source, batch_size[name], seed, name, shard, orders[name])
         for name, source in tables.items()
     }
-    return lambda step: {name: batch(step) for name, batch in functions.items()}
+    unread = [name for name, x in tables.items() if column(x, "pair") is None]
+
+    def step(number):
+        made = {name: batch(number) for name, batch in functions.items()}
+        for name in unread:
+            if "pair" in made[name]:
+                raise ValueError(
+                    f"data.streams needs the column 'pair' of {name!r} in memory, got "
+                    "a source that reads it with its rows. Apply data.paired last."
+                )
+        return made
+
+    return step
 
 
-def _batch_fn(source, batch_size, seed, name, shard):
+def _orders(
+    tables: Mapping[str, Table | Source], batch_size: Mapping[str, int]
+) -> dict[str, str]:
+    """Stream -> the name that its order is drawn by: for streams whose rows belong
+    together one name, the last of theirs in the alphabet."""
+    return {
+        name: max(
+            other
+            for other in tables
+            if other == name or _linked(name, other, tables, batch_size)
+        )
+        for name in tables
+    }
+
+
+def _linked(one, other, tables, batch_size) -> bool:
+    """Whether row i of both tables belongs together; raises for torn pairs."""
+    sizes = [batch_size[name] for name in (one, other)]
+    pairs, ids = (
+        [column(tables[name], label) for name in (one, other)]
+        for label in ("pair", "id")
+    )
+    if any(x is None for x in pairs) or not np.isin(*pairs).any():
+        known = all(x is not None for x in ids)
+        return known and sizes[0] == sizes[1] and np.array_equal(*ids)
+    if not np.array_equal(*pairs):
+        raise ValueError(
+            f"data.streams needs the pairs {one!r} and {other!r} with the same rows in "
+            "the same order, got tables that were changed after data.paired. Change "
+            "them first, and then pair them."
+        )
+    if sizes[0] != sizes[1]:
+        raise ValueError(
+            f"data.streams needs one batch_size for the pairs {one!r} and {other!r}, "
+            f"got {sizes[0]} and {sizes[1]}."
+        )
+    return True
+
+
+def column(source: Table | Source, name: str) -> np.ndarray | None:
+    """A column that is in memory; None if there is none."""
+    if isinstance(source, Mapping):
+        return source.get(name)
+    if isinstance(source, _WithColumns):
+        found = source.columns.get(name)
+        return column(source.source, name) if found is None else found
+    return None
+
+
+def _batch_fn(source, batch_size, seed, name, shard, order_name=None):
     """The function from a batch's number to this process's rows of the batch."""
     rows = num_rows(source, name=name)
     _checks.positive_int("data.streams", batch_size=batch_size)
@@ -225,7 +292,7 @@ def _batch_fn(source, batch_size, seed, name, shard):
 
     @functools.lru_cache(maxsize=2)  # a batch may contain rows of two epochs
     def order(epoch):
-        key = [seed, zlib.crc32(name.encode()), epoch]
+        key = [seed, zlib.crc32((order_name or name).encode()), epoch]
         return np.random.default_rng(key).permutation(rows)
 
     def batch(number):

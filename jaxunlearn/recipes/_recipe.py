@@ -64,6 +64,15 @@ class Recipe(NamedTuple):
                     found.setdefault(stream, set()).update(getattr(part, "columns", ()))
         return found
 
+    def pairs(self) -> list[tuple[str, ...]]:
+        """The groups of streams that a term reads row by row; see data.paired."""
+        found: dict[tuple[str, ...], None] = {}
+        for term in self.terms.values():
+            for _, _, part in getattr(term, "parts", [(None, None, term)]):
+                if getattr(part, "paired", False):
+                    found[part.reads] = None
+        return list(found)
+
     def split(
         self, params: Params, ref_params: Params | None = None
     ) -> tuple[Params, Frozen]:

@@ -41,6 +41,8 @@ class BoundTerm:
             [B, L - 1] of each stream, where [B, L - 1] of each, batches) -> (Total,
             Metrics).
         chunk: tokens of each sequence unembedded at a time; None is the default.
+        paired: whether row i of each stream belongs to row i of the others; all then
+            have the column `pair` with the same values.
         layer: the block whose output `score` reads, after which the forward pass stops;
             None for the final hidden states.
         of_routing: for a term that reads how tokens are distributed over experts alone,
@@ -56,13 +58,33 @@ class BoundTerm:
     chunk: int | None = None
     layer: int | None = None
     of_routing: Callable[[Routing, Batches], Score] | None = None
+    paired: bool = False
+
+    def check(self, streams: Streams) -> None:
+        """Raises ValueError for values that only the host can see to be wrong.
+
+        These are ids outside the model's vocabulary, and rows that are not pairs.
+        Traced arrays pass; `fit` calls this with every batch.
+        """
+        vocab = getattr(self.model.config, "vocab", None)
+        found = {name: streams.get(name, {}) for name in self.reads}
+        for name, batch in found.items():  # `batches` names what is missing
+            if "tokens" in batch:
+                owner = f"The term on {name!r}"
+                _checks.token_ids(owner, vocab, batch["tokens"], batch.get("mask"))
+        if self.paired and all("pair" in batch for batch in found.values()):
+            columns = {name: batch["pair"] for name, batch in found.items()}
+            _checks.pairs("The term on pairs", columns)
 
     def batches(self, streams: Streams, ref_params: Params | None) -> list[Batch]:
         """The batches that the term reads; raises if it needs something else too."""
         fix = "Add it to your loader."
         _checks.has_keys("The term", "stream", self.reads, streams, fix)
         for stream in self.reads:
-            fix = "evaluate.reference_logps makes ref_logps, data.encode the others."
+            fix = (
+                "evaluate.reference_logps makes ref_logps, data.paired makes pair, and "
+                "data.encode the others."
+            )
             owner = f"The term on {stream!r}"
             _checks.has_keys(owner, "columns", self.columns, streams[stream], fix)
             if self.needs_ref and ref_params is None:
@@ -70,6 +92,7 @@ class BoundTerm:
                     f"{owner} needs the reference model, got ref_params=None. Pass "
                     "Frozen(params, ref_params=...) to the step, as Recipe.setup does."
                 )
+        self.check(streams)
         return [streams[stream] for stream in self.reads]
 
     def __call__(
@@ -96,6 +119,11 @@ class JointTerm:
     @property
     def needs_ref(self) -> bool:
         return any(part.needs_ref for _, _, part in self.parts)
+
+    def check(self, streams: Streams) -> None:
+        """As that of each part."""
+        for _, _, part in self.parts:
+            part.check(streams)
 
     def __call__(
         self,

@@ -26,6 +26,11 @@ class HalfTerm:
     def needs_ref(self) -> bool:
         return self.term.needs_ref
 
+    def check(self, streams: Streams) -> None:
+        """As that of the term, if it has one."""
+        if hasattr(self.term, "check"):
+            self.term.check(streams)
+
     def __call__(
         self,
         params: Params,

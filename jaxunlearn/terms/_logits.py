@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Terms on the probabilities that a model gives to the next token."""
 
+import dataclasses
 from collections.abc import Callable
 
 import jax
@@ -85,15 +86,18 @@ def on_pairs(
             log-probabilities summed over each answer, such as losses.dpo.
         model: the model that gives the log-probabilities.
         win: name of the stream of preferred answers.
-        lose: name of the stream of dispreferred answers; both have `ref_logps`.
+        lose: name of the stream of dispreferred answers. Both have `ref_logps`, and
+            `pair` as data.paired makes it.
         chunk: tokens of each sequence unembedded at a time; see `target_logps`.
     Returns:
         A Term whose value is the mean over the rows that have both answers; it reports
         `nll` of the losing and `win_nll` of the winning answers' tokens.
     Raises:
         TypeError: for swapped arguments.
-        ValueError: when it runs, if the streams have different numbers of rows or the
-            loss returns another shape than [B].
+        KeyError: when it runs or is traced, if a stream lacks a column.
+        ValueError: when it runs, if the streams have different numbers of rows, rows
+            that are not pairs, or the loss returns another shape than [B]. In a
+            compiled step that `fit` does not run, the loss of such a batch is NaN.
     """
     _inputs.check("on_pairs", loss, model, win, lose)
 
@@ -117,11 +121,14 @@ def on_pairs(
         values = loss(*arguments)
         _inputs.not_averaged("on_pairs", loss, values, both.shape, "pair")
         values = jnp.where(both, values, 0.0)
+        torn = jnp.any(batches[0]["pair"] != batches[1]["pair"])
+        values = jnp.where(torn, jnp.nan, values)
         count = jnp.sum(both, dtype=jnp.int32)
         return Total(jnp.sum(values), count), {"nll": nlls[1], "win_nll": nlls[0]}
 
-    columns = ("tokens", "mask", "ref_logps")
-    return _of_logps(model, (win, lose), of_logps, columns, chunk)
+    columns = ("tokens", "mask", "ref_logps", "pair")
+    term = _of_logps(model, (win, lose), of_logps, columns, chunk)
+    return dataclasses.replace(term, paired=True)
 
 
 def _of_logps(model, reads, of_logps, columns, chunk):

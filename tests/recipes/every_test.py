@@ -25,7 +25,7 @@ NAMES = [n for n in recipes.by_name() if not n.startswith("finetune")]
 
 
 def streams():
-    column = {"ref_logps": -jnp.arange(6.0, 10.0)}
+    column = {"ref_logps": -jnp.arange(6.0, 10.0), "pair": jnp.arange(4)}
     return {
         "forget": tiny.tiny_batch() | column,
         "alternate": tiny.tiny_batch(seed=5) | column,

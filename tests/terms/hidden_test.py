@@ -113,7 +113,7 @@ def test_joint_terms_of_two_layers_and_logits_share_one_pass():
 
 def test_pairs_are_read_row_by_row_from_two_streams():
     model, params, _, _ = setting()
-    column = {"ref_logps": -jnp.arange(6.0, 10.0)}
+    column = {"ref_logps": -jnp.arange(6.0, 10.0), "pair": jnp.arange(4)}
     streams = {
         "win": tiny.tiny_batch(length=9, seed=3) | column,
         "lose": tiny.tiny_batch() | column,
@@ -128,9 +128,18 @@ def test_pairs_are_read_row_by_row_from_two_streams():
     values = -jax.nn.log_sigmoid(0.3 * (sums[0] - sums[1]))
     assert int(total.count) == 3
     assert_allclose(total.sum, values[jnp.array([0, 1, 3])].sum(), rtol=1e-4)
-    with pytest.raises(ValueError, match="one shape"):
+    with pytest.raises(ValueError, match="belong together"):
         cut = {k: v[:2] for k, v in streams["lose"].items()}
         term(params, streams | {"lose": cut}, None, RNG)
+    torn = {k: v[::-1] for k, v in streams["lose"].items()}
+    with pytest.raises(ValueError, match="row 0 of 'lose'"):
+        term(params, streams | {"lose": torn}, None, RNG)
+    jitted = jax.jit(lambda streams: term(params, streams, None, RNG)[0].mean())
+    assert jnp.isfinite(jitted(streams))
+    assert jnp.isnan(jitted(streams | {"lose": torn}))
+    with pytest.raises(KeyError, match="'pair'.*data.paired"):
+        del torn["pair"]
+        jax.eval_shape(lambda x: term(params, x, None, RNG), streams | {"lose": torn})
 
 
 @pytest.mark.parametrize("empty, other", [("win", "lose"), ("lose", "win")])
@@ -138,7 +147,8 @@ def test_nan_in_rows_without_an_answer_has_no_effect(empty, other):
     model, params, _, _ = setting()
     term = terms.on_pairs(losses.dpo, model, win="win", lose="lose")
     streams = {
-        name: tiny.tiny_batch(seed=seed) | {"ref_logps": jnp.full(4, -6.0)}
+        name: tiny.tiny_batch(seed=seed)
+        | {"ref_logps": jnp.full(4, -6.0), "pair": jnp.arange(4)}
         for seed, name in enumerate(("win", "lose"))
     }
     streams[empty]["answer"] = streams[empty]["answer"].at[2].set(False)
