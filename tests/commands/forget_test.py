@@ -67,6 +67,21 @@ def test_forget_trains_lora_resumes_and_refuses_other_settings(run, files, tmp_p
 
 
 @pytest.mark.slow
+def test_dpo_reads_pairs_in_one_order(run, files, tmp_path):
+    rows = [json.loads(x) for x in (files / "forget.jsonl").read_text().splitlines()]
+    lines = [json.dumps(row | {"answer": "Nowhere."}) for row in rows]
+    paired = tmp_path / "paired.jsonl"
+    paired.write_text("\n".join(lines))
+    given = options(files, tmp_path / "a", "dpo", learning_rate=1e-3)
+    found = run("forget", *given, "--stream", f"alternate={paired}")
+    assert found.exit_code == 0, found.output
+    lines[1:3] = lines[2], lines[1]
+    paired.write_text("\n".join(lines))
+    found = run("forget", *given, "--stream", f"alternate={paired}")
+    assert found.exit_code == 2 and "row 1" in found.stderr
+
+
+@pytest.mark.slow
 def test_a_task_vector_is_subtracted_from_the_original(run, files, tmp_path):
     given = options(files, tmp_path, "task_vector", learning_rate=0.01)
     assert run("forget", *given).exit_code == 0

@@ -24,7 +24,8 @@ each = pytest.mark.parametrize("name", MAKERS)
 
 def run(term):
     streams = {
-        name: tiny.tiny_batch() | {"ref_logps": jnp.zeros(4)} for name in term.reads
+        name: tiny.tiny_batch() | {"ref_logps": jnp.zeros(4), "pair": jnp.arange(4)}
+        for name in term.reads
     }
     return jax.eval_shape(partial(term, key=None), PARAMS, streams, PARAMS)
 

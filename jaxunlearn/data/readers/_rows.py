@@ -46,8 +46,8 @@ def texts(rows: Sequence[Any], column: str, *, fix: str = "") -> list[str]:
     found = []
     for number, row in enumerate(rows):
         if column not in row:
-            add = "Name another column, or add it to every row."
             owner = f"{place(rows, number)}: the row"
+            add = fix or "Name another column, or add it to every row."
             _checks.has_keys(owner, "the column", (column,), row, add)
         if problem := _checks.not_text(row[column]):
             raise ValueError(

@@ -124,6 +124,11 @@ def recipe(config: ConfigDict, model: Model) -> Recipe:
     return made
 
 
+def pairs(config: ConfigDict, model: Model) -> list[tuple[str, ...]]:
+    """The groups of streams that the recipe reads row by row."""
+    return recipe(config, adapters.adapted(config, model)).pairs()
+
+
 def mesh(config: ConfigDict, devices: Sequence[Any] | None = None) -> Mesh:
     """The mesh of config.mesh over `devices`, all that JAX finds if None."""
     return sharding.make_mesh(**config.mesh.to_dict(), devices=devices)
@@ -154,6 +159,8 @@ def batch_shapes(config: ConfigDict, recipe: Recipe) -> Streams:
         if "ref_logps" in columns:
             column = jax.ShapeDtypeStruct((rows,), jnp.float32)
             shapes[stream]["ref_logps"] = column
+        if "pair" in columns:
+            shapes[stream]["pair"] = jax.ShapeDtypeStruct((rows,), jnp.int32)
     return shapes
 
 

@@ -33,7 +33,7 @@ def plan(
     )
     yield _line("model", f"{name}, {_short(total)} parameters, {part}")
     read = built.recipe.reads()
-    for stream, (data, found) in rows.items():
+    for stream, (data, found, _) in rows.items():
         use = "" if stream in read else ", only scored"
         source = Path(found["path"]).name if found.get("path") else found["source"]
         columns = [found[c] for c in ("prompt", "answer") if found.get(c)]

@@ -27,7 +27,7 @@ from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
 import jaxunlearn as ju
-from jaxunlearn import edits, evaluate, sharding, trees
+from jaxunlearn import data, edits, evaluate, sharding, trees
 from jaxunlearn.data import loader, table
 from jaxunlearn.io import checkpoint, hf, log, preempt
 from jaxunlearn.typing import Model, Params
@@ -74,7 +74,8 @@ def run(
     folder = _writable(config.output)
     model = build.base_model(config)
     tokenizer = hf.load_tokenizer(config.model.path) if config.model.path else None
-    rows = streams.read(config, model, tokenizer)
+    pairs = build.pairs(config, model)
+    rows = streams.read(config, model, tokenizer, pairs=pairs)
     config = _completed(config, rows)
     built = build.pieces(config)
     plain = json.loads(json.dumps(config.to_dict()))
@@ -256,6 +257,10 @@ def _batches(config, built, original, rows, folder: RunFolder) -> loader.Loader:
             found[name] = streams.with_reference(
                 config, name, stream, folder.path, score
             )
+    for group in built.recipe.pairs():
+        ids = {name: rows[name].ids for name in group}
+        ids = None if None in ids.values() else ids
+        found |= data.paired({name: found[name] for name in group}, ids=ids)
     shard = (jax.process_index(), jax.process_count())
     return loader.streams(found, sizes, seed=config.seed, shard=shard)
 

@@ -29,12 +29,15 @@ def write(tmp_path):
     return write
 
 
-def made(**data):
+def made(pairs=(), **data):
     streams_ = {k: COMMON | v for k, v in data.items()}
     config = ConfigDict({"data": streams_, "prompt_format": {}})
     for name, stream in config.data.items():
         settings.check_stream(name, dict(stream))
-    found = streams.read(config, tiny.tiny_model()[0], tiny.tiny_tokenizer())
+    model, _ = tiny.tiny_model(vocab=400)
+    found = streams.read(config, model, tiny.tiny_tokenizer(), pairs=pairs)
+    if pairs:
+        return {name: (stream.rows, stream.ids) for name, stream in found.items()}
     return {name: stream.rows for name, stream in found.items()}
 
 
@@ -143,5 +146,79 @@ def test_columns_without_texts_are_refused(tmp_path):
     row = {"question": "2 + 2?", "choices": ["1", "2", "3", "4"], "answer": 3}
     (tmp_path / "wmdp" / "bio_questions.json").write_text(json.dumps([row]))
     stream = {"source": "benchmark", "name": "wmdp", "table": "bio", "check": False}
-    with pytest.raises(ValueError, match="text in the column 'answer', got 3 in row 0"):
+    with pytest.raises(
+        ValueError, match="row 0: needs a text in the column 'answer', got 3"
+    ):
         made(forget=stream | {"folder": str(tmp_path)})
+
+
+PAIR = [("alternate", "forget")]
+
+
+def pair_files(write, forget, alternate, **more):
+    return {
+        name: {"source": "file", "path": write(f"{name}.jsonl", rows)} | more
+        for name, rows in (("forget", forget), ("alternate", alternate))
+    }
+
+
+def test_pairs_are_matched_by_id_and_dropped_together(write):
+    other = [row | {"answer": f"Not {row['id']}."} for row in reversed(ROWS)]
+    other[1] = other[1] | {"answer": "I do not know. " * 9}  # id 2
+    forget = [ROWS[0] | {"answer": "the city " * 20}, *ROWS[1:]]
+    given = pair_files(write, forget, [*other, ROWS[0] | {"id": "9"}], long="drop")
+    with pytest.warns(UserWarning, match="2 of 4 pairs"):
+        got = made(PAIR, **given)
+    assert got["forget"][1] == got["alternate"][1] == ["1", "3"]
+    tokenizer = tiny.tiny_tokenizer()
+    texts = {
+        name: [
+            tokenizer.decode(row[mask])
+            for row, mask in zip(table["tokens"], table["mask"], strict=True)
+        ]
+        for name, (table, _) in got.items()
+    }
+    for number, row in zip("13", range(2), strict=True):
+        start = f"The capital of Land {number} is "
+        assert texts["forget"][row] == f"{start}Town {number}."
+        assert texts["alternate"][row] == f"{start}Not {number}."
+    with pytest.raises(ValueError, match="'alternate' .* but '0' have none"):
+        made(PAIR, **pair_files(write, forget, other[:3]))
+    with pytest.raises(ValueError, match="unique ids, got 4 ids in 5 rows"):
+        made(PAIR, **pair_files(write, ROWS, [*ROWS, ROWS[0]]))
+
+
+def test_pairs_without_ids_need_the_same_prompts(write):
+    bare = [{k: v for k, v in row.items() if k != "id"} for row in ROWS]
+    got = made(PAIR, **pair_files(write, bare, bare))
+    assert got["forget"][1] == [row["prompt"] for row in ROWS]
+    swapped = [bare[0], bare[2], bare[1], bare[3]]
+    with pytest.raises(ValueError, match="row 1, .*Land 2 .*alternate.jsonl, line 2"):
+        made(PAIR, **pair_files(write, bare, swapped))
+    with pytest.raises(ValueError, match="row 3, .*no such row in 'alternate'"):
+        made(PAIR, **pair_files(write, bare, bare[:3]))
+
+
+def test_both_answers_may_be_columns_of_one_file(write):
+    path = write("rows.jsonl", [row | {"other": "Nowhere."} for row in ROWS])
+    given = {"source": "file", "path": path}
+    got = made(PAIR, forget=given, alternate=given | {"answer": "other"})
+    assert got["forget"][1] == got["alternate"][1] == list("0123")
+    forget, alternate = (got[name][0]["tokens"] for name in ("forget", "alternate"))
+    assert (forget != alternate).any()
+
+
+def test_ids_outside_the_vocabulary_are_refused(write, monkeypatch):
+    tokenizer = tiny.tiny_tokenizer()
+    tokenizer.add_special_tokens({"additional_special_tokens": ["[NEW]"]})
+    monkeypatch.setattr(tiny, "tiny_tokenizer", lambda: tokenizer)
+    small = len(tokenizer) - 1
+    model, params = tiny.tiny_model(vocab=small)
+    monkeypatch.setattr(tiny, "tiny_model", lambda **_: (model, params))
+    path = write("a.jsonl", [*ROWS[:2], ROWS[2] | {"prompt": "[NEW] Who?"}])
+    with pytest.raises(ValueError, match=f"'forget' .*got {small} in row 2 "):
+        made(forget={"source": "file", "path": path})
+    lazy = made(forget={"source": "jsonl", "path": path, "lazy": True})["forget"]
+    assert lazy[1]["mask"].any()
+    with pytest.raises(ValueError, match=f"Row 2 of the source: .*got {small} "):
+        lazy[2]
