@@ -57,6 +57,11 @@ class PromptFormat:
     separator: str = AUTO
     end: str = AUTO
 
+    def __post_init__(self):
+        for name in ("prompt", "system", "template", "separator", "end"):
+            if problem := _checks.not_text(getattr(self, name)):
+                raise TypeError(f"PromptFormat needs a text as {name}, got {problem}.")
+
     def with_settings(self, settings: Mapping[str, Any]) -> "PromptFormat":
         """The format with some fields replaced by those of a settings block.
 

@@ -70,9 +70,10 @@ def test_encode_names_the_row_and_the_argument(value):
 
 def test_an_answer_that_nothing_predicts_is_refused():
     tokenizer = tiny.tiny_tokenizer()
+    joined = dict(prompt_format=data.PromptFormat(separator=""))
     with pytest.raises(ValueError, match="'' and answer 'x' in row 1"):
-        data.encode(tokenizer, ["a", ""], ["c", "x"], separator="")
-    table = data.encode(tokenizer, ["a", "<s>"], ["c", "x"], separator="")
+        data.encode(tokenizer, ["a", ""], ["c", "x"], **joined)
+    table = data.encode(tokenizer, ["a", "<s>"], ["c", "x"], **joined)
     assert table["answer"].sum(1).tolist() == [1, 1]
 
 
@@ -122,16 +123,19 @@ def test_a_corrupt_page_of_parquet_is_named_with_its_column(tmp_path):
 def test_one_text_is_not_a_list_of_texts():
     tokenizer = tiny.tiny_tokenizer()
     tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
+    chat = data.PromptFormat(chat=True)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         for call in (
             lambda: data.encode(tokenizer, "ab"),
             lambda: data.encode(tokenizer, ["a", "b"], "ab"),
-            lambda: data.chat_prompts(tokenizer, "ab"),
+            lambda: data.encode(tokenizer, "ab", prompt_format=chat),
+            lambda: data.render(tokenizer, "ab", prompt_format=chat),
         ):
             with pytest.raises(TypeError, match="list"):
                 call()
     with pytest.raises(TypeError, match="one text"):
         data.encode_text(tokenizer, ["a", "b"], length=2)
-    with pytest.raises(ValueError, match="system"):
-        data.chat_prompts(tokenizer, ["a"], system=["b"])
+    with pytest.raises((TypeError, ValueError), match="system"):
+        chat = data.PromptFormat(chat=True, system=["b"])
+        data.encode(tokenizer, ["a"], prompt_format=chat)

@@ -74,7 +74,7 @@ WRONG = {
     "output folder, got none": lambda c: c.update(output=""),
     "stream 'retain', but there is 'forget'": lambda c: c.data.__delitem__("retain"),
     "number of devices, 8, got data=3": lambda c: c.mesh.update(data=3, fsdp=1),
-    "data \\* fsdp = 8, got 6 rows": lambda c: c.data.forget.update(rows=6),
+    "= 8, got 6 rows": lambda c: c.data.forget.update(rows=6),
 }
 
 
