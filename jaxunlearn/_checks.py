@@ -13,7 +13,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 
 def _number(value: Any) -> float | None:
@@ -128,13 +127,13 @@ def token_ids(owner: str, vocab: int | None, tokens: Any, mask: Any = None) -> N
     """
     if vocab is None or not _on_host(tokens):
         return
-    tokens = np.asarray(tokens)
+    tokens, mask = jax.device_get((tokens, mask))
     if not tokens.size or (tokens.min() >= 0 and tokens.max() < vocab):
         return
     bad = (tokens < 0) | (tokens >= vocab)
-    bad = bad if mask is None else bad & np.asarray(mask)
+    bad = bad if mask is None else bad & mask
     if bad.any():
-        row, *place = np.argwhere(bad)[0].tolist()
+        row, *place = (int(each[0]) for each in bad.nonzero())
         raise ValueError(
             f"{owner} needs token ids from 0 to {vocab - 1}, the model's vocabulary, "
             f"got {tokens[(row, *place)]} in row {row} at position {place[-1]} "
@@ -148,10 +147,10 @@ def pairs(owner: str, columns: Mapping[str, Any]) -> None:
     """Raises ValueError unless all columns `pair`, given by stream, are equal."""
     if not all(map(_on_host, columns.values())):
         return
-    (first, one), *others = ((name, np.asarray(x)) for name, x in columns.items())
+    (first, one), *others = jax.device_get(dict(columns)).items()
     for name, other in others:
         if one.shape != other.shape or (one != other).any():
-            row = np.argmax(one != other) if one.shape == other.shape else 0
+            row = (one != other).argmax() if one.shape == other.shape else 0
             raise ValueError(
                 f"{owner} needs batches whose rows belong together, but row {row} of "
                 f"{name!r} is not the pair of row {row} of {first!r}. Draw both by one "

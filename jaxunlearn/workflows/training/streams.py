@@ -7,7 +7,6 @@ Small streams are tables in memory; files that are read lazily are sources of ro
 import glob
 import json
 import os
-import warnings
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -21,6 +20,7 @@ from ml_collections import ConfigDict
 from jaxunlearn import _checks, data
 from jaxunlearn.data import capitals, files, jsonl, prose, source, table
 from jaxunlearn.typing import Model
+from jaxunlearn.workflows.training import matching
 
 Rows = table.Table | table.Source
 BENCHMARKS = ("tofu", "lume", "muse", "wmdp", "mmlu", "rtt_facts")
@@ -94,8 +94,8 @@ def read(
     ids: dict[str, list[Any]] = {}
     for group in pairs:
         if set(group) <= set(texts):
-            ids |= _matched(group, texts, found)
-            _drop_long_pairs(group, texts, ids, found, encode)
+            ids |= matching.matched(group, texts, found)
+            matching.drop_long(group, texts, ids, found, encode)
     made = {name: encode[name](s.get("length") or None) for name, s in found.items()}
     vocab = getattr(model.config, "vocab", None)
     for name, s in found.items():
@@ -218,87 +218,6 @@ def _name_columns(name: str, settings: dict[str, Any], rows: list[dict]) -> None
                 f"The stream {name!r}: {files.place(rows, row)}: needs a text in the "
                 f"column {column!r}, got {found[row]!r}. {fix}"
             )
-
-
-def _matched(
-    group: Sequence[str], texts: Mapping[str, list], found: Mapping[str, dict]
-) -> dict[str, list[Any]]:
-    """Puts the rows of the streams of a group in one order, that of the last.
-
-    Returns what ties the rows of each stream: their ids, or else their prompts.
-    """
-    *others, last = group
-    if not all("id" in row for name in group for row in texts[name]):
-        prompts = {
-            name: [row[found[name]["prompt"]] for row in texts[name]] for name in group
-        }
-        for name in others:
-            _same_prompts(name, last, prompts, texts)
-        return prompts
-    wanted = [row["id"] for row in texts[last]]
-    for name in group:
-        rows = {row["id"]: row for row in texts[name]}
-        if len(rows) < len(texts[name]):
-            raise ValueError(
-                f"The stream {name!r} is read in pairs and needs unique ids, got "
-                f"{len(rows)} ids in {len(texts[name])} rows. Remove the repeated rows."
-            )
-        missing = [x for x in wanted if x not in rows]
-        if missing:
-            raise ValueError(
-                f"The stream {name!r} is read beside {last!r} and needs a row for each "
-                f"of its ids, but {_checks.listed(missing)} have none "
-                f"({len(missing)} of {len(wanted)}). Add or remove such rows."
-            )
-        texts[name][:] = [rows[x] for x in wanted]
-    return dict.fromkeys(group, wanted)
-
-
-def _same_prompts(name, other, prompts, texts):
-    pair = zip(prompts[name], prompts[other], strict=False)
-    differ = [row for row, (a, b) in enumerate(pair) if a != b]
-    counts = [len(prompts[x]) for x in (name, other)]
-    if not differ and counts[0] == counts[1]:
-        return
-    row = differ[0] if differ else min(counts)
-    places = [
-        f"{prompts[x][row]!r} ({files.place(texts[x], row)})"
-        if row < len(prompts[x])
-        else f"no such row in {x!r}"
-        for x in (name, other)
-    ]
-    raise ValueError(
-        f"The streams {name!r} and {other!r} are read in pairs and need one prompt in "
-        f"row {row}, got {places[0]} and {places[1]}. Put the rows in one order, or "
-        "give all rows of both an `id`."
-    )
-
-
-def _drop_long_pairs(group, texts, ids, found, encode) -> None:
-    """Leaves out rows that are too long in one stream of the group from all of them."""
-    limits = {
-        name: found[name]["length"]
-        for name in group
-        if found[name].get("length") and found[name].get("long") == "drop"
-    }
-    if not limits:
-        return
-    short = np.ones(len(texts[group[0]]), bool)
-    for name, limit in limits.items():
-        short &= encode[name](None)["mask"].sum(1) <= limit
-    if short.all():
-        return
-    (rows,) = np.nonzero(short)
-    message = (
-        f"{len(short) - len(rows)} of {len(short)} pairs of the streams "
-        f"{_checks.listed(group)} have a row of more than {limits} tokens"
-    )
-    if not rows.size:
-        raise ValueError(f"{message}, and none is left. Raise the length.")
-    warnings.warn(f"{message} and were removed from all.", stacklevel=3)
-    for name in group:
-        texts[name][:] = [texts[name][row] for row in rows]
-        ids[name] = [ids[name][row] for row in rows]
 
 
 def _warn_of_overlap(found: Mapping[str, dict], texts: Mapping[str, list]) -> None:
