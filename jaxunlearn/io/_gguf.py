@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Reads GGUF files: settings, weights as float32, and the tokenizer in the metadata.
 
-Two traps. In files of architecture `llama` the rows of q and k are ordered so that
-rotary positions rotate neighbouring units; ours (and Hugging Face's) rotate unit i with
-unit i + half, so the rows are permuted. And quantized weights have their rounded
-values: converting them to float32 does not restore the original release.
+Two traps. In files of architecture `llama` and some others the rows of q and k are
+ordered so that rotary positions rotate neighbouring units; ours (and Hugging Face's)
+rotate unit i with unit i + half, so the rows are permuted. And quantized weights have
+their rounded values: converting them to float32 does not restore the original release.
 
 Reference: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 """
@@ -20,7 +20,13 @@ from jaxunlearn import _checks
 from jaxunlearn.io import _gguf_tokenizer, _hf_config, _tokenizer
 from jaxunlearn.models import _config, _rope
 
-_ARCHITECTURES = {"llama": "llama", "qwen2": "qwen2", "qwen3": "qwen3"}
+_ARCHITECTURES = {
+    name: name
+    for name in ("llama", "qwen2", "qwen3", "olmo", "olmo2", "smollm3", "granite")
+}
+# Architectures whose rotary positions rotate neighbouring units.
+_PERMUTED = ("llama", "olmo", "smollm3", "granite")
+_EPSILON = "attention.layer_norm_rms_epsilon"
 _OWNER = "hf.load"
 _AGAIN = "Copy or download it again."
 _ROWS = 4096  # rows converted at a time, which limits temporary memory
@@ -60,8 +66,8 @@ def open_file(path: Path) -> File:
         fields = {name: field.contents() for name, field in reader.fields.items()}
         fields |= _uniform(fields)
         arch = fields.get("general.architecture")
-        heads = fields.get("llama.attention.head_count")
-        kv_heads = fields.get("llama.attention.head_count_kv", heads)
+        heads = fields.get(f"{arch}.attention.head_count")
+        kv_heads = fields.get(f"{arch}.attention.head_count_kv", heads)
         tensors = {
             tensor.name: Entry(
                 path,
@@ -150,7 +156,7 @@ def _uniform(fields: dict[str, Any]) -> dict[str, Any]:
 def heads_of(arch: str | None, name: str, heads: int, kv_heads: int) -> int | None:
     """The number of heads of a tensor with permuted rows; None if not permuted."""
     part = name.split(".")[2:3]
-    permuted = {"attn_q": heads, "attn_k": kv_heads} if arch == "llama" else {}
+    permuted = {"attn_q": heads, "attn_k": kv_heads} if arch in _PERMUTED else {}
     return permuted.get(part[0]) if part else None
 
 
@@ -185,7 +191,7 @@ def _settings(file: File) -> dict[str, Any]:
         "embedding_length",
         "feed_forward_length",
         "attention.head_count",
-        "attention.layer_norm_rms_epsilon",
+        "attention.layer_norm_epsilon" if arch == "olmo" else _EPSILON,
     )
     lacking = [f"{arch}.{key}" for key in needed if get(key) is None]
     if "token_embd.weight" not in file.tensors:
@@ -241,7 +247,7 @@ def _settings(file: File) -> dict[str, Any]:
         "num_key_value_heads": get("attention.head_count_kv", heads),
         "head_dim": head_dim,
         "max_position_embeddings": get("context_length"),
-        "rms_norm_eps": _short(get("attention.layer_norm_rms_epsilon")),
+        "rms_norm_eps": _short(get(needed[-1])),
         "tie_word_embeddings": "output.weight" not in file.tensors,
         "rope_theta": _short(get("rope.freq_base", 10000.0)),
         "rope_scaling": _scaling(file, get, head_dim),
@@ -251,6 +257,22 @@ def _settings(file: File) -> dict[str, Any]:
     if arch == "llama":
         settings["attention_bias"] = "blk.0.attn_q.bias" in file.tensors
         settings["mlp_bias"] = "blk.0.ffn_up.bias" in file.tensors
+    if arch == "olmo":
+        if settings["rms_norm_eps"] != 1e-5:
+            raise ValueError(
+                f"{_OWNER} needs olmo.{needed[-1]} to be 1e-05, got {get(needed[-1])} "
+                f"in {file.path}. Load the original release in safetensors instead."
+            )
+        clip = get("attention.clamp_kqv") or None
+        settings["clip_qkv"] = clip and _short(clip)
+    if arch == "granite":
+        scale = get("attention.scale") or head_dim**-0.5
+        settings |= {
+            "attention_multiplier": _short(scale),
+            "embedding_multiplier": _short(get("embedding_scale") or 1.0),
+            "residual_multiplier": _short(get("residual_scale") or 1.0),
+            "logits_scaling": _short(get("logit_scale") or 1.0),
+        }
     if window:  # Mistral
         family = "mistral"
         settings |= {"model_type": family, "sliding_window": window}

@@ -28,7 +28,7 @@ SCHEMES = {
     "q4_1": "MOSTLY_Q4_1",
 }
 _ARCHITECTURES = {"llama": "llama", "mistral": "llama"} | dict.fromkeys(
-    ("qwen2", "qwen3")
+    ("qwen2", "qwen3", "olmo", "olmo2", "smollm3", "granite")
 )
 _OWNER = "hf.save_gguf"
 _BLOCK = 32
@@ -59,6 +59,8 @@ def checked(config: _config.DecoderConfig, scheme: str) -> _config.DecoderConfig
         )
     supported = {
         "family": (config.family, tuple(_ARCHITECTURES)),
+        # llama.cpp needs an output matrix for OLMo 2.
+        "tied": (config.tied, (False,) if config.family == "olmo2" else (True, False)),
         "rope.kind": (
             config.rope and config.rope.kind,
             ("default", "linear", "yarn", "llama3"),
@@ -171,7 +173,17 @@ def _add_settings(gguf, writer, config: _config.DecoderConfig, scheme: str) -> N
     writer.add_head_count_kv(config.kv_heads)
     writer.add_key_length(config.head_dim)
     writer.add_value_length(config.head_dim)
-    writer.add_layer_norm_rms_eps(config.norm_eps)
+    if config.family == "olmo":
+        writer.add_layer_norm_eps(config.norm_eps)
+    else:
+        writer.add_layer_norm_rms_eps(config.norm_eps)
+    if config.qkv_clip is not None:
+        writer.add_clamp_kqv(config.qkv_clip)
+    if config.family == "granite":
+        writer.add_attention_scale(config.attention_scale or config.head_dim**-0.5)
+        writer.add_embedding_scale(config.embed_scale or 1.0)
+        writer.add_residual_scale(config.residual_scale or 1.0)
+        writer.add_logit_scale(config.logit_divisor or 1.0)
     writer.add_rope_dimension_count(config.head_dim)
     rope = config.rope
     writer.add_rope_freq_base(rope.theta)

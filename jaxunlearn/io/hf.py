@@ -214,7 +214,9 @@ def save_gguf(
     tokenizer: Any = None,
     scheme: str = "q4_0",
 ) -> None:
-    """Writes a GGUF file that llama.cpp and `load` can open: Llama, Mistral, Qwen2, 3.
+    """Writes a GGUF file that llama.cpp and `load` can open.
+
+    The families are Llama, Mistral, Qwen2 and 3, OLMo 1 and 2, SmolLM3 and Granite.
 
     Kernels are rounded to the scheme, to the same values as `edits.quantize` of that
     name; kernels that another edit has rounded, such as `edits.gptq`, are rounded

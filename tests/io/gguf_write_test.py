@@ -25,12 +25,18 @@ FAMILIES = {
     "mistral": {"positions": 128},
     "qwen2": {"qkv_bias": True},
     "qwen3": {"qk_norm": True, "head_dim": 16, "tied": True},
+    "olmo": {"norm": "layer_unscaled", "norm_eps": 1e-5, "qkv_clip": 0.7},
+    "olmo2": {"pre_norms": False, "post_norms": True}
+    | {"qk_norm": True, "qk_norm_over": "all"},
+    "smollm3": {"layers": 4, "rope_layers": (True, True, True, False), "tied": True},
+    "granite": {"embed_scale": 3.0, "attention_scale": 0.3}
+    | {"residual_scale": 0.4, "logit_divisor": 2.5},
 }
 
 
 def model_of(case="llama", **changes):
-    family = next(f for f in ("llama", "mistral", "qwen2", "qwen3") if f in case)
-    return gguf_test.model_of(family, **FAMILIES[case], **changes)
+    family = "llama" if "llama" in case else case
+    return gguf_test.model_of(family, **FAMILIES[case] | changes)
 
 
 def tokenizer_of(rule="gpt-2", **changes):
@@ -157,8 +163,10 @@ def test_the_tokenizer_is_saved(tmp_path, rule):
             ["rope.kind", "'dynamic'"],
         ),
         ("llama", {"activation": "gelu"}, {}, ["activation='gelu', "]),
+        ("olmo2", {"tied": True}, {}, ["tied", "True"]),
+        ("smollm3", {"rope_layers": (False,) * 4}, {}, ["rope_layers=(False, "]),
     ],
-    ids=["scheme", "block", "windows", "rope", "activation"],
+    ids=["scheme", "block", "windows", "rope", "activation", "tied", "layers"],
 )
 def test_what_gguf_cannot_represent_is_refused(
     tmp_path, mentions, case, changes, settings, parts

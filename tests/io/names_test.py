@@ -83,6 +83,17 @@ def test_names_are_those_of_gguf(config):
         assert table.get_name(name, try_suffixes=(".weight", ".bias")) == theirs
 
 
+def test_names_of_olmo2_are_those_of_gguf(config):
+    gguf = pytest.importorskip("gguf")
+    table = gguf.get_tensor_name_map(gguf.MODEL_ARCH.OLMO2, config.layers)
+    norms = {"pre_norms": False, "post_norms": True, "qk_norm_over": "all"}
+    config = dataclasses.replace(config, family="olmo2", **norms)
+    for name, theirs in zip(
+        _names.tensors(config, "hf"), _names.tensors(config, "gguf"), strict=True
+    ):
+        assert table.get_name(name, try_suffixes=(".weight", ".bias")) == theirs
+
+
 def test_only_known_buffers_are_ignored():
     assert _names.buffers(
         ["model.layers.3.self_attn.rotary_emb.inv_freq", "rope_freqs.weight"]
