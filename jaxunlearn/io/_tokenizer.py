@@ -151,7 +151,7 @@ def _read(folder: Path) -> Any:
         built = None
     if core is not None:
         built = _as_in_file(transformers, folder, config, core, built)
-    built.init_kwargs.pop("auto_map", None)
+    getattr(built, "init_kwargs", {}).pop("auto_map", None)
     return built
 
 

@@ -3,6 +3,7 @@
 
     model, params, tokenizer = hf.load("path/or/name")
     model, params, tokenizer = hf.load("path/or/name", mesh=mesh)       # sharded
+    model, params, tokenizer = hf.load("adapter", base="path/or/name")  # LoRA of PEFT
     hf.save(model, params, "unlearned/", tokenizer=tokenizer)
     hf.save_gguf(model, params, "unlearned.gguf", tokenizer=tokenizer)  # 4 bits
 
