@@ -30,4 +30,5 @@ def main() -> None:
     # transformers would otherwise report at its import that PyTorch is not installed.
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     signal.signal(signal.SIGTERM, _group.terminate)
+    sys.unraisablehook = _group.send_again
     _group.group.main(prog_name="jaxunlearn")

@@ -17,8 +17,12 @@ and progress to standard error (click.echo(..., err=True)), and never calls sys.
 `--debug` and `--help` come with the decorator.
 """
 
+import _thread
 import difflib
 import importlib
+import signal
+import sys
+import threading
 import traceback
 from collections.abc import Callable
 from typing import Any, NoReturn
@@ -27,6 +31,7 @@ import click
 
 COMMANDS = ("forget", "finetune", "evaluate", "attack", "report", "export", "plan")
 STOPPED, INTERRUPTED = 75, 130
+DELAY = 0.1  # seconds until a signal that was dropped is sent again
 RESUME = "What was finished is saved. Run the same command again to resume."
 
 
@@ -37,6 +42,25 @@ class Terminated(BaseException):
 def terminate(number: int, frame: Any) -> NoReturn:
     """A handler of SIGTERM."""
     raise Terminated
+
+
+def send_again(unraisable: Any) -> None:
+    """A sys.unraisablehook that sends a signal again if Python dropped its exception.
+
+    Python drops an exception that is raised inside a callback of the garbage collector
+    (JAX has one) or inside __del__, so a Ctrl-C that arrives there would be lost.
+    """
+    match unraisable.exc_value:
+        case KeyboardInterrupt():
+            number = signal.SIGINT
+        case Terminated():
+            number = signal.SIGTERM
+        case _:
+            return sys.__unraisablehook__(unraisable)
+    # Not at once: an exception that is raised inside this hook is dropped too.
+    timer = threading.Timer(DELAY, _thread.interrupt_main, [number])
+    timer.daemon = True
+    timer.start()
 
 
 class Group(click.Group):

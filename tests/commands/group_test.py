@@ -108,3 +108,34 @@ def test_the_module_runs_and_misses_click_by_name():
     assert found.returncode == 2
     assert "jaxunlearn[hf]" in found.stderr
     assert len(found.stderr.splitlines()) == 1
+
+
+def test_a_signal_inside_a_callback_of_the_collector_is_not_lost():
+    program = """
+import gc, os, signal, sys, time
+from jaxunlearn.commands import _group
+
+signal.signal(signal.SIGTERM, _group.terminate)
+sys.unraisablehook = _group.send_again
+left = []
+
+def callback(phase, info):
+    if left:
+        os.kill(os.getpid(), left.pop())
+        for _ in range(1000):
+            pass
+
+gc.callbacks.append(callback)
+for number in (signal.SIGINT, signal.SIGTERM):
+    left.append(number)
+    try:
+        gc.collect()
+        time.sleep(10)
+    except (KeyboardInterrupt, _group.Terminated) as error:
+        print(type(error).__name__)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True
+    )
+    assert done.stdout.split() == ["KeyboardInterrupt", "Terminated"], done
+    assert not done.stderr
