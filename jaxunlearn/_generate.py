@@ -26,6 +26,10 @@ def generate(
 ) -> Array:
     """Continues every prompt of a batch.
 
+    A greedy row has the tokens that it has alone. Where rotary positions depend on the
+    length (`longrope`), each token is that of one pass over the text before it; with
+    `dynamic` earlier tokens keep their angles, as in transformers.
+
     Args:
         model: a Model that can decode (has `init_cache` and `decode`).
         params: its parameters.
