@@ -147,6 +147,7 @@ BAD = {
     "layers of another model": (dict(method="rmu.wmdp"), ["layers"]),
     "rank too large": (dict(lora_rank=512), ["512"]),
     "no config": (dict(config="nowhere.py"), ["nowhere.py"]),
+    "rounding": (dict(rounding="up"), ["rounding='up'", "'masters'"]),
     "microbatches": (dict(num_microbatches=3), ["num_microbatches=3"]),
 }
 

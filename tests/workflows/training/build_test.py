@@ -2,6 +2,7 @@
 """A config becomes the pieces of a run, from shapes alone, or a clear refusal."""
 
 import jax
+import jax.numpy as jnp
 import pytest
 from jax.sharding import PartitionSpec as P
 
@@ -28,6 +29,23 @@ def test_the_step_lowers_from_shapes_alone():
         lambda x: (x.shape, x.dtype), built.state
     )
     assert {"forget/loss", "finite"} <= set(metrics)
+
+
+def test_rounding_reaches_the_optimizer_and_is_placed_on_the_mesh():
+    config = config_of(data=2, fsdp=2, tensor=2)
+    config.model.dtype, config.rounding = "bfloat16", "masters"
+    plain = build.pieces(config_of(data=2, fsdp=2, tensor=2))
+    built = build.pieces(settings.check(config))
+    assert built.state.params["embed"]["embedding"].dtype == jnp.bfloat16
+    master = built.state.opt_state.masters["blocks/mlp/up/kernel"]
+    assert master.dtype == jnp.float32 and master.sharding.spec == P(
+        None, "fsdp", "tensor"
+    )
+    assert {x.dtype for x in jax.tree.leaves(built.state.opt_state)} == {
+        x.dtype for x in jax.tree.leaves(plain.state.opt_state)
+    }
+    with jax.numpy_dtype_promotion("standard"):
+        built.step.trace(built.state, built.streams, built.frozen)
 
 
 def test_a_schedule_and_a_trainable_pattern_reach_the_recipe():
@@ -70,6 +88,7 @@ WRONG = {
     "mode='finetune' needs a recipe, one in finetune": lambda c: c.update(
         mode="finetune"
     ),
+    "rounding='up'": lambda c: c.update(rounding="up"),
     "steps >= 0, got steps=-1": lambda c: c.update(steps=-1),
     "output folder, got none": lambda c: c.update(output=""),
     "stream 'retain', but there is 'forget'": lambda c: c.data.__delitem__("retain"),
