@@ -104,7 +104,7 @@ def test_a_run_is_evaluated_before_and_after(place, evaluated):
         about = json.loads((evaluation / "about.json").read_text())
         assert (about["name"], about["role"]) == (name, role)
         assert set(about["data"]) == {"forget", "retain"}
-        assert not about["settings"]["end"]  # plain prompts are trained without it
+        assert about["settings"]["prompt_format"]["end"] == "auto"  # the run's
     head, *lines = result.stdout.splitlines()
     assert head.split() == ["original", "unlearned"]
     (first, *_) = [x for x in lines if x.startswith("forget")]
@@ -155,7 +155,7 @@ EVALUATE = ("evaluate", "original", "--output", "eval")
         ((*EVALUATE, "--forget", "columns.jsonl"), ("'prompt'", "columns.jsonl")),
         ((*EVALUATE, "--forget", "nowhere.jsonl"), ("nowhere.jsonl",)),
         ((*EVALUATE, "--tasks", "tofuu"), ("tofuu", "'tofu'")),
-        ((*EVALUATE, "--set", "scor.prompt=x"), ("scor", "score.prompt")),
+        ((*EVALUATE, "--set", "scor.length=8"), ("scor", "score.length")),
         ((*EVALUATE, "--role", "teacher"), ("role='teacher'",)),
         (("evaluate", "bare", "--output", "e", "--forget", "forget.jsonl"), ("bare",)),
         (("evaluate", "nomodel", "--output", "e", "--forget", "forget.jsonl"), ()),

@@ -125,6 +125,7 @@ def attack_model(
         "original": str(original) or None,
         "command": command,
         "known": known or None,
+        "prompt_format": settings.prompt_format.as_dict(),
         "facts": {name: len(rows) for name, rows in fact_set._asdict().items()},
         "chance": 1 / len(fact_set.forget[0]["choices"]),
         "seed": seed,
