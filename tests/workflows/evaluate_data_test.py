@@ -24,8 +24,8 @@ def test_a_retain_log_of_other_data_is_refused(made, retrained, tmp_path):
     )
     with pytest.raises(ValueError, match=message):
         score(made, tmp_path, found, retrained=retrained)
-    settings = SETTINGS._replace(prompt="Q: {question}")
-    with pytest.raises(ValueError, match="settings: prompt '{question}' there"):
+    settings = SETTINGS.with_settings({"prompt_format": {"prompt": "Q: {question}"}})
+    with pytest.raises(ValueError, match="prompt_format.prompt '{question}' there"):
         score(made, tmp_path, retrained=retrained, settings=settings)
     with pytest.raises(FileNotFoundError, match="nowhere"):
         score(made, tmp_path, retrained=tmp_path / "nowhere")

@@ -145,7 +145,7 @@ def test_settings_of_a_task_are_compared(made, tmp_path):
         )
     }
     score(made, tmp_path / "changed", changed, role="retrained", name="changed")
-    with pytest.raises(ValueError, match="settings: prompt_format .*Q: "):
+    with pytest.raises(ValueError, match="prompt_format.prompt 'Q: {question}' there"):
         score(
             made, tmp_path / "common", {"forget": plain}, retrained=tmp_path / "changed"
         )

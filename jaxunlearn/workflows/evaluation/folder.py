@@ -151,8 +151,8 @@ def read_reference(
                 "model on the same rows."
             )
     for name in shared:
-        here = records.as_json(tasks[name].with_defaults(settings).as_dict())
-        there = task_room.Settings.recorded(about, name).as_dict()
+        here = records.as_json(tasks[name].with_defaults(settings).by_name())
+        there = task_room.Settings.recorded(about, name).by_name()
         there = records.as_json(there)
         differ = [x for x in here if x not in NOT_COMPARED and here[x] != there[x]]
         if differ:

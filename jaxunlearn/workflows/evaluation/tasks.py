@@ -67,6 +67,12 @@ class Settings(NamedTuple):
         """The settings as files record them."""
         return self._asdict() | {"prompt_format": self.prompt_format.as_dict()}
 
+    def by_name(self) -> dict[str, Any]:
+        """Every setting by its dotted name, such as "prompt_format.end"."""
+        found = self._asdict()
+        fields = found.pop("prompt_format").as_dict()
+        return found | {f"prompt_format.{name}": x for name, x in fields.items()}
+
 
 class Task(NamedTuple):
     """One table of questions.

@@ -334,7 +334,7 @@ def _check_same_data(models: Sequence[ModelResults]) -> None:
 def _settings(model: ModelResults, shared: Sequence[str]) -> dict[str, Any]:
     """The settings of the shared tasks; one that is newer than the evaluation has its
     default."""
-    common = records.as_json(tasks.Settings.recorded(model.about).as_dict())
+    common = records.as_json(tasks.Settings.recorded(model.about).by_name())
     of_tasks = model.about["settings"].get("tasks", {})
     of_tasks = {task: of_tasks[task] for task in shared if task in of_tasks}
     return common | {"tasks": of_tasks}
