@@ -113,34 +113,50 @@ def texts(owner: str, **lists: Any) -> None:
                 )
 
 
-def token_ids(owner: str, vocab: int | None, tokens: Any, mask: Any = None) -> None:
-    """Raises ValueError naming row and token, unless all ids are in [0, vocab).
+def token_ids(
+    owner: str,
+    model: Any,
+    batch: Mapping[str, Any],
+    *,
+    first_row: int = 0,
+    tokenizer: Any = None,
+) -> None:
+    """Raises ValueError naming row and token for an id that the model does not have.
 
-    Embedding and logits have no row for such an id, and compiled programs would read
-    another row in its place without an error.
+    Neither the embedding nor the logits have a row for such an id, and a compiled
+    program would read another row in its place without an error.
 
     Args:
         owner: what needs the ids; begins the error.
-        vocab: rows of the model's embedding; None if the model does not say.
-        tokens: [n, L] int; traced arrays and those of several processes pass.
-        mask: [n, L] bool; ids where it is False are padding and may be anything.
+        model: a Model; nothing is checked if its config names no vocabulary.
+        batch: `tokens` [n, ..., L] int and optionally `mask`, both of one shape; ids
+            where it is False are padding and may be anything. Traced arrays and those
+            of several processes pass.
+        first_row: what the error calls the first row.
+        tokenizer: if given, the error has the token's text.
     """
+    vocab, tokens = getattr(model.config, "vocab", None), batch["tokens"]
     if vocab is None or not _on_host(tokens):
         return
-    tokens, mask = jax.device_get((tokens, mask))
+    tokens, mask = jax.device_get((tokens, batch.get("mask")))
     if not tokens.size or (tokens.min() >= 0 and tokens.max() < vocab):
         return
     bad = (tokens < 0) | (tokens >= vocab)
     bad = bad if mask is None else bad & mask
     if bad.any():
         row, *place = (int(each[0]) for each in bad.nonzero())
+        token = int(tokens[(row, *place)])
+        text = "" if tokenizer is None else _token(tokenizer, token)
         raise ValueError(
             f"{owner} needs token ids from 0 to {vocab - 1}, the model's vocabulary, "
-            f"got {tokens[(row, *place)]} in row {row} at position {place[-1]} "
-            f"({bad.any(axis=tuple(range(1, bad.ndim))).sum()} of {len(bad)} rows have "
-            "such ids). Encode with the model's tokenizer, or give the model's "
-            "embedding a row for each token (resize_token_embeddings of transformers)."
+            f"got {token}{text} in row {first_row + row} at position {place[-1]}. "
+            "Encode with the model's tokenizer, or give the embedding a row for each "
+            "token, as resize_token_embeddings of transformers does."
         )
+
+
+def _token(tokenizer: Any, token: int) -> str:
+    return f" ({tokenizer.convert_ids_to_tokens(token)!r})" if token >= 0 else ""
 
 
 def pairs(owner: str, columns: Mapping[str, Any]) -> None:

@@ -44,8 +44,9 @@ def generate(
     Returns:
         [B, max_new_tokens] int32, only the new tokens.
     Raises:
-        ValueError: if the model cannot decode, a row has no token, the texts would be
-            longer than the model's maximal length, or sampling has no key.
+        ValueError: if the model cannot decode, a row has no token or one outside the
+            model's vocabulary, the texts would be longer than the model's maximal
+            length, or sampling has no key.
     """
     _checks.positive_int("generate", max_new_tokens=max_new_tokens)
     _checks.not_negative("generate", temperature=temperature)
@@ -66,6 +67,7 @@ def generate(
             f"generate needs prompt and new tokens within {longest} positions, got "
             f"{total}. Shorten the prompts or reduce max_new_tokens."
         )
+    _checks.token_ids("generate", model, batch)
     if not isinstance(batch["mask"], jax.core.Tracer):
         (empty,) = np.nonzero(~np.asarray(batch["mask"]).any(axis=1))
         if empty.size:

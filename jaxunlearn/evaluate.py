@@ -61,9 +61,11 @@ def answer_logps(
     Returns:
         (logps [n] float32, nats, summed over the answer; lengths [n] int32, tokens of
         the answer).
+    Raises:
+        ValueError: naming the row, for token ids outside the model's vocabulary.
     """
     logps, lengths = [], []
-    for batch, valid in _batches(table, batch_size, mesh):
+    for batch, valid in _batches("answer_logps", model, table, batch_size, mesh):
         each, where = _on_mesh(_target_logps, model, params, batch, mesh)
         logps.append(np.asarray(each).sum(axis=1)[valid])
         lengths.append(np.asarray(where).sum(axis=1)[valid])
@@ -110,7 +112,7 @@ def token_scores(
     created.
     """
     found = []
-    for batch, valid in _batches(table, batch_size, mesh):
+    for batch, valid in _batches("token_scores", model, table, batch_size, mesh):
         each = _on_mesh(_token_scores, model, params, batch, mesh)
         found.append([np.asarray(x)[valid] for x in each])
     return TokenScores(*map(np.concatenate, zip(*found, strict=True)))
@@ -181,8 +183,8 @@ def completions(
             over it.
     Raises:
         TypeError: for one text in place of a list.
-        ValueError: as `generate`, for a row that is not a text, or for a mesh of
-            several processes.
+        ValueError: as `generate`, for a row that is not a text or has a token outside
+            the model's vocabulary, or for a mesh of several processes.
     """
     _checks.positive_int("completions", batch_size=batch_size)
     if mesh is not None and jax.process_count() > 1:
@@ -196,6 +198,7 @@ def completions(
     if eos_ids is None:
         eos_ids = _eos_ids(model, tokenizer, prompt_format)
     table = tables.encode(tokenizer, prompts, prompt_format=prompt_format)
+    _checks.token_ids("evaluate.completions", model, table, tokenizer=tokenizer)
     lengths = table["mask"].sum(axis=1)
     order = np.argsort(lengths, kind="stable")
     max_length = getattr(model.config, "max_length", table["tokens"].shape[1])
@@ -353,6 +356,9 @@ def encode_choices(
         [choice for each in choices for choice in each],
         prompt_format=prompt_format,
     )
+    shape = (len(prompts), num_choices, -1)
+    rows = {name: table[name].reshape(shape) for name in ("tokens", "mask")}
+    _checks.token_ids(owner, model, rows, tokenizer=tokenizer)
     max_length = getattr(model.config, "max_length", None)
     if max_length is not None:
         tables.check_length(table, max_length)
@@ -433,12 +439,16 @@ def _repeat(leaf, times):
     return leaf if axis is None else jnp.repeat(leaf, times, axis=axis)
 
 
-def _batches(table, batch_size, mesh):
+def _batches(owner, model, table, batch_size, mesh):
     """(this process's rows of each batch, `valid` of all rows of the batch)."""
+    owner = f"evaluate.{owner}"
     shard = (0, 1) if mesh is None else (jax.process_index(), jax.process_count())
+    row = shard[0] * (batch_size // shard[1])
     for batch in tables.eval_batches(table, batch_size, shard=shard):
         fix = "data.encode makes both."
-        _checks.has_keys("evaluate", "columns", ("tokens", "mask"), batch, fix)
+        _checks.has_keys(owner, "columns", ("tokens", "mask"), batch, fix)
+        _checks.token_ids(owner, model, batch, first_row=row)
+        row += batch_size
         names = [x for x in ("tokens", "mask", "answer", "image") if x in batch]
         yield {name: batch[name] for name in names}, batch["valid"]
 

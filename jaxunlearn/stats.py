@@ -102,6 +102,7 @@ def activity(
     with place:
         for batch in batches:
             columns = {"tokens": batch["tokens"], "mask": batch["mask"]}
+            _checks.token_ids(_OWNER, model, columns)
             if mesh is not None:
                 columns = sharding.put_rows(columns, mesh)
             count, sums = _add(model, params, columns, count, sums)
@@ -154,6 +155,7 @@ def moments(
     total = None
     for batch in batches:
         columns = {"tokens": batch["tokens"], "mask": batch["mask"]}
+        _checks.token_ids(owner, model, columns)
         new = _moment_sums(model, taps, params, columns)
         total = new if total is None else jax.tree.map(jnp.add, total, new)
     if total is None or not int(total[0]):
@@ -271,6 +273,8 @@ def fisher(
         for index, batch in enumerate(batches):
             _checks.has_keys(owner, "stream", term.reads, batch, "Add it.")
             streams = {name: dict(batch[name]) for name in term.reads}
+            if hasattr(term, "check"):
+                term.check(streams)
             if mesh is not None:
                 streams = sharding.put_rows(streams, mesh)
             for x in jax.tree.leaves(streams):

@@ -197,6 +197,15 @@ def retrain(
     for learning_rate in learning_rates:
         _checks.positive(owner, learning_rate=learning_rate)
     num_rows = tables.num_rows(train_facts, name="train_facts")
+    choices = {
+        x: eval_facts[f"choice{y}"] for x, y in (("tokens", "s"), ("mask", "_mask"))
+    }
+    for name, rows in (
+        ("train_facts", train_facts),
+        ("eval_facts", eval_facts),
+        ("eval_facts", choices),
+    ):
+        _checks.token_ids(f"{owner}: {name}", model, rows)
     batch_size = min(batch_size, num_rows)  # an epoch has at least one step
     key = jax.random.key(0) if key is None else key
     model, train, rest = trainable(model, params, rank, pattern, key)

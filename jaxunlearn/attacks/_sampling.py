@@ -58,6 +58,7 @@ def sample(
         raise ValueError(f"{owner} needs at least one prompt, got none.")
     eos_ids = evaluate.eos_ids(model, tokenizer, prompt_format)
     table = tables.encode(tokenizer, prompts, prompt_format=prompt_format)
+    _checks.token_ids(owner, model, table, tokenizer=tokenizer)
     table = {name: table[name].repeat(num_samples, 0) for name in ("tokens", "mask")}
     params, texts = prepare_params(model, params), []
     for index, batch in enumerate(tables.eval_batches(table, batch_size)):

@@ -98,6 +98,7 @@ def _mean(model, params, table, site, layers, size) -> np.ndarray:
     rows, total = tables.num_rows(table), 0.0
     table = {name: table[name] for name in ("tokens", "mask")}
     for batch in tables.eval_batches(table, size):
+        _checks.token_ids("attacks.steer", model, batch)
         valid = batch.pop("valid")
         total = total + _last(model, params, batch, valid, site, layers)
     return total / rows

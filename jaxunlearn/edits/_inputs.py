@@ -64,6 +64,7 @@ def collect(
     }
     for batch in batches:
         columns = {"tokens": batch["tokens"], "mask": batch["mask"]}
+        _checks.token_ids("collect_inputs", model, columns)
         sums = _add(model, layers, params, columns, sums)
     tokens = next(iter(sums.values())).tokens
     if not isinstance(tokens, jax.core.Tracer) and not tokens:

@@ -66,12 +66,10 @@ class BoundTerm:
         These are ids outside the model's vocabulary, and rows that are not pairs.
         Traced arrays pass; `fit` calls this with every batch.
         """
-        vocab = getattr(self.model.config, "vocab", None)
         found = {name: streams.get(name, {}) for name in self.reads}
         for name, batch in found.items():  # `batches` names what is missing
             if "tokens" in batch:
-                owner = f"The term on {name!r}"
-                _checks.token_ids(owner, vocab, batch["tokens"], batch.get("mask"))
+                _checks.token_ids(f"The term on {name!r}", self.model, batch)
         if self.paired and all("pair" in batch for batch in found.values()):
             columns = {name: batch["pair"] for name, batch in found.items()}
             _checks.pairs("The term on pairs", columns)

@@ -97,9 +97,8 @@ def read(
             ids |= matching.matched(group, texts, found)
             matching.drop_long(group, texts, ids, found, encode)
     made = {name: encode[name](s.get("length") or None) for name, s in found.items()}
-    vocab = getattr(model.config, "vocab", None)
     for name, s in found.items():
-        checked = partial(_within, f"The stream {name!r}", vocab)
+        checked = partial(_within, f"The stream {name!r}", model, tokenizer)
         if not isinstance(made[name], Mapping):
             made[name] = source.mapped(made[name], checked)
         else:
@@ -164,10 +163,10 @@ def _key(config: ConfigDict, stream: Stream) -> np.uint32:
     return np.uint32(zlib.crc32(text))
 
 
-def _within(owner: str, vocab: int | None, rows: table.Table) -> table.Table:
+def _within(owner: str, model: Model, tokenizer: Any, rows: table.Table) -> table.Table:
     """The rows (or one row), once their token ids are those of the model."""
-    tokens, mask = (np.atleast_2d(rows[name]) for name in ("tokens", "mask"))
-    _checks.token_ids(owner, vocab, tokens, mask)
+    batch = {name: np.atleast_2d(rows[name]) for name in ("tokens", "mask")}
+    _checks.token_ids(owner, model, batch, tokenizer=tokenizer)
     return rows
 
 
