@@ -3,6 +3,7 @@
 
 import dataclasses
 import importlib.util
+import json
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
-from jaxunlearn import edits, trees
+from jaxunlearn import edits, evaluate, trees
 from jaxunlearn.io import hf
 from jaxunlearn.models import _config, _rope, decoder
 from tests.io import gguf_test
@@ -148,6 +149,20 @@ def test_the_tokenizer_is_saved(tmp_path, rule):
         assert again(text)["input_ids"] == tokenizer(text)["input_ids"]
     assert (again.bos_token, again.eos_token) == ("<s>", "</s>")
     assert again.chat_template == gguf_test.TEMPLATE
+
+
+def test_the_ids_that_end_a_text_are_saved(tmp_path):
+    end = gguf_test.PIECES.index("</s>")
+    ids = (3, 7, end)  # of a message, of a turn, and the tokenizer's
+    model, params = model_of("llama", vocab=len(gguf_test.PIECES), eos_ids=ids)
+    hf.save_gguf(model, params, tmp_path / "x.gguf", tokenizer=tokenizer_of())
+    again, loaded, tokenizer = hf.load(tmp_path / "x.gguf")
+    assert sorted(again.config.eos_ids) == sorted(evaluate.eos_ids(again, tokenizer))
+    assert set(again.config.eos_ids) == set(ids)
+    hf.save(again, loaded, tmp_path / "folder", tokenizer=tokenizer)
+    for name in ("config.json", "generation_config.json"):
+        saved = json.loads((tmp_path / "folder" / name).read_text())
+        assert set(saved["eos_token_id"]) == set(ids)
 
 
 @pytest.mark.parametrize(
