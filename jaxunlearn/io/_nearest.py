@@ -27,6 +27,11 @@ _NEAREST = {
         "llama",
         "mixtures of experts, chunked attention and scaled queries",
     ),
+    "hf_olmo": (
+        "olmo",
+        "the names of its settings and tensors, which the folder of the same release "
+        "with -hf in its name has as they should be",
+    ),
     "mpt": ("gpt_neox", "ALiBi positions"),
     "qwen3_5": ("qwen3", "linear attention in most layers and gated attention"),
     "qwen3_5_text": ("qwen3", "linear attention in most layers and gated attention"),

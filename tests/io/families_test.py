@@ -130,6 +130,7 @@ SLOW = (
     "ministral",
     "glm",
     "seed_oss",
+    "olmo3",
 )
 MARKED = [pytest.param(x, marks=[pytest.mark.slow] if x in SLOW else []) for x in CASES]
 
@@ -144,15 +145,16 @@ def test_families(torch_model, same_logits, tmp_path, case):
     assert dataclasses.replace(_hf_config.parse(text), source="{}") == bare
 
     # A cache gives what one pass gives.
-    mask = np.ones((2, 12), bool)
+    mask = np.ones((3, 40), bool)  # the shape of same_logits, whose program is reused
     mask[1, :4] = False
-    tokens = np.random.default_rng(1).integers(0, 96, (2, 12)).astype(np.int32)
+    tokens = np.random.default_rng(1).integers(0, 96, mask.shape).astype(np.int32)
     batch = {"tokens": jnp.asarray(tokens), "mask": jnp.asarray(mask)}
     apply, extend = jax.jit(model.apply), jax.jit(model.decode)
     expected = apply(params, batch).hidden[mask]
-    cache, pieces = model.init_cache(2, 12), []
-    for first in (0, 6):
-        piece = {name: x[:, first : first + 6] for name, x in batch.items()}
+    longest = {} if model.config.cache_limit is None else {"min_length": 40}
+    cache, pieces = model.init_cache(3, 40, **longest), []
+    for first in (0, 20):
+        piece = {name: x[:, first : first + 20] for name, x in batch.items()}
         hidden, cache = extend(params, piece, cache)
         pieces.append(hidden)
     got = jnp.concatenate(pieces, axis=1)[mask]
@@ -272,6 +274,7 @@ def test_older_files_have_other_names(made, same_logits, tmp_path, case):
         ("qwen3_5", {}, ["'qwen3_5'", "nearest family is 'qwen3'", "linear attention"]),
         ("llama4", {}, ["'llama4'", "nearest family is 'llama'", "chunked attention"]),
         ("gemma4_text", {}, ["nearest family is 'gemma3_text'", "per layer"]),
+        ("hf_olmo", {}, ["nearest family is 'olmo'", "-hf"]),
         ("cohere", {}, ["nearest family is 'llama'", "parallel blocks"]),
     ],
     ids=str,

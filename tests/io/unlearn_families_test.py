@@ -34,7 +34,7 @@ MORE = {
     "gemma3": ("gemma3_text", THREE | {"layer_types": MIXED, "sliding_window": 7}),
 }
 ROW_BY_ROW = ("phi3-longrope", "llama-dynamic")
-QUICK = ("olmo", "phi", "smollm3-windows", *ROW_BY_ROW)
+QUICK = ("olmo", *ROW_BY_ROW)
 NEWER = ("olmo", "olmo2", "phi", "phi-normed", "smollm3", "smollm3-windows", "olmo3")
 NEWER += ("ministral", "granite", "glm", "glm4", "seed_oss")
 
@@ -145,7 +145,7 @@ def torch_step(reference, batches):
     }
 
 
-@pytest.mark.parametrize("case", named([*NEWER, "gemma3"], ("olmo", "phi")))
+@pytest.mark.parametrize("case", named([*NEWER, "gemma3"], ("phi",)))
 def test_a_step_of_npo_is_that_of_torch(loaded, case, tmp_path):
     reference, model, params = loaded(case)
     batches = streams()
