@@ -87,61 +87,50 @@ def run(
     num = layers["down"]["kernel"].shape[0]
     (experts,) = sharding.spec((num,), _PARTS)
     rows, length, width = sharding.spec(x.shape, *ROWS, "fsdp")
-    shape = dict(mesh.shape)
-    parts = math.prod(shape[a] for a in experts or ())
-    # Rows of other devices with other experts: gathered before, summed after.
-    gathers = "expert" in (rows or ()) and experts is not None
-    scatters = experts is not None and x.shape[-1] % shape.get("tensor", 1) == 0
+    parts = math.prod(sharding.parts_of(axis) for axis in experts or ())
+    # Rows of devices with other experts are gathered before and returned after.
+    gathers = "expert" in (experts or ()) and "expert" in (rows or ())
+    scatters = "tensor" in (experts or ()) and not (
+        x.shape[-1] % sharding.parts_of("tensor")
+    )
+
+    def complete(name, leaf, value):
+        axis = _width_axis(name, leaf)
+        if axis is None or width is None:
+            return value
+        return _gather(value, "fsdp", axis)
 
     def on_device(layers, x, weights, chosen):
-        if width is not None:
-            layers = {
-                name: {
-                    leaf: _gather(value, "fsdp", axis)
-                    for leaf, value in layer.items()
-                    for axis in [_width_axis(name, leaf)]
-                }
-                for name, layer in layers.items()
-            }
+        layers = _map(complete, layers)
         if gathers:
             x, weights, chosen = (_gather(v, "expert", 0) for v in (x, weights, chosen))
-        first = None
-        if parts > 1:
-            first = jax.lax.axis_index(experts) * (num // parts)
-            with jax.named_scope(f"runs_1_{parts}"):
-                out = compute(layers, x, weights, chosen, first)
-        else:
+        if parts == 1:
+            return compute(layers, x, weights, chosen, None)
+        first = jax.lax.axis_index(experts) * (num // parts)
+        with jax.named_scope(f"runs_1_{parts}"):  # for plans: the share of pairs here
             out = compute(layers, x, weights, chosen, first)
-        if experts is None:
-            return out
         if gathers:
-            out = jax.lax.psum_scatter(out, "expert", scatter_dimension=0, tiled=True)
-        else:
-            out = jax.lax.psum(out, "expert")
+            out = _scatter(out, "expert", 0)
         if scatters:
-            return jax.lax.psum_scatter(out, "tensor", scatter_dimension=2, tiled=True)
-        return jax.lax.psum(out, "tensor")
+            out = _scatter(out, "tensor", 2)
+        done = ("expert",) * gathers + ("tensor",) * scatters
+        others = tuple(axis for axis in experts if axis not in done)
+        return jax.lax.psum(out, others) if others else out
 
-    def spec_of(name, leaf, value):
+    def spec_of(name, leaf, _):
         axes = [experts, None, None]
-        axis = _width_axis(name, leaf)
-        if axis is not None:
+        if (axis := _width_axis(name, leaf)) is not None:
             axes[axis] = width
         return PartitionSpec(*axes)
 
-    specs = {
-        name: {leaf: spec_of(name, leaf, value) for leaf, value in layer.items()}
-        for name, layer in layers.items()
-    }
-    dtype = x.dtype
-    layers = jax.tree.map(lambda value: value.astype(dtype), layers)
     inputs = PartitionSpec(rows, length, None)
+    split = scatters and parts > 1
     out = jax.shard_map(
         on_device,
-        in_specs=(specs, inputs, inputs, inputs),
-        out_specs=PartitionSpec(rows, length, "tensor" if scatters else None),
+        in_specs=(_map(spec_of, layers), inputs, inputs, inputs),
+        out_specs=PartitionSpec(rows, length, "tensor" if split else None),
         check_vma=False,
-    )(layers, x, weights, chosen)
+    )(jax.tree.map(lambda leaf: leaf.astype(x.dtype), layers), x, weights, chosen)
     return sharding.constrain(out, *ROWS, None)
 
 
@@ -152,10 +141,20 @@ def _width_axis(name: str, leaf: str) -> int | None:
     return {"kernel": 1, "lora_a": 1}.get(leaf)
 
 
-def _gather(x: Array, name: str, axis: int | None) -> Array:
-    if axis is None:
-        return x
+def _map(function: Callable, layers: Params) -> Params:
+    """function(layer's name, leaf's name, leaf) for every leaf."""
+    return {
+        name: {leaf: function(name, leaf, value) for leaf, value in layer.items()}
+        for name, layer in layers.items()
+    }
+
+
+def _gather(x: Array, name: str, axis: int) -> Array:
     return jax.lax.all_gather(x, name, axis=axis, tiled=True)
+
+
+def _scatter(x: Array, name: str, axis: int) -> Array:
+    return jax.lax.psum_scatter(x, name, scatter_dimension=axis, tiled=True)
 
 
 def _local(layers, x, weights, chosen, first, *, activation):

@@ -13,8 +13,9 @@ import pytest
 import safetensors.numpy
 
 import jaxunlearn as ju
-from jaxunlearn import combine, losses, sharding, terms
-from jaxunlearn.io import _hf_config, hf
+from jaxunlearn import combine, losses, models, sharding, terms
+from jaxunlearn.io import _hf_config, _names, hf
+from jaxunlearn.workflows.training import presets
 from tests.io.parity_test import compare
 
 transformers = pytest.importorskip("transformers")
@@ -166,6 +167,30 @@ def test_one_tensor_for_all_experts_is_read_too(torch_model, tmp_path, case):
         jax.tree.map(np.testing.assert_array_equal, params, expected)
 
 
+def test_settings_of_a_published_checkpoint():
+    """Qwen3-30B-A3B's config.json, as transformers 4 wrote it."""
+    text = json.dumps(
+        {"model_type": "qwen3_moe", "attention_bias": False, "decoder_sparse_step": 1}
+        | {"head_dim": 128, "hidden_act": "silu", "hidden_size": 2048}
+        | {"intermediate_size": 6144, "max_position_embeddings": 40960}
+        | {"mlp_only_layers": [], "moe_intermediate_size": 768, "norm_topk_prob": True}
+        | {"num_attention_heads": 32, "num_experts": 128, "num_experts_per_tok": 8}
+        | {"num_hidden_layers": 48, "num_key_value_heads": 4, "rms_norm_eps": 1e-06}
+        | {"rope_scaling": None, "rope_theta": 1000000.0, "sliding_window": None}
+        | {"use_sliding_window": False, "vocab_size": 151936}
+    )
+    found = _hf_config.parse(text, compute_dtype="bfloat16")
+    expected = presets.PRESETS["qwen3-30b-a3b"]
+    assert dataclasses.replace(found, source=expected.source) == expected
+    names = _names.tensors(found)
+    assert len(names) == 3 + 48 * (8 + 1 + 3 * 128)
+    assert names["model.layers.47.mlp.experts.127.up_proj.weight"].shape == (768, 2048)
+    fused = _names.tensors(found, "hf_fused")
+    assert fused["model.layers.0.mlp.experts.gate_up_proj"].shape == (128, 1536, 2048)
+    with pytest.raises(ValueError, match="qwen3_moe"):
+        hf.save_gguf(models.make(found), {}, "qwen.gguf")
+
+
 @pytest.mark.parametrize(
     ("family", "settings", "parts"),
     [
@@ -173,6 +198,8 @@ def test_one_tensor_for_all_experts_is_read_too(torch_model, tmp_path, case):
         ("qwen3_moe", {"decoder_sparse_step": 2}, ["decoder_sparse_step", "2"]),
         ("mixtral", {"num_experts_per_tok": 9}, ["per_token", "9", "num=8"]),
         ("mixtral", {"num_local_experts": 0}, ["num", "0"]),
+        ("deepseek_v3", {"n_routed_experts": 8}, ["nearest family is 'qwen2_moe'"]),
+        ("sparse_lm", {"num_experts": 8}, ["'mixtral'", "its mixture of experts"]),
     ],
     ids=str,
 )
@@ -180,7 +207,8 @@ def test_unsupported_variants_are_refused(mentions, family, settings, parts):
     base = {"vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 3}
     base |= {"num_attention_heads": 4, "intermediate_size": 48, "model_type": family}
     base |= {"num_key_value_heads": 2}
-    _hf_config.parse(json.dumps(base))
+    if family in ("mixtral", "qwen3_moe"):
+        _hf_config.parse(json.dumps(base))
     with pytest.raises(ValueError) as info:
         _hf_config.parse(json.dumps(base | settings))
     mentions(info, *parts)

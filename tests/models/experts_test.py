@@ -22,6 +22,7 @@ from jaxunlearn import (
     trees,
     wrap,
 )
+from jaxunlearn.models import _experts
 
 ROWS, LENGTH, VOCAB = 8, 6, 32
 DOWN = "blocks/mlp/experts/down/kernel"
@@ -218,6 +219,38 @@ def test_a_step_on_a_mesh_equals_that_on_one_device(one_step, sizes):
     jax.tree.map(
         partial(assert_allclose, rtol=0, atol=1e-5), state.params, expected.params
     )
+
+
+@pytest.mark.parametrize("rows", [8, 3], ids="{} rows".format)
+def test_experts_on_a_mesh_equal_a_plain_sum_over_all_experts(rows):
+    """Values and gradients, also where the mesh does not divide the rows."""
+    keys = jax.random.split(jax.random.key(0), 5)
+    sizes = {"gate": (4, 8, 6), "up": (4, 8, 6), "down": (4, 6, 8)}
+    kernels = {
+        name: {"kernel": jax.random.normal(key, size)}
+        for key, (name, size) in zip(keys[:3], sizes.items(), strict=True)
+    }
+    x = jax.random.normal(keys[3], (rows, 4, 8))
+    logits = jax.random.normal(keys[4], (rows, 4, 4))
+    weights, chosen = jax.lax.top_k(jax.nn.softmax(logits), 2)
+
+    def grouped(kernels, x, weights):
+        out = _experts.run(kernels, x, weights, chosen, jax.nn.silu)
+        return jnp.sum(jnp.sin(out))
+
+    def plain(kernels, x, weights):
+        gate, up, down = (kernels[name]["kernel"] for name in ("gate", "up", "down"))
+        each = jax.nn.silu(jnp.einsum("bld,edf->blef", x, gate))
+        each = each * jnp.einsum("bld,edf->blef", x, up)
+        each = jnp.einsum("blef,efd->bled", each, down)
+        each = jnp.take_along_axis(each, chosen[..., None], axis=2)
+        return jnp.sum(jnp.sin(jnp.einsum("blkd,blk->bld", each, weights)))
+
+    arguments = (kernels, x, weights)
+    expected = jax.jit(jax.value_and_grad(plain, argnums=(0, 1, 2)))(*arguments)
+    with jax.set_mesh(sharding.make_mesh(fsdp=2, expert=2, tensor=2)):
+        found = jax.jit(jax.value_and_grad(grouped, argnums=(0, 1, 2)))(*arguments)
+    jax.tree.map(partial(assert_allclose, rtol=1e-4, atol=1e-5), found, expected)
 
 
 def test_plans_count_the_experts_that_compute_a_token(made):
