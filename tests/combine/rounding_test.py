@@ -39,13 +39,13 @@ class Slope:
     needs_ref: bool = False
 
     def __call__(self, params, streams, ref, key):
-        total = jnp.sum(params["kernel"].astype(jnp.float32))
+        total = jnp.sum(params["blocks"]["kernel"].astype(jnp.float32))
         return Total(total, jnp.int32(1)), {}
 
 
 def start(dtype="bfloat16"):
     values = np.random.default_rng(0).uniform(0.01, 0.03, SIZE)
-    return {"kernel": jnp.asarray(values, jnp.bfloat16).astype(dtype)}
+    return {"blocks": {"kernel": jnp.asarray(values, jnp.bfloat16).astype(dtype)}}
 
 
 def chain(rounding="nearest"):
@@ -74,7 +74,10 @@ def trained():
 
 def moved(state):
     """Mean change of an entry, in updates of RATE."""
-    change = state.params["kernel"].astype(jnp.float32) - start("float32")["kernel"]
+    change = (
+        state.params["blocks"]["kernel"].astype(jnp.float32)
+        - start("float32")["blocks"]["kernel"]
+    )
     return float(change.mean() / RATE)
 
 
@@ -83,11 +86,11 @@ def test_updates_below_a_step_of_the_dtype_are_lost_only_to_nearest(trained):
     assert moved(trained["nearest"][0]) == 0
     assert_allclose(moved(trained["masters"][0]), -STEPS, rtol=0.02)
     assert_allclose(moved(trained["stochastic"][0]), -STEPS, rtol=0.02)
-    masters = trained["masters"][0].opt_state.masters["kernel"]
-    wanted = trained["float32"][0].params["kernel"]
+    masters = trained["masters"][0].opt_state.masters["blocks/kernel"]
+    wanted = trained["float32"][0].params["blocks"]["kernel"]
     assert_allclose(masters, wanted, rtol=1e-6)
     assert_array_equal(
-        trained["masters"][0].params["kernel"], masters.astype(jnp.bfloat16)
+        trained["masters"][0].params["blocks"]["kernel"], masters.astype(jnp.bfloat16)
     )
 
 
@@ -96,15 +99,17 @@ def test_the_share_that_rounding_swallowed_is_a_metric(trained):
     assert trained["nearest"][1][SWALLOWED] == 1
     for rounding in ("stochastic", "masters"):
         assert trained[rounding][1][SWALLOWED] == 0
-        assert trained[rounding][0].params["kernel"].dtype == jnp.bfloat16
+        assert trained[rounding][0].params["blocks"]["kernel"].dtype == jnp.bfloat16
         moments = optax.tree_utils.tree_get(trained[rounding][0].opt_state, "nu")
-        assert moments["kernel"].dtype == jnp.float32
+        assert moments["blocks"]["kernel"].dtype == jnp.float32
 
 
 def test_stochastic_rounding_draws_neighbours_and_other_draws_each_step(trained):
     state = trained["stochastic"][0]
     again, _ = trained["stochastic", "step"](state, {"forget": {}}, Frozen())
-    before, after = (x.params["kernel"].astype(jnp.float32) for x in (state, again))
+    before, after = (
+        x.params["blocks"]["kernel"].astype(jnp.float32) for x in (state, again)
+    )
     steps = jnp.abs(after - before) / jnp.spacing(before.astype(jnp.bfloat16))
     assert set(np.unique(np.round(steps.astype(jnp.float32), 3))) <= {0.0, 0.5, 1.0}
     for dtype in (jnp.bfloat16, jnp.float16):
@@ -129,7 +134,8 @@ def test_a_mesh_and_a_checkpoint_change_nothing(trained, rounding, tmp_path):
         state, metrics = step(state, {"forget": {}}, Frozen())
     assert metrics[SWALLOWED] == 0
     assert_array_equal(
-        state.params["kernel"], trained[rounding, RESUMED].params["kernel"]
+        state.params["blocks"]["kernel"],
+        trained[rounding, RESUMED].params["blocks"]["kernel"],
     )
     saved = checkpoint.open(tmp_path)
     checkpoint.save(saved, RESUMED, state)
