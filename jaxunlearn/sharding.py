@@ -302,7 +302,7 @@ def _rows(path: str, shape: tuple[int, ...], mesh: Mesh) -> NamedSharding:
     parts = math.prod(mesh.shape.get(axis, 1) for axis in BATCH)
     if rows % parts:
         raise ValueError(
-            f"A batch needs rows that divide by data * fsdp * expert = {parts}, got "
+            f"A batch needs rows that divide by expert * data * fsdp = {parts}, got "
             f"{rows} rows in {path!r}. Change the batch size or the mesh."
         )
     batch = tuple(axis for axis in BATCH if axis in mesh.shape)
