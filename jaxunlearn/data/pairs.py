@@ -71,7 +71,7 @@ def _same_ids(owner, counts, ids):
     _checks.has_keys(owner, "ids of", counts, ids, "Give those of every table.")
     (first, count), *others = counts.items()
     for name, _ in others:
-        one, other = list(ids[first]), list(ids[name])
+        one, other = (np.asarray(ids[x], object).tolist() for x in (first, name))
         if len(one) != count or len(other) != count:
             raise ValueError(
                 f"{owner} needs one id for each of {count} rows, got {len(one)} for "

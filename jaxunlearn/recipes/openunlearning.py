@@ -119,7 +119,8 @@ def simnpo(model: Model, *, beta: float = 4.5, delta: float = 0.0):
 def dpo(model: Model, *, beta: float = 0.1):
     """DPO with NPO's factor 2 / beta: answers of `alternate` over those of `forget`.
 
-    Row i of both streams answers the same question, and both have `ref_logps`.
+    Row i of both streams answers the same question, and both have `ref_logps` and
+    `pair`: make them with evaluate.reference_logps and data.paired.
     """
     loss = partial(losses.dpo, beta=beta, compat="openunlearning")
     return terms.on_pairs(loss, model, win="alternate", lose="forget")

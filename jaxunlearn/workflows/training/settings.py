@@ -33,8 +33,8 @@ STREAM = {  # the keys of each source; `rows` and `length` are common to all
     # path: .jsonl, .json, .csv or .parquet. prompt, answer: names of columns; if not
     # given, prompt or question, and answer. answer "": running text in the column
     # `prompt` (text, if not given) or a .txt file, cut into rows of `length`.
-    # long: "drop" leaves out and counts rows over the length; "refuse", the default,
-    # does not run.
+    # long: "drop" leaves out and counts rows over the length (of streams that are read
+    # in pairs, from all of them); "refuse", the default, does not run.
     "file": {"path", "long"} | TEXTS,
     # A benchmark's table: data.tofu.read(table, folder, check=check) and the like.
     "benchmark": {"name", "table", "folder", "check", "long"} | TEXTS,
