@@ -197,15 +197,7 @@ def retrain(
     for learning_rate in learning_rates:
         _checks.positive(owner, learning_rate=learning_rate)
     num_rows = tables.num_rows(train_facts, name="train_facts")
-    choices = {
-        x: eval_facts[f"choice{y}"] for x, y in (("tokens", "s"), ("mask", "_mask"))
-    }
-    for name, rows in (
-        ("train_facts", train_facts),
-        ("eval_facts", eval_facts),
-        ("eval_facts", choices),
-    ):
-        _checks.token_ids(f"{owner}: {name}", model, rows)
+    _checks.token_ids(f"{owner}: train_facts", model, train_facts)
     batch_size = min(batch_size, num_rows)  # an epoch has at least one step
     key = jax.random.key(0) if key is None else key
     model, train, rest = trainable(model, params, rank, pattern, key)
@@ -305,6 +297,9 @@ def _choice_logps(model, train, *, rest, eval_facts, size) -> np.ndarray:
     """[R, n, k] float32, log-probabilities of all choices, for stacked params."""
     found = []
     columns = {name: x for name, x in eval_facts.items() if name != "right"}
+    choices = {"tokens": columns["choices"], "mask": columns["choice_mask"]}
+    for rows in (columns, choices):
+        _checks.token_ids("attacks.retrain: eval_facts", model, rows)
     for batch in tables.eval_batches(columns, size):
         valid = batch.pop("valid")
         logps = np.asarray(_batch_logps(train, rest, batch, model=model))
