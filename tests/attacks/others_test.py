@@ -19,6 +19,7 @@ def prompts_of(towns):
     return [prompt for prompt, _ in encode_text(towns)]
 
 
+@pytest.mark.slow
 def test_benign_finetuning_trains_and_refuses_forget_rows(world):
     retain = world.encode(world.retain)
     forget = world.encode(world.trained + world.held_out)

@@ -14,6 +14,8 @@ from jaxunlearn import attacks, evaluate, losses, terms
 from jaxunlearn.data import table
 from tests.attacks import towns
 
+pytestmark = pytest.mark.slow  # nearly every test compiles a model
+
 CHANCE = 0.25
 ADAM = optax.scale_by_adam()
 HOW = dict(

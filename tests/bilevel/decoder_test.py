@@ -18,6 +18,8 @@ from numpy.testing import assert_allclose
 from jaxunlearn import bilevel, losses, sharding, terms, trees
 from tests import tiny
 
+pytestmark = pytest.mark.slow  # nearly every test compiles a model
+
 ROWS, LENGTH, PULL, RATE = 8, 12, 2.0, 0.15
 
 KERNELS = "blocks/mlp/down/kernel"  # the kernels that RMU trains

@@ -282,6 +282,7 @@ def test_the_inner_loop_reads_one_batch_per_step():
     assert_allclose(found, -6.0)
 
 
+@pytest.mark.slow
 def test_every_method_gives_the_same_result_sharded():
     mesh = jax.make_mesh((8,), ("all",), axis_types=(jax.sharding.AxisType.Auto,))
     cut, whole = P("all"), P()

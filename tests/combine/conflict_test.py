@@ -120,6 +120,7 @@ def test_mgda_is_a_convex_combination_that_raises_no_loss(vectors):
 
 
 @pytest.mark.parametrize("make", [combine.pcgrad, combine.mgda])
+@pytest.mark.slow
 def test_on_a_mesh_by_rules_it_is_the_same_and_gathers_nothing(make):
     """Some leaves are sharded; replicated ones must count once."""
     model, params = tiny.tiny_model(qkv_bias=True, width=32, vocab=64)

@@ -66,6 +66,7 @@ def test_at_the_first_step_it_equals_blur():
     jax.tree.map(partial(assert_allclose, rtol=1e-6), found, expected)
 
 
+@pytest.mark.slow
 def test_on_a_mesh_by_rules_it_is_the_same():
     model, params = tiny.tiny_model(qkv_bias=True, width=32, vocab=64)
     tx = combine.adam_metric(chain(), b2=B2, eps=EPS)

@@ -147,6 +147,7 @@ def test_a_mesh_and_a_checkpoint_change_nothing(trained, rounding, tmp_path):
     jax.tree.map(assert_array_equal, state.params, trained[rounding][0].params)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rounding", ["float32", *combine.ROUNDINGS])
 def test_a_model_forgets_in_bfloat16_as_in_float32(rounding, forgotten):
     share, swallowed = forgotten(rounding)

@@ -106,7 +106,9 @@ def parts(model):
     return {"a": a, "b": b, "retain": retain}
 
 
-@pytest.mark.parametrize("num_microbatches", [1, 2])
+@pytest.mark.parametrize(
+    "num_microbatches", [pytest.param(1, marks=pytest.mark.slow), 2]
+)
 def test_halves_contain_each_row_once(num_microbatches):
     model, params = tiny.tiny_model()
     whole = terms.on_logps(losses.ascent, model, "forget")

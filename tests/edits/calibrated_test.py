@@ -15,6 +15,8 @@ from jaxunlearn.models import decoder
 from jaxunlearn.typing import Model, Outputs, Site
 from tests import tiny
 
+pytestmark = pytest.mark.slow  # nearly every test compiles a model
+
 UP = "blocks/up/kernel"
 WIDE = dict(width=32, hidden=64, heads=4, kv_heads=2, head_dim=8, layers=2)
 

@@ -24,7 +24,7 @@ def tiny_world(folder, **more):
 
 
 # Fixtures that train a model or run an experiment. The tests that use them are slow.
-RUNS = {"small_world", "world", "folders", "done", "book", "evaluated"}
+RUNS = {"small_world", "small", "world", "folders", "done", "book", "evaluated"}
 
 
 @pytest.hookimpl(tryfirst=True)  # before pytest selects by mark

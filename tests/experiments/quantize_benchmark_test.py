@@ -3,12 +3,14 @@
 
 import jax
 import numpy as np
+import pytest
 
 from experiments.benchmarks import gguf, quantize
 from jaxunlearn import edits
 from tests import tiny
 
 
+@pytest.mark.slow
 def test_every_kernel_is_counted_on_rows_seen_and_unseen():
     model, params = tiny.tiny_model()
     seen, unseen = (

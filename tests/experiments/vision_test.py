@@ -182,6 +182,7 @@ def test_drawn_statistics_are_of_all_classes_though_rows_are_sorted(monkeypatch)
     assert sum(map(len, (images.labels_of(x) for x in seen[3:]))) == 120
 
 
+@pytest.mark.slow
 def test_statistics_are_measured_on_the_retain_set(monkeypatch):
     world, seen = tiny_world(), []
     real = worlds.with_statistics

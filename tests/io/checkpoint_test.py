@@ -255,6 +255,7 @@ ALONE = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c"]
 MOUNT = 'mount -t tmpfs -o size=2m none "$0" && '
 
 
+@pytest.mark.slow
 def test_a_file_system_without_space_keeps_the_checkpoint_before(tmp_path):
     """ENOSPC of a real file system, a small one in memory that only this test sees."""
     try:

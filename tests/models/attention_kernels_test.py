@@ -17,6 +17,8 @@ from jaxunlearn import plan, sharding
 from jaxunlearn.models import _attention, _kernels
 from tests import tiny
 
+pytestmark = pytest.mark.slow  # nearly every test compiles a model
+
 
 def drawn(rows=4, length=140, heads=4, kv_heads=2, size=8, dtype=jnp.float32):
     rng = np.random.default_rng(0)

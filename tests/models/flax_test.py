@@ -112,7 +112,9 @@ def plain_logits(name, params, tokens):
     return LinenLM().apply(variables, tokens)
 
 
-@pytest.mark.parametrize("combiner", ["weighted_sum", "blur"])
+@pytest.mark.parametrize(
+    "combiner", [pytest.param("weighted_sum", marks=pytest.mark.slow), "blur"]
+)
 @pytest.mark.parametrize("name", SPLITS)
 def test_a_flax_model_takes_the_step_of_plain_gradients(name, combiner):
     model, params = SPLITS[name]()

@@ -86,6 +86,7 @@ def test_steps_on_a_mesh_equal_those_on_one_device(sizes, overrides, method):
     jax.tree.map(partial(assert_allclose, rtol=1e-4, atol=5e-5), params, expected)
 
 
+@pytest.mark.slow
 def test_kernels_and_their_moments_are_sharded_by_the_rules():
     mesh = sharding.make_mesh(data=2, fsdp=4, tensor=1)
     state, _, _ = run(both, mesh, CUT)

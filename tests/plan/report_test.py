@@ -127,6 +127,7 @@ def test_dot_flops_count_loops_and_ignore_unused_code():
     assert plan.dot_flops(jaxpr) == 6 * 2 * 4 * 8 * 8
 
 
+@pytest.mark.slow
 def test_recomputation_is_hardware_flops_only():
     none, full = report(remat="none")[0], report(remat="full")[0]
     assert none.model_flops == full.model_flops

@@ -163,6 +163,7 @@ def test_an_interrupted_run_resumes_bit_for_bit(stop):
     assert run.fit(states=end)[2] == []
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_resumes_from_a_checkpoint(tmp_path):
     run = Run()
     whole_run, rest, _ = run.fit()

@@ -84,6 +84,7 @@ def test_a_step_is_sgd_on_minus_forget_plus_alpha_retain():
     assert np.abs(along).max() < 1e-4 * np.abs(pull).max() + 1e-6
 
 
+@pytest.mark.slow
 def test_topics_are_removed_one_after_another_and_stay_removed():
     base, params, model = small()
     plain, bases = params, []
@@ -124,6 +125,7 @@ def test_initial_directions_are_orthogonal_to_earlier_and_protected_ones():
     assert np.abs(pca["projection"]["mlp_out"]["new"]).max() > 0
 
 
+@pytest.mark.slow
 def test_a_cap_stops_the_ascent_and_a_clip_bounds_the_update():
     _, params, model = small()
     forget = tiny.tiny_batch()

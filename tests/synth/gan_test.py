@@ -16,6 +16,8 @@ from jaxunlearn.data import images, table
 from jaxunlearn.models import gan as gans
 from jaxunlearn.models import vision
 
+pytestmark = pytest.mark.slow  # nearly every test compiles a model
+
 KEY = jax.random.key(0)
 SHAPE = (4, 4, 1)
 CLASSES = 4

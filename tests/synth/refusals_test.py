@@ -91,6 +91,7 @@ def test_images_of_another_dtype_range_or_shape(made, name, change, error, says)
 
 
 @pytest.mark.parametrize("name", TAKE_IMAGES)
+@pytest.mark.slow
 def test_uint8_and_float_images_are_accepted(made, name):
     rows = {**made.rows, "image": np.full((6, *SHAPE), 51, np.uint8)}
     TAKE_IMAGES[name](made, rows)

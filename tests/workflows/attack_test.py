@@ -90,6 +90,7 @@ def done(place, tmp_path_factory, standard_promotion):
     return output, c, *attack.attack(c, command="the command")
 
 
+@pytest.mark.slow
 def test_every_attack_runs_and_is_on_the_card(done):
     output, _, numbers, text = done
     files = {x.stem for x in (output / "attacks").glob("*.json")}
@@ -109,6 +110,7 @@ def test_every_attack_runs_and_is_on_the_card(done):
     assert saved["about"]["versions"]["jax"] and saved["rtt"]["num_facts"] == 3
 
 
+@pytest.mark.slow
 def test_numbers_are_means_of_what_the_files_hold(done):
     output, _, numbers, _ = done
     for row in numbers["rows"]:
@@ -153,6 +155,7 @@ def count_runs(monkeypatch, stop=None, error=KeyboardInterrupt):
     return ran
 
 
+@pytest.mark.slow
 def test_an_interrupted_attack_resumes(place, done, tmp_path, monkeypatch):
     c = config(place, tmp_path, only="prefix,few_shot,prune")
     with monkeypatch.context() as patch:
@@ -191,6 +194,7 @@ def test_few_shot_takes_as_many_shots_as_the_positions_hold(place, monkeypatch):
     assert card.make(noted, range(5), {})["rows"][1]["note"] == "2 of 4 shots"
 
 
+@pytest.mark.slow
 def test_only_what_changed_runs_again(done, monkeypatch):
     _, c, numbers, _ = done
     ran = count_runs(monkeypatch)
@@ -208,6 +212,7 @@ def test_only_what_changed_runs_again(done, monkeypatch):
     assert ran == ["unlearned", "prefix"]
 
 
+@pytest.mark.slow
 def test_known_facts_are_those_the_original_gets_right(done, place, tmp_path):
     c = config(place, tmp_path, original=str(place / "original"), only="prefix")
     c["known"] = "choice"
