@@ -82,5 +82,5 @@ def test_a_length_that_context_does_not_divide_is_an_error():
     specs = {
         name: x.sharding.spec for name, x in sharding.put_rows(batch, mesh).items()
     }
-    rows = ("data", "fsdp")
+    rows = sharding.BATCH
     assert specs == {"tokens": P(rows, "context"), "ref_logps": P(rows)}

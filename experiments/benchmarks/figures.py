@@ -129,7 +129,8 @@ BENCHMARKS: Mapping[str, tuple[str, str, Callable[[Content], str], str]] = {
         "[JSON](results/quantize.json)",
     ),
     "plan": (
-        "What memory and time do 8B, 70B and 405B models need on TPUs?",
+        "What memory and time do 8B, 70B and 405B models and a mixture of 30B need on "
+        "TPUs?",
         "plan_table",
         _plan,
         "[page](results/plan.md)",

@@ -115,6 +115,7 @@ def test_a_signal_inside_a_callback_of_the_collector_is_not_lost():
 import gc, os, signal, sys, time
 from jaxunlearn.commands import _group
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may ignore it
 signal.signal(signal.SIGTERM, _group.terminate)
 sys.unraisablehook = _group.send_again
 left = []
