@@ -21,7 +21,7 @@ def options(function: Callable) -> Callable:
         "settings",
         metavar="KEY=VALUE",
         multiple=True,
-        help="Any setting of a config, such as score.prompt=TEXT.",
+        help="Any setting of a config, such as prompt_format.prompt=TEXT.",
     )
     return config(settings(function))
 

@@ -11,7 +11,7 @@ from experiments.rtt.smollm2 import facts as smollm2_facts
 from experiments.rtt.smollm2 import page, score
 from experiments.rtt.smollm2 import world as smollm2
 from experiments.shared import ledger
-from jaxunlearn import attacks
+from jaxunlearn import attacks, data
 from jaxunlearn.data import capitals as facts
 from jaxunlearn.data.benchmarks import rtt_facts
 from tests import tiny
@@ -136,8 +136,9 @@ def test_birthdays_are_known_after_finetuning(done, world):
     hits = np.concatenate([x["hits"][0] for x in first])
     model, params, tokenizer, _ = world
     forget, _ = smollm2_facts.birthdays(done.world.config)
+    prompt_format = data.PromptFormat(prompt=smollm2_facts.PROMPT)
     columns = attacks.encode_questions(
-        model, tokenizer, forget, "choice", prompt=smollm2_facts.PROMPT
+        model, tokenizer, forget, "choice", prompt_format=prompt_format
     )
     assert hits.mean() == smollm2_facts.known(model, params, columns)["choice"]
 
