@@ -35,7 +35,7 @@ def streams():
 
 
 def run(name, model=None, steps=8):
-    """(state, log, recipe, frozen params) after a few steps, by default of a decoder."""
+    """(state, log, recipe, frozen params) after a few steps of a decoder or `model`."""
     model, params = model or tiny.tiny_model(remat="none")
     settings = SHALLOW.get(name, {}) | STRONG.get(name, {})
     if name.startswith("mrp"):
