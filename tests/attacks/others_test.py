@@ -14,6 +14,8 @@ from jaxunlearn import attacks, edits, evaluate, trees, wrap
 from tests import tiny
 from tests.attacks.towns import encode_text
 
+pytestmark = pytest.mark.slow  # nearly every test compiles a model
+
 
 def prompts_of(towns):
     return [prompt for prompt, _ in encode_text(towns)]

@@ -13,6 +13,8 @@ from numpy.testing import assert_allclose
 from jaxunlearn import bilevel, combine
 from tests.bilevel import ridge
 
+pytestmark = pytest.mark.slow  # nearly every test compiles a model
+
 RATE = 1.0 / np.linalg.eigvalsh(ridge.hessian())[-1]
 
 

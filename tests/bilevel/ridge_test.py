@@ -15,6 +15,8 @@ from numpy.testing import assert_allclose
 from jaxunlearn import bilevel
 from tests.bilevel import ridge
 
+pytestmark = pytest.mark.slow  # nearly every test compiles a model
+
 RATE = 1.0 / np.linalg.eigvalsh(ridge.hessian())[-1]
 SLOWER = 1.0 / np.linalg.eigvalsh(ridge.hessian() + ridge.C.T @ ridge.C)[-1]
 STEPS = 250

@@ -122,6 +122,7 @@ def test_zero_gradients_are_safe(make, zero):
 
 @each
 @pytest.mark.parametrize("size", [1.0, 1e-22, 1e22], ids=["plain", "tiny", "huge"])
+@pytest.mark.slow
 def test_sharded_equals_unsharded(make, size):
     """Eight devices; leaves are sharded over two axes, over one axis, or replicated."""
     tx, grads = make(), gradients(size=size)

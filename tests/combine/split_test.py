@@ -79,6 +79,7 @@ def test_the_product_of_halves_is_unbiased_under_noise():
 
 
 @pytest.mark.parametrize("scope", ["global", "leaf"])
+@pytest.mark.slow
 def test_on_a_mesh_by_rules_it_is_the_same_in_one_all_reduce(scope):
     model, params = tiny.tiny_model(qkv_bias=True, width=32, vocab=64)
     grads = {

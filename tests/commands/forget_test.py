@@ -99,6 +99,7 @@ def test_projections_are_folded_into_the_saved_model(run, files, tmp_path):
     assert "projection" not in params
 
 
+@pytest.mark.slow
 def test_finetune_reads_csv_and_finds_the_columns(run, files, tmp_path):
     found = run(
         "finetune",

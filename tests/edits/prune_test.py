@@ -46,6 +46,7 @@ def masked(gone, means=None):
 
 @pytest.mark.parametrize("site", UNITS)
 @pytest.mark.parametrize("name", DECODERS)
+@pytest.mark.slow
 def test_pruning_is_masking_the_units(name, site):
     model, params = tiny.tiny_model(**DECODERS[name])
     gone = some(site)

@@ -221,6 +221,7 @@ def test_only_the_kernels_of_the_blocks_change(kind):
 
 
 @pytest.mark.parametrize("settings", [*GRIDS[::5], *BOOKS], ids=str)
+@pytest.mark.slow
 def test_sharded_leaves_give_the_values_of_one_device_and_keep_their_sharding(settings):
     model, params = tiny.tiny_model(width=32, hidden=64, heads=8, kv_heads=4)
     mesh = sharding.make_mesh(fsdp=4, tensor=2)

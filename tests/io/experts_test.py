@@ -67,6 +67,7 @@ def batch_of(rows, length, vocab=96):
 
 
 @pytest.mark.parametrize("case", CASES)
+@pytest.mark.slow
 def test_families(torch_model, same_logits, tmp_path, case):
     family, settings = CASES[case]
     model, _ = compare(torch_model, same_logits, tmp_path, family, **settings)
@@ -84,6 +85,7 @@ OTHERS = ("mixtral", "qwen3", "olmoe", "granite")
 @pytest.mark.parametrize(
     "case", ["qwen2", *(pytest.param(x, marks=pytest.mark.slow) for x in OTHERS)]
 )
+@pytest.mark.slow
 def test_greedy_generation_and_one_step_equal_those_of_torch(
     torch_model, tmp_path, case
 ):

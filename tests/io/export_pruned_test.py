@@ -10,6 +10,8 @@ from jaxunlearn import edits, models
 from jaxunlearn.io import hf
 from tests.io.families_test import PLAIN
 
+pytestmark = pytest.mark.slow  # nearly every test compiles a model
+
 transformers = pytest.importorskip("transformers")
 
 CASES = {

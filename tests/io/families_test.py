@@ -136,6 +136,7 @@ MARKED = [pytest.param(x, marks=[pytest.mark.slow] if x in SLOW else []) for x i
 
 
 @pytest.mark.parametrize("case", MARKED)
+@pytest.mark.slow
 def test_families(torch_model, same_logits, tmp_path, case):
     family, settings = CASES[case]
     model, _ = compare(torch_model, same_logits, tmp_path, family, **settings)

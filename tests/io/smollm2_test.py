@@ -34,6 +34,8 @@ import jax, jax.numpy as jnp
 from jaxunlearn.io import hf
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 import gguf
+
+pytestmark = pytest.mark.slow  # nearly every test compiles a model
 jnp.zeros(3).block_until_ready()
 peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 before = peak()

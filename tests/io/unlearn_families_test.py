@@ -18,6 +18,8 @@ from jaxunlearn import combine, losses, sharding, terms, trees
 from jaxunlearn.io import hf
 from tests.io.families_test import CASES, MIXED, THREE
 
+pytestmark = pytest.mark.slow  # nearly every test compiles a model
+
 BETA, RATE, NEW = 0.1, 0.1, 12
 LONG = {
     "original_max_position_embeddings": 16,

@@ -288,6 +288,7 @@ def test_every_exported_loss_has_a_row():
 
 
 @each
+@pytest.mark.slow
 def test_sharded_rows_give_the_values_of_one_device(row):
     args = tuple(jnp.concatenate([x] * 8) for x in arrays(row))
     if row is LOSSES["token_logps"]:

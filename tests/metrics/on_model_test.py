@@ -9,6 +9,8 @@ import jaxunlearn as ju
 from jaxunlearn import evaluate, losses, metrics, terms
 from tests import tiny
 
+pytestmark = pytest.mark.slow  # nearly every test compiles a model
+
 
 def test_probability_is_that_of_evaluate():
     model, params = tiny.tiny_model()

@@ -19,6 +19,7 @@ SETTINGS = {
 @pytest.mark.parametrize("platform", ["cpu", "tpu"])
 @pytest.mark.parametrize("name", SETTINGS)
 @pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.slow
 def test_decoding_with_a_cache_equals_one_pass(name, side, platform, monkeypatch):
     # Layers in separate arrays, or stacked and scanned.
     monkeypatch.setattr(sharding, "platform", lambda: platform)

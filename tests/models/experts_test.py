@@ -165,6 +165,7 @@ def one_step(made):
     return low, params, state, metrics
 
 
+@pytest.mark.slow
 def test_load_balance_is_that_of_transformers(made, one_step, traced):
     torch = pytest.importorskip("torch")
     module = pytest.importorskip("transformers.models.mixtral.modeling_mixtral")

@@ -28,6 +28,8 @@ from jaxunlearn.data import images
 from jaxunlearn.models import _vision_net, vision
 from jaxunlearn.typing import Model, Outputs
 
+pytestmark = pytest.mark.slow  # nearly every test compiles a model
+
 KEY = jax.random.key(0)
 
 
