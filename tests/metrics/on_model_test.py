@@ -4,6 +4,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 import jaxunlearn as ju
 from jaxunlearn import evaluate, losses, metrics, terms
