@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Rooms and doors: who may import whom, read from the sources.
+"""Rooms: who may import whom, read from the sources.
 
 docs/architecture.md draws the plan; architecture_test.py holds the code to it.
 """
@@ -15,8 +15,8 @@ from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parent.parent
 
-# From the floor up. A room may import the rows below it and, except on the maths row,
-# its neighbours. Rooms that do not exist yet already have their place.
+# From the bottom row up. A room may import the rows below it and, except in the maths
+# row, rooms of its own row.
 LEAVES = (
     "typing",
     "trees",
@@ -41,7 +41,7 @@ SIDE = {
     "data": ("typing", "trees", "_checks", "_pixels", "_text"),
     "io": ("typing", "trees", "_checks", "sharding", "models"),
 }
-# The one door into a side room: tables of arrays, no files.
+# The only module of a side room that other rows may import: tables of arrays, no files.
 TABLE = "data.table"
 
 # Folders that experiments share, from the floor up: each may import those before it.

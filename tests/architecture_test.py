@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The code keeps the plan's rooms and doors, and every rule catches what breaks it."""
+"""The imports follow the plan of rooms, and every rule finds what breaks it."""
 
 import functools
 import graphlib

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Token ids outside the model's vocabulary are refused at every door, never clamped."""
+"""Token ids outside the vocabulary are refused by every function, never clamped."""
 
 import jax
 import numpy as np

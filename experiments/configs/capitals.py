@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """SmolLM2-135M-Instruct forgets the capitals of Europe and keeps the others.
 
-jaxunlearn forget --config experiments/configs/capitals.py
+    jaxunlearn forget --config experiments/configs/capitals.py
 
 The data are those of experiments/quickstart, but all capitals are used, not only those
 that the model knows.

@@ -92,6 +92,9 @@ def readme(results: Mapping[str, Any]) -> list[str]:
         for site, layers in about["sites"].items()
     )
     exact = [x for x in lines if "idempotent" in x]
+    rates = page.numbers(about["attack_rates"])
+    many = len(about["attack_rates"]) > 1
+    chosen = f"the best of the rates {rates}" if many else f"rate {rates}"
     out = page.head(
         "MRP: three topics, then relearning",
         claim="A projection of hidden states that is learned for each topic forgets "
@@ -140,12 +143,12 @@ def readme(results: Mapping[str, Any]) -> list[str]:
         "## Relearning",
         "",
         "An attacker trains on every other row of A to C for "
-        f"{max(about['eval_steps'])} steps at the better of "
-        f"{page.numbers(about['attack_rates'])}, the same for all methods. *Trained* "
-        "rows are those it trains on; *held out* rows are the others, so what comes "
-        "back there was not in its data. `full` trains every weight (MRP folded), "
-        "`lora` products of rank 8, `frozen projections` every weight but MRP's "
-        "projections; `no projections` removes them. Columns are steps of the attack.",
+        f"{max(about['eval_steps'])} steps at {chosen}, the same for all methods. "
+        "*Trained* rows are those it trains on; *held out* rows are the others, so "
+        "what comes back there was not in its data. `full` trains every weight (MRP "
+        "folded), `lora` products of rank 8, `frozen projections` every weight but "
+        "MRP's projections; `no projections` removes them. Columns are steps of the "
+        "attack.",
         "",
         *page.table(
             ["method", "attacker", "rows", *map(str, about["eval_steps"])],

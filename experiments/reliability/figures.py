@@ -33,9 +33,10 @@ def readme(results: Mapping[str, Content]) -> list[str]:
         "--output runs/kills --results experiments/reliability",
         time="Tens of minutes on two cores.",
         setup=f"{content['steps']} steps of `jaxunlearn forget`, a "
-        f"checkpoint every {content['save_every']}, {content['devices']} pretend "
-        f"devices (mesh {mesh}). {content['arrays_compared']} arrays of the last "
-        "checkpoint are compared bit for bit: params, optimizer state and key.",
+        f"checkpoint every {content['save_every']}, {content['devices']} "
+        f"simulated devices (mesh {mesh}). {content['arrays_compared']} arrays of "
+        "the last checkpoint are compared bit for bit: params, optimizer state and "
+        "key.",
         verdict=[
             f"SIGKILL: {kills['identical']} of {kills['runs']} runs ended bit for bit "
             f"as the uninterrupted one; {kills['inside_a_save']} were killed during a "

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A small world of LUME's documents and a question of each MMLU subject.
 
-python -m experiments.semeval.run --config=experiments/semeval/config.py
+    python -m experiments.semeval.run --config=experiments/semeval/config.py
 
 Needs LUME's and MMLU's files, lume/{forget,retain}.jsonl and mmlu/test.jsonl.gz, in the
 folder that the variable JAXUNLEARN_DATA names, or ../shared/data. A completion's input

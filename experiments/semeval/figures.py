@@ -104,7 +104,10 @@ def readme(results: Mapping[str, Any]) -> list[str]:
             f"{seeds} seed{'s' if seeds > 1 else ''}, rates "
             f"{page.numbers(about['rates'])} on the first. Before unlearning, ROUGE-L "
             "recall of the completions to forget is "
-            f"{', '.join(f'{x:.2f}' for x in memorised)} in the three tasks.",
+            f"{', '.join(f'{x:.2f}' for x in memorised)} in the three tasks. "
+            "*In turns, 1 and 1*: a step of ascent, then a step of NLL on the rows to "
+            "retain, again and again. *In sequence, a third ascent*: the first third "
+            "of the steps is ascent, the rest NLL.",
             verdict=[
                 f"The best method is {best['method']} with a final score of "
                 f"{page.pm(best['final'])} (mean ± standard deviation over "

@@ -83,12 +83,14 @@ def readme(results: Mapping[str, Any]) -> list[str]:
             f"`{about['world']}`; {about['steps']} steps of {about['batch_size']} rows "
             f"of each stream, {seeds} seed{'s' if seeds > 1 else ''}; rates "
             f"{page.numbers(about['rates'])} on the first seed. Multiple-choice "
-            "questions of three options; chance is 0.333.",
+            "questions of three options; chance is 0.333. The *baseline* "
+            "is the retrained model, trained on the new facts and those to retain.",
             verdict=verdict,
         ),
         "![Accuracy on the three sets](results/small.png)",
         "",
-        "Accuracy, mean ± standard deviation over seeds (divided by their number).",
+        "Accuracy, mean ± standard deviation over seeds (the deviation divides by "
+        "their number).",
         "",
         *page.table(
             ["method", "rate", "seeds", *SETS],

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Check that all hosts of a TPU slice find each other; run it first on new machines.
 
-python -m experiments.tpu.hosts --devices 16
+    python -m experiments.tpu.hosts --devices 16
 
 Run it on every host at the same time. It joins the processes, adds one number from
 every device, and fails if the sum or the number of devices is not as expected.

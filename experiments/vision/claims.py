@@ -141,7 +141,7 @@ BOTH: Mapping[str, tuple[str, Callable[[Here, str], Outcome]]] = {
         _forgets,
     ),
     "attack": (
-        f"is attacked as well as the retrained model (M1 within {MARGIN:g})",
+        f"has the retrained model's value of attack M1 (within {MARGIN:g})",
         _hides,
     ),
     "standard methods": (

@@ -156,7 +156,7 @@ def _mesh(text: str) -> dict[str, int]:
     sizes = {}
     for axis, size in config_file.pairs(text.split(","), "--mesh").items():
         _checks.one_of("--mesh", sharding.AXES, axis=axis)
-        if not size.lstrip("-").isdigit():
+        if not size.removeprefix("-").isdecimal():
             raise ValueError(
                 f"--mesh needs whole numbers, as in fsdp=8, got {axis}={size}."
             )

@@ -44,7 +44,9 @@ def command(run: str, kind: str, output: str, scheme: str, dtype: str) -> None:
     if kind == "gguf" and target.suffix != ".gguf":
         raise ValueError(f"--format gguf needs an --output in .gguf, got {output}.")
     if target.resolve() == folder.model.resolve():
-        raise ValueError(f"export needs an --output that is not the run's {output}.")
+        raise ValueError(
+            f"export needs an --output other than the run's model folder, got {output}."
+        )
     model, params, tokenizer = hf.load(folder.model)
     if kind == "gguf":
         hf.save_gguf(model, params, target, tokenizer=tokenizer, scheme=scheme)

@@ -250,7 +250,7 @@ def _orders(
 
 
 def _linked(one, other, tables, batch_size) -> bool:
-    """Whether row i of both tables belongs together; raises for torn pairs."""
+    """Whether row i of both tables belongs together; pairs out of order raise."""
     sizes = [batch_size[name] for name in (one, other)]
     pairs, ids = (
         [column(tables[name], label) for name in (one, other)]

@@ -121,8 +121,7 @@ def mia_min_k(
         [...] float32, nats per token; NaN if a token that counts is NaN.
     Raises:
         ValueError: if k is outside (0, 1], min_tokens is not 0 or 1, or the shapes
-        differ.
-            TypeError: if where is not boolean.
+            differ. TypeError: if where is not boolean.
     References: Shi et al. 2023, https://arxiv.org/abs/2310.16789; defaults are those of
         OpenUnlearning.
     """

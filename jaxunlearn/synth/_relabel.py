@@ -1,9 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """Pseudo-labels, wrong labels, and the training set of the multi-GAN method.
 
-    labels, confidence = synth.pseudo_label(model, params, drawn)
-    mixed = synth.build_mixture(forget, retain, drawn_f, drawn_r, num_classes=10,
-    key=key) recipe = recipes.finetune.nll(model, streams={"mixed": 1.0})
+    table, confidence = synth.pseudo_label(model, params, images)
+    mixed = synth.build_mixture(
+        forget=forget,
+        retain=retain,
+        drawn_forget=drawn_forget,
+        drawn_retain=drawn_retain,
+        num_classes=10,
+        key=key,
+    )
+    recipe = recipes.finetune.nll(model, streams={"mixed": 1.0})
 
 References: Hatua, Nguyen and Sung 2024, https://arxiv.org/abs/2407.18467
 """

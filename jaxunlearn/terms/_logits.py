@@ -121,8 +121,8 @@ def on_pairs(
         values = loss(*arguments)
         _inputs.not_averaged("on_pairs", loss, values, both.shape, "pair")
         values = jnp.where(both, values, 0.0)
-        torn = jnp.any(batches[0]["pair"] != batches[1]["pair"])
-        values = jnp.where(torn, jnp.nan, values)
+        mismatched = jnp.any(batches[0]["pair"] != batches[1]["pair"])
+        values = jnp.where(mismatched, jnp.nan, values)
         count = jnp.sum(both, dtype=jnp.int32)
         return Total(jnp.sum(values), count), {"nll": nlls[1], "win_nll": nlls[0]}
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A small world of made-up authors that needs no data set.
 
-python -m experiments.small.world --config=experiments/small/configs/biographies.py
+    python -m experiments.small.world --config=experiments/small/configs/biographies.py
 
 It takes four minutes on two CPU cores.
 """

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A small world of TOFU's authors, which can forget those of forget10.
 
-python -m experiments.small.world --config=experiments/small/configs/tofu.py
+    python -m experiments.small.world --config=experiments/small/configs/tofu.py
 
 Needs TOFU's files: tofu/forget10_perturbed.jsonl, tofu/retain_perturbed.jsonl and
 tofu/full.jsonl in the folder that the variable JAXUNLEARN_DATA names, or

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """CIFAR-10: all 20,000 images of its subset, the paper's CNN, three seeds.
 
-python -m experiments.vision.run --config experiments/vision/configs/cifar.py
+    python -m experiments.vision.run --config experiments/vision/configs/cifar.py
 
 Needs cifar10_subset/ in the folder that the variable JAXUNLEARN_DATA names. For the
 binary files of the full CIFAR-10 add --set name=cifar10 --set train=5000 --set

@@ -7,6 +7,6 @@
 | `config` | `attack`: the same from a config, for a model or a run |
 | `facts` | questions with choices, from benchmarks, files or the capitals |
 | `prompts` | what a model knows of each fact |
-| `jobs` | every attack as jobs, each with a result of its own |
+| `jobs` | every attack as jobs, each with a separate result |
 | `card` | the robustness card that is made of the results |
 """

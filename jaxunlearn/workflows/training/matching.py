@@ -46,8 +46,8 @@ def matched(
         missing = [x for x in wanted if x not in rows]
         if missing:
             raise ValueError(
-                f"The stream {name!r} is read beside {last!r} and needs a row for each "
-                f"of its ids, but {_checks.listed(missing)} have none "
+                f"The stream {name!r} is read in pairs with {last!r} and needs a row "
+                f"for each of its ids, but {_checks.listed(missing)} have none "
                 f"({len(missing)} of {len(wanted)}). Add or remove such rows."
             )
         texts[name][:] = [rows[x] for x in wanted]

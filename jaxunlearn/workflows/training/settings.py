@@ -157,8 +157,8 @@ def recipe_arguments(name: str) -> dict[str, Any]:
 def method(name: str) -> str:
     """The dotted name of the recipe that a full or short name means.
 
-    "npo" means openunlearning.npo: a bare name is looked up in `openunlearning` first,
-    then as the only recipe of this name. "blur_npo" means blur.npo.
+    "npo" means openunlearning.npo: a name without a dot is first looked up in that
+    group, then as the only recipe of this name. "blur_npo" means blur.npo.
 
     Raises:
         ValueError: for an unknown name, with the nearest, or one that several recipes
