@@ -8,7 +8,7 @@ Python numbers are checked; a traced value always passes.
 import difflib
 import importlib
 import math
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -94,7 +94,8 @@ def texts(owner: str, **lists: Any) -> None:
     """Raises unless each value is a list of texts; None passes.
 
     Raises:
-        TypeError: for one text, or something else that is not a list.
+        TypeError: for one text, an iterator, which could be read only once, or
+            something else that is not a list.
         ValueError: naming the row, for a value that `not_text` describes.
     """
     for name, values in lists.items():
@@ -104,6 +105,11 @@ def texts(owner: str, **lists: Any) -> None:
             raise TypeError(
                 f"{owner} needs a list of texts as {name}, got {short(values)} of type "
                 f"{type(values).__name__}. Put one text in a list: [text]."
+            )
+        if isinstance(values, Iterator):
+            raise TypeError(
+                f"{owner} needs a list of texts as {name}, got an iterator of type "
+                f"{type(values).__name__}. Make a list of it: list(...)."
             )
         for row, value in enumerate(values):
             if problem := not_text(value):

@@ -157,7 +157,7 @@ def completions(
     prompts: Sequence[str],
     *,
     prompt_format: tables.PromptFormat = tables.PLAIN,
-    eos_ids: Sequence[int] | None = None,
+    eos_ids: int | Sequence[int] | None = None,
     max_new_tokens: int = 8,
     batch_size: int = 32,
     mesh: Mesh | None = None,
@@ -174,9 +174,9 @@ def completions(
         prompts: n texts, or conversations, see data.render. A text without a token is
             replaced by the begin token.
         prompt_format: how prompts are given to the model.
-        eos_ids: ids of the tokens at which a continuation ends; None for those of the
-            function `eos_ids`. A format's end that is ordinary text, such as a blank
-            line, ends a continuation too. Neither is part of the text.
+        eos_ids: id of the token at which a continuation ends, or several; None for
+            those of the function `eos_ids`. A format's end that is ordinary text, such
+            as a blank line, ends a continuation too. Neither is part of the text.
         max_new_tokens: largest number of tokens of each continuation.
         batch_size: prompts per batch; data * fsdp * expert of the mesh must divide it.
         mesh: the mesh of the params, if they are on one; rows and caches are sharded
@@ -245,7 +245,7 @@ _eos_ids = eos_ids  # for functions with an argument of this name
 def decode(
     tokenizer: Any,
     tokens: Any,
-    eos_ids: Sequence[int],
+    eos_ids: int | Sequence[int],
     prompt_format: tables.PromptFormat = tables.PLAIN,
 ) -> list[str]:
     """The texts of generated tokens, each up to its first end.
@@ -253,11 +253,11 @@ def decode(
     Args:
         tokenizer: a transformers tokenizer.
         tokens: [n, L] int, new tokens as `generate` returns them.
-        eos_ids: ids that end a text and are not part of it.
+        eos_ids: id that ends a text and is not part of it, or several.
         prompt_format: its `end` also ends a text, if it is ordinary text.
     """
     tokens = np.asarray(tokens)
-    ended = np.isin(tokens, list(eos_ids)).cumsum(axis=1) > 0
+    ended = np.isin(tokens, np.asarray(eos_ids, np.int32)).cumsum(axis=1) > 0
     rows = [row[~done].tolist() for row, done in zip(tokens, ended, strict=True)]
     texts = tokenizer.batch_decode(rows, skip_special_tokens=True)
     (example,) = tables.render(tokenizer, ["x"], ["x"], prompt_format)

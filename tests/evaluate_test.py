@@ -289,6 +289,9 @@ def test_completions_end_at_the_end_token(tokenizer):
     texts = evaluate.completions(model, swapped, tokenizer, PROMPTS, max_new_tokens=5)
     assert texts == one_by_one(model, swapped, tokenizer, PROMPTS, 5)
     assert texts[0] == tokenizer.decode(new[: new.tolist().index(last)])
+    settings = dict(max_new_tokens=5, eos_ids=last)
+    one = evaluate.completions(model, params, tokenizer, PROMPTS[:1], **settings)
+    assert one == texts[:1]
 
 
 def test_completions_of_nothing_and_errors(tokenizer):

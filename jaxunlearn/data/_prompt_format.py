@@ -12,7 +12,7 @@ with the assistant's message in it. docs/prompt-format.md has examples of each f
 
 import dataclasses
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -61,6 +61,11 @@ class PromptFormat:
         for name in ("prompt", "system", "template", "separator", "end"):
             if problem := _checks.not_text(getattr(self, name)):
                 raise TypeError(f"PromptFormat needs a text as {name}, got {problem}.")
+        if QUESTION not in self.prompt:
+            raise ValueError(
+                f"The prompt format needs {QUESTION} in its prompt, got "
+                f"prompt={self.prompt!r}."
+            )
 
     def with_settings(self, settings: Mapping[str, Any]) -> "PromptFormat":
         """The format with some fields replaced by those of a settings block.
@@ -83,10 +88,6 @@ class PromptFormat:
                     f"{name}={value!r}."
                 )
         found = dataclasses.replace(self, **settings)
-        if QUESTION not in found.prompt:
-            raise ValueError(
-                f"{owner} needs {QUESTION} in its prompt, got prompt={found.prompt!r}."
-            )
         template = _template_text(found.template)
         return dataclasses.replace(
             found, template=template, arguments=dict(found.arguments)
@@ -146,10 +147,12 @@ def render(
         answers: n texts, or None: `separator`, `answer` and `end` are then empty.
         prompt_format: the settings.
     Raises:
+        TypeError: for one text in place of a list.
         ValueError: for a chat without a template, a template that takes no such
             conversation, or "eos" without an end token.
     """
     check_prompts("data.render", prompts, prompt_format)
+    _checks.texts("data.render", answers=answers)
     contents = [_content(prompt, prompt_format) for prompt in prompts]
     if not prompt_format.chat:
         separator = _given(prompt_format.separator, " ")
@@ -178,7 +181,7 @@ def check_prompts(
     Raises:
         TypeError, ValueError: as _checks.texts.
     """
-    if not prompt_format.chat or isinstance(prompts, str):
+    if not prompt_format.chat or isinstance(prompts, str | Iterator):
         return _checks.texts(owner, prompts=prompts)
     for row, prompt in enumerate(prompts):
         contents = [prompt]

@@ -53,7 +53,7 @@ def parse(text: str, *, compute_dtype: str = "float32", remat: str = "full"):
             f"{_OWNER} needs JSON in config.json, got text that does not parse "
             f"({error}). Copy or download it again."
         ) from error
-    inner = _families.text_model(given)
+    whole, inner = given, _families.text_model(given)
     if inner is not None:
         given, text = inner, json.dumps(inner, indent=2)
     family = given.get("model_type")
@@ -90,7 +90,7 @@ def parse(text: str, *, compute_dtype: str = "float32", remat: str = "full"):
         **fields | _families.FAMILIES[family].fields(c),
         compute_dtype=compute_dtype,
         remat=remat,
-        eos_ids=_eos_ids(given),
+        eos_ids=_eos_ids(whole),
         source=text,
     )
 

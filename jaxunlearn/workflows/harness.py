@@ -219,6 +219,9 @@ class Decoder(api.TemplateLM):
             mask[row, : lengths[row]] = True
             answer[row, len(before) : lengths[row]] = True
         rows = {"tokens": tokens, "mask": mask, "answer": answer}
+        _checks.token_ids(
+            "harness.Decoder", self._model, rows, tokenizer=self.tokenizer
+        )
         scores = values.column_scores(
             self._model, self._params, {"answer": rows}, self._rows
         )["answer"]

@@ -131,6 +131,12 @@ def test_one_text_is_not_a_list_of_texts():
             lambda: data.encode(tokenizer, ["a", "b"], "ab"),
             lambda: data.encode(tokenizer, "ab", prompt_format=chat),
             lambda: data.render(tokenizer, "ab", prompt_format=chat),
+            lambda: data.render(tokenizer, ["a", "b"], "ab"),
+            lambda: data.render(tokenizer, ["a", "b"], "ab", chat),
+            # An iterator would be used up by the check of its values.
+            lambda: data.encode(tokenizer, iter(["a", "b"])),
+            lambda: data.encode(tokenizer, iter(["a", "b"]), prompt_format=chat),
+            lambda: data.encode(tokenizer, ["a", "b"], (x for x in "ab")),
         ):
             with pytest.raises(TypeError, match="list"):
                 call()

@@ -141,6 +141,8 @@ def test_templates_in_files(tmp_path):
         CHAT.with_settings({"chat": "yes"})
     with pytest.raises(ValueError, match="prompt='Q:'"):
         CHAT.with_settings({"prompt": "Q:"})
+    with pytest.raises(ValueError, match="prompt='Q:'"):
+        data.PromptFormat(prompt="Q:")
 
 
 def test_shots_are_turns_of_a_chat():

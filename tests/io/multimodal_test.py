@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from jaxunlearn.io import hf
+from jaxunlearn.io import _hf_config, hf
 from tests.io.conftest import torch_logits
 
 transformers = pytest.importorskip("transformers")
@@ -130,3 +130,11 @@ def test_every_spelling_of_the_tensors_loads(gemma3, tmp_path, prefixes):
     written = json.loads(files["config.json"])
     assert written["model_type"] == "gemma3_text" and "vision_config" not in written
     assert json.loads(files["generation_config.json"])["eos_token_id"] == [1, 2]
+
+
+def test_ids_that_end_a_text_are_those_of_the_whole_model_and_of_its_text_model():
+    inner = TEXT | {"eos_token_id": 1}
+    given = {"model_type": "gemma3", "eos_token_id": [1, 90], "text_config": inner}
+    config = _hf_config.parse(json.dumps(given))
+    assert config.eos_ids == (1, 90)
+    assert _hf_config.parse(_hf_config.write(config, "float32")).eos_ids == (1, 90)

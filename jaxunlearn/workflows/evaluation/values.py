@@ -30,7 +30,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from jaxunlearn import data, evaluate, metrics, terms, trees
+from jaxunlearn import _checks, data, evaluate, metrics, terms, trees
 from jaxunlearn.data import table
 from jaxunlearn.evaluate import TokenScores
 from jaxunlearn.typing import Model, Params
@@ -146,7 +146,12 @@ def column_scores(
         tables: column -> table, all of one shape.
         batch_size: number of rows in a batch.
         mesh: the mesh of the params, if they are on one.
+    Raises:
+        ValueError: naming the column and its row, for token ids outside the model's
+            vocabulary.
     """
+    for name, each in tables.items():  # before the rows are sorted
+        _checks.token_ids(f"The column {name!r}", model, each)
     joined = table.concat(list(tables.values()))
     count, length = joined["tokens"].shape
     out = [np.zeros((count, length - 1), x) for x in (float, bool, float, bool)]
