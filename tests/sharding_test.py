@@ -165,6 +165,7 @@ def test_the_unembedding_is_split_over_every_axis(sizes, tied):
 @pytest.mark.parametrize(
     ("scope", "groups"), [("global", 1), (["embed/.*", "blocks/.*"], 3)], ids=str
 )
+@pytest.mark.slow
 def test_blurs_products_cost_one_small_all_reduce(scope, groups):
     flags = dict(qkv_bias=True, out_bias=True, mlp_bias=True)
     model, params = tiny.tiny_model(**SETTINGS, **flags)

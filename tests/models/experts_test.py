@@ -185,6 +185,7 @@ def test_load_balance_is_that_of_transformers(made, one_step, traced):
     assert metrics["forget/dropped"] == 0 and metrics["finite"]
 
 
+@pytest.mark.slow
 def test_low_rank_experts_equal_merged_kernels(made, one_step, traced):
     low, params, _, _ = one_step
     rows = batch(1)
