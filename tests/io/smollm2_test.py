@@ -144,7 +144,6 @@ def test_the_tokenizer_round_trips(loaded, saved):
 
 
 @pytest.mark.parametrize("kind", ["gguf", "folder"])
-@pytest.mark.slow
 def test_peak_memory_stays_near_the_model(saved, kind):
     path = hf.smollm2_path() if kind == "gguf" else saved
     run = subprocess.run(
