@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The mesh of devices; public as sharding.make_mesh."""
+"""The mesh of devices; public as sharding.make_mesh and auto_axes."""
 
 import math
 from collections.abc import Mapping, Sequence
 
 import jax
 from jax.experimental import mesh_utils
-from jax.sharding import AxisType, Mesh
+from jax.sharding import AbstractMesh, AxisType, Mesh
 
 # From the outermost to the innermost, which has the most communication.
 AXES = ("data", "fsdp", "expert", "context", "tensor")
@@ -63,6 +63,24 @@ def make_mesh(
             shape, devices=devices, allow_split_physical_axes=True
         )
     return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def auto_axes(mesh: Mesh) -> Mesh:
+    """The same mesh with Auto axes: the compiler places what has no constraint.
+
+    The models here are written for Auto axes. jax.device_put of an array onto the same
+    shards of this mesh copies nothing.
+    """
+    if all(kind == AxisType.Auto for kind in mesh.axis_types):
+        return mesh
+    kinds = (AxisType.Auto,) * len(mesh.axis_names)
+    return Mesh(mesh.devices, mesh.axis_names, axis_types=kinds)
+
+
+def explicit_axes(mesh: Mesh | AbstractMesh) -> list[str]:
+    """The names of the Explicit axes."""
+    kinds = zip(mesh.axis_names, mesh.axis_types, strict=True)
+    return [name for name, kind in kinds if kind == AxisType.Explicit]
 
 
 def _sizes(sizes: Mapping[str, int], count: int) -> dict[str, int]:

@@ -216,7 +216,7 @@ def completions(
         if mesh is None:
             new = generate(model, params, batch, **settings)
         else:
-            with jax.set_mesh(mesh):
+            with jax.set_mesh(sharding.auto_axes(mesh)):
                 rows = sharding.put_rows(batch, mesh)
                 new = generate(model, params, rows, **settings)
         decoded = decode(tokenizer, new, eos_ids, prompt_format)
@@ -456,7 +456,7 @@ def _batches(owner, model, table, batch_size, mesh):
 def _on_mesh(function, model, params, batch, mesh):
     if mesh is None:
         return function(params, batch, model)
-    with jax.set_mesh(mesh):
+    with jax.set_mesh(sharding.auto_axes(mesh)):
         return function(params, sharding.put_rows(batch, mesh), model)
 
 

@@ -14,6 +14,9 @@ matching rule decides. Models have theirs in `model.rules`; put other rules befo
 `Recipe.setup(model, params, mesh=mesh)` does the same in one call. Patterns also match
 the end of a path, so that the same rules place the parameters, their gradients and the
 optimizer's moments.
+
+Every function here takes a mesh with Explicit axes too, which jax.make_mesh makes by
+default, and works on the same devices with Auto axes (`auto_axes`).
 """
 
 import math
@@ -28,6 +31,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxunlearn import _checks, trees
 from jaxunlearn._hosts import initialize as initialize
 from jaxunlearn._mesh import AXES as AXES
+from jaxunlearn._mesh import auto_axes as auto_axes
+from jaxunlearn._mesh import explicit_axes
 from jaxunlearn._mesh import make_mesh as make_mesh
 from jaxunlearn.typing import Array, PyTree, Rules
 
@@ -52,6 +57,7 @@ def by_rules(tree: PyTree, mesh: Mesh, rules: Rules) -> PyTree:
             or has more entries than the leaf has dimensions, or an axis does not divide
             its dimension.
     """
+    mesh = auto_axes(mesh)
 
     def leaf(path, x):
         axes = axes_of(path, rules) if x.shape else ()
@@ -106,6 +112,7 @@ def create(
         rules: as for `by_rules`, with the same errors.
         *args, **kwargs: arrays or trees of them.
     """
+    mesh = auto_axes(mesh)
     out = by_rules(jax.eval_shape(function, *args, **kwargs), mesh, rules)
     with jax.set_mesh(mesh):
         return jax.jit(function, out_shardings=out)(*args, **kwargs)
@@ -124,9 +131,11 @@ def put_rows(tree: PyTree, mesh: Mesh) -> PyTree:
         ValueError: if the rows do not divide by data * fsdp * expert, or tokens
             by context.
     """
+    mesh = auto_axes(mesh)
 
     def leaf(path, x):
-        if isinstance(getattr(x, "sharding", None), NamedSharding):
+        place = getattr(x, "sharding", None)
+        if isinstance(place, NamedSharding) and not explicit_axes(place.mesh):
             return x  # on a mesh already
         if isinstance(x, jax.ShapeDtypeStruct):
             place = _rows(path, x.shape, mesh)
@@ -154,8 +163,10 @@ def jit_step(
         A function like `step`, whose streams may come from the host, with `trace` and
         `lower` of a jitted function. Its Frozen should be on the mesh already:
         jax.device_put(params, by_rules(params, mesh, rules)). Its first call raises
-        ValueError if an array of the state is not placed as the rules say.
+        ValueError if an array of the state is not placed as the rules say, or an array
+        of the state or Frozen is on a mesh with Explicit axes.
     """
+    mesh = auto_axes(mesh)
     places = by_rules(state, mesh, rules)
     jitted = jax.jit(
         partial(step, rules=rules),
@@ -176,6 +187,7 @@ def jit_step(
         nonlocal checked
         if not checked:  # later states come from the step, which leaves them in place
             _placed(state, places)
+            _auto(frozen)
             checked = True
         return call(state, streams, frozen)
 
@@ -185,8 +197,21 @@ def jit_step(
     return run
 
 
+def _auto(tree: PyTree) -> None:
+    """Raises ValueError if an array is on a mesh with Explicit axes."""
+    for path, x in trees.paths(tree).items():
+        place = getattr(x, "sharding", None)
+        if isinstance(place, NamedSharding) and (names := explicit_axes(place.mesh)):
+            raise ValueError(
+                f"jit_step needs arrays on a mesh with Auto axes, got {path!r} with "
+                f"the Explicit axes {_checks.listed(names)}. Move them by "
+                "jax.device_put(x, sharding.by_rules(x, mesh, rules))."
+            )
+
+
 def _placed(state: PyTree, places: PyTree) -> None:
     """Raises ValueError unless every array of the state has its sharding of places."""
+    _auto(state)
     found, wanted = trees.paths(state), trees.paths(places)
     for path, x in found.items():
         place, now = wanted[path], getattr(x, "sharding", None)
@@ -204,8 +229,17 @@ def constrain(x: Array, *axes: str | Sequence[str] | None) -> Array:
 
     The mesh is that of the caller's `jax.set_mesh`. An axis that the mesh lacks or that
     does not divide its dimension is left out, because activations have many shapes.
+
+    Raises:
+        ValueError: if the mesh of `jax.set_mesh` has Explicit axes.
     """
     mesh = jax.sharding.get_abstract_mesh()
+    if names := explicit_axes(mesh):
+        raise ValueError(
+            "The models of jaxunlearn need a mesh with Auto axes in jax.set_mesh, got "
+            f"the Explicit axes {_checks.listed(names)}. Use jax.set_mesh("
+            "sharding.auto_axes(mesh)), and move arrays onto that mesh."
+        )
     if mesh.empty or all(mesh.shape[a] == 1 for a in mesh.axis_names):
         return x
     return jax.lax.with_sharding_constraint(x, spec(x.shape, *axes))
@@ -308,13 +342,15 @@ def _rows(path: str, shape: tuple[int, ...], mesh: Mesh) -> NamedSharding:
     batch = tuple(axis for axis in BATCH if axis in mesh.shape)
     if len(shape) != 2:
         return NamedSharding(mesh, PartitionSpec(batch))
-    if shape[1] % mesh.shape["context"]:
+    parts = mesh.shape.get("context", 1)
+    if shape[1] % parts:
         raise ValueError(
             "A batch needs a length that divides by context = "
-            f"{mesh.shape['context']}, got {shape[1]} tokens in {path!r}. Encode the "
+            f"{parts}, got {shape[1]} tokens in {path!r}. Encode the "
             "texts with another length, or change the mesh."
         )
-    return NamedSharding(mesh, PartitionSpec(batch, "context"))
+    tokens = "context" if "context" in mesh.shape else None
+    return NamedSharding(mesh, PartitionSpec(batch, tokens))
 
 
 def _matches(rule: str, path: str) -> bool:

@@ -98,7 +98,8 @@ def activity(
         for name, s in shapes.items()
     }
     count = jnp.int32(0)
-    place = contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh)
+    grid = None if mesh is None else sharding.auto_axes(mesh)
+    place = contextlib.nullcontext() if grid is None else jax.set_mesh(grid)
     with place:
         for batch in batches:
             columns = {"tokens": batch["tokens"], "mask": batch["mask"]}
@@ -268,7 +269,8 @@ def fisher(
     add = jax.jit(partial(_add_squares, term, microbatch_size), donate_argnums=0)
     sums = jax.tree.map(lambda x: jnp.zeros_like(x, jnp.float32), params)
     state = jnp.float32(0), sums
-    place = contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh)
+    grid = None if mesh is None else sharding.auto_axes(mesh)
+    place = contextlib.nullcontext() if grid is None else jax.set_mesh(grid)
     with place:
         for index, batch in enumerate(batches):
             _checks.has_keys(owner, "stream", term.reads, batch, "Add it.")

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 from numpy.testing import assert_allclose
 
@@ -105,6 +106,49 @@ def test_five_steps_on_any_mesh_equal_those_on_one_device(method, sizes):
         rtol = 1e-5 if name.endswith("/loss") else 1e-4
         assert_allclose(metrics[name], value, rtol=rtol, atol=1e-5, err_msg=name)
     jax.tree.map(partial(assert_allclose, rtol=0, atol=1e-5), params, expected)
+
+
+def explicit_mesh():
+    """A mesh as jax makes it by default; it lacks two of the axes of make_mesh."""
+    mesh = jax.make_mesh((2, 2, 2), ("data", "fsdp", "tensor"))
+    assert set(mesh.axis_types) == {AxisType.Explicit}
+    return mesh
+
+
+def test_steps_on_a_mesh_with_explicit_axes_equal_those_on_one_device():
+    expected, _ = on_one_device(blur_npo)
+    params, _ = run(blur_npo, explicit_mesh())
+    jax.tree.map(partial(assert_allclose, rtol=0, atol=1e-5), params, expected)
+
+
+def test_arrays_on_explicit_axes_are_moved_by_setup_and_refused_by_the_step():
+    model, params = tiny.tiny_model(**SETTINGS)
+    mesh, recipe = explicit_mesh(), recipes.blur.npo(model)
+    recipe = recipe._replace(trainable="blocks/mlp/down/kernel")
+    on_explicit = jax.tree.map(
+        lambda place: NamedSharding(mesh, place.spec),
+        sharding.by_rules(params, mesh, model.rules),
+    )
+    params = jax.device_put(params, on_explicit)
+    step, state, frozen = recipe.setup(model, params, mesh=mesh)
+    rows = jax.device_put(streams(), NamedSharding(mesh, P("data")))
+    with jax.numpy_dtype_promotion("standard"):
+        step.trace(state, rows, frozen)
+    train, refused = recipe.split(params)
+    with pytest.raises(ValueError, match=r"'params/.*the Explicit axes 'data', 'fsdp'"):
+        step(state, rows, refused)
+    with pytest.raises(ValueError, match=r"'params/blocks/mlp/down/kernel' with .*Exp"):
+        step(state.replace(params=train), rows, frozen)
+
+
+def test_a_mesh_with_explicit_axes_in_set_mesh_is_refused_by_name():
+    model, params = tiny.tiny_model(**SETTINGS)
+    mesh, batch = explicit_mesh(), tiny.tiny_batch(vocab=64)
+    with jax.set_mesh(mesh), pytest.raises(ValueError, match=r"auto_axes\(mesh\)"):
+        jax.eval_shape(model.apply, params, batch)
+    with jax.set_mesh(sharding.auto_axes(mesh)):
+        jax.eval_shape(model.apply, params, batch)
+    assert sharding.auto_axes(mesh_of((2, 2, 2))) is mesh_of((2, 2, 2))
 
 
 def test_microbatches_on_a_mesh_equal_the_whole_batch():

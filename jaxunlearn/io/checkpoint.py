@@ -86,7 +86,9 @@ def open(folder: str | os.PathLike, *, keep: int = 3) -> Checkpoints:  # noqa: A
     path = Path(folder).expanduser().absolute()
     ocp = _orbax()
     options = ocp.CheckpointManagerOptions(
-        max_to_keep=keep, cleanup_tmp_directories=True, enable_async_checkpointing=True
+        preservation_policy=ocp.checkpoint_managers.LatestN(keep),
+        cleanup_tmp_directories=True,
+        enable_async_checkpointing=True,
     )
     try:
         path.mkdir(parents=True, exist_ok=True)

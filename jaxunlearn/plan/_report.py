@@ -98,7 +98,7 @@ def compile_step(
     traced = step.trace(state, streams, frozen)
     start = time.monotonic()
     try:
-        with jax.set_mesh(mesh):
+        with jax.set_mesh(sharding.auto_axes(mesh)):
             compiled = traced.lower().compile()
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
