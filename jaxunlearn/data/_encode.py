@@ -12,6 +12,7 @@ from jaxunlearn.data._prompt_format import (
     Conversation,
     PromptFormat,
     check_prompts,
+    check_rows,
     render,
 )
 
@@ -60,16 +61,10 @@ def encode(
             token, or the format cannot be used, see `render`.
     """
     _checks.one_of("data.encode", PADDING_SIDES, padding_side=padding_side)
-    check_prompts("data.encode", prompts, prompt_format)
-    _checks.texts("data.encode", answers=answers)
+    check_rows("data.encode", prompts, answers, prompt_format)
     prompts = list(prompts)
     if answers is not None:
         answers = list(answers)
-        if len(answers) != len(prompts):
-            raise ValueError(
-                f"data.encode needs one answer per prompt, got {len(prompts)} prompts "
-                f"and {len(answers)} answers."
-            )
         for row, answer in enumerate(answers):
             if not answer.strip():
                 raise ValueError(

@@ -29,6 +29,26 @@ Conversation = Sequence[Mapping[str, str]]
 _MARK = "ANSWERx7Q9ZxANSWER"
 
 
+def _template_text(template: str) -> str:
+    """The template; read from the file if `template` is a path."""
+    if not template or "{" in template:
+        return template
+    path = Path(template).expanduser()
+    try:
+        text = path.read_text(encoding="utf-8")
+        if path.suffix == ".json":
+            text = json.loads(text)["chat_template"]
+        if problem := _checks.not_text(text):
+            raise ValueError(problem)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            "The prompt format needs a chat template, as Jinja text or a file (.jinja, "
+            f"or .json with the key chat_template), got template={template!r}: "
+            f"{error!r}."
+        ) from error
+    return text
+
+
 @dataclasses.dataclass(frozen=True)
 class PromptFormat:
     """The settings that turn a row into the text that a model reads.
@@ -38,7 +58,9 @@ class PromptFormat:
             is replaced by the row's prompt.
         chat: whether the text is a conversation in a chat template.
         system: the system message of a chat; "" for none.
-        template: the Jinja text of the chat template; "" for the tokenizer's.
+        template: the chat template; "" for the tokenizer's. It is Jinja text or the
+            path of a file, which is read when the format is made: Jinja text, or JSON
+            with the key `chat_template`.
         arguments: keyword arguments of the template, such as {"date_string": "1 May"}:
             some templates insert today's date unless they are given one.
         separator: the text between prompt and answer. "auto" is the template's in a
@@ -66,13 +88,14 @@ class PromptFormat:
                 f"The prompt format needs {QUESTION} in its prompt, got "
                 f"prompt={self.prompt!r}."
             )
+        object.__setattr__(self, "template", _template_text(self.template))
+        object.__setattr__(self, "arguments", dict(self.arguments))
 
     def with_settings(self, settings: Mapping[str, Any]) -> "PromptFormat":
         """The format with some fields replaced by those of a settings block.
 
         Args:
-            settings: field -> value. `template` may also be the path of a file: Jinja
-                text, or JSON with the key `chat_template`.
+            settings: field -> value.
         Raises:
             ValueError: for an unknown field, a prompt without {question}, or a template
                 that cannot be read. TypeError: for a value of another type.
@@ -87,11 +110,22 @@ class PromptFormat:
                     f"{owner} needs a value of type {kind.__name__} for {name}, got "
                     f"{name}={value!r}."
                 )
-        found = dataclasses.replace(self, **settings)
-        template = _template_text(found.template)
-        return dataclasses.replace(
-            found, template=template, arguments=dict(found.arguments)
-        )
+        return dataclasses.replace(self, **settings)
+
+    def check_chat(self, owner: str, given: Mapping[str, Any]) -> None:
+        """Raises ValueError if a chat's settings are given and this is not a chat.
+
+        Args:
+            owner: what has the settings; begins the error.
+            given: the settings from which this format was made.
+        """
+        for name in ("system", "template", "arguments"):
+            if given.get(name) and not self.chat:
+                raise ValueError(
+                    f"{owner} needs chat=True with {name}, got "
+                    f"{name}={given[name]!r} and chat=False. Pass --chat, or remove "
+                    f"{name}."
+                )
 
     def worded(self, prompt: str) -> str:
         """The wording with a row's prompt in it: the user's message in a chat."""
@@ -148,11 +182,11 @@ def render(
         prompt_format: the settings.
     Raises:
         TypeError: for one text in place of a list.
-        ValueError: for a chat without a template, a template that takes no such
+        ValueError: for numbers of prompts and answers that differ, a conversation
+            without messages, a chat without a template, a template that takes no such
             conversation, or "eos" without an end token.
     """
-    check_prompts("data.render", prompts, prompt_format)
-    _checks.texts("data.render", answers=answers)
+    check_rows("data.render", prompts, answers, prompt_format)
     contents = [_content(prompt, prompt_format) for prompt in prompts]
     if not prompt_format.chat:
         separator = _given(prompt_format.separator, " ")
@@ -173,13 +207,37 @@ def render(
     ]
 
 
+def check_rows(
+    owner: str,
+    prompts: Sequence[str | Conversation],
+    answers: Sequence[str] | None,
+    prompt_format: PromptFormat,
+) -> None:
+    """Raises unless there is one answer, a text, for each prompt of `check_prompts`.
+
+    Raises:
+        TypeError, ValueError: as `check_prompts`.
+    """
+    check_prompts(owner, prompts, prompt_format)
+    _checks.texts(owner, answers=answers)
+    if answers is None:
+        return
+    num_prompts, num_answers = (len(list(x)) for x in (prompts, answers))
+    if num_prompts != num_answers:
+        raise ValueError(
+            f"{owner} needs one answer per prompt, got {num_prompts} prompts and "
+            f"{num_answers} answers. Remove the rows that lack one."
+        )
+
+
 def check_prompts(
     owner: str, prompts: Sequence[str | Conversation], prompt_format: PromptFormat
 ) -> None:
     """Raises unless prompts are a list of texts or, in a chat, of conversations.
 
     Raises:
-        TypeError, ValueError: as _checks.texts.
+        TypeError, ValueError: as _checks.texts; ValueError for a conversation without
+            messages, or a message without a role.
     """
     if not prompt_format.chat or isinstance(prompts, str | Iterator):
         return _checks.texts(owner, prompts=prompts)
@@ -187,6 +245,14 @@ def check_prompts(
         contents = [prompt]
         if isinstance(prompt, list) and all(isinstance(x, Mapping) for x in prompt):
             contents = [message.get("content") for message in prompt]
+            without = [message for message in prompt if not message.get("role")]
+            if without or not prompt:
+                came = _checks.short(without[0]) if without else "an empty list"
+                raise ValueError(
+                    f"{owner} needs conversations of messages with role and content, "
+                    f"got {came} in row {row} of prompts. Remove the row, or give it "
+                    "the user's message."
+                )
         _checks.texts(owner, **{f"prompts[{row}]": contents})
 
 
@@ -312,21 +378,3 @@ def _end(tokenizer: Any, prompt_format: PromptFormat, usual: str) -> str:
             "eos_token=None. Set end to the text that ends an answer, or to ''."
         )
     return tokenizer.eos_token
-
-
-def _template_text(template: str) -> str:
-    """The template; read from the file if `template` is a path."""
-    if not template or "{" in template:
-        return template
-    path = Path(template).expanduser()
-    try:
-        text = path.read_text(encoding="utf-8")
-        if path.suffix == ".json":
-            text = json.loads(text)["chat_template"]
-    except (OSError, ValueError, KeyError) as error:
-        raise ValueError(
-            "The prompt format needs a chat template, as Jinja text or a file (.jinja, "
-            f"or .json with the key chat_template), got template={template!r}: "
-            f"{error!r}."
-        ) from error
-    return text

@@ -89,10 +89,19 @@ def rouge(
 
 
 def truncate_at_stop(text: str, stops: Sequence[str]) -> str:
-    """The text before the first stop string, without outer white space."""
+    """The text before the first stop string, without outer white space.
+
+    Raises:
+        TypeError: if `stops` is one text. ValueError: for an empty stop string.
+    """
     if isinstance(stops, str):
         raise TypeError(
             "truncate_at_stop needs a sequence of stop strings, got one text."
+        )
+    if "" in stops:
+        raise ValueError(
+            "truncate_at_stop needs stop strings of at least one character, got '' at "
+            f"index {list(stops).index('')}. Remove it."
         )
     for stop in stops:
         text = text.split(stop, 1)[0]

@@ -10,17 +10,21 @@
     )
 
 An instruct model takes `apply_chat_template=True`, and with it `system_instruction` and
-`fewshot_as_multiturn`.
+`fewshot_as_multiturn`; give the format of its training:
+
+    chat = data.PromptFormat(chat=True, prompt="Question: {question}")
+    harness.Decoder(model, params, tokenizer, prompt_format=chat)
 
 Needs the extra `harness`. For an exported folder this module is not needed: the
 harness's `--model hf --model_args pretrained=FOLDER` runs it with torch.
 experiments/benchmarks/harness.py compares the two with evaluate.choose.
 """
 
+import dataclasses
 import functools
 import warnings
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import jinja2
 import numpy as np
@@ -36,6 +40,26 @@ from jaxunlearn.workflows.evaluation import values
 NEW_TOKENS = 256  # the harness's default, for tasks that set no number
 
 
+CHAT = table.PromptFormat(chat=True)
+_MESSAGE = "MESSAGEx7Q9ZxMESSAGE"  # no template changes it and no text contains it
+
+
+class _Turn(NamedTuple):
+    """What a chat format writes around an answer.
+
+    Attributes:
+        opening: the text between the user's message and the separator.
+        separator: the text between `opening` and the answer.
+        eos_ids: the special tokens in the end of an answer.
+        stops: the end of an answer that is ordinary text.
+    """
+
+    opening: str = ""
+    separator: str = ""
+    eos_ids: tuple[int, ...] = ()
+    stops: tuple[str, ...] = ()
+
+
 class Decoder(api.TemplateLM):
     """Answers the three kinds of request of the harness, greedily and in float32.
 
@@ -44,7 +68,12 @@ class Decoder(api.TemplateLM):
         tokenizer: a fast tokenizer. Special tokens that it adds are used, but no begin
             token is put before a text that starts with one.
         batch_size: number of rows in a batch.
-        template_arguments: keyword arguments of the chat template.
+        prompt_format: how conversations are written where the harness applies a chat
+            template: the template, the system message of a conversation without one,
+            the wording of the user's messages, the separator before an answer and its
+            end, at which generation stops. A task writes its other texts itself.
+
+    Raises ValueError for a prompt_format without a chat.
 
     A text that is longer than the model's maximum length raises ValueError. (The models
     of the harness truncate it on the left.)
@@ -57,14 +86,19 @@ class Decoder(api.TemplateLM):
         tokenizer: Any,
         *,
         batch_size: int = 32,
-        template_arguments: Mapping[str, Any] | None = None,
+        prompt_format: table.PromptFormat = CHAT,
     ):
         super().__init__()
         _checks.positive_int("harness.Decoder", batch_size=batch_size)
         self.tokenizer = tokenizer
         self._model, self._params, self._rows = model, params, batch_size
         self._longest = getattr(model.config, "max_length", None)
-        self._template_arguments = dict(template_arguments or {})
+        if not prompt_format.chat:
+            raise ValueError(
+                "harness.Decoder needs a prompt_format with chat=True, got chat=False. "
+                "Leave it out for texts without a chat, which the task writes."
+            )
+        self._format, self._chats = prompt_format, False
         self._eos_ids = set(evaluate.eos_ids(model, tokenizer))
 
     @property
@@ -85,42 +119,77 @@ class Decoder(api.TemplateLM):
         name = str(self.tokenizer.name_or_path or "").replace("/", "__")
         rules = records.tokenizer_digest(self.tokenizer)
         template = getattr(self.tokenizer, "chat_template", None)
-        return f"{name}--{records.digest([rules, template])[:16]}"
+        found = records.digest([rules, template, self._format.as_dict()])
+        return f"{name}--{found[:16]}"
+
+    def chat_template(self, chat_template: bool | str = False) -> str | None:
+        """The chat template as text; the harness asks for it before it applies one."""
+        self._chats = self._chats or bool(chat_template)
+        return self._format.template or super().chat_template(chat_template)
 
     def apply_chat_template(
         self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True
     ) -> str:
-        """The text of a conversation in the tokenizer's chat template.
+        """The text of a conversation, in the decoder's prompt format.
 
         Args:
             chat_history: messages, each with `role` and `content`.
             add_generation_prompt: whether the assistant's turn begins after the last
                 message; otherwise the last message is continued.
+        Returns:
+            The text that precedes the answer, with the separator where the assistant's
+            turn begins.
         Raises:
-            ValueError: if the tokenizer has no chat template.
+            ValueError: if neither the tokenizer nor the format has a chat template.
         Warns:
             UserWarning: if the template takes no system message, which is left out.
         """
-        chat = table.PromptFormat(chat=True, arguments=self._template_arguments)
-        self._eos_ids |= set(table.end_ids(self.tokenizer, chat))
-        apply = functools.partial(
-            self.tokenizer.apply_chat_template,
-            tokenize=False,
-            add_generation_prompt=add_generation_prompt,
-            continue_final_message=not add_generation_prompt,
-            **self._template_arguments,
-        )
+        self._chats = True
+        write = self._opened if add_generation_prompt else self._continued
+        messages = [
+            {**x, "content": self._format.worded(x["content"])}
+            if x["role"] == "user"
+            else x
+            for x in chat_history
+        ]
+        others = [x for x in messages if x["role"] != "system"]
+        if self._format.system and others == messages:
+            messages.insert(0, {"role": "system", "content": self._format.system})
         try:
-            return apply(chat_history)
-        except jinja2.exceptions.TemplateError as error:
-            others = [x for x in chat_history if x["role"] != "system"]
-            if len(others) == len(chat_history):
+            return write(messages)
+        except (jinja2.exceptions.TemplateError, ValueError) as error:
+            if others == messages:
                 raise
+            text = write(others)
             warnings.warn(
                 f"The chat template takes no system message ({error}). It is left out.",
                 stacklevel=2,
             )
-            return apply(others)
+            return text
+
+    def _opened(self, messages: list[dict[str, str]]) -> str:
+        """The text up to the assistant's answer."""
+        written = dataclasses.replace(self._format, system="")
+        (row,) = table.render(self.tokenizer, [messages], ["x"], written)
+        return row.prompt + row.separator
+
+    def _continued(self, messages: list[dict[str, str]]) -> str:
+        """The text up to the end of the last message."""
+        given = self._format.template
+        return self.tokenizer.apply_chat_template(
+            messages,
+            tokenize=False,
+            continue_final_message=True,
+            **self._format.arguments | ({"chat_template": given} if given else {}),
+        )
+
+    @functools.cached_property
+    def _turn(self) -> _Turn:
+        written = dataclasses.replace(self._format, system="")
+        (row,) = table.render(self.tokenizer, [_MESSAGE], ["x"], written)
+        ids = table.end_ids(self.tokenizer, written)
+        stops = (row.end,) if row.end and not ids else ()
+        return _Turn(row.prompt.rpartition(_MESSAGE)[2], row.separator, ids, stops)
 
     def tok_encode(
         self, string: str, add_special_tokens: bool | None = None, **more: Any
@@ -160,13 +229,15 @@ class Decoder(api.TemplateLM):
     ) -> list[str]:
         """Greedy continuations up to a stop word or the end of the text.
 
-        An empty context is the prefix token.
+        An empty context is the prefix token; empty stop words are ignored. In a chat
+        the text stops at the end of the format too, and begins before its separator.
 
         Raises:
             ValueError: if a task needs sampling.
         """
         texts = [""] * len(requests)
         empty = self.tokenizer.decode([self.prefix_token_id])
+        turn = self._turn if self._chats and requests else _Turn()
         groups: dict[tuple[int, tuple[str, ...]], list[int]] = {}
         for number, request in enumerate(requests):
             settings = request.args[1]
@@ -177,15 +248,23 @@ class Decoder(api.TemplateLM):
                 )
             stops = settings.get("until") or []
             stops = [stops] if isinstance(stops, str) else stops
+            stops = [*filter(None, stops), *turn.stops]
             new = settings.get("max_gen_toks", NEW_TOKENS)
             groups.setdefault((new, tuple(stops)), []).append(number)
         for (new, stops), numbers in groups.items():
+            contexts = [requests[number].args[0] or empty for number in numbers]
+            if turn.separator:  # it is generated with the answer
+                opened = turn.opening + turn.separator
+                contexts = [
+                    text.removesuffix(turn.separator) if text.endswith(opened) else text
+                    for text in contexts
+                ]
             found = evaluate.completions(
                 self._model,
                 self._params,
                 self.tokenizer,
-                [requests[number].args[0] or empty for number in numbers],
-                eos_ids=sorted(self._eos_ids),
+                contexts,
+                eos_ids=sorted(self._eos_ids.union(turn.eos_ids)),
                 max_new_tokens=new,
                 batch_size=self._rows,
             )

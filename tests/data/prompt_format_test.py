@@ -128,13 +128,19 @@ def test_templates_in_files(tmp_path):
     (tmp_path / "a.jinja").write_text(template)
     (tmp_path / "a.json").write_text(json.dumps({"chat_template": template}))
     (tmp_path / "b.json").write_text("{}")
+    (tmp_path / "c.json").write_text('{"chat_template": [1]}')
+    (tmp_path / "d.json").write_text("[]")
     for name in ("a.jinja", "a.json"):
         found = CHAT.with_settings({"template": str(tmp_path / name)})
         assert found.template == template
         assert found == data.PromptFormat(**json.loads(json.dumps(found.as_dict())))
-    for value in (str(tmp_path / "b.json"), "nowhere.jinja"):
+        assert found == data.PromptFormat(chat=True, template=str(tmp_path / name))
+    broken = [str(tmp_path / f"{name}.json") for name in "bcd"]
+    for value in (*broken, "nowhere.jinja"):
         with pytest.raises(ValueError, match=f"template='{value}'"):
             CHAT.with_settings({"template": value})
+        with pytest.raises(ValueError, match=f"template='{value}'"):
+            data.PromptFormat(template=value)
     with pytest.raises(ValueError, match="promt"):
         CHAT.with_settings({"promt": "x"})
     with pytest.raises(TypeError, match="chat='yes'"):
@@ -143,6 +149,30 @@ def test_templates_in_files(tmp_path):
         CHAT.with_settings({"prompt": "Q:"})
     with pytest.raises(ValueError, match="prompt='Q:'"):
         data.PromptFormat(prompt="Q:")
+
+
+def test_rows_that_are_no_conversations_are_named():
+    tokenizer = chat_templates.tokenizer(FAMILIES["Llama 2"])
+    user = [{"role": "user", "content": "Where?"}]
+    for prompts, came in (
+        ([user, []], "an empty list in row 1"),
+        ([[{"content": "Where?"}]], "'content': .*} in row 0"),
+        ([user, ["Where?"]], r"prompts\[1\]"),
+    ):
+        for chat in (CHAT, CHAT.with_settings({"system": "Be."})):
+            for use in (data.render, data.encode):
+                with pytest.raises(ValueError, match=came):
+                    use(tokenizer, prompts, prompt_format=chat)
+
+
+@pytest.mark.parametrize("chat", [data.PromptFormat(), CHAT])
+@pytest.mark.parametrize("answers", [["x"], ["x", "y", "z"], []])
+def test_every_prompt_needs_one_answer(chat, answers):
+    tokenizer = chat_templates.tokenizer(FAMILIES["Llama 2"])
+    came = f"2 prompts and {len(answers)} answers"
+    for name, use in (("render", data.render), ("encode", data.encode)):
+        with pytest.raises(ValueError, match=f"data.{name} .*{came}"):
+            use(tokenizer, ["a", "b"], answers, prompt_format=chat)
 
 
 def test_shots_are_turns_of_a_chat():

@@ -121,6 +121,26 @@ def test_another_rule_of_transformers_is_reported(tmp_path):
     assert read(tmp_path)[1] == []
 
 
+@pytest.mark.parametrize("kind", ["GPT2Tokenizer", "PreTrainedTokenizerFast"])
+def test_stored_limits_of_length_hide_no_difference(tmp_path, kind):
+    limited = tokenizers.Tokenizer.from_str(CORES["three, begin"].to_str())
+    limited.enable_truncation(3)
+    limited.enable_padding(length=5)
+    plain, stored = tmp_path / "plain", tmp_path / "stored"
+    found = {}
+    for folder, made in ((plain, CORES["three, begin"]), (stored, limited)):
+        folder.mkdir()
+        place(folder, "llama", made, tokenizer_class=kind, add_bos_token=False)
+        found[folder] = read(folder)
+    seen = {
+        folder: [m.replace(str(folder), "") for m in x[1]]
+        for folder, x in found.items()
+    }
+    assert seen[stored] == seen[plain] and len(seen[plain]) == 1
+    ids = CORES["three, begin"].encode(TEXT).ids
+    assert all(x[0](TEXT)["input_ids"] == ids for x in found.values())
+
+
 def test_templates_and_names_of_other_files_are_read(tmp_path):
     made = tokenizers.Tokenizer.from_str(CORES["three, begin"].to_str())
     made.enable_truncation(4)

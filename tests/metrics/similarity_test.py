@@ -98,6 +98,8 @@ def test_truncation_is_at_the_first_stop():
         == "Lima"
     )
     assert metrics.truncate_at_stop(" Lima ", []) == "Lima"
+    with pytest.raises(ValueError, match="got '' at index 1"):
+        metrics.truncate_at_stop("Lima", ["x", ""])
 
 
 def test_exact_match():

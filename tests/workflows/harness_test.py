@@ -120,7 +120,12 @@ def chatting(family, **more):
 def test_conversations_are_written_as_the_template_writes_them():
     llama = chatting("Llama 2")
     text = llama.apply_chat_template(CHAT)
-    assert text == "<s>[INST] <<SYS>>\nBe.\n<</SYS>>\n\nWhere? [/INST]"
+    # The separator of the template follows, which the harness does not write.
+    assert text == "<s>[INST] <<SYS>>\nBe.\n<</SYS>>\n\nWhere? [/INST] "
+    (row,) = table.render(llama.tokenizer, [CHAT], ["Paris."], harness.CHAT)
+    before, after = llama._encode_pair(text, "Paris.")
+    assert before == llama.tok_encode(row.prompt)
+    assert before + after == llama.tok_encode(row.prompt + row.separator + row.answer)
     ids = llama.tok_encode(text)
     assert ids.count(llama.tokenizer.bos_token_id) == 1
     assert llama.tok_encode("Where?")[0] == llama.tokenizer.bos_token_id
@@ -130,11 +135,52 @@ def test_conversations_are_written_as_the_template_writes_them():
     with pytest.warns(UserWarning, match="System role not supported"):
         text = gemma.apply_chat_template(CHAT)
     assert text.startswith("<s><start_of_turn>user\nWhere?")
-    dated = chatting("ChatML, Qwen 2", template_arguments={"date_string": "5 May"})
+    dated = table.PromptFormat(chat=True, arguments={"date_string": "5 May"})
+    dated = chatting("ChatML, Qwen 2", prompt_format=dated)
     dated.tokenizer.chat_template = "{{ date_string }}" + dated.tokenizer.chat_template
     assert dated.apply_chat_template(CHAT).startswith("5 May<|im_start|>system")
     names = {x.tokenizer_name for x in (llama, gemma, dated)}
     assert len(names) == 3  # their cached requests differ
+
+
+def test_the_prompt_format_is_that_of_the_training(monkeypatch):
+    template = (
+        "{{ date }}{% for m in messages %}[{{ m['role'] }}]{{ m['content'] }}"
+        "{% endfor %}{% if add_generation_prompt %}[assistant]{% endif %}"
+    )
+    chat = table.PromptFormat(
+        prompt="Q: {question}",
+        chat=True,
+        system="Be brief.",
+        template=template,
+        arguments={"date": "5 May"},
+        separator="\n",
+        end="\n\n",
+    )
+    decoder, asked = chatting("Gemma", prompt_format=chat), {}
+    assert decoder.chat_template(True) == template
+    text = decoder.apply_chat_template(CHAT[1:])
+    (row,) = table.render(decoder.tokenizer, ["Where?"], ["Paris."], chat)
+    assert text == row.prompt + row.separator
+    assert text == "5 May[system]Be brief.[user]Q: Where?[assistant]\n"
+    assert decoder.apply_chat_template(CHAT).startswith("5 May[system]Be.[user]Q: ")
+    begun = [*CHAT, {"role": "assistant", "content": "In"}]
+    begun = decoder.apply_chat_template(begun, add_generation_prompt=False)
+    assert begun == "5 May[system]Be.[user]Q: Where?[assistant]In"
+
+    def completions(model, params, tokenizer, prompts, **more):
+        asked.update(more, prompts=prompts)
+        return ["\nParis.\n\nQ: And?"] * len(prompts)
+
+    monkeypatch.setattr(evaluate, "completions", completions)
+    stops = {"until": ["", "?"], "max_gen_toks": 2}  # the empty one says nothing
+    got = decoder.generate_until([request(x, stops) for x in (text, "plain\n")])
+    assert got == ["Paris."] * 2
+    assert asked["prompts"] == [row.prompt, "plain\n"]
+    other = chatting("Gemma").tokenizer_name
+    assert decoder.tokenizer_name != other
+    with pytest.raises(ValueError, match="chat=True"):
+        chatting("Gemma", prompt_format=table.PLAIN)
 
 
 def test_a_turn_ends_where_the_template_ends_it(monkeypatch):

@@ -115,6 +115,46 @@ def test_settings_that_need_a_chat_are_refused():
         settings.check_prompt_format(config)
 
 
+@pytest.mark.parametrize(
+    ("name", "value"), [("system", "Be."), ("template", "{{ x }}")]
+)
+def test_chat_settings_of_a_stream_without_a_chat_are_refused(place, name, value):
+    config = settings.defaults()
+    config.output = config.model.path = "unused"
+    config.recipe.name = "openunlearning.npo"
+    stream = dict(source="file", path="unused", rows=2)
+    config.data.retain = stream | {"prompt_format": {name: value}}
+    with pytest.raises(ValueError, match=f"stream 'retain' .*{name}='.*chat=False"):
+        settings.check(config)
+    config.data.retain.prompt_format.chat = True
+    settings.check(config)
+    # A stream without a chat in a run with one does not use the run's system message.
+    config.prompt_format.update({"chat": True, name: value})
+    config.data.retain.prompt_format = {"chat": False}
+    settings.check(config)
+    given = {"prompt_format": {name: value}, "output": "unused"}
+    rows = str(place / "rows.jsonl")
+    for door, more in (
+        (evaluation.evaluate, {"tasks": {"forget": {"source": "file", "path": rows}}}),
+        (attack.attack, {"forget": rows, "retain": rows}),
+    ):
+        with pytest.raises(ValueError, match=f"{name}='.*chat=False"):
+            door({"model": str(place / "model"), **given, **more})
+
+
+def test_the_template_of_a_stream_is_read_and_recorded(tmp_path):
+    file = tmp_path / "a.jinja"
+    file.write_text("{{ messages }}")
+    config = settings.defaults()
+    config.output = config.model.path = "unused"
+    config.recipe.name = "openunlearning.npo"
+    format = {"chat": True, "template": str(file)}
+    config.data.retain = dict(source="prose", rows=2, length=8)
+    config.data.forget = dict(source="file", path="x", rows=2, prompt_format=format)
+    settings.check(config)
+    assert config.data.forget.prompt_format.template == "{{ messages }}"
+
+
 def test_questions_of_a_benchmark_take_the_format_that_is_given():
     def formats(name, **given):
         found = benchmarks.tasks(name, data.PromptFormat().as_dict() | given)

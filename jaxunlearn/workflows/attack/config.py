@@ -63,15 +63,16 @@ def attack(
         )
     else:
         fact_set = _facts(c)
+    given = config.get("prompt_format", {})
+    prompt_format = prompt_format.with_settings(given)
+    prompt_format.check_chat("The attack's prompt_format", given)
     return run.attack_model(
         c["model"],
         fact_set,
         c["output"],
         original=c["original"],
         attacks=c["attacks"],
-        settings=prompts.PromptSettings(
-            prompt_format.with_settings(config.get("prompt_format", {})), **c["query"]
-        ),
+        settings=prompts.PromptSettings(prompt_format, **c["query"]),
         known=c["known"],
         seed=c["seed"],
         dtype=c["dtype"],

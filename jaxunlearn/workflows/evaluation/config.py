@@ -67,7 +67,9 @@ def evaluate(
         )
     eval_tasks = _tasks(c, record)
     prompt_format = data.PromptFormat() if record is None else record.prompt_format
-    prompt_format = prompt_format.with_settings(config.get("prompt_format", {}))
+    given = config.get("prompt_format", {})
+    prompt_format = prompt_format.with_settings(given)
+    prompt_format.check_chat("The evaluation's prompt_format", given)
     options = evaluation.Options(
         settings=tasks.Settings(prompt_format, **c["score"]),
         judges={name: _judge(name, where) for name, where in c["judges"].items()},

@@ -289,6 +289,7 @@ def _counted(right: TokenScores, settings):
 
 
 def _generated(model, params, tokenizer, rows, settings, batch_size, mesh):
+    metrics.truncate_at_stop("", settings.stops)  # refuses them before the generation
     texts = evaluate.completions(
         model,
         params,

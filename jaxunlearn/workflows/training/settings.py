@@ -206,6 +206,8 @@ def check(config: ConfigDict) -> ConfigDict:
         raise ValueError("A run needs a stream of data, got none. Give a file.")
     for stream, settings in config.data.items():
         check_stream(stream, dict(settings))
+        if settings.get("prompt_format"):
+            _check_format_of_stream(config, stream)
     finetunes = config.recipe.name.startswith("finetune.")
     if config.mode != "evaluate" and finetunes != (config.mode == "finetune"):
         needed = "one in finetune" if config.mode == "finetune" else "a method's"
@@ -225,13 +227,19 @@ def check_prompt_format(config: ConfigDict) -> None:
     """
     given = config.prompt_format.to_dict()
     found = data.PromptFormat().with_settings(given)
-    if not found.chat and (found.system or found.template):
-        name = "system" if found.system else "template"
-        raise ValueError(
-            f"The config's prompt_format needs chat=True with {name}, got "
-            f"{name}={given[name]!r} and chat=False. Pass --chat."
-        )
+    found.check_chat("The config's prompt_format", given)
     config.prompt_format.template = found.template
+
+
+def _check_format_of_stream(config: ConfigDict, stream: str) -> None:
+    """As check_prompt_format, for the fields that one stream replaces."""
+    settings = config.data[stream].prompt_format
+    given = settings.to_dict()
+    common = data.PromptFormat().with_settings(config.prompt_format.to_dict())
+    found = common.with_settings(given)
+    found.check_chat(f"The prompt_format of the stream {stream!r}", given)
+    if "template" in given:
+        settings.template = found.template
 
 
 def check_model(model: ConfigDict) -> None:
