@@ -9,6 +9,7 @@ from functools import reduce
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jaxunlearn import _checks, _precision, trees
@@ -18,10 +19,17 @@ from jaxunlearn.typing import Frozen, Params, Streams
 MAX_SWALLOWED = 0.1  # share of an update that may be lost without a warning
 
 Entry = Mapping[str, float | int]
-Hook = Callable[[UnlearnState, Entry], bool | None]
+Hook = Callable[[UnlearnState | None, Entry], bool | None]
 """Called after every step, also after a failed one, with the state and the log entry.
 If it returns True, the run stops. The state's buffers are donated to the next step, so
-a hook that stores one must copy it."""
+a hook that stores one must copy it.
+
+`fit` waits for a step before it starts the next one if a hook reads the state. A hook
+that does not read it has the attribute `reads_state = False`, or a function from the
+step's number to whether it reads the state after that step. Where no hook reads the
+state, the next step already runs when the hooks are called: the state that they get is
+None, and if one of them returns True, the run stops after that next step, whose entry
+they get too."""
 
 
 class NotFinite(FloatingPointError):
@@ -59,17 +67,25 @@ def fit(
     31st, so the loader must continue there too (data.streams has `skip`, a data.loader
     its set_state).
 
+    The loop does not wait for a step before it starts the next one: the metrics of a
+    step are read while the next one runs, and its batch is read and copied to the
+    device by then. The next step changes nothing if the metrics turn out not to be
+    finite. The loop waits where a hook reads the state (see `Hook`) and for a `step`
+    that does not take `enabled` (see `make_step`).
+
     Args:
         step: from make_step, jitted with the state donated.
         state: the state to begin with; its buffers are donated.
-        loader: yields streams of NumPy or JAX arrays, at least one for each step.
+        loader: yields streams of NumPy or JAX arrays, at least one for each step. When
+            NotFinite is raised, one batch more may have been taken.
         frozen: what the step reads and never changes.
         steps: total number of updates, including those that `state` already has.
         hooks: called in order after every step.
         progress: whether to show a progress bar (on standard error).
     Returns:
-        (state, log); each log entry holds `step`, `seconds` and every metric as a
-        number.
+        (state, log); each log entry holds `step`, `seconds` (from the end of the step
+        before, or from this step's start if that is later, to this step's end) and
+        every metric as a number.
     Raises:
         ValueError: if the loader ends too early, or a batch has token ids outside the
             model's vocabulary or rows that are not pairs where a term reads pairs.
@@ -80,36 +96,104 @@ def fit(
             swallowed more than a tenth of the update.
     """
     _checks.not_negative("fit", steps=steps)
-    log: list[dict[str, Any]] = []
     check = getattr(step, "check", lambda streams: None)
-    batches = iter(loader)
-    bar = _Bar(steps, int(state.step)) if progress else None
-    warned = False
+    ahead = getattr(step, "takes_enabled", False)
+    # Computed from the state, so that it is placed as the metrics are.
+    enabled = {"enabled": jnp.asarray(state.step) >= 0} if ahead else {}
+    batches, first = iter(loader), int(state.step)
+    read = _Reader(hooks, _Bar(steps, first) if progress else None)
+    started: _Started | None = None  # a step whose metrics were not read
     try:
-        for number in range(int(state.step), steps):
-            streams = _next(batches, number, steps)
-            check(streams)
+        for number in range(first, steps):
+            try:
+                streams = _next(batches, number, steps)
+                check(streams)
+            except Exception:
+                if started:
+                    read(started, state, state)
+                raise
             start = time.perf_counter()
-            state, metrics = step(state, streams, frozen)
-            metrics = {
-                k: np.asarray(v).item() for k, v in jax.device_get(metrics).items()
-            }
-            entry = {"step": number, "seconds": time.perf_counter() - start, **metrics}
-            log.append(entry)
-            if not warned and entry.get(SWALLOWED, 0.0) > MAX_SWALLOWED:
-                warn_of_rounding(state.params, entry[SWALLOWED], number, stacklevel=3)
-                warned = True
-            stop = any([hook(state, entry) for hook in hooks])
-            if not entry.get("finite", True):
-                _not_finite(state, log, entry)
-            if bar:
-                bar.update(entry)
-            if stop:
-                break
+            state, metrics = step(state, streams, frozen, **enabled)
+            before, started = started, _Started(number, start, metrics)
+            if ahead:
+                enabled = {"enabled": metrics["finite"]}
+            stop = before is not None and read(before, state, None)
+            if stop or not ahead or any(_reads_state(hook, number) for hook in hooks):
+                now, started = started, None
+                if read(now, state, state) or stop:
+                    break
+        if started:
+            read(started, state, state)
     finally:
-        if bar:
-            bar.close()
-    return state, log
+        read.close()
+    return state, read.log
+
+
+class _Started(NamedTuple):
+    """A step that was started.
+
+    Attributes:
+        number: of the step, from 0.
+        start: time.perf_counter() at its start.
+        metrics: its metrics, on the device.
+    """
+
+    number: int
+    start: float
+    metrics: Mapping[str, Any]
+
+
+class _Reader:
+    """Reads the metrics of a step into the log, and passes them on.
+
+    Attributes:
+        log: the entries of all steps that were read.
+    """
+
+    def __init__(self, hooks: Sequence[Hook], bar: "_Bar | None"):
+        self.log: list[dict[str, Any]] = []
+        self._hooks, self._bar = hooks, bar
+        self._end, self._warned = 0.0, False
+
+    def __call__(
+        self, step: _Started, state: UnlearnState, shown: UnlearnState | None
+    ) -> bool:
+        """Whether a hook stops the run; waits until the step is done.
+
+        Args:
+            step: the step.
+            state: the newest state. It is that after the step, or after a later step
+                that was enabled by this one.
+            shown: the state that hooks get.
+        Raises:
+            NotFinite: if the step was not.
+        """
+        metrics = {
+            k: np.asarray(v).item() for k, v in jax.device_get(step.metrics).items()
+        }
+        end = time.perf_counter()
+        seconds, self._end = end - max(step.start, self._end), end
+        entry = {"step": step.number, "seconds": seconds, **metrics}
+        self.log.append(entry)
+        if not self._warned and entry.get(SWALLOWED, 0.0) > MAX_SWALLOWED:
+            warn_of_rounding(state.params, entry[SWALLOWED], step.number, stacklevel=4)
+            self._warned = True
+        stop = any([hook(shown, entry) for hook in self._hooks])
+        if not entry.get("finite", True):
+            _not_finite(state, self.log, entry)
+        if self._bar:
+            self._bar.update(entry)
+        return stop
+
+    def close(self) -> None:
+        if self._bar:
+            self._bar.close()
+
+
+def _reads_state(hook: Hook, number: int) -> bool:
+    """Whether a hook reads the state after this step, as it says."""
+    reads = getattr(hook, "reads_state", True)
+    return bool(reads(number) if callable(reads) else reads)
 
 
 class Stage(NamedTuple):
@@ -175,9 +259,10 @@ def fit_stages(
 
     def stop(state, entry):
         nonlocal ended
-        ended = any([hook(state, entry) for hook in hooks])
+        ended |= any([hook(state, entry) for hook in hooks])
         return ended
 
+    stop.reads_state = lambda number: any([_reads_state(h, number) for h in hooks])
     target = dict.fromkeys(states, 0)
     for number, (part, count) in enumerate(stages):
         target[part] += count

@@ -53,7 +53,8 @@ class UnlearnState:
 SWALLOWED = "update/swallowed"
 
 Step = Callable[..., tuple[UnlearnState, Mapping[str, Array]]]
-"""(state, streams, frozen, rules=None) -> (state, metrics); see `make_step`."""
+"""(state, streams, frozen, rules=None, enabled=None) -> (state, metrics); see
+`make_step`."""
 
 
 def init_state(
@@ -145,7 +146,8 @@ def make_step(
     *,
     num_microbatches: int = 1,
 ) -> Step:
-    """Builds a pure function: (state, streams, frozen, rules=None) -> (state, metrics).
+    """Builds a pure function: (state, streams, frozen, rules=None, enabled=None) ->
+    (state, metrics).
 
     The step takes `term_gradients`, passes all of them to `tx`, and applies the update.
 
@@ -166,7 +168,9 @@ def make_step(
         A Step to be jitted with the state donated. sharding.jit_step passes `rules`,
         the placement of the params on a mesh, which combiners also get. Its metrics,
         all scalars: `<term>/loss`, whatever the term reports, `<term>/grad_norm`, the
-        combiner's statistics under `combine/`, and `finite`. If leaves that train are
+        combiner's statistics under `combine/`, and `finite`. Where `enabled`, a bool[],
+        is False, the state is returned unchanged; `fit` passes the `finite` of the step
+        before, which it has not read yet. If leaves that train are
         below float32, `update/swallowed` is the share of their update (of the sum of
         its absolute values) that belongs to entries that did not change: rounding
         swallowed it; see combine.with_rounding. Where a loss or the
@@ -183,7 +187,7 @@ def make_step(
     _checks.positive_int("make_step", num_microbatches=num_microbatches)
     tx = optax.with_extra_args_support(tx)
 
-    def step(state, streams, frozen, rules=None):
+    def step(state, streams, frozen, rules=None, enabled=None):
         key = jax.random.fold_in(state.key, state.step)
         values, grads, reported = term_gradients(
             terms, state.params, streams, frozen, key, num_microbatches
@@ -211,7 +215,8 @@ def make_step(
             return state, {SWALLOWED: jnp.float32(0)} if low else {}
 
         # A conditional keeps donated buffers in place; selecting leaf by leaf copies.
-        new, lost = jax.lax.cond(finite, update, skip, state)
+        runs = finite if enabled is None else finite & enabled
+        new, lost = jax.lax.cond(runs, update, skip, state)
         metrics |= lost
         stats = _combiner_stats(new.opt_state)
         verdicts = [
@@ -225,7 +230,9 @@ def make_step(
             if hasattr(term, "check"):
                 term.check(streams)
 
-    step.check = check  # jax.jit copies it, and `fit` calls it with every batch
+    # jax.jit copies both. `fit` calls `check` with every batch, and runs ahead of the
+    # metrics of a step that can be disabled.
+    step.check, step.takes_enabled = check, True
     return step
 
 

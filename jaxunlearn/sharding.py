@@ -175,25 +175,25 @@ def jit_step(
     )
 
     def on_mesh(function):
-        def call(state, streams, frozen):
+        def call(state, streams, frozen, **more):
             with jax.set_mesh(mesh):
-                return function(state, put_rows(streams, mesh), frozen)
+                return function(state, put_rows(streams, mesh), frozen, **more)
 
         return call
 
     call, checked = on_mesh(jitted), False
 
-    def run(state, streams, frozen):
+    def run(state, streams, frozen, **more):
         nonlocal checked
         if not checked:  # later states come from the step, which leaves them in place
             _placed(state, places)
             _auto(frozen)
             checked = True
-        return call(state, streams, frozen)
+        return call(state, streams, frozen, **more)
 
     run.trace, run.lower = on_mesh(jitted.trace), on_mesh(jitted.lower)
     if hasattr(step, "check"):  # of make_step, for `fit`
-        run.check = step.check
+        run.check, run.takes_enabled = step.check, True
     return run
 
 

@@ -2,9 +2,12 @@
 """The loop: step numbers, log, hooks, short loaders and values that are not finite."""
 
 import dataclasses
+import functools
 import itertools
 import json
 import math
+import time
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -14,9 +17,10 @@ import pytest
 from numpy.testing import assert_array_equal
 
 import jaxunlearn as ju
-from jaxunlearn import combine
+from jaxunlearn import combine, sharding
 from jaxunlearn.io import log
 from jaxunlearn.typing import Frozen, Total
+from tests import tiny
 
 
 @dataclasses.dataclass(frozen=True)
@@ -238,3 +242,122 @@ def test_json_lines_survive_a_killed_run(tmp_path):
     assert seen == [1, 2, 3, 4]
     assert lines[:3] == caught.value.log[:3]
     assert lines[3]["step"] == 3 and lines[3]["finite"] is False
+
+
+def does_not_read(hook):
+    hook.reads_state = False
+    return hook
+
+
+def spied(monkeypatch, step):
+    """(the step, the order in which steps were started and their metrics read)."""
+    events, get = [], jax.device_get
+
+    @functools.wraps(step)  # with its attributes
+    def run(*args, **kwargs):
+        events.append("start")
+        return step(*args, **kwargs)
+
+    def read(x):
+        if "finite" in x:
+            events.append("read")
+        return get(x)
+
+    monkeypatch.setattr(jax, "device_get", read)
+    return run, events
+
+
+@pytest.mark.parametrize("hooks", [[], [does_not_read(lambda *_: None)]])
+def test_metrics_are_read_while_the_next_step_runs(monkeypatch, hooks):
+    expected, entries = run(4, hooks=[lambda *_: None])
+    step, state = make()
+    step, events = spied(monkeypatch, step)
+    state, log = ju.fit(step, state, loader(), steps=4, hooks=hooks)
+    # One read a step, and but for the last one a later step was started before it.
+    assert events == ["start", "start", "read", *["start", "read"] * 2, "read"]
+    identical(state, expected)
+    for one, other in zip(log, entries, strict=True):
+        assert one | {"seconds": 0} == other | {"seconds": 0}
+
+
+def test_the_loop_waits_for_the_steps_whose_state_a_hook_reads(monkeypatch):
+    step, state = make()
+    step, events = spied(monkeypatch, step)
+    seen = []
+
+    def every_second(state, entry):
+        seen.append((entry["step"], state is not None))
+        assert state is None or int(state.step) == entry["step"] + 1
+
+    every_second.reads_state = lambda number: number % 2 == 1
+    hooks = [does_not_read(lambda *_: None), every_second]
+    ju.fit(step, state, loader(), steps=5, hooks=hooks)
+    wait_for_the_second = ["start", "start", "read", "read"]
+    assert events == [*wait_for_the_second * 2, "start", "read"]
+    assert seen == [(0, False), (1, True), (2, False), (3, True), (4, True)]
+    events.clear()
+    ju.fit(step, make()[1], loader(), steps=3, hooks=[lambda *_: None])
+    assert events == ["start", "read"] * 3
+
+
+def test_a_stop_by_a_hook_that_does_not_read_the_state_waits_for_the_next_step():
+    seen = []
+
+    def stop_at_the_second(state, entry):
+        seen.append(entry["step"])
+        return entry["step"] == 1
+
+    hooks = [does_not_read(stop_at_the_second)]
+    state, entries = run(6, hooks=hooks)
+    identical(state, run(3)[0])
+    assert seen == [entry["step"] for entry in entries] == [0, 1, 2]
+
+
+@pytest.mark.parametrize("at", [0, 2, 5], ids=["first", "third", "last"])
+def test_hooks_see_a_failed_step_and_nothing_later_changes_the_state(at):
+    seen = []
+    hooks = [does_not_read(lambda _, entry: seen.append(entry["finite"]))]
+    step, state = make()
+    with pytest.raises(ju.NotFinite) as caught:
+        bad = [("forget", at, np.inf), ("retain", at + 1, np.nan)]
+        ju.fit(step, state, loader(bad=bad), steps=6, hooks=hooks)
+    assert seen == [True] * at + [False]
+    assert caught.value.step == at and len(caught.value.log) == at + 1
+    identical(caught.value.state, run(at)[0])
+
+
+def test_an_error_of_the_loader_comes_after_the_entries_of_all_steps():
+    seen = []
+    hooks = [does_not_read(lambda _, entry: seen.append(entry["step"]))]
+    step, state = make()
+    with pytest.raises(ValueError, match="ended before step 2"):
+        ju.fit(step, state, loader(stop=2), steps=5, hooks=hooks)
+    assert seen == [0, 1]
+    with pytest.raises(ju.NotFinite):  # the step before, which ended first
+        bad = [("forget", 1, np.nan)]
+        ju.fit(step, make()[1], loader(stop=2, bad=bad), steps=5, hooks=hooks)
+
+
+def test_a_step_is_compiled_once_also_on_a_mesh():
+    step, state = make()
+    with tiny.compilations() as compiled:
+        state, _ = ju.fit(step, state, loader(), steps=3)
+        ju.fit(step, state, loader(), steps=6)
+    assert sum("step" in name for name in compiled) == 1
+    mesh = sharding.make_mesh(fsdp=5, devices=jax.devices()[:5])
+    rules = ((r".*", ()),)
+    terms, tx = {"forget": Pull("forget")}, combine.weighted_sum()
+    tx = optax.chain(tx, optax.scale(-0.1))
+    params = {"w": jnp.array([1.0, -2.0, 0.5])}
+    fresh = partial(ju.init_state, tx=tx)
+    state = sharding.create(fresh, mesh, rules, params, key=jax.random.key(0))
+    step = sharding.jit_step(ju.make_step(terms, tx), mesh, rules, state)
+    with tiny.compilations() as compiled:
+        ju.fit(step, state, loader(), steps=3)
+    assert sum("step" in name for name in compiled) == 1
+
+
+def test_seconds_add_up_to_the_time_of_the_loop():
+    begin = time.perf_counter()
+    _, entries = run(5)
+    assert 0 < sum(x["seconds"] for x in entries) <= time.perf_counter() - begin

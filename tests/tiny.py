@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Tiny things made on the spot, shared by the tests. Only add functions here."""
 
+import contextlib
 import functools
 
 import jax
@@ -147,3 +148,28 @@ def largest_array(function, *args):
                 yield from sizes(inner)
 
     return max(sizes(jax.make_jaxpr(function)(*args).jaxpr))
+
+
+@contextlib.contextmanager
+def compilations():
+    """A list that holds, after the block, the name of every program that was compiled.
+
+    A program that JAX reads from its cache of compiled programs counts too.
+    """
+    every, found = _compiled(), []
+    before = len(every)
+    yield found
+    found += every[before:]
+
+
+@functools.cache
+def _compiled():
+    """The names of all programs compiled from now on."""
+    names = []
+
+    def listen(event, seconds, **details):
+        if event == "/jax/core/compile/backend_compile_duration":
+            names.append(details.get("fun_name", "a program"))
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    return names

@@ -20,6 +20,8 @@ class JsonLines:
         append: False empties the file first, True keeps the lines of a resumed run.
     """
 
+    reads_state = False
+
     def __init__(self, path: str | Path, *, append: bool = False):
         self.path = Path(path)
         self.path.parent.mkdir(parents=True, exist_ok=True)

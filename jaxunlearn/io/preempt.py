@@ -115,22 +115,31 @@ def hook(
 ) -> Hook:
     """A hook for fit that saves every few steps, at the end, and on a signal.
 
+    It reads the state at these steps only, so that fit runs ahead at all others. A
+    signal that arrives after the next step was started is noticed at that step.
+
     Args:
         saved: from checkpoint.open.
         every: steps between checkpoints.
         steps: the run's last step.
-        stop: from `watch`; when it returns True, this step is saved and fit stops.
+        stop: from `watch`; when it returns True, the step that runs is saved and fit
+            stops.
         data: the loader's position after so many steps.
         config: stored in the checkpoint.
     """
     _checks.positive_int("preempt.hook", every=every, steps=steps)
 
+    def regular(step: int) -> bool:
+        return (step + 1) % every == 0 or step + 1 == steps
+
     def call(state: Any, entry: Mapping[str, Any]) -> bool:
-        if not entry.get("finite", True):
-            return False  # nothing was updated, and fit raises NotFinite next
-        done, stopping = entry["step"] + 1, stop()
-        if stopping or done % every == 0 or done == steps:
+        if state is None or not entry.get("finite", True):
+            return False  # nothing to save: the next step runs, or fit raises NotFinite
+        stopping = stop()
+        if stopping or regular(entry["step"]):
+            done = entry["step"] + 1
             checkpoint.save(saved, done, state, data=data(done), config=config)
         return stopping
 
+    call.reads_state = lambda step: stop() or regular(step)
     return call

@@ -51,6 +51,7 @@ def lines(steps: int, every: int, log_fn: Callable[[str], None]) -> Hook:
             )
             log_fn(f"step {done}/{steps}: {losses} ({entry['seconds']:.2f} s)")
 
+    call.reads_state = False
     return call
 
 
@@ -65,6 +66,7 @@ def _tensorboard(folder: Path, done: int) -> Hook:
                 writer.add_scalar(name, value, entry["step"])
         writer.flush()
 
+    call.reads_state = False
     return call
 
 
@@ -83,6 +85,7 @@ def _wandb(config: ConfigDict, output: Path) -> Hook:
         del state
         run.log({k: v for k, v in entry.items() if k != "step"}, step=entry["step"])
 
+    call.reads_state = False
     return call
 
 
