@@ -8,7 +8,7 @@
 | `benign` | finetunes on unrelated text | params | 2406.13356 |
 | `few_shot` | prepends a prefix and answered questions | answers | |
 | `sample` | draws many answers; see `leak_at_k` | answers | 2107.03374 |
-| `steer` | moves hidden states towards those of retained facts | a model | |
+| `steer` | moves hidden states towards those of retained facts | model and params | |
 | `unwrap` | removes projections and LoRA leaves | model and params | |
 | `invert_classes` | optimises images for a classifier's classes | images | 2402.00195 |
 | `prune` | removes units specific to forgotten questions | params | 2403.01267 |

@@ -74,14 +74,15 @@ def _num_classes(model, params, shape) -> int:
 def _invert(params, labels, model, shape, steps, learning_rate, clip):
     image = jnp.zeros((len(labels), *shape), jnp.float32)
     state = optax.adam(learning_rate).init(image)
+    learning_rate = jnp.float32(learning_rate)  # data: one program runs every rate
     for _ in range(steps):
-        image, state = _step(image, state, params, labels, model, learning_rate, clip)
+        image, state = _step(image, state, params, labels, learning_rate, model, clip)
     return image, _values(image, params, labels, model)
 
 
 # One program per step: on CPUs, convolutions in an XLA loop are several times slower.
-@partial(jax.jit, static_argnums=(4, 5, 6), donate_argnums=(0, 1))
-def _step(image, state, params, labels, model, learning_rate, clip):
+@partial(jax.jit, static_argnums=(5, 6), donate_argnums=(0, 1))
+def _step(image, state, params, labels, learning_rate, model, clip):
     grads = jax.grad(lambda x: jnp.sum(_values(x, params, labels, model)))(image)
     updates, state = optax.adam(learning_rate).update(grads, state)
     image = optax.apply_updates(image, updates)

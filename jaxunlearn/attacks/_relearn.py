@@ -11,16 +11,19 @@ import functools
 from collections.abc import Sequence
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from jaxunlearn import _checks, combine, losses, terms, trees, wrap
 from jaxunlearn._fit import Hook, fit
-from jaxunlearn._step import init_state, make_step
+from jaxunlearn._step import Step, init_state, make_step
 from jaxunlearn.data import table as tables
-from jaxunlearn.typing import Frozen, Model, Params, PRNGKey
+from jaxunlearn.typing import Array, Frozen, Model, Params, PRNGKey, PyTree
 
 KERNELS = r"blocks/(?!mlp/(router|shared_gate)/).*/kernel"  # routers stay
-WEIGHTS = r"(?!projection/).*"  # all but the directions of wrap.projection
+# All but the directions of wrap.projection and of `steer`.
+WEIGHTS = r"(?!(projection|steering)/).*"
+ADAM = optax.scale_by_adam()
 # The facts that the attacker knows. The order of rows depends on this name too.
 STREAM = "known"
 
@@ -55,7 +58,9 @@ def relearn(
         steps: number of updates of AdamW, without weight decay, on the NLL averaged
             over tokens.
         batch_size: rows in each step.
-        learning_rate: a number or a schedule.
+        learning_rate: a number or a schedule. Numbers are data: calls with equal shapes
+            run one compiled program. A schedule is compiled; pass the same object again
+            to use its program again.
         rank: 0 trains all parameters except the directions of wrap.projection, which
             count as part of the model (`unwrap` removes them). A positive rank trains
             only LoRA matrices, with alpha = 2 rank, and merges them at the end.
@@ -80,15 +85,19 @@ def relearn(
     loader = tables.streams({STREAM: train_facts}, batch_size, seed=seed)
     key = jax.random.key(0) if key is None else key
     model, train, rest = trainable(model, params, rank, pattern, key)
-    parts = {STREAM: terms.on_logps(losses.nll, model, STREAM, reduce="token")}
-    tx = optax.chain(
-        combine.weighted_sum(), optax.adamw(learning_rate, weight_decay=0.0)
-    )
-    tx = combine.with_rounding(tx, rounding)
+    schedule = learning_rate if callable(learning_rate) else None
+    tx = optimizer(ADAM, schedule, rounding)
     state = init_state(train, tx, key)
-    step = jax.jit(make_step(parts, tx), donate_argnums=0)
+    if schedule is None:
+        state = state.replace(opt_state=with_rate(state.opt_state, learning_rate))
     state, log = fit(
-        step, state, loader, Frozen(rest), steps=steps, hooks=hooks, progress=progress
+        jitted_step(model, tx),
+        state,
+        loader,
+        Frozen(rest),
+        steps=steps,
+        hooks=hooks,
+        progress=progress,
     )
     after = trees.merge(state.params, rest)
     return (wrap.merge_lora(model, after) if rank else after), log
@@ -104,6 +113,43 @@ def trainable(
     return model, *trees.split(params, wrap.LORA if rank else WEIGHTS)
 
 
-@functools.lru_cache(maxsize=8)  # an equal model keeps jit from compiling again
+# An equal model, chain and step keep jit from compiling again. `maxsize` bounds the
+# programs that stay in memory.
+
+
+@functools.lru_cache(maxsize=8)
+def jitted_step(model: Model, tx: optax.GradientTransformation) -> Step:
+    """The step on the NLL of the stream `known`, averaged over tokens."""
+    parts = {STREAM: terms.on_logps(losses.nll, model, STREAM, reduce="token")}
+    return jax.jit(make_step(parts, tx), donate_argnums=0)
+
+
+@functools.lru_cache(maxsize=8)
+def optimizer(
+    direction: optax.GradientTransformation,
+    schedule: optax.Schedule | None,
+    rounding: str,
+) -> optax.GradientTransformationExtraArgs:
+    """The direction times minus the learning rate: that of the schedule, or if it is
+    None a number in the state, which `with_rate` sets, so that one program runs every
+    rate."""
+    chain = optax.chain(combine.weighted_sum(), direction, _scale(schedule))
+    return combine.with_rounding(chain, rounding)
+
+
+def _scale(schedule):
+    if schedule is None:
+        return optax.inject_hyperparams(optax.scale)(step_size=-1.0)
+    return optax.scale_by_learning_rate(schedule)
+
+
+def with_rate(opt_state: PyTree, learning_rate: float | Array) -> PyTree:
+    """The state of `optimizer` with this learning rate."""
+    default = optax.tree_utils.tree_get(opt_state, "step_size")
+    step_size = -jnp.asarray(learning_rate, default.dtype)
+    return optax.tree_utils.tree_set(opt_state, step_size=step_size)
+
+
+@functools.lru_cache(maxsize=8)
 def _with_lora(model: Model, pattern: str, rank: int) -> Model:
     return wrap.lora(model, pattern=pattern, rank=rank, alpha=2.0 * rank)

@@ -20,11 +20,17 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxunlearn import _checks, combine, evaluate, losses, terms, trees
+from jaxunlearn import _checks, evaluate, losses, terms, trees
 from jaxunlearn._fit import MAX_SWALLOWED, warn_of_rounding
 from jaxunlearn._step import SWALLOWED, init_state, make_step
 from jaxunlearn.attacks import _folds, _formats
-from jaxunlearn.attacks._relearn import KERNELS, STREAM, trainable
+from jaxunlearn.attacks._relearn import (
+    KERNELS,
+    STREAM,
+    optimizer,
+    trainable,
+    with_rate,
+)
 from jaxunlearn.data import table as tables
 from jaxunlearn.typing import Frozen, Model, Params, PRNGKey
 
@@ -257,18 +263,13 @@ def _bar(steps):
 
 @functools.lru_cache(maxsize=8)  # an equal chain keeps jit from compiling again
 def _chain(direction, warmup_steps, rounding):
-    """The direction times minus a learning rate in the state, with linear warmup."""
+    """`optimizer` with a linear warmup."""
 
     def warmup(count):
         return jnp.minimum(1.0, (count + 1) / max(1, warmup_steps))
 
-    chain = optax.chain(
-        combine.weighted_sum(),
-        direction,
-        optax.scale_by_schedule(warmup),
-        optax.inject_hyperparams(optax.scale)(step_size=-1.0),
-    )
-    return combine.with_rounding(chain, rounding)
+    direction = optax.chain(direction, optax.scale_by_schedule(warmup))
+    return optimizer(direction, None, rounding)
 
 
 @partial(jax.jit, static_argnames="tx")
@@ -277,11 +278,7 @@ def _init(train, learning_rates, key, tx):
 
     def one(learning_rate):
         state = init_state(train, tx, key)
-        default = optax.tree_utils.tree_get(state.opt_state, "step_size")
-        opt_state = optax.tree_utils.tree_set(
-            state.opt_state, step_size=(-learning_rate).astype(default.dtype)
-        )
-        return state.replace(opt_state=opt_state)
+        return state.replace(opt_state=with_rate(state.opt_state, learning_rate))
 
     return jax.vmap(one)(learning_rates)
 

@@ -9,7 +9,7 @@ an anonymised one.
 """
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 import jax
@@ -20,21 +20,27 @@ from jaxunlearn import _checks
 from jaxunlearn.data import table as tables
 from jaxunlearn.typing import Array, Batch, Model, Params
 
+_KEY = "steering"
 
-@dataclasses.dataclass(frozen=True, eq=False)
+
+@dataclasses.dataclass(frozen=True)
 class _Steered:
-    """`apply` or `decode` of the steered model."""
+    """`apply` or `decode` of the steered model; hashable.
 
-    function: object
+    The direction is a leaf of the params, so that one program runs every direction.
+    """
+
+    function: Callable
     site: str
-    add: Array  # [layers, units]
 
     def __call__(self, params: Params, batch: Batch, *args, edits=None, **kwargs):
-        edits = dict(edits or {})
+        fix = "Pass the params that attacks.steer returned."
+        _checks.has_keys("The steered model", "leaves", (_KEY,), params, fix)
+        add, edits = params[_KEY][self.site], dict(edits or {})
         callers_edit = edits.get(self.site)
 
         def edit(value, layer):
-            value = value + self.add[layer].astype(value.dtype)
+            value = value + add[layer].astype(value.dtype)
             return value if callers_edit is None else callers_edit(value, layer)
 
         edits[self.site] = edit
@@ -51,8 +57,8 @@ def steer(
     site: str = "block",
     strength: float = 1.0,
     batch_size: int = 32,
-) -> Model:
-    """The model with a direction towards retained facts added at some layers.
+) -> tuple[Model, Params]:
+    """Adds a direction towards retained facts to hidden states at some layers.
 
     The direction is the mean of the values at the last token of the `retain` prompts
     minus the mean over the `forget` prompts; with strength 1 the two means coincide.
@@ -69,7 +75,9 @@ def steer(
         strength: factor of the direction; 0 changes nothing.
         batch_size: rows at a time.
     Returns:
-        A Model that runs the same params.
+        (a Model that adds the direction, the params with the direction as the leaf
+        `steering/SITE`, [layers of the model, units] float32). The other leaves are
+        those of `params`. Directions of a steered model at the same site add up.
     Raises:
         ValueError: if the site or a layer does not exist, or a table has no rows.
     """
@@ -89,8 +97,15 @@ def steer(
     )
     add = jnp.zeros((num_layers, model.sites[site].units), jnp.float32)
     add = add.at[jnp.array(layers)].set(strength * (retain_mean - forget_mean))
-    decode = model.decode and _Steered(model.decode, site, add)
-    return model._replace(apply=_Steered(model.apply, site, add), decode=decode)
+    before = params.get(_KEY, {})
+    if site in before:
+        add = before[site] + add
+    else:
+        decode = model.decode and _Steered(model.decode, site)
+        rules = ((rf"{_KEY}/.*", ()), *model.rules)
+        apply = _Steered(model.apply, site)
+        model = model._replace(apply=apply, decode=decode, rules=rules)
+    return model, params | {_KEY: before | {site: add}}
 
 
 def _mean(model, params, table, site, layers, size) -> np.ndarray:

@@ -8,6 +8,7 @@ it runs.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
@@ -66,8 +67,12 @@ _EXPERT_RULES = (
 )
 
 
+@functools.lru_cache(maxsize=64)
 def make(config: DecoderConfig) -> Model:
-    """The decoder that `config` describes, as a Model."""
+    """The decoder that `config` describes, as a Model.
+
+    Equal configs give the same Model, so that programs compiled for it run again.
+    """
     units, n = config.heads * config.head_dim, config.layers
     shared = (config.heads // config.kv_heads, config.head_dim)
     o, down = "blocks/attention/o/kernel", "blocks/mlp/down/kernel"

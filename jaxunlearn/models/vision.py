@@ -26,6 +26,7 @@ Over 400 lines because six small networks share one config and the same parts.
 """
 
 import dataclasses
+import functools
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -88,7 +89,8 @@ def make(config: VisionConfig, *, train_parts: Sequence[str] = PARTS) -> Model:
             key. Name the parts that train, so that a frozen part stays the same
             function.
     Returns:
-        A Model. `apply` returns features as hidden [B, 2, D], those of the image first;
+        A Model, the same one for equal arguments, so that programs compiled for it run
+        again. `apply` returns features as hidden [B, 2, D], those of the image first;
         its only tap, "statistics", is the batch statistics of the parts that used the
         batch. `unembed` returns logits of the classes.
     Raises:
@@ -114,6 +116,11 @@ def make(config: VisionConfig, *, train_parts: Sequence[str] = PARTS) -> Model:
             f"{owner} needs sides that 8 divides for 'translator', got "
             f"shape={config.shape}. Pad the images."
         )
+    return _make(config, tuple(train_parts))
+
+
+@functools.lru_cache(maxsize=64)
+def _make(config, train_parts):
     net = _vision_net.Net(config)
 
     def init(key: PRNGKey) -> Params:
@@ -138,7 +145,7 @@ def make(config: VisionConfig, *, train_parts: Sequence[str] = PARTS) -> Model:
                 f"edits={sorted(edits or ())}, until={until}."
             )
         image = _normalised(config, batch)
-        used = () if key is None else tuple(train_parts)  # they use batch statistics
+        used = () if key is None else train_parts  # they use batch statistics
         out, new = net.apply(
             _variables(params),
             image,

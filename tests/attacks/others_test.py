@@ -140,21 +140,24 @@ def test_steering_moves_the_forget_mean_to_the_retain_mean(world):
         at = batch["mask"].sum(1) - 1
         return np.asarray(values[np.arange(len(at)), at])
 
-    steered = move(batch_size=7)  # the last batch is not full
+    steered, moved = move(batch_size=7)  # the last batch is not full
     shift = last(model, retain).mean(0) - last(model, forget).mean(0)
     by_hand = last(model, forget) + shift
     # Taps come before edits, so compare the result of the layers that follow.
     batch = {name: jnp.asarray(forget[name]) for name in ("tokens", "mask")}
     edit = {"block": lambda x, layer: jnp.where(layer == 1, x + shift, x)}
     wanted = model.apply(params, batch, edits=edit).hidden
-    assert_allclose(steered.apply(params, batch).hidden, wanted, atol=1e-4)
+    assert_allclose(steered.apply(moved, batch).hidden, wanted, atol=1e-4)
     assert_allclose(by_hand.mean(0), last(model, retain).mean(0), atol=1e-5)
-    same = move(strength=0.0).apply(params, batch).hidden
-    assert_allclose(same, model.apply(params, batch).hidden, atol=1e-6)
+    unmoved, same = move(strength=0.0)
+    assert unmoved == steered  # strengths share compiled programs
+    assert_allclose(
+        unmoved.apply(same, batch).hidden, model.apply(params, batch).hidden, atol=1e-6
+    )
     # Decoding with a cache is steered too.
     texts = evaluate.completions(
         steered,
-        params,
+        moved,
         world.tokenizer,
         prompts_of(world.held_out)[:5],
         max_new_tokens=1,
@@ -164,9 +167,15 @@ def test_steering_moves_the_forget_mean_to_the_retain_mean(world):
     ids = np.asarray(logits.argmax(-1))[:, None]
     assert texts == world.tokenizer.batch_decode(ids, skip_special_tokens=True)
     both = edit | {}
-    twice = steered.apply(params, batch, edits=both).hidden
+    twice = steered.apply(moved, batch, edits=both).hidden
     edit = {"block": lambda x, layer: jnp.where(layer == 1, x + 2 * shift, x)}
     assert_allclose(twice, model.apply(params, batch, edits=edit).hidden, atol=1e-4)
+    # A second direction at the same site is added to the first.
+    again, both = attacks.steer(
+        steered, moved, forget=forget, retain=forget, layers=[0], strength=3.0
+    )
+    assert again == steered
+    assert_allclose(both["steering"]["block"], moved["steering"]["block"], atol=1e-6)
 
 
 def test_steering_refuses_what_does_not_exist(world):

@@ -275,7 +275,7 @@ def _steer(settings):
 
         def run(context, strength=strength):
             num_layers = context.model.sites["block"].layers
-            model = attacks.steer(
+            model, params = attacks.steer(
                 context.model,
                 context.params,
                 forget=context.encode_prompts(context.facts.forget),
@@ -283,7 +283,7 @@ def _steer(settings):
                 layers=[num_layers // 2 if layer < 0 else layer],
                 strength=strength,
             )
-            return context.query(model=model)
+            return context.query(model=model, params=params)
 
         yield AttackJob(
             f"steer {strength:g}", run, {"layer": layer, "strength": strength}
