@@ -20,9 +20,7 @@ default, and works on the same devices with Auto axes (`auto_axes`).
 """
 
 import math
-import re
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -34,13 +32,18 @@ from jaxunlearn._mesh import AXES as AXES
 from jaxunlearn._mesh import auto_axes as auto_axes
 from jaxunlearn._mesh import explicit_axes
 from jaxunlearn._mesh import make_mesh as make_mesh
+from jaxunlearn._rules import axes_of as axes_of
+from jaxunlearn._rules import matches, names_of
+from jaxunlearn._rules import override as override
+from jaxunlearn._rules import zero as zero
 from jaxunlearn.typing import Array, PyTree, Rules
 
 BATCH = ("data", "fsdp", "expert")  # the axes over which the rows of a batch are split
 ROWS = (BATCH, "context")  # how rows of tokens, [B, L, ...], are split
+HOST = r"opt_state/.*"  # the optimizer's state, for the argument `host`
 
 
-def by_rules(tree: PyTree, mesh: Mesh, rules: Rules) -> PyTree:
+def by_rules(tree: PyTree, mesh: Mesh, rules: Rules, host: str | None = None) -> PyTree:
     """A NamedSharding for each leaf, by the first rule that matches its path.
 
     Args:
@@ -50,6 +53,9 @@ def by_rules(tree: PyTree, mesh: Mesh, rules: Rules) -> PyTree:
         rules: ordered (pattern, axes). The pattern must match the full path, or all of
             it after some slash. Dimensions beyond `axes` are not split; dimensions of
             size 1 (of a mask, for example), scalars and PRNG keys never are.
+        host: pattern, as of a rule, of the leaves that are kept in pinned memory of
+            the host, such as HOST for the optimizer's state; scalars and PRNG keys stay
+            on the device. None keeps all leaves on the device.
     Returns:
         A tree like `tree` of NamedShardings.
     Raises:
@@ -62,47 +68,20 @@ def by_rules(tree: PyTree, mesh: Mesh, rules: Rules) -> PyTree:
     def leaf(path, x):
         axes = axes_of(path, rules) if x.shape else ()
         _check(path, x.shape, axes, mesh)
-        return NamedSharding(mesh, PartitionSpec(*_but_ones(x.shape, axes)))
+        kind = "pinned_host" if host and x.shape and matches(host, path) else None
+        split = PartitionSpec(*_but_ones(x.shape, axes))
+        return NamedSharding(mesh, split, memory_kind=kind)
 
     return trees.map_with_path(leaf, tree)
 
 
-def axes_of(path: str, rules: Rules) -> tuple:
-    """The axes of the first rule that matches a leaf's path; see `by_rules`."""
-    for rule, axes in rules:
-        if _matches(rule, path):
-            return tuple(axes)
-    raise ValueError(
-        f"by_rules needs a rule for every leaf, got none for {path!r}. Add one, such "
-        "as (r'.*', ()) at the end, which puts a full copy on every device."
-    )
-
-
-def override(rules: Rules, first: Rules, tree: PyTree) -> Rules:
-    """`rules` with other rules before them, each of which must match a leaf.
-
-    Args:
-        rules: the model's.
-        first: ordered (pattern, axes), as for `by_rules`.
-        tree: the params, or their shapes.
-    Returns:
-        Rules for `by_rules`, `create` and `jit_step`.
-    Raises:
-        ValueError: if a pattern of `first` matches no leaf.
-    """
-    paths = list(trees.paths(tree))
-    for rule, _ in first:
-        if not any(_matches(rule, path) for path in paths):
-            raise ValueError(
-                f"override needs rules that match a leaf, got {rule!r}, which matches "
-                f"none of {_checks.listed(paths)}. A pattern must match a full path "
-                "or all of it after some slash."
-            )
-    return (*first, *rules)
-
-
 def create(
-    function: Callable[..., PyTree], mesh: Mesh, rules: Rules, *args, **kwargs
+    function: Callable[..., PyTree],
+    mesh: Mesh,
+    rules: Rules,
+    *args,
+    host: str | None = None,
+    **kwargs,
 ) -> PyTree:
     """function(*args, **kwargs), with each leaf created directly in its shards.
 
@@ -111,9 +90,10 @@ def create(
         mesh: where the result will be placed.
         rules: as for `by_rules`, with the same errors.
         *args, **kwargs: arrays or trees of them.
+        host: as for `by_rules`.
     """
     mesh = auto_axes(mesh)
-    out = by_rules(jax.eval_shape(function, *args, **kwargs), mesh, rules)
+    out = by_rules(jax.eval_shape(function, *args, **kwargs), mesh, rules, host)
     with jax.set_mesh(mesh):
         return jax.jit(function, out_shardings=out)(*args, **kwargs)
 
@@ -150,7 +130,12 @@ def put_rows(tree: PyTree, mesh: Mesh) -> PyTree:
 
 
 def jit_step(
-    step: Callable[..., tuple[PyTree, PyTree]], mesh: Mesh, rules: Rules, state: PyTree
+    step: Callable[..., tuple[PyTree, PyTree]],
+    mesh: Mesh,
+    rules: Rules,
+    state: PyTree,
+    *,
+    host: str | None = None,
 ) -> Callable[..., tuple[PyTree, PyTree]]:
     """The jitted step on a mesh: state donated and left in its shards, rows split.
 
@@ -159,6 +144,8 @@ def jit_step(
         mesh: where `create` placed the state.
         rules: the rules by which it was placed.
         state: the state, or its shapes.
+        host: the pattern by which it was placed. Each step copies those leaves to the
+            device and back, 2 bytes moved for each byte of theirs.
     Returns:
         A function like `step`, whose streams may come from the host, with `trace` and
         `lower` of a jitted function. Its Frozen should be on the mesh already:
@@ -167,9 +154,19 @@ def jit_step(
         of the state or Frozen is on a mesh with Explicit axes.
     """
     mesh = auto_axes(mesh)
-    places = by_rules(state, mesh, rules)
+    places = by_rules(state, mesh, rules, host)
+    near = by_rules(state, mesh, rules)
+
+    def with_rules(state, streams, frozen):
+        if host is not None:
+            state = jax.tree.map(
+                lambda x, there, here: x if there == here else jax.device_put(x, here),
+                *(state, places, near),
+            )
+        return step(state, streams, frozen, rules=rules)
+
     jitted = jax.jit(
-        partial(step, rules=rules),
+        with_rules,
         donate_argnums=0,
         out_shardings=(places, NamedSharding(mesh, PartitionSpec())),
     )
@@ -250,7 +247,7 @@ def spec(shape: Sequence[int], *axes: str | Sequence[str] | None) -> PartitionSp
     mesh = jax.sharding.get_abstract_mesh()
     found = []
     for size, axis in zip(shape, axes, strict=False):
-        names = [n for n in _names(axis) if n in mesh.shape]
+        names = [n for n in names_of(axis) if n in mesh.shape]
         parts = math.prod(mesh.shape[n] for n in names)
         found.append(tuple(names) if names and size % parts == 0 else None)
     return PartitionSpec(*found)
@@ -319,7 +316,7 @@ def sums(
 
     def first(axes):
         """Whether this device is the first of those that hold the same piece."""
-        held = {name for axis in axes for name in _names(axis)}
+        held = {name for axis in axes for name in names_of(axis)}
         rest = [n for n in mesh.axis_names if n not in held and mesh.shape[n] > 1]
         return jax.lax.axis_index(rest) == 0 if rest else True
 
@@ -353,15 +350,6 @@ def _rows(path: str, shape: tuple[int, ...], mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(batch, tokens))
 
 
-def _matches(rule: str, path: str) -> bool:
-    path = path.split(f"/{trees.LAYERS}")[0]  # layers are placed as their leaf is
-    return re.fullmatch(f"(?:.*/)?(?:{rule})", path) is not None
-
-
-def _names(axis: str | Sequence[str] | None) -> tuple[str, ...]:
-    return (axis,) if isinstance(axis, str) else tuple(axis or ())
-
-
 def _but_ones(shape: Sequence[int], axes: Sequence) -> tuple:
     """The axes of those dimensions that have more than one entry."""
     return tuple(None if n == 1 else a for n, a in zip(shape, axes, strict=False))
@@ -374,11 +362,11 @@ def _check(path: str, shape: tuple[int, ...], axes: tuple, mesh: Mesh) -> None:
             f"dimension of {shape}, got {axes}."
         )
     for size, axis in zip(shape, axes, strict=False):
-        for name in _names(axis):
+        for name in names_of(axis):
             _checks.one_of(
                 f"The mesh for {path!r}", mesh.axis_names, **{"a rule's axis": name}
             )
-        parts = math.prod(mesh.shape[name] for name in _names(axis))
+        parts = math.prod(mesh.shape[name] for name in names_of(axis))
         if size > 1 and size % parts:
             raise ValueError(
                 f"The rule of {path!r} splits a dimension of {size} in {parts} parts "

@@ -26,6 +26,7 @@ LEAVES = (
     "_pixels",
     "_hosts",
     "_mesh",
+    "_rules",
     "sharding",
 )
 MATHS = ("losses", "combine", "edits", "metrics")

@@ -27,12 +27,14 @@ microbatches and devices before the combiner. For the same reason do not wrap a 
 in `optax.MultiSteps`.
 
 `with_rounding` wraps a chain, its combiner included, for params that are stored in
-bfloat16 or float16.
+bfloat16 or float16. `with_moments` stores the optimizer's moments in bfloat16 or in 8
+bits.
 """
 
 from jaxunlearn.combine._blur import BlurState, blur
 from jaxunlearn.combine._conflict import ConflictState, mgda, pcgrad
 from jaxunlearn.combine._metric import adam_metric
+from jaxunlearn.combine._moments import MOMENTS, MomentsState, with_moments
 from jaxunlearn.combine._penalty import PenaltyState, penalty
 from jaxunlearn.combine._primal_dual import PrimalDualState, primal_dual
 from jaxunlearn.combine._rounding import ROUNDINGS, RoundingState, with_rounding
@@ -40,10 +42,12 @@ from jaxunlearn.combine._saliency import ROWS, SaliencyState, saliency
 from jaxunlearn.combine._weighted import WeightedSumState, weighted_sum
 
 __all__ = [
+    "MOMENTS",
     "ROUNDINGS",
     "ROWS",
     "BlurState",
     "ConflictState",
+    "MomentsState",
     "PenaltyState",
     "PrimalDualState",
     "RoundingState",
@@ -57,5 +61,6 @@ __all__ = [
     "primal_dual",
     "saliency",
     "weighted_sum",
+    "with_moments",
     "with_rounding",
 ]

@@ -76,7 +76,10 @@ def with_rounding(
 
     def update(grads, state, params=None, **extra):
         if params is None:
-            raise ValueError(optax.NO_PARAMS_MSG)
+            raise ValueError(
+                "with_rounding needs params in update, got None. Pass the params that "
+                "train."
+            )
         low = _low(params)
         wide = trees.map_with_path(
             lambda path, x: state.masters.get(path, x), _wide(params)
@@ -89,7 +92,7 @@ def with_rounding(
             if rounding == "masters":
                 rounded = new[path].astype(x.dtype)
             else:
-                rounded = _stochastic(new[path], x.dtype, keys[path])
+                rounded = stochastic(new[path], x.dtype, keys[path])
             exact[path] = rounded.astype(jnp.float32) - x.astype(jnp.float32)
         masters = {path: new[path] for path in state.masters}
         updates = trees.map_with_path(lambda path, x: exact.get(path, x), updates)
@@ -114,7 +117,7 @@ def _keys(seed: int, count: Array, low: dict[str, Array]) -> dict[str, PRNGKey]:
     return {path: jax.random.fold_in(key, i) for i, path in enumerate(low)}
 
 
-def _stochastic(x: Array, dtype: jnp.dtype, key: PRNGKey) -> Array:
+def stochastic(x: Array, dtype: jnp.dtype, key: PRNGKey) -> Array:
     """One of the two values of dtype around x, with x as its mean."""
     near = x.astype(dtype)
     error = x - near.astype(jnp.float32)

@@ -10,7 +10,7 @@ ROPE_KINDS = ("default", "linear", "dynamic", "yarn", "longrope", "llama3")
 NORMS = ("rms", "rms_plus_one", "layer", "layer_unscaled")
 QK_NORMS = ("head", "all")
 ACTIVATIONS = ("silu", "gelu", "gelu_tanh", "relu")
-REMAT = ("none", "dots", "mlp", "full")
+REMAT = ("none", "dots", "offload", "mlp", "full")
 DTYPES = ("float32", "bfloat16", "float16")
 ATTENTION = ("xla", "cudnn", "splash", "auto")
 
@@ -144,7 +144,8 @@ class DecoderConfig:
         experts: the mixture of experts in every layer; None for an MLP.
         compute_dtype: dtype of activations and matrix products; params keep theirs.
         remat: what the backward pass recomputes in each block: "none", "dots"
-            (everything but the products with weight matrices), "mlp" (everything but
+            (everything but the products with weight matrices), "offload" (the same, but
+            these products wait in pinned memory of the host), "mlp" (everything but
             the inputs of the MLP's activation: half of a block's FLOPs, for two arrays
             of width F) or "full".
         attention: implementation for complete sequences: "xla", correct on every

@@ -25,6 +25,9 @@ _POLICIES = {
     "full": jax.checkpoint_policies.nothing_saveable,
     "mlp": jax.checkpoint_policies.save_only_these_names("mlp"),
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "offload": jax.checkpoint_policies.offload_dot_with_no_batch_dims(
+        "device", "pinned_host"
+    ),
 }
 
 

@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 
 from jaxunlearn import _checks, combine, losses, sharding, terms, trees
 from jaxunlearn._step import Step, UnlearnState, init_state, make_step
-from jaxunlearn.typing import Frozen, Model, Params, PRNGKey, Term
+from jaxunlearn.typing import Frozen, Model, Params, PRNGKey, Rules, Term
 
 Rate = float | optax.Schedule
 
@@ -110,6 +110,9 @@ class Recipe(NamedTuple):
         num_microbatches: int = 1,
         ref_params: Params | None = None,
         rounding: str = "nearest",
+        moments: str = "float32",
+        rules: Rules | None = None,
+        host: str | None = None,
     ) -> Setup:
         """The jitted step, the first state and what is frozen.
 
@@ -125,28 +128,40 @@ class Recipe(NamedTuple):
             rounding: how updates of params below float32 are rounded: "nearest",
                 "stochastic" or "masters"; see combine.with_rounding. It has no effect
                 on float32 params.
+            moments: how the optimizer's moments are stored: "float32", "bfloat16" or
+                "int8"; see combine.with_moments.
+            rules: the placement on the mesh; model.rules if None. See sharding.zero.
+            host: pattern of the leaves of the state that are kept in the host's memory,
+                such as sharding.HOST; needs a mesh (of one device, for example).
         Returns:
             A Setup; it unpacks as (step, state, frozen).
         Raises:
             ValueError: if no leaf matches `trainable`, the mesh does not divide the
-                leaves, or rounding is unknown.
+                leaves, rounding or moments are unknown, or rules or host come without a
+                mesh.
         """
+        if mesh is None and (rules is not None or host is not None):
+            raise ValueError(
+                "Recipe.setup needs mesh with rules and host, got mesh=None. Pass "
+                "mesh=sharding.make_mesh(), which takes all devices."
+            )
+        rules = model.rules if rules is None else rules
         key = jax.random.key(0) if key is None else key
         if mesh is not None:
             params, ref_params = (
-                x
-                if x is None
-                else jax.device_put(x, sharding.by_rules(x, mesh, model.rules))
+                x if x is None else jax.device_put(x, sharding.by_rules(x, mesh, rules))
                 for x in (params, ref_params)
             )
         train, frozen = self.split(params, ref_params)
-        tx = combine.with_rounding(self.tx, rounding)
+        tx = combine.with_moments(self.tx, moments)
+        tx = combine.with_rounding(tx, rounding)
         step = make_step(self.terms, tx, num_microbatches=num_microbatches)
         fresh = partial(init_state, tx=tx)
         if mesh is None:
             return Setup(jax.jit(step, donate_argnums=0), fresh(train, key=key), frozen)
-        state = sharding.create(fresh, mesh, model.rules, train, key=key)
-        return Setup(sharding.jit_step(step, mesh, model.rules, state), state, frozen)
+        state = sharding.create(fresh, mesh, rules, train, key=key, host=host)
+        step = sharding.jit_step(step, mesh, rules, state, host=host)
+        return Setup(step, state, frozen)
 
 
 def _with_lora(params: Params, pattern: str) -> str:

@@ -198,3 +198,7 @@ def test_an_unknown_rounding_is_refused():
         combine.with_rounding(optax.sgd(1.0), "up")
     with pytest.raises(ValueError, match="seed"):
         combine.with_rounding(optax.sgd(1.0), "stochastic", seed=-1)
+    params = start()
+    tx = chain("masters")
+    with pytest.raises(ValueError, match="with_rounding needs params"):
+        tx.update({"x": params}, tx.init(params))
