@@ -6,6 +6,7 @@ Python numbers are checked; a traced value always passes.
 """
 
 import difflib
+import functools
 import importlib
 import math
 from collections.abc import Collection, Iterable, Iterator, Mapping
@@ -134,15 +135,17 @@ def token_ids(
 
     Args:
         owner: what needs the ids; begins the error.
-        model: a Model; nothing is checked if its config names no vocabulary.
+        model: a Model, whose vocabulary is that of its config or else its number of
+            logits.
         batch: `tokens` [n, ..., L] int and optionally `mask`, both of one shape; ids
             where it is False are padding and may be anything. Traced arrays and those
             of several processes pass.
         first_row: what the error calls the first row.
         tokenizer: if given, the error has the token's text.
     """
-    vocab, tokens = getattr(model.config, "vocab", None), batch["tokens"]
-    if vocab is None or not _on_host(tokens):
+    tokens = batch["tokens"]
+    vocab = _vocabulary(model) if _on_host(tokens) else None
+    if vocab is None:
         return
     tokens, mask = jax.device_get((tokens, batch.get("mask")))
     if not tokens.size or (tokens.min() >= 0 and tokens.max() < vocab):
@@ -159,6 +162,25 @@ def token_ids(
             "Encode with the model's tokenizer, or give the embedding a row for each "
             "token, as resize_token_embeddings of transformers does."
         )
+
+
+def _vocabulary(model: Any) -> int | None:
+    """The number of ids of a model; None for a model that reads no tokens."""
+    vocab = getattr(model.config, "vocab", None)
+    return _num_logits(model) if vocab is None else vocab
+
+
+@functools.lru_cache(maxsize=32)
+def _num_logits(model: Any) -> int | None:
+    def logits(key):
+        params = model.init(key)
+        batch = {"tokens": jnp.zeros((1, 2), jnp.int32), "mask": jnp.ones((1, 2), bool)}
+        return model.unembed(params, model.apply(params, batch).hidden)
+
+    try:  # shapes alone, nothing is computed
+        return jax.eval_shape(logits, jax.random.key(0)).shape[-1]
+    except Exception:  # a user's model may raise anything for this batch
+        return None
 
 
 def _token(tokenizer: Any, token: int) -> str:

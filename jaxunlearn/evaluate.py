@@ -394,7 +394,6 @@ def _split_shared(table, num_choices):
     }
 
 
-@partial(jax.jit, static_argnums=0)
 def choice_logps(model: Model, params: Params, batch: tables.Table) -> jax.Array:
     """Log-probability of each choice, [B, k] float32, nats, summed over its tokens.
 
@@ -406,7 +405,19 @@ def choice_logps(model: Model, params: Params, batch: tables.Table) -> jax.Array
         model: a model with a key-value cache.
         params: its parameters.
         batch: B rows of `encode_choices`.
+    Raises:
+        ValueError: naming row and position, for an id outside the model's vocabulary.
+            Traced batches are not checked.
     """
+    owner = "evaluate.choice_logps"
+    _checks.token_ids(owner, model, batch)
+    choices = {"tokens": batch["choices"], "mask": batch["choice_mask"]}
+    _checks.token_ids(f"{owner}: choices", model, choices)
+    return _choice_logps(model, params, batch)
+
+
+@partial(jax.jit, static_argnums=0)
+def _choice_logps(model: Model, params: Params, batch: tables.Table) -> jax.Array:
     rows, num_choices, rest = batch["choices"].shape
     width = batch["tokens"].shape[1]
     choices, mask, answer = (

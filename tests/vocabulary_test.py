@@ -4,9 +4,10 @@
 import jax
 import numpy as np
 import pytest
+from flax import nnx
 
 import jaxunlearn as ju
-from jaxunlearn import attacks, data, edits, evaluate, losses, stats, terms
+from jaxunlearn import attacks, data, edits, evaluate, losses, models, stats, terms
 from jaxunlearn.workflows import harness
 from tests import tiny
 
@@ -65,6 +66,20 @@ TABLES = {
         m, p, forget=rows, retain=rows, layers=[0]
     ),
     "relearn": lambda m, p, rows: attacks.relearn(m, p, rows, steps=1, batch_size=3),
+    "choice_logps": lambda m, p, rows: evaluate.choice_logps(
+        m,
+        p,
+        {"tokens": rows["tokens"], "mask": rows["mask"]}
+        | {"choices": rows["tokens"][:, None, :2] * 0}
+        | dict.fromkeys(("choice_mask", "choice_answer"), rows["mask"][:, None, :2]),
+    ),
+    "choice_logps, choices": lambda m, p, rows: evaluate.choice_logps(
+        m,
+        p,
+        {"tokens": rows["tokens"] * 0, "mask": rows["mask"]}
+        | {"choices": rows["tokens"][:, None]}
+        | dict.fromkeys(("choice_mask", "choice_answer"), rows["mask"][:, None]),
+    ),
     "term": lambda m, p, rows: terms.on_logps(losses.nll, m, "a", reduce="token")(
         p, {"a": rows}, None, jax.random.key(0)
     ),
@@ -94,3 +109,42 @@ def test_padding_may_be_anything_and_negative_ids_are_refused(world, rows):
     pad["tokens"][1, 0] = -100
     with pytest.raises(ValueError, match="got -100 in row 1 at position 0"):
         evaluate.answer_logps(model, params, pad)
+
+
+def test_a_compiled_loop_shows_ids_outside_the_vocabulary_as_nan(world, rows):
+    model, params, _ = world
+    parts = {"a": terms.on_logps(losses.nll, model, "a", reduce="token")}
+    rows = {name: x[[0, 2]] for name, x in rows.items()}
+
+    @jax.jit
+    def gradients(params, batch):
+        streams = {"a": batch}
+        return ju.term_gradients(parts, params, streams, ju.Frozen(), jax.random.key(0))
+
+    hidden = np.asarray(jax.jit(model.apply)(params, rows).hidden)
+    assert np.isfinite(hidden[0]).all() and np.isnan(hidden[1]).any()
+    values, grads, _ = gradients(params, rows)
+    assert np.isnan(values["a"])
+    rows["tokens"][1] = np.where(rows["mask"][1], 5, -7)  # padding may be anything
+    values, _, _ = gradients(params, rows)
+    assert np.isfinite(values["a"])
+
+
+def test_models_without_a_config_have_as_many_ids_as_logits():
+    model, params = tiny.bigram_model(vocab=7)
+    tokens = np.array([[1, 2, 3], [1, 7, 3]], np.int32)
+    batch = {"tokens": tokens, "mask": np.ones(tokens.shape, bool)}
+    with pytest.raises(ValueError, match="from 0 to 6.*got 7 in row 1 at position 1"):
+        evaluate.answer_logps(model, params, batch | {"answer": batch["mask"]})
+
+    class Net(nnx.Module):
+        def __init__(self, rngs):
+            self.embed = nnx.Embed(5, 4, rngs=rngs)
+            self.head = nnx.Linear(4, 5, rngs=rngs)
+
+        def __call__(self, tokens):
+            return self.head(self.embed(tokens))
+
+    model, params = models.from_nnx(Net)
+    with pytest.raises(ValueError, match="from 0 to 4.*got 7 in row 1"):
+        evaluate.answer_logps(model, params, batch | {"answer": batch["mask"]})

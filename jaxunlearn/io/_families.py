@@ -22,6 +22,17 @@ FAMILIES = {
     **_families_other.FAMILIES,
     **_families_moe.FAMILIES,
 }
+# The ids that end a text where neither config.json nor generation_config.json names
+# eos_token_id: the defaults of the classes in transformers.
+EOS_IDS = {
+    **dict.fromkeys(FAMILIES, ()),
+    **dict.fromkeys(("llama", "mistral", "ministral", "mixtral"), (2,)),
+    **dict.fromkeys(("granite", "granitemoe", "seed_oss", "phi", "opt"), (2,)),
+    **dict.fromkeys(("gemma", "gemma2", "gemma3_text"), (1,)),
+    **dict.fromkeys(("olmo", "olmo2", "olmo3", "olmoe"), (50279,)),
+    **dict.fromkeys(("glm", "glm4"), (151329, 151336, 151338)),
+    **{"gpt2": (50256,), "gpt_neox": (2,), "phi3": (32000,), "smollm3": (128001,)},
+}
 _ACTIVATIONS = {
     "silu": "silu",
     "swish": "silu",

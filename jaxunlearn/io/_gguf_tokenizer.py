@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Reconstructs the tokenizer in a GGUF file with the `tokenizers` library.
 
-transformers can do this too, but only with torch installed. Byte-level BPE is
-supported: the file contains its pieces and merges. The rule that splits a text into
-words is not stored, only its name, so an unknown rule gives no tokenizer rather than a
-slightly wrong one. What the metadata leave out has the default of llama.cpp.
+transformers can do this too, for its own classes of tokenizers: it takes the word rule,
+spaces and bytes of a class, not of the file. Byte-level BPE (`gpt2`) and SentencePiece
+(`llama`) are supported. Of byte-level BPE the file contains pieces and merges; the rule
+that splits a text into words is not stored, only its name, so an unknown rule gives no
+tokenizer rather than a slightly wrong one. What the metadata leave out has the default
+of llama.cpp.
 
 Reference: https://github.com/ggml-org/llama.cpp/blob/master/src/llama-vocab.cpp
 """
@@ -13,9 +15,13 @@ import warnings
 from typing import Any, NamedTuple
 
 from jaxunlearn import _checks
+from jaxunlearn.io import _gguf_sentencepiece
+from jaxunlearn.io._gguf_sentencepiece import CONTROL, UNKNOWN, USER
 
 _KEY = "tokenizer.ggml"
-_CONTROL, _USER = 3, 4  # token types: special, and added by a user
+_BYTE_LEVEL, _SENTENCEPIECE = "gpt2", "llama"  # kinds of tokenizers
+# The special tokens of a SentencePiece tokenizer whose metadata do not name them.
+_DEFAULT_IDS = {"bos": 1, "eos": 2, "unknown": 0}
 _TAIL = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 _SHORT = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 _HEAD = _SHORT + r"|[^\r\n\p{L}\p{N}]?\p{L}+|"
@@ -87,12 +93,12 @@ _ALL = {
     "default": _DEFAULT,
 }
 # Texts of tokens at which llama.cpp ends a generation.
-_ENDS = frozenset(
+ENDS = frozenset(
     "<|eot_id|> <|im_end|> <|end|> <|return|> <|call|> <end_of_turn> <|endoftext|> "
     "</s> <|eom_id|> <EOT> _<EOT> [EOT] [EOS] <|end_of_text|> <end_of_utterance> "
     "<eos> <turn|> <｜end▁of▁sentence｜>".split()
 )
-_END_KEYS = ("eos", "eot", "eom")  # end of sequence, of a turn, of a message
+END_KEYS = ("eos", "eot", "eom")  # end of sequence, of a turn, of a message
 
 
 def special_ids(fields: dict[str, Any]) -> dict[str, int]:
@@ -115,9 +121,9 @@ def end_ids(fields: dict[str, Any]) -> list[int]:
     message, and the tokens that llama.cpp recognises as an end by their text.
     """
     named = special_ids(fields)
-    found = [named[name] for name in _END_KEYS if name in named]
+    found = [named[name] for name in END_KEYS if name in named]
     pieces = fields.get(f"{_KEY}.tokens") or ()
-    found += [index for index, piece in enumerate(pieces) if piece in _ENDS]
+    found += [index for index, piece in enumerate(pieces) if piece in ENDS]
     return list(dict.fromkeys(found))
 
 
@@ -128,21 +134,20 @@ def build(fields: dict[str, Any], file: object = "a GGUF file"):
         fields: metadata of the file by key.
         file: the file, for messages.
     Returns:
-        The tokenizer. None if the metadata has none; None and a warning if it is not
-        byte-level BPE with a known word rule. One warning lists what the metadata leave
-        out or get wrong, and what is used instead.
+        The tokenizer. None if the metadata has none; None and a warning if it is
+        neither byte-level BPE with a known word rule nor SentencePiece. One warning
+        lists what the metadata leave out or get wrong, and what is used instead.
     Raises:
         ImportError: without transformers or tokenizers.
     """
     pieces = fields.get(f"{_KEY}.tokens")
     if pieces is None:
         return None
-    kind, name = fields.get(f"{_KEY}.model"), fields.get(f"{_KEY}.pre") or "default"
-    if kind != "gpt2" or name not in _ALL or not fields.get(f"{_KEY}.merges"):
+    if problem := _problem(fields):
         warnings.warn(
-            f"The tokenizer of {file} ({kind!r}, word rule {name!r}) cannot be "
-            "reconstructed exactly, so hf.load returns None instead. Load that of the "
-            "original release with transformers.AutoTokenizer.",
+            f"The tokenizer of {file} ({problem}) cannot be reconstructed exactly, so "
+            "hf.load returns None instead. Load that of the original release with "
+            "transformers.AutoTokenizer.",
             stacklevel=4,
         )
         return None
@@ -150,10 +155,19 @@ def build(fields: dict[str, Any], file: object = "a GGUF file"):
     tokenizers = _checks.library(owner, "tokenizers", "hf")
     transformers = _checks.library(owner, "transformers", "hf")
     ids = special_ids(fields)
-    begin = fields.get(f"{_KEY}.add_bos_token")
-    begin = _ALL[name].begin if begin is None else bool(begin)
-    _warn(fields, file, begin, ids)
-    core = _core(tokenizers, fields, pieces, _ALL[name])
+    begin, sentencepiece = (
+        fields.get(f"{_KEY}.add_bos_token"),
+        _is_sentencepiece(fields),
+    )
+    if begin is None:
+        begin = sentencepiece or _rule(fields).begin
+    _warn(fields, file, bool(begin), ids)
+    if sentencepiece:
+        unknown = ids.get("unknown", _DEFAULT_IDS["unknown"])
+        core = _gguf_sentencepiece.core(tokenizers, fields, unknown)
+    else:
+        core = _core(tokenizers, fields, pieces, _rule(fields))
+    _add_tokens(tokenizers, core, fields, pieces)
     ends = fields.get(f"{_KEY}.add_eos_token") and "eos" in ids
     first = pieces[ids["bos"]] if begin and "bos" in ids else None
     _add_template(core, first, pieces[ids["eos"]] if ends else None)
@@ -174,16 +188,42 @@ def build(fields: dict[str, Any], file: object = "a GGUF file"):
     return built
 
 
+def _problem(fields: dict[str, Any]) -> str:
+    """Why the tokenizer cannot be reconstructed; "" if it can."""
+    if _is_sentencepiece(fields):
+        return _gguf_sentencepiece.problem(fields)
+    kind, name = fields.get(f"{_KEY}.model"), fields.get(f"{_KEY}.pre") or "default"
+    known = kind == _BYTE_LEVEL and name in _ALL and fields.get(f"{_KEY}.merges")
+    return "" if known else f"{kind!r}, word rule {name!r}"
+
+
+def _is_sentencepiece(fields: dict[str, Any]) -> bool:
+    return fields.get(f"{_KEY}.model") == _SENTENCEPIECE
+
+
+def _rule(fields: dict[str, Any]) -> Rule:
+    return _ALL[fields.get(f"{_KEY}.pre") or "default"]
+
+
 def _named_ids(fields: dict[str, Any]) -> dict[str, Any]:
-    names = ("bos", *_END_KEYS, "unknown", "padding")
-    found = {name: fields.get(f"{_KEY}.{name}_token_id") for name in names}
+    names = ("bos", *END_KEYS, "unknown", "padding")
+    usual = _DEFAULT_IDS if _is_sentencepiece(fields) else {}
+    found = {
+        name: fields.get(f"{_KEY}.{name}_token_id", usual.get(name)) for name in names
+    }
     return {name: index for name, index in found.items() if index is not None}
 
 
 def _warn(fields: dict[str, Any], file: object, begin: bool, ids) -> None:
     """One warning about what the metadata leave out or get wrong."""
     notes = []
-    if not fields.get(f"{_KEY}.pre"):
+    if _is_sentencepiece(fields):
+        notes += [
+            f"no {_KEY}.{name}_token_id: llama.cpp takes {_DEFAULT_IDS[name]}"
+            for name in ("bos", "eos")
+            if fields.get(f"{_KEY}.{name}_token_id") is None
+        ]
+    elif not fields.get(f"{_KEY}.pre"):
         notes.append(f"no {_KEY}.pre: words are split by llama.cpp's default rule")
     if fields.get(f"{_KEY}.add_bos_token") is None:
         what = "adds the" if begin else "adds no"
@@ -206,7 +246,7 @@ def _warn(fields: dict[str, Any], file: object, begin: bool, ids) -> None:
 
 
 def _core(tokenizers, fields: dict[str, Any], pieces: list[str], rule: Rule):
-    """The core Tokenizer: normalizer, word rule, BPE, special tokens."""
+    """The core Tokenizer of byte-level BPE: normalizer, word rule, merges."""
     from tokenizers import decoders, models, normalizers, pre_tokenizers
 
     merges = [tuple(merge.split(" ", 1)) for merge in fields[f"{_KEY}.merges"]]
@@ -224,14 +264,18 @@ def _core(tokenizers, fields: dict[str, Any], pieces: list[str], rule: Rule):
     core.decoder = decoders.ByteLevel()
     if rule.nfc:
         core.normalizer = normalizers.NFC()
-    for piece, kind in zip(
-        pieces, fields.get(f"{_KEY}.token_type") or [], strict=False
-    ):
-        if kind in (_CONTROL, _USER):
-            special = kind == _CONTROL
+    return core
+
+
+def _add_tokens(tokenizers, core, fields: dict[str, Any], pieces: list[str]) -> None:
+    """Makes `core` find the special tokens, and those added by a user, in a text."""
+    special_kinds = (CONTROL, UNKNOWN) if _is_sentencepiece(fields) else (CONTROL,)
+    types = fields.get(f"{_KEY}.token_type") or []
+    for piece, kind in zip(pieces, types, strict=False):
+        if kind in (*special_kinds, USER):
+            special = kind in special_kinds
             token = tokenizers.AddedToken(piece, normalized=False, special=special)
             (core.add_special_tokens if special else core.add_tokens)([token])
-    return core
 
 
 def _add_template(core, first: str | None, last: str | None) -> None:

@@ -11,13 +11,22 @@ Reference: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 import dataclasses
 import json
 import math
+import re
+import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from jaxunlearn import _checks
-from jaxunlearn.io import _gguf, _gguf_tokenizer, _safetensors, _tokenizer
+from jaxunlearn.io import (
+    _gguf,
+    _gguf_sentencepiece,
+    _gguf_tokenizer,
+    _safetensors,
+    _tokenizer,
+)
 from jaxunlearn.models import _config, _rope
 
 SCHEMES = {
@@ -34,7 +43,9 @@ _OWNER = "hf.save_gguf"
 _BLOCK = 32
 _TABLES = ("token_embd.weight", "output.weight")  # float16 where kernels have less
 _LARGEST = {"f16": 65504.0, "q8_0": 65504.0 * 127, "q4_0": 65504.0 * 8}
-_UNUSED, _NORMAL, _CONTROL, _USER = 5, 1, 3, 4  # kinds of tokens
+# Kinds of tokens.
+_NORMAL, _UNKNOWN, _CONTROL, _USER, _UNUSED, _BYTE = 1, 2, 3, 4, 5, 6
+_BYTE_PIECE = re.compile("<0x[0-9A-F]{2}>")
 _PIECES = 2000  # of the vocabulary, concatenated to one text for the comparison
 
 
@@ -88,7 +99,8 @@ def write(
         file: a path that does not exist yet.
         config: a config of `checked`.
         specs: every tensor under its name in GGUF.
-        tokenizer: a transformers fast tokenizer of byte-level BPE, or None.
+        tokenizer: a transformers fast tokenizer of byte-level BPE or SentencePiece, or
+            None.
         scheme: of the kernels, one of SCHEMES.
     Raises:
         ValueError: if the tokenizer or a setting is not the same when it is read again,
@@ -97,7 +109,11 @@ def write(
     """
     gguf = _gguf.library()
     arch = _ARCHITECTURES[config.family] or config.family
-    tokens = {} if tokenizer is None else _tokens(tokenizer, config, arch)
+    if tokenizer is None:
+        tokens = {"tokenizer.ggml.model": "none"}
+        tokens |= _end_ids(config.eos_ids, None, ())
+    else:
+        tokens = _tokens(tokenizer, config, arch)
     writer = gguf.GGUFWriter(file, arch)
     _add_settings(gguf, writer, config, scheme)
     _add_tokens(writer, tokens, config.vocab)
@@ -200,49 +216,56 @@ def _add_settings(gguf, writer, config: _config.DecoderConfig, scheme: str) -> N
 
 def _add_tokens(writer, tokens: dict[str, Any], vocab: int) -> None:
     writer.add_vocab_size(vocab)
-    if not tokens:
-        writer.add_tokenizer_model("none")
-        return
-    writer.add_tokenizer_model(tokens["tokenizer.ggml.model"])
-    writer.add_tokenizer_pre(tokens["tokenizer.ggml.pre"])
-    writer.add_token_list(tokens["tokenizer.ggml.tokens"])
-    writer.add_token_types(tokens["tokenizer.ggml.token_type"])
-    writer.add_token_merges(tokens["tokenizer.ggml.merges"])
-    writer.add_add_bos_token(tokens["tokenizer.ggml.add_bos_token"])
-    for name, add in (
-        ("bos", writer.add_bos_token_id),
-        ("eos", writer.add_eos_token_id),
-        ("eot", writer.add_eot_token_id),
-        ("eom", writer.add_eom_token_id),
-        ("unknown", writer.add_unk_token_id),
-        ("padding", writer.add_pad_token_id),
+    for key, add in (
+        ("tokenizer.ggml.model", writer.add_tokenizer_model),
+        ("tokenizer.ggml.pre", writer.add_tokenizer_pre),
+        ("tokenizer.ggml.tokens", writer.add_token_list),
+        ("tokenizer.ggml.token_type", writer.add_token_types),
+        ("tokenizer.ggml.merges", writer.add_token_merges),
+        ("tokenizer.ggml.scores", writer.add_token_scores),
+        ("tokenizer.ggml.add_space_prefix", writer.add_add_space_prefix),
+        ("tokenizer.ggml.add_bos_token", writer.add_add_bos_token),
+        ("tokenizer.ggml.bos_token_id", writer.add_bos_token_id),
+        ("tokenizer.ggml.eos_token_id", writer.add_eos_token_id),
+        ("tokenizer.ggml.eot_token_id", writer.add_eot_token_id),
+        ("tokenizer.ggml.eom_token_id", writer.add_eom_token_id),
+        ("tokenizer.ggml.unknown_token_id", writer.add_unk_token_id),
+        ("tokenizer.ggml.padding_token_id", writer.add_pad_token_id),
+        ("tokenizer.chat_template", writer.add_chat_template),
     ):
-        if f"tokenizer.ggml.{name}_token_id" in tokens:
-            add(tokens[f"tokenizer.ggml.{name}_token_id"])
-    if "tokenizer.chat_template" in tokens:
-        writer.add_chat_template(tokens["tokenizer.chat_template"])
+        if key in tokens:
+            add(tokens[key])
 
 
 def _tokens(tokenizer, config, arch: str) -> dict[str, Any]:
     """The metadata of a tokenizer, by key.
 
-    GGUF stores only the name of the rule that splits a text into words. Every known
-    name is tried, and the first whose tokenizer gives the same tokens is used.
+    Of byte-level BPE, GGUF stores only the name of the rule that splits a text into
+    words. Every known name is tried, and the first whose tokenizer gives the same
+    tokens is used. Of SentencePiece, it stores scores in place of merges.
     """
     backend = getattr(tokenizer, "backend_tokenizer", None)
     state = json.loads(backend.to_str()) if backend is not None else {}
     core = state.get("model", {})
-    if core.get("type") != "BPE":
+    sentencepiece = bool(core.get("byte_fallback"))
+    if core.get("type") != "BPE" and not sentencepiece:
         raise ValueError(
-            f"{_OWNER} needs a fast tokenizer of byte-level BPE, got "
+            f"{_OWNER} needs a fast tokenizer of byte-level BPE or SentencePiece, got "
             f"{type(tokenizer).__name__} of type {core.get('type')!r}. Pass None, or "
             "use hf.save and convert the folder with llama.cpp."
         )
-    pieces = dict(core["vocab"])
+    pieces = core["vocab"]
+    if core["type"] == "Unigram":
+        pieces = {piece: index for index, (piece, _) in enumerate(pieces)}
+    pieces = dict(pieces)
     kinds = dict.fromkeys(pieces, _NORMAL)
+    if sentencepiece:
+        kinds |= {piece: _BYTE for piece in pieces if _BYTE_PIECE.fullmatch(piece)}
     for token in state.get("added_tokens", []):
         pieces[token["content"]] = token["id"]
         kinds[token["content"]] = _CONTROL if token["special"] else _USER
+    if sentencepiece and tokenizer.unk_token in kinds:
+        kinds[tokenizer.unk_token] = _UNKNOWN
     if max(pieces.values()) >= config.vocab:
         raise ValueError(
             f"{_OWNER} needs a row of the embedding for every token, got "
@@ -253,24 +276,18 @@ def _tokens(tokenizer, config, arch: str) -> dict[str, Any]:
     types = [_UNUSED] * config.vocab
     for piece, index in pieces.items():
         listed[index], types[index] = piece, kinds[piece]
-    merges = [x if isinstance(x, str) else " ".join(x) for x in core["merges"]]
     plain = backend.encode("a", add_special_tokens=False).ids
     full, bos = backend.encode("a").ids, tokenizer.bos_token_id
     fields = {
         "general.architecture": arch,
         f"{arch}.context_length": config.positions,
-        "tokenizer.ggml.model": "gpt2",
         "tokenizer.ggml.tokens": listed,
         "tokenizer.ggml.token_type": types,
-        "tokenizer.ggml.merges": merges,
         "tokenizer.ggml.add_bos_token": bos is not None and full == [bos, *plain],
     }
-    # GGUF has three ids that end a text: of the text, of a turn and of a message.
-    ends = [x for x in config.eos_ids if x != tokenizer.eos_token_id]
+    fields |= _end_ids(config.eos_ids, tokenizer.eos_token_id, listed)
     for name, index in (
         ("bos", bos),
-        ("eos", tokenizer.eos_token_id),
-        *zip(("eot", "eom"), ends, strict=False),
         ("unknown", tokenizer.unk_token_id),
         ("padding", tokenizer.pad_token_id),
     ):
@@ -288,16 +305,69 @@ def _tokens(tokenizer, config, arch: str) -> dict[str, Any]:
         backend.decoder.decode([sample]),
     ]
     wanted = [backend.encode(text).ids for text in texts]
-    for rule in _gguf_tokenizer.RULES:
-        fields["tokenizer.ggml.pre"] = rule
-        again = _gguf_tokenizer.build(fields).backend_tokenizer
-        if [again.encode(text).ids for text in texts] == wanted:
-            return fields
+    for rest in _rules(core, listed, sentencepiece):
+        with warnings.catch_warnings():  # of metadata that no tokenizer has
+            warnings.simplefilter("ignore")
+            again = _gguf_tokenizer.build(fields | rest)
+        if again is None:
+            continue
+        if [again.backend_tokenizer.encode(text).ids for text in texts] == wanted:
+            return fields | rest
+    needed = f"splits text as one of {_checks.listed(_gguf_tokenizer.RULES)}"
+    if sentencepiece:
+        needed = "puts one space or none before every part of a text (SentencePiece)"
     raise ValueError(
-        f"{_OWNER} needs a tokenizer that splits text as one of "
-        f"{_checks.listed(_gguf_tokenizer.RULES)}, got another one. Pass None, or use "
+        f"{_OWNER} needs a tokenizer that {needed}, got another one. Pass None, or use "
         "hf.save and convert the folder with llama.cpp."
     )
+
+
+def _rules(core: dict[str, Any], pieces: list[str], sentencepiece: bool):
+    """The metadata that may describe how a core tokenizer splits and merges texts."""
+    if not sentencepiece:
+        merges = [x if isinstance(x, str) else " ".join(x) for x in core["merges"]]
+        fixed = {"tokenizer.ggml.model": "gpt2", "tokenizer.ggml.merges": merges}
+        for rule in _gguf_tokenizer.RULES:
+            yield fixed | {"tokenizer.ggml.pre": rule}
+        return
+    scores = _gguf_sentencepiece.scores_of(core, pieces)
+    fixed = {"tokenizer.ggml.model": "llama", "tokenizer.ggml.scores": scores}
+    for prefix in (True, False):
+        yield fixed | {"tokenizer.ggml.add_space_prefix": prefix}
+
+
+def _end_ids(ids: Sequence[int], first: int | None, pieces: Sequence[str]):
+    """The metadata for the ids that end a text, by key.
+
+    GGUF has three: the end of a text, of a turn and of a message. Further ends are
+    known to llama.cpp, and to `hf.load`, only if they have a well-known text.
+
+    Args:
+        ids: all of them.
+        first: the tokenizer's end token, or None.
+        pieces: the text of every token; empty if the file has none.
+    Warns:
+        UserWarning: naming the ids that are lost.
+    """
+    if pieces:
+        ids = [index for index in ids if index < len(pieces)]
+    known = {index for index in ids if pieces and pieces[index] in _gguf_tokenizer.ENDS}
+    others = sorted({*ids} - {first}, key=lambda index: (index in known, index))
+    ends = others if first is None else [first, *others]
+    keys = _gguf_tokenizer.END_KEYS
+    if lost := [index for index in ends[len(keys) :] if index not in known]:
+        names = [
+            f"{index} ({pieces[index]!r})" if pieces else f"{index}" for index in lost
+        ]
+        warnings.warn(
+            f"{_OWNER} stores {len(keys)} ids that end a text, got {len(ends)}; lost: "
+            f"{', '.join(names)}. Stop at their texts where the file is run.",
+            stacklevel=4,
+        )
+    return {
+        f"tokenizer.ggml.{key}_token_id": index
+        for key, index in zip(keys, ends, strict=False)
+    }
 
 
 _NOT_STORED = (

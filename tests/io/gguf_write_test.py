@@ -12,7 +12,7 @@ import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
 from jaxunlearn import edits, evaluate, trees
-from jaxunlearn.io import hf
+from jaxunlearn.io import _gguf_tokenizer, _gguf_write, hf
 from jaxunlearn.models import _config, _rope, decoder
 from tests.io import gguf_test
 
@@ -163,6 +163,27 @@ def test_the_ids_that_end_a_text_are_saved(tmp_path):
     for name in ("config.json", "generation_config.json"):
         saved = json.loads((tmp_path / "folder" / name).read_text())
         assert set(saved["eos_token_id"]) == set(ids)
+
+
+def test_end_ids_that_the_file_has_no_place_for_are_named(tmp_path):
+    pieces = [f"piece {i}" for i in range(9)] + ["<|im_end|>", "<|eot_id|>"]
+    stored = _gguf_write._end_ids((9, 10, 3, 5), 3, pieces)
+    assert _gguf_tokenizer.end_ids(stored | {"tokenizer.ggml.tokens": pieces}) == [
+        3,
+        5,
+        9,
+        10,
+    ]  # of the two without a place the text is well known
+    with pytest.warns(
+        UserWarning, match=r"got 6; lost: 6 \('piece 6'\), 7 \('piece 7'"
+    ):
+        stored = _gguf_write._end_ids((9, 4, 5, 6, 7), 3, pieces)
+    assert list(stored.values()) == [3, 4, 5]
+    model, params = model_of("llama", eos_ids=(7, 2, 4))
+    hf.save_gguf(model, params, tmp_path / "x.gguf")
+    assert hf.model_from_config(tmp_path / "x.gguf").config.eos_ids == (2, 4, 7)
+    with pytest.warns(UserWarning, match="got 4; lost: 9. Stop at"):
+        _gguf_write._end_ids((7, 2, 4, 9), None, ())
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from jaxunlearn.io import _hf_config
+from jaxunlearn.io import _families, _hf_config
 from jaxunlearn.models import _config
 
 BASE = {
@@ -179,3 +179,30 @@ def test_text_that_is_not_a_config_is_refused(mentions, text):
     with pytest.raises(ValueError) as info:
         _hf_config.parse(text)
     mentions(info, "config.json", "does not parse")
+
+
+def test_end_ids_that_no_file_names_are_those_of_the_class():
+    transformers = pytest.importorskip("transformers")
+    for family in _hf_config.FAMILIES:
+        ids = transformers.AutoConfig.for_model(family).eos_token_id
+        ids = ids if isinstance(ids, list) else [ids]
+        assert _families.EOS_IDS[family] == tuple(x for x in ids if x is not None)
+    given = dict(model_type="phi3", vocab_size=32064, hidden_size=8)
+    given |= dict(num_hidden_layers=1, num_attention_heads=2, intermediate_size=8)
+
+    def ends(**more):
+        return _hf_config.parse(json.dumps(given | more)).eos_ids
+
+    assert ends() == (32000,)
+    assert ends(vocab_size=300) == ends(eos_token_id=None) == ()
+    assert (
+        ends(eos_token_id=7) == ends(_generation_config={"eos_token_id": [7]}) == (7,)
+    )
+    assert ends(_generation_config={"bos_token_id": 1}) == (32000,)
+    without = _hf_config.parse(json.dumps(given | {"eos_token_id": None}))
+    default = _hf_config.parse(json.dumps(given))
+    for config in (without, default):
+        again = _hf_config.parse(_hf_config.write(config, "float32"))
+        assert again.eos_ids == config.eos_ids
+    named = dataclasses.replace(default, eos_ids=())
+    assert _hf_config.parse(_hf_config.write(named, "float32")).eos_ids == ()

@@ -274,3 +274,21 @@ def test_the_map_to_code_is_not_saved(tiny, tmp_path):
     again, loaded, _ = hf.load(tmp_path)
     hf.save(again, loaded, tmp_path / "saved")
     assert "auto_map" not in json.loads((tmp_path / "saved/config.json").read_text())
+
+
+def test_tokens_without_a_row_of_the_embedding_are_reported(tiny, tmp_path):
+    model, params = tiny  # of 64 rows
+    hf.save(model, params, tmp_path)
+    vocabulary = {f"w{i}": i for i in range(62)} | {"far": 70}
+    made = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, "w0"))
+    made.save(str(tmp_path / "tokenizer.json"))
+    with pytest.warns(UserWarning, match="64 rows.*up to id 70: 'far' have no row"):
+        _, _, tokenizer = hf.load(tmp_path)
+    assert tokenizer("far")["input_ids"] == [70]
+    made = tokenizers.Tokenizer(
+        tokenizers.models.WordLevel(vocabulary | {"far": 63}, "w0")
+    )
+    made.save(str(tmp_path / "tokenizer.json"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        hf.load(tmp_path)
