@@ -229,7 +229,8 @@ def test_experts_on_a_mesh_equal_a_plain_sum_over_all_experts(rows):
     keys = jax.random.split(jax.random.key(0), 5)
     sizes = {"gate": (4, 8, 6), "up": (4, 8, 6), "down": (4, 6, 8)}
     kernels = {
-        name: {"kernel": jax.random.normal(key, size)}
+        # Small enough that outputs are near 1: sin of large ones magnifies rounding.
+        name: {"kernel": 0.4 * jax.random.normal(key, size)}
         for key, (name, size) in zip(keys[:3], sizes.items(), strict=True)
     }
     x = jax.random.normal(keys[3], (rows, 4, 8))
