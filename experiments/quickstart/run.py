@@ -70,7 +70,6 @@ def main(argv: list[str] | None = None) -> dict:
     except ju.NotFinite as error:
         raise SystemExit(f"error: {error}") from error
     after = capitals.score(model, unlearned, tokenizer, task)
-    print(show.score_table(task, before, after))
     samples = [
         {"prompt": prompt, "before": first, "after": second}
         for (prompt, first), (_, second) in zip(
@@ -83,7 +82,6 @@ def main(argv: list[str] | None = None) -> dict:
 
     print("Attack: finetuning on half of the forgotten capitals, evaluating the others")
     relearn = relearn_attack(model, params, unlearned, tokenizer, task, options.seed)
-    print(show.attack(relearn))
 
     hf.save(model, unlearned, output / "model", tokenizer=tokenizer)
     result = {
@@ -105,6 +103,8 @@ def main(argv: list[str] | None = None) -> dict:
     text = json.dumps(log.plain(result), indent=2)
     (output / "quickstart.json").write_text(text + "\n", encoding="utf-8")
     show.plot(result, history, output / "quickstart.png")
+    print(show.score_table(task, before, after))
+    print(show.attack(relearn))
     print(f"Finished in {result['seconds']:.0f} s. Results are in {output}/")
     return result
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """README and plots of RTT in both worlds, from their lines.
 
-python -m experiments.rtt.figures draws all again from results/*.json.
+`python -m experiments.rtt.figures` draws all again from results/*.json.
 """
 
 from collections.abc import Mapping, Sequence

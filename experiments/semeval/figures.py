@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """README and plot of SemEval-2025 Task 4 in the small world, from its lines.
 
-python -m experiments.semeval.figures draws both again from results/small.json.
+`python -m experiments.semeval.figures` draws both again from results/small.json.
 """
 
 from collections.abc import Mapping, Sequence

@@ -37,7 +37,7 @@ from jaxunlearn.commands import _group
 )
 def command(run: str, kind: str, output: str, scheme: str, dtype: str) -> None:
     from jaxunlearn.io import hf
-    from jaxunlearn.workflows import run_folder
+    from jaxunlearn.workflows import records, run_folder
 
     folder, _ = run_folder.finished(run)
     target = Path(output).expanduser()
@@ -47,6 +47,7 @@ def command(run: str, kind: str, output: str, scheme: str, dtype: str) -> None:
         raise ValueError(
             f"export needs an --output other than the run's model folder, got {output}."
         )
+    records.make_folder("export", target if target.is_dir() else target.parent)
     model, params, tokenizer = hf.load(folder.model)
     if kind == "gguf":
         hf.save_gguf(model, params, target, tokenizer=tokenizer, scheme=scheme)

@@ -25,11 +25,13 @@ LENGTH = 512
 def command(
     topology: str, method: str | None, search: bool, output: str | None, **given: Any
 ) -> None:
-    from jaxunlearn.workflows import plan
+    from jaxunlearn.workflows import plan, records
     from jaxunlearn.workflows.training import settings
 
     if not given["file"]:
         _training.require({"--method": method})
+    if output:
+        records.make_folder("plan", Path(output).expanduser().parent)
     plan.use_cpus(topology)
     config = _training.make("unlearn", method, {}, given)
     if not config.data:
@@ -52,4 +54,4 @@ def command(
     if output:
         head = {"topology": topology, "config": given["file"] or given["model"]}
         text = json.dumps(head | {"result": result}, indent=1)
-        Path(output).write_text(text + "\n", encoding="utf-8")
+        records.replace(Path(output).expanduser(), text + "\n")

@@ -100,8 +100,8 @@ def _open_adapter(
             "base='path/or/name')."
         ) from error
     merged = _adapter.merge(source, folder, given)
-    own = _tokenizer.load(folder)
-    return merged if own is None else merged._replace(tokenizer=own)
+    tokenizer = _tokenizer.load(folder)
+    return merged if tokenizer is None else merged._replace(tokenizer=tokenizer)
 
 
 def _open_file(file: Path, compute_dtype: str, remat: str) -> _assemble.Source:

@@ -10,6 +10,7 @@ infinity are written as null.
 import hashlib
 import json
 import os
+import tempfile
 from collections.abc import Iterable
 from importlib import metadata
 from pathlib import Path
@@ -98,6 +99,29 @@ def write_lines(path: Path, values: Iterable[Any]) -> str:
 def file_digest(path: Path) -> str:
     """SHA-256 of a file."""
     return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def make_folder(owner: str, path: Path) -> Path:
+    """Makes a folder with its parents, and a file in it that is deleted at once.
+
+    Args:
+        owner: names the command in an error.
+        path: the folder; it may exist.
+    Returns:
+        `path`.
+    Raises:
+        OSError: naming the folder and the option --output, if it cannot be written.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path):
+            pass
+    except OSError as error:
+        raise type(error)(
+            f"{owner} needs an output folder that it can write, got {path}: "
+            f"{error.strerror or error}. Name another place with --output."
+        ) from error
+    return path
 
 
 def replace(path: Path, text: str) -> None:

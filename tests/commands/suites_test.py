@@ -149,9 +149,11 @@ EVALUATE = ("evaluate", "original", "--output", "eval")
 @pytest.mark.parametrize(
     ("args", "words"),
     [
-        (("evaluate",), ("model",)),
+        (("evaluate",), ("model", "jaxunlearn evaluate runs/a")),
+        (("attack",), ("model", "jaxunlearn attack runs/a")),
+        (("report",), ("evaluation", "jaxunlearn report runs/a")),
         (("evaluate", "original"), ("--output",)),
-        ((*EVALUATE,), ("task",)),
+        ((*EVALUATE,), ("task", "--forget")),
         ((*EVALUATE, "--forget", "columns.jsonl"), ("'prompt'", "columns.jsonl")),
         ((*EVALUATE, "--forget", "nowhere.jsonl"), ("nowhere.jsonl",)),
         ((*EVALUATE, "--tasks", "tofuu"), ("tofuu", "'tofu'")),
@@ -178,7 +180,9 @@ def test_bad_uses_are_refused_in_one_line(place, monkeypatch, args, words):
     refused(*args, words=words)
 
 
-def test_an_output_that_cannot_be_written_is_refused(place, evaluated, tmp_path):
+def test_an_output_that_cannot_be_written_is_refused(
+    place, evaluated, tmp_path, monkeypatch
+):
     blocked = tmp_path / "file"
     blocked.write_text("")
     forget = ("--forget", place / "forget.jsonl", *QUICK)
@@ -186,6 +190,11 @@ def test_an_output_that_cannot_be_written_is_refused(place, evaluated, tmp_path)
     refused("evaluate", place / "original", *forget, *given, words=("file",))
     refused("attack", place / "run", *given, words=("file",))
     refused("report", place / "run", *given, words=("file",))
+    monkeypatch.setattr(hf, "load", lambda *_: pytest.fail("the weights were read"))
+    given = ("--output", blocked / "model")
+    refused("export", place / "run", *given, words=("file", "--output"))
+    given = ("--format", "gguf", "--output", blocked / "model.gguf")
+    refused("export", place / "run", *given, words=("file", "--output"))
 
 
 def test_attack_prints_the_card_and_resumes(place, evaluated, monkeypatch):

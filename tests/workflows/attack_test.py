@@ -393,6 +393,23 @@ def test_the_strongest_attack_by_hand():
     assert_allclose(numbers["rows"][3]["before"]["choice"], 0.4)
 
 
+def test_a_result_that_no_attack_changes_is_not_called_a_rise():
+    def sentences(after, **rtt):
+        measures = {way: {"attack": "prefix"} for way in prompts.MEASURES}
+        for way in measures:
+            measures[way] |= {"before": 0.25, "after": after}
+        rtt |= {"before": 0.25, "original": 1.0, "rate": 0.25, "floor": 0.25}
+        return card._sentences({"strongest": measures, "rtt": rtt})
+
+    for after in (0.2, 0.25, 0.2501):
+        *attacks, retraining = sentences(after, unlearned=0.2501)
+        assert all("no attack raises it above 0.25" in line for line in attacks)
+        assert "leaves choice on held-out facts at 0.25." in retraining
+    *attacks, retraining = sentences(0.3, unlearned=0.5)
+    assert all("from 0.25 before it to 0.30 after it" in line for line in attacks)
+    assert "raises choice on held-out facts from 0.25 to 0.50." in retraining
+
+
 def test_rows_of_a_file_are_facts_with_wordings_and_drawn_choices(tmp_path):
     def file(name, given):
         text = "".join(json.dumps(row) + "\n" for row in given)

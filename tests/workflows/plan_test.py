@@ -80,6 +80,7 @@ def test_options_alone_make_a_plan():
         (["--topology", "cpu:8", "--num-microbatches", "3"], ["num_microbatches=3"]),
         (["--topology", "cpu:8", "--serch"], ["--serch", "--search"]),
         (["--topology", "cpu:8", "--config", "nowhere.py"], ["nowhere.py"]),
+        (["--topology", "cpu:8", "--output", f"{TINY}/plan.json"], [TINY, "--output"]),
         ([], ["--topology"]),
     ],
 )

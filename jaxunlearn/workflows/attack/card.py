@@ -173,23 +173,32 @@ def _sentences(card) -> list[str]:
     """The main results in sentences."""
     out = []
     for measure, best in card["strongest"].items():
+        before, after = _text(best["before"]), _text(best["after"])
         text = (
-            f"the strongest attack is {best['attack']}, from {best['before']:.2f} "
-            f"before it to {best['after']:.2f} after it."
+            f"the strongest attack is {best['attack']}, from {before} before it to "
+            f"{after} after it."
         )
-        if best["after"] <= best["before"]:
-            text = f"no attack raises it ({best['before']:.2f} before them)."
+        if best["after"] <= best["before"] or after == before:
+            text = f"no attack raises it above {before}, its value before them."
         out.append(f"- {measure.capitalize()}: {text}")
     rtt = card["rtt"]
     if "rate" in rtt:
         out.append(
-            f"- Retraining on other facts (RTT) raises choice on held-out facts from "
-            f"{rtt['before']:.2f} to {rtt['unlearned']:.2f}. The original reaches "
+            f"- Retraining on other facts (RTT) {_change(rtt)}. The original reaches "
             f"{rtt['original']:.2f} after the same training, so the recovery rate is "
             f"{_text(rtt['rate'], '.0%')} ({_text(rtt['floor'], '.0%')} at chance "
             "level)."
         )
     return out
+
+
+def _change(rtt) -> str:
+    """What RTT does to choice on held-out facts, as far as two digits show."""
+    before, after = _text(rtt["before"]), _text(rtt["unlearned"])
+    if after == before:
+        return f"leaves choice on held-out facts at {before}"
+    # The best epoch may be the one before training, so accuracy never falls.
+    return f"raises choice on held-out facts from {before} to {after}"
 
 
 def _retraining(rtt) -> list[str]:

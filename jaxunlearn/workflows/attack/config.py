@@ -92,7 +92,10 @@ def _complete(config: Mapping[str, Any]) -> dict[str, Any]:
     usual["query"] |= dict(config.get("query", {}))
     found = usual | {key: config[key] for key in config if key != "query"}
     if not found["model"]:
-        raise ValueError("attack needs a model or a run's folder, got none.")
+        raise ValueError(
+            "attack needs a model or a run's folder, got none. Name it after the "
+            "command, as in: jaxunlearn attack runs/a"
+        )
     return found
 
 

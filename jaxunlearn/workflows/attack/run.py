@@ -76,8 +76,7 @@ def attack_model(
             f"known={known!r} without one. Pass --original MODEL."
         )
     work = jobs.plan(attacks, has_original=bool(original))
-    output = Path(output).expanduser()
-    output.mkdir(parents=True, exist_ok=True)
+    output = records.make_folder("attack", Path(output).expanduser())
     start = time.perf_counter()
     models = _Models({"original": original, "model": path}, dtype, compute_dtype)
     results: dict[str, dict[str, Any]] = {}

@@ -114,7 +114,10 @@ def _complete(config: Mapping[str, Any]) -> dict[str, Any]:
     found = usual | {key: config[key] for key in config if key not in parts}
     _checks.one_of("The evaluation", evaluation.ROLES, role=found["role"])
     if not found["model"]:
-        raise ValueError("evaluate needs a model or a run's folder, got none.")
+        raise ValueError(
+            "evaluate needs a model or a run's folder, got none. Name it after the "
+            "command, as in: jaxunlearn evaluate runs/a"
+        )
     return found
 
 

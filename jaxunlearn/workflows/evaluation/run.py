@@ -145,6 +145,7 @@ def evaluate_model(
         if folders.metrics_key(output) == metrics_key:
             options.log_fn(f"Nothing changed: {output} is up to date.")
             return records.read(output / "metrics.json")
+    records.make_folder("evaluate", output)
     for task_name in set(entries) - set(eval_tasks):
         folders.remove_task(output, task_name)
         del entries[task_name]
@@ -204,7 +205,10 @@ def evaluate_model(
 def as_tasks(given: Tasks) -> dict[str, tasks.Task]:
     """The tasks, rows made into tasks and checked."""
     if not given:
-        raise ValueError("An evaluation needs at least one task, got none.")
+        raise ValueError(
+            "An evaluation needs at least one task, got none. Pass --forget FILE, "
+            "--retain FILE or --tasks NAME."
+        )
     return {
         name: each if isinstance(each, tasks.Task) else tasks.make(name, each)
         for name, each in given.items()

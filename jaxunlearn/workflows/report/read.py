@@ -126,7 +126,10 @@ def load(given: Sequence[str | Path | Source]) -> list[ModelResults]:
             of one name, or evaluations of different data or settings.
     """
     if not given:
-        raise ValueError("report needs at least one run or evaluation, got none.")
+        raise ValueError(
+            "report needs at least one run or evaluation, got none. Name its folder "
+            "after the command, as in: jaxunlearn report runs/a"
+        )
     found: dict[Path, ModelResults] = {}
     for each in given:
         for source in [each] if isinstance(each, Source) else sources(each):

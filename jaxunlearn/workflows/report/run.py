@@ -50,8 +50,7 @@ def write(
     _checks.not_negative("report", examples=examples)
     for library in LIBRARIES:
         _checks.library("report", library, "hf")
-    output = Path(output).expanduser()
-    output.mkdir(parents=True, exist_ok=True)
+    output = records.make_folder("report", Path(output).expanduser())
     every_attack = [model.attack for model in models if model.attack]
     every_attack += attack_results
     page = {

@@ -13,7 +13,6 @@ mode="evaluate" nothing trains: the model, or the run's newest checkpoint, is sc
 import json
 import math
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -31,7 +30,7 @@ from jaxunlearn import data, edits, evaluate, sharding, trees
 from jaxunlearn.data import loader, table
 from jaxunlearn.io import checkpoint, hf, log, preempt
 from jaxunlearn.typing import Model, Params
-from jaxunlearn.workflows import run_folder
+from jaxunlearn.workflows import records, run_folder
 from jaxunlearn.workflows.run_folder import RunFolder
 from jaxunlearn.workflows.training import (
     adapters,
@@ -71,7 +70,8 @@ def run(
     start = time.perf_counter()
     log_fn = log_fn if jax.process_index() == 0 else lambda line: None
     training = config.mode != "evaluate"
-    folder = _writable(config.output)
+    folder = run_folder.at(config.output)
+    records.make_folder("A run", folder.path)
     model = build.base_model(config)
     tokenizer = hf.load_tokenizer(config.model.path) if config.model.path else None
     pairs = build.pairs(config, model)
@@ -146,21 +146,6 @@ def run(
     where = folder.model if config.model.path and training else file
     log_fn(f"Done in {result['seconds']:.0f} s: {where}")
     return result
-
-
-def _writable(output: str) -> RunFolder:
-    """The run's folder, once a file could be made in it."""
-    folder = run_folder.at(output)
-    try:
-        folder.path.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder.path):
-            pass
-    except OSError as error:
-        raise type(error)(
-            f"A run needs a folder that it can write, got --output {output}: "
-            f"{error.strerror or error}. Name another folder."
-        ) from error
-    return folder
 
 
 def _completed(config: ConfigDict, rows: Mapping[str, streams.Stream]) -> ConfigDict:
