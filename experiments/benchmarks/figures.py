@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The overview of all benchmarks, from results/*.json.
 
-python -m experiments.benchmarks.figures
+To draw it again:
+
+    python -m experiments.benchmarks.figures
 """
 
 from collections.abc import Callable, Mapping

@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """BLUR-NPO at the shape of Llama-3.1-8B, random weights and tokens: for planning.
 
-jaxunlearn forget --config experiments/configs/llama31_8b.py --output DIR
-jaxunlearn plan --config experiments/configs/llama31_8b.py --topology v5p:4x4x4
+To plan or run it:
+
+    jaxunlearn forget --config experiments/configs/llama31_8b.py --output DIR
+    jaxunlearn plan --config experiments/configs/llama31_8b.py --topology v5p:4x4x4
 """
 
 from jaxunlearn.workflows.training import settings

@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """BLUR-NPO on a random decoder of two small layers: seconds on a CPU.
 
-jaxunlearn forget --config experiments/configs/tiny.py --steps 30
+To run it:
+
+    jaxunlearn forget --config experiments/configs/tiny.py --steps 30
 """
 
 from jaxunlearn.workflows.training import settings

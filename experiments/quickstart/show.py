@@ -53,8 +53,8 @@ def samples(rows: list[dict[str, str]]) -> str:
 def attack(result: dict) -> str:
     """What relearning recovered, in two lines."""
     return (
-        f"ATTACK: finetuned on {result['facts_trained']} forgotten capitals; completion "
-        f"accuracy over the other {result['facts_evaluated']}:\n"
+        f"ATTACK: finetuning on {result['facts_trained']} forgotten capitals; "
+        f"completion accuracy over the other {result['facts_evaluated']}:\n"
         f"  original {result['original']:.2f}, unlearned {result['unlearned']:.2f}, "
         f"after the attack {result['relearned']:.2f} "
         f"(over the trained half: {result['trained_half']:.2f})"

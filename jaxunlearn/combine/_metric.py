@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """BLUR with inner products in Adam's metric, so that it projects the step Adam takes.
 
-tx = combine.adam_metric(optax.chain(combine.blur(gamma=0.1), optax.adamw(1e-5)))
+For example:
+
+    tx = combine.adam_metric(optax.chain(combine.blur(gamma=0.1), optax.adamw(1e-5)))
 """
 
 import jax

@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The penalty method for a simple bi-level problem: the baseline for `blur`.
 
-combine.penalty(strength=optax.linear_schedule(1.0, 100.0, 1000))
+For example:
+
+    combine.penalty(strength=optax.linear_schedule(1.0, 100.0, 1000))
 """
 
 from typing import NamedTuple

@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """PDU: forgetting under a constraint on the retain loss, by a primal-dual method.
 
-combine.primal_dual(epsilon=0.3, step_size=5.0, initial_dual=100.0)
+For example:
+
+    combine.primal_dual(epsilon=0.3, step_size=5.0, initial_dual=100.0)
 """
 
 from typing import NamedTuple

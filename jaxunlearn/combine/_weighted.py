@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The weighted sum of gradients: the gradient of one weighted total loss.
 
-ramp = optax.linear_schedule(0.0, 1.0, 100)
-combine.weighted_sum({"forget": 1.0, "retain": ramp})
+For example:
+
+    ramp = optax.linear_schedule(0.0, 1.0, 100)
+    combine.weighted_sum({"forget": 1.0, "retain": ramp})
 """
 
 from collections.abc import Mapping

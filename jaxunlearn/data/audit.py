@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Checks of a dataset that warn and never modify rows.
 
-data.overlap(forget, retain, by="id")                       # warns with the ids
-forget = data.drop_long(forget, tokenizer, max_length=256)  # warns with the count
+For example:
+
+    data.overlap(forget, retain, by="id")                       # warns with the ids
+    forget = data.drop_long(forget, tokenizer, max_length=256)  # warns with the count
 """
 
 import unicodedata

@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Stopping on a signal: SIGTERM, which comes before a spot machine is taken, or Ctrl-C.
 
-stop = preempt.watch()
-hook = preempt.hook(saved, every=100, steps=1000, stop=stop, config=config)
-state, _ = ju.fit(step, state, loader, steps=1000, hooks=[hook])
-checkpoint.wait(saved)
-if stop():
-    raise SystemExit(stop.status)
+For example:
+
+    stop = preempt.watch()
+    hook = preempt.hook(saved, every=100, steps=1000, stop=stop, config=config)
+    state, _ = ju.fit(step, state, loader, steps=1000, hooks=[hook])
+    checkpoint.wait(saved)
+    if stop():
+        raise SystemExit(stop.status)
 """
 
 import signal

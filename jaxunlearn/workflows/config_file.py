@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Config files and single settings: Python files with `get_config()`, KEY=VALUE pairs.
 
-config = config_file.load("experiments/configs/evaluate.py:05")
-config_file.assign(config, {"score.new_tokens": "32"}, free=("tasks",))
+For example:
+
+    config = config_file.load("experiments/configs/evaluate.py:05")
+    config_file.assign(config, {"score.new_tokens": "32"}, free=("tasks",))
 """
 
 import ast
