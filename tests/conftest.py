@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Eight simulated devices, strict promotion, and what keeps compilation short.
 
-The programs of the tests are tiny, so compiling them takes most of the time. XLA does
-not optimise them, and all workers share one cache of compiled programs.
+The programs of the tests are tiny, so most of the time goes into tracing and compiling
+them. XLA does not optimise them or split them for parallel compilation, all workers
+share one cache of compiled programs, and Python collects garbage less often.
 """
 
+import gc
 import os
 import tempfile
 from importlib import metadata
@@ -14,6 +16,7 @@ FLAGS = [
     os.environ.get("XLA_FLAGS", ""),
     "--xla_force_host_platform_device_count=8",
     "--xla_backend_optimization_level=0",
+    "--xla_cpu_parallel_codegen_split_count=1",
 ]
 if metadata.version("jaxlib").startswith("0.10."):
     # The older emitter of CPU code compiles four times as fast; later jaxlibs lack it.
@@ -31,6 +34,7 @@ cache = Path(folder) / "jaxunlearn-xla"
 jax.config.update("jax_compilation_cache_dir", str(cache))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
+gc.set_threshold(50_000, 50, 100)  # tracing makes many objects and few cycles
 
 
 # Linux gives a process 65,530 memory maps, and each loaded program holds several.

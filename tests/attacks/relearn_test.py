@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Relearning recovers hidden facts, but none that were never learned."""
 
+from functools import partial
+
 import jax
 import numpy as np
 import pytest
@@ -12,17 +14,16 @@ from tests import tiny
 from tests.attacks.towns import CHANCE, RATE
 
 
-def relearn(world, params, steps, **kwargs):
-    train_facts = world.encode(world.trained)
-    return attacks.relearn(
-        world.model,
-        params,
-        train_facts,
-        steps=steps,
-        batch_size=18,
-        learning_rate=RATE,
-        **kwargs,
-    )
+def batch_of(rows):
+    return {name: np.asarray(x) for name, x in tiny.tiny_batch(rows).items()}
+
+
+@pytest.fixture(scope="module")
+def small():
+    """Relearning on a tiny model of random weights, and these weights."""
+    model, params = tiny.tiny_model()
+    how = dict(batch_size=4, learning_rate=RATE)
+    return partial(attacks.relearn, model, params, batch_of(8), **how), params
 
 
 @pytest.mark.slow
@@ -35,29 +36,37 @@ def test_relearning_recovers_hidden_facts_but_none_that_were_never_learned(world
     def learned(state, _):
         return accuracy(state.params, world.trained) > 0.9
 
-    after, log = relearn(world, world.unlearned, 60, hooks=[learned])
+    after, log = attacks.relearn(
+        world.model,
+        world.unlearned,
+        world.encode(world.trained),
+        steps=60,
+        batch_size=18,
+        learning_rate=RATE,
+        hooks=[learned],
+    )
     assert len(log) < 60 and log[-1]["known/loss"] < log[0]["known/loss"] / 2
     assert accuracy(after, world.held_out) > 3 * CHANCE  # hidden facts are recovered
     for params in (world.original, world.unlearned, after):
         assert accuracy(params, world.never) < 2 * CHANCE  # these were never learned
 
 
-def test_the_given_params_are_not_changed(world):
-    before = jax.tree.map(np.array, world.unlearned)
-    after, log = relearn(world, world.unlearned, 2)
-    jax.tree.map(assert_array_equal, world.unlearned, before)  # and not donated
-    moved = jax.tree.map(lambda a, b: bool((a != b).any()), after, world.unlearned)
+def test_the_given_params_are_not_changed(small):
+    relearn, params = small
+    before = jax.tree.map(np.array, params)
+    after, log = relearn(steps=2)
+    jax.tree.map(assert_array_equal, params, before)  # and not donated
+    moved = jax.tree.map(lambda a, b: bool((a != b).any()), after, params)
     assert all(jax.tree.leaves(moved))  # every parameter trains
     assert [entry["step"] for entry in log] == [0, 1]
     assert {"known/loss", "known/nll", "seconds"} <= set(log[0])
 
 
-def test_the_seed_determines_the_order_of_rows(world):
+def test_the_seed_determines_the_order_of_rows(small):
+    relearn, _ = small
     seen = []
     losses = [
-        relearn(
-            world, world.unlearned, 2, seed=seed, hooks=[lambda *x: seen.append(x)]
-        )[1]
+        relearn(steps=2, seed=seed, hooks=[lambda *x: seen.append(x)])[1]
         for seed in (0, 0, 1)
     ]
     first, same, other = ([entry["known/loss"] for entry in log] for log in losses)
@@ -66,19 +75,28 @@ def test_the_seed_determines_the_order_of_rows(world):
     assert len(seen) == 6  # hooks are called
 
 
-def test_progress_shows_a_bar(world, capsys):
-    relearn(world, world.unlearned, 2, progress=True)
+def test_progress_shows_a_bar(small, capsys):
+    relearn, _ = small
+    relearn(steps=2, progress=True)
     assert "2/2" in capsys.readouterr().err
-    relearn(world, world.unlearned, 2)
+    relearn(steps=2)
     assert capsys.readouterr().err == ""
 
 
-def test_an_empty_table_of_train_facts_is_an_error(world):
-    empty = {name: x[:0] for name, x in world.encode(world.trained).items()}
+def test_an_empty_table_of_train_facts_is_an_error(projected):
+    model, params, train_facts = projected
+    empty = {name: x[:0] for name, x in train_facts.items()}
     with pytest.raises(ValueError, match="train_facts set is empty"):
-        attacks.relearn(world.model, world.unlearned, empty, steps=1)
+        attacks.relearn(model, params, empty, steps=1)
 
 
+def test_a_pattern_without_a_kernel_is_an_error(projected):
+    model, params, train_facts = projected
+    with pytest.raises(ValueError, match="pattern that matches a kernel"):
+        attacks.relearn(model, params, train_facts, steps=1, rank=2, pattern="none")
+
+
+@pytest.mark.slow
 def test_lora_recovers_hidden_facts_and_is_merged(world):
     train_facts = world.encode(world.trained)
     after, _ = attacks.relearn(
@@ -98,10 +116,6 @@ def test_lora_recovers_hidden_facts_and_is_merged(world):
     )
     kernels = {p for p in moved if p.startswith("blocks/") and p.endswith("/kernel")}
     assert {path for path, yes in moved.items() if yes} == kernels
-    with pytest.raises(ValueError, match="pattern that matches a kernel"):
-        attacks.relearn(
-            world.model, after, train_facts, steps=1, rank=2, pattern="none"
-        )
 
 
 @pytest.fixture
@@ -111,8 +125,7 @@ def projected():
     model = wrap.projection(base, {"mlp_out": (0, 2)})
     for rows in np.random.default_rng(0).normal(size=(2, 2, 2, 16)):
         params = wrap.add_projection(model, params, {"mlp_out": rows})
-    train_facts = {name: np.asarray(x) for name, x in tiny.tiny_batch(8).items()}
-    return model, params, train_facts
+    return model, params, batch_of(8)
 
 
 @pytest.mark.parametrize("rank", [0, 2], ids=["full", "lora"])
