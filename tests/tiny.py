@@ -3,6 +3,7 @@
 
 import contextlib
 import functools
+import logging
 
 import jax
 import jax.numpy as jnp
@@ -173,3 +174,30 @@ def _compiled():
 
     jax.monitoring.register_event_duration_secs_listener(listen)
     return names
+
+
+@contextlib.contextmanager
+def programs():
+    """A list that holds, after the block, "NAME with SHAPES" of every compilation."""
+    found, loggers = [], [logging.getLogger(f"jax._src.{x}") for x in LOGGERS]
+
+    class Handler(logging.Handler):
+        def emit(self, record):
+            text = record.getMessage()
+            if text.startswith("Compiling "):
+                found.append(text)
+
+    handler, before = Handler(), [logger.propagate for logger in loggers]
+    for logger in loggers:
+        logger.addHandler(handler)
+        logger.propagate = False  # the lines are not for the screen
+    try:
+        with jax.log_compiles():
+            yield found
+    finally:
+        for logger, propagate in zip(loggers, before, strict=True):
+            logger.removeHandler(handler)
+            logger.propagate = propagate
+
+
+LOGGERS = ("interpreters.pxla", "dispatch", "compiler")  # of jax.log_compiles

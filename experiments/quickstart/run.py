@@ -28,7 +28,7 @@ import jaxunlearn as ju
 from experiments.quickstart import capitals, show
 from jaxunlearn import attacks, evaluate, recipes, trees
 from jaxunlearn.data import table
-from jaxunlearn.io import hf, log
+from jaxunlearn.io import compilation_cache, hf, log
 
 BATCH_SIZES = {"forget": 12, "retain": 12, "prose": 4}
 RETAIN = {"retain": 1.0, "prose": 1.0}  # weights of the retain losses
@@ -52,6 +52,10 @@ METHODS = ("ascent", "blur_npo", "graddiff", "npo")
 def main(argv: list[str] | None = None) -> dict:
     """Runs the four steps and returns what quickstart.json holds."""
     options = parse(argv)
+    if options.no_compilation_cache:
+        compilation_cache.disable()
+    else:
+        compilation_cache.enable()
     output = Path(options.output)
     output.mkdir(parents=True, exist_ok=True)
     start = time.perf_counter()
@@ -222,6 +226,11 @@ def parse(argv):
     parser.add_argument(
         "--model",
         help="Hugging Face folder or .gguf file instead of SmolLM2-135M-Instruct",
+    )
+    parser.add_argument(
+        "--no-compilation-cache",
+        action="store_true",
+        help="keep no compiled programs in the user's cache folder",
     )
     options = parser.parse_args(argv)
     if options.steps < 1 or options.seed < 0:

@@ -4,6 +4,7 @@
 from pathlib import Path
 from typing import Any
 
+from experiments.quickstart import capitals
 from experiments.shared import plot as plots
 from jaxunlearn import evaluate
 from jaxunlearn.data import capitals as facts
@@ -36,7 +37,14 @@ def completions(model, params, tokenizer, task) -> list[tuple[str, str]]:
     phrasing = facts.phrasings("statement", "test")[0]
     chosen = [*task.facts["forget"][:3], *task.facts["retain"][:3]]
     prompts = [fact.prompt(phrasing) for fact in chosen]
-    texts = evaluate.completions(model, params, tokenizer, prompts, max_new_tokens=8)
+    texts = evaluate.completions(  # with the program of capitals.completion_hits
+        model,
+        params,
+        tokenizer,
+        prompts,
+        max_new_tokens=capitals.MAX_NEW_TOKENS,
+        batch_size=capitals.BATCH_SIZE,
+    )
     texts = [text.strip().replace("\n", " ") for text in texts]
     return list(zip(prompts, texts, strict=True))
 

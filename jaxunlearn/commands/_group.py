@@ -14,11 +14,12 @@ A command is a module of this folder that is listed in COMMANDS. It has
 
 It raises ordinary errors (ValueError, OSError, ...), prints results to standard output
 and progress to standard error (click.echo(..., err=True)), and never calls sys.exit.
-`--debug` and `--help` come with the decorator.
+`--debug`, `--no-compilation-cache` and `--help` come with the decorator.
 """
 
 import _thread
 import difflib
+import functools
 import importlib
 import signal
 import sys
@@ -147,9 +148,21 @@ def _all() -> str:
 
 
 def command(summary: str, epilog: str = "") -> Callable[[Callable], click.Command]:
-    """Makes a function a command of the group, with --debug and --help."""
+    """Makes a function a command of the group, with the options of every command."""
 
     def decorate(function: Callable) -> click.Command:
+        @functools.wraps(function)
+        def run(*args, no_compilation_cache, **kwargs):
+            from jaxunlearn.io import compilation_cache as cache
+
+            (cache.disable if no_compilation_cache else cache.enable)()
+            return function(*args, **kwargs)
+
+        compilation = click.option(
+            "--no-compilation-cache",
+            is_flag=True,
+            help="Keep no compiled programs in the user's cache folder.",
+        )
         debug = click.option(
             "--debug",
             is_flag=True,
@@ -162,7 +175,7 @@ def command(summary: str, epilog: str = "") -> Callable[[Callable], click.Comman
         settings = {"help_option_names": ["-h", "--help"], "max_content_width": 88}
         return click.command(
             name, help=summary, epilog=epilog or None, context_settings=settings
-        )(debug(function))
+        )(compilation(debug(run)))
 
     return decorate
 

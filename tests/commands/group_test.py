@@ -4,6 +4,7 @@
 import importlib
 import subprocess
 import sys
+from functools import partial
 
 import click
 import pytest
@@ -11,7 +12,7 @@ from click.testing import CliRunner
 
 from jaxunlearn import NotFinite, _checks
 from jaxunlearn.commands import _group
-from jaxunlearn.io import preempt
+from jaxunlearn.io import compilation_cache, preempt
 
 
 def run(*args):
@@ -140,3 +141,15 @@ for number in (signal.SIGINT, signal.SIGTERM):
     )
     assert done.stdout.split() == ["KeyboardInterrupt", "Terminated"], done
     assert not done.stderr
+
+
+@pytest.mark.parametrize(
+    ("option", "called"),
+    [((), "enable"), (("--no-compilation-cache",), "disable")],
+)
+def test_commands_keep_compiled_programs_but_for_an_option(monkeypatch, option, called):
+    calls = []
+    for name in ("enable", "disable"):
+        monkeypatch.setattr(compilation_cache, name, partial(calls.append, name))
+    run("export", "no such run", "--output", "b", *option)
+    assert calls == [called]

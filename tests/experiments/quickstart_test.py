@@ -2,6 +2,7 @@
 """The quickstart from end to end, on a tiny model that knows twelve capitals."""
 
 import json
+from collections import Counter
 from types import SimpleNamespace
 
 import jax
@@ -129,7 +130,10 @@ def run(folder, output, *flags):
 @pytest.fixture(scope="module")
 def blur(folders, tmp_path_factory):
     output = tmp_path_factory.mktemp("out") / "new" / "folder"
-    return run(folders / "trained", output, "--steps", "3", "--seed", "1")
+    with tiny.programs() as programs:
+        done = run(folders / "trained", output, "--steps", "3", "--seed", "1")
+    done.programs = programs
+    return done
 
 
 def fraction(value):
@@ -166,6 +170,16 @@ def test_quickstart_json_holds_every_number(blur):
         before = blur.written["before"][kind]
         assert before["greedy_seen"] + before["greedy_unseen"] >= 1
     assert blur.written["relearn"]["original"] >= 0.5
+
+
+def test_every_program_of_the_model_is_compiled_once(blur):
+    found = [text for text in blur.programs if text.count("ShapedArray") > 8]
+    names = [text.split(" with ")[0].removeprefix("Compiling ") for text in found]
+    assert sum("step" in name for name in names) == 2  # to unlearn, and the attack
+    assert {"jit(_target_logps)", "jit(choice_logps)"} <= set(names)
+    # Prompts of one shape are also run with caches of several sizes, a static argument.
+    fixed = [text for text in found if "jit(_start)" not in text]
+    assert [text[:60] for text, n in Counter(fixed).items() if n > 1] == []
 
 
 def test_metrics_hold_one_line_a_step(blur):
