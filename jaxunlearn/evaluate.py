@@ -5,6 +5,7 @@
 | --- | --- |
 | `answer_logps` | log-probability of every row's answer, and its number of tokens |
 | `perplexity` | exp of the mean negative log-probability of an answer token |
+| `kl_from` | KL divergence from a reference model, as a function of params |
 | `token_scores` | per token, in one pass: all that `metrics` need of teacher forcing |
 | `reference_logps` | the table with a column `ref_logps`, as `losses.npo` needs it |
 | `completions` | greedy continuations of prompts, as text |
@@ -23,7 +24,7 @@ Over 400 lines because the ways of running a model over rows share their batches
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -35,7 +36,7 @@ from jax.sharding import Mesh
 from jaxunlearn import _checks, losses, metrics, sharding, terms
 from jaxunlearn._generate import generate, prepare_params, rows_axis
 from jaxunlearn.data import table as tables
-from jaxunlearn.terms._chunks import counted_values
+from jaxunlearn.terms._chunks import aligned, chunk_size, counted_values, in_chunks
 from jaxunlearn.typing import Model, Params
 
 
@@ -148,6 +149,62 @@ def perplexity(
         raise ValueError("perplexity needs at least one answer token, got none.")
     nll = -float(logps.sum(dtype=np.float64)) / int(lengths.sum())
     return math.exp(nll) if nll < 700 else math.inf
+
+
+def kl_from(
+    model: Model,
+    ref_params: Params,
+    table: tables.Table | tables.Source,
+    *,
+    batch_size: int = 16,
+    mesh: Mesh | None = None,
+) -> Callable[[Params], float]:
+    """A function from params to their KL divergence from a reference, on fixed rows.
+
+        damage = evaluate.kl_from(model, original, prose)
+        damage(params)  # nats per token
+
+    It is the mean of KL(reference || params) over the answer tokens of the table (every
+    real token without `answer`), the usual measure of what an edit costs elsewhere. The
+    hidden states of the reference after its last layer are computed once and stored,
+    [n, L, D], so each call is one forward pass and two unembeddings.
+
+    Args:
+        model: the model.
+        ref_params: the reference, such as the original model. They stay in memory.
+        table, batch_size, mesh: as `answer_logps`.
+    Returns:
+        A function params -> mean divergence, >= 0; nan or inf where the logits are not
+        finite.
+    Raises:
+        ValueError: naming the row, for token ids outside the model's vocabulary, or if
+            no token counts.
+    """
+    stored = []
+    for batch, valid in _batches("kl_from", model, table, batch_size, mesh):
+        counts, rows = batch.get("answer", batch["mask"]), len(batch["mask"])
+        first = 0 if mesh is None else jax.process_index() * rows
+        # Copies of rows that fill the last batch do not count.
+        batch["answer"] = counts & valid[first : first + rows, None]
+        stored.append((batch, _on_mesh(_hidden, model, ref_params, batch, mesh)))
+    if not any(batch["answer"].any() for batch, _ in stored):
+        raise ValueError("kl_from needs at least one token that counts, got none.")
+
+    def divergence(params: Params) -> float:
+        sums = [
+            _on_mesh(
+                partial(_kl_sums, ref_params=ref_params, ref_hidden=hidden),
+                model,
+                params,
+                batch,
+                mesh,
+            )
+            for batch, hidden in stored
+        ]
+        total, count = (sum(float(x) for x in part) for part in zip(*sums, strict=True))
+        return total / count
+
+    return divergence
 
 
 def completions(
@@ -489,6 +546,27 @@ def _token_scores(params, batch, model):
         )
 
     return _answer_values(params, batch, model, values)
+
+
+@partial(jax.jit, static_argnums=2)
+def _hidden(params, batch, model):
+    return model.apply(params, batch).hidden
+
+
+@partial(jax.jit, static_argnums=2)
+def _kl_sums(params, batch, model, *, ref_params, ref_hidden):
+    """(sum of the divergences, number of tokens) of one batch."""
+    hidden = model.apply(params, batch).hidden
+    _, where = aligned(batch)
+
+    def piece(hidden, ref_hidden, where):
+        logits = model.unembed(params, hidden)
+        ref_logits = model.unembed(ref_params, ref_hidden)
+        return losses.kl(logits, ref_logits, where=where)
+
+    chunk = chunk_size(model, params, hidden)
+    values = in_chunks(piece, chunk, hidden, ref_hidden, where)
+    return jnp.sum(values), jnp.sum(where, dtype=jnp.int32)
 
 
 def _answer_values(params, batch, model, values):

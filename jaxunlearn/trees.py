@@ -108,6 +108,18 @@ def norm(tree: PyTree) -> Array:
     return jnp.sqrt(vdot(tree, tree))
 
 
+def scaled_norm(tree: PyTree) -> Array:
+    """`norm` of entries whose squares may leave the range of float32: float32[].
+
+    Entries are divided by the largest before they are squared, in a second pass over
+    the leaves. In float32 the square of 1e-23 is 0 and that of 1e20 is inf.
+    """
+    sizes = [jnp.max(jnp.abs(x)).astype(jnp.float32) for x in jax.tree.leaves(tree)]
+    largest = jnp.max(jnp.stack([*sizes, jnp.float32(0)]))
+    scale = jnp.where(largest > 0, largest, 1.0)
+    return scale * norm(jax.tree.map(lambda x: x.astype(jnp.float32) / scale, tree))
+
+
 def _dot(a: Array, b: Array) -> Array:
     return jnp.sum(a.astype(jnp.float32) * b.astype(jnp.float32))
 

@@ -22,6 +22,7 @@ LEAVES = (
     "trees",
     "_checks",
     "_precision",
+    "_directions",
     "_text",
     "_pixels",
     "_hosts",

@@ -9,7 +9,7 @@ from numpy.testing import assert_allclose
 
 from jaxunlearn import edits, losses, sharding, stats, terms, trees
 from jaxunlearn.models import decoder
-from jaxunlearn.typing import Model, Outputs, Site
+from jaxunlearn.typing import Frozen, Model, Outputs, Site
 from tests import tiny
 
 
@@ -210,3 +210,45 @@ def test_fisher_of_bad_batches():
     term, _ = fisher_of(params, [batch])
     with pytest.raises(KeyError, match="reads stream 'forget', but there is 'x'"):
         stats.fisher(term, params, [{"x": batch}], jax.random.key(0))
+
+
+def gradient_of(params, batches, frozen=Frozen(), **kwargs):
+    model, _ = tiny.bigram_model()
+    term = terms.on_logps(losses.nll, model, "forget", reduce="token")
+    streams = [{"forget": batch} for batch in batches]
+    return stats.gradient(term, params, streams, frozen, **kwargs)
+
+
+def test_the_gradient_is_that_of_the_mean_over_the_table_in_any_batches():
+    model, params = tiny.bigram_model()
+    batch = tiny.tiny_batch(rows=6)
+    batch["answer"] = batch["answer"].at[4:].set(False)  # the last batch counts nothing
+
+    def mean(params):
+        logps, where = terms.target_logps(model, params, batch)
+        return -logps.sum() / where.sum().astype(jnp.float32)
+
+    wanted = jax.grad(mean)(params)
+    pieces = [{k: x[i : i + 2] for k, x in batch.items()} for i in (0, 2, 4)]
+    found = gradient_of(params, iter(pieces))
+    jax.tree.map(lambda x, y: assert_allclose(x, y, atol=1e-7), found, wanted)
+    kernel, rest = trees.split(params, "kernel")
+    part = gradient_of(kernel, pieces, Frozen(rest))
+    assert part["embed"] is None
+    assert_allclose(part["kernel"], wanted["kernel"], atol=1e-7)
+
+
+def test_the_gradient_on_a_mesh_equals_that_on_one_device():
+    _, params = tiny.bigram_model()
+    batches = [tiny.tiny_batch(8, seed=seed) for seed in (0, 1)]
+    wanted = gradient_of(params, batches)
+    mesh = sharding.make_mesh(fsdp=4, tensor=2)
+    cut = jax.device_put(params, sharding.by_rules(params, mesh, [(".*", ("fsdp",))]))
+    found = gradient_of(cut, batches, mesh=mesh)
+    jax.tree.map(lambda x, y: assert_allclose(x, y, atol=1e-6), found, wanted)
+
+
+def test_a_gradient_of_no_rows_is_refused():
+    _, params = tiny.bigram_model()
+    with pytest.raises(ValueError, match="term counts something, got none"):
+        gradient_of(params, [])

@@ -9,6 +9,8 @@
 | `primal_dual` | w g_forget + mu g_retain; mu follows the retain loss | PDU |
 | `pcgrad` | sum of the g_k, each projected where it opposes another | Yu et al. 2020 |
 | `mgda` | shortest convex combination of the g_k | Sener and Koltun 2018 |
+| `agree` | g_upper + g_lower where it has the sign of the averaged g_upper | MUDMAN |
+| `collapse` | update of a chain, without leading directions of one g_k | RepSelect |
 | `adam_metric` | update of a chain; `blur` uses the metric of its Adam | - |
 | `saliency` | update of a chain, masked to large forget gradients | SURE |
 
@@ -31,7 +33,9 @@ bfloat16 or float16. `with_moments` stores the optimizer's moments in bfloat16 o
 bits.
 """
 
+from jaxunlearn.combine._agree import AgreeState, agree
 from jaxunlearn.combine._blur import BlurState, blur
+from jaxunlearn.combine._collapse import CollapseState, collapse
 from jaxunlearn.combine._conflict import ConflictState, mgda, pcgrad
 from jaxunlearn.combine._metric import adam_metric
 from jaxunlearn.combine._moments import MOMENTS, MomentsState, with_moments
@@ -45,7 +49,9 @@ __all__ = [
     "MOMENTS",
     "ROUNDINGS",
     "ROWS",
+    "AgreeState",
     "BlurState",
+    "CollapseState",
     "ConflictState",
     "MomentsState",
     "PenaltyState",
@@ -54,7 +60,9 @@ __all__ = [
     "SaliencyState",
     "WeightedSumState",
     "adam_metric",
+    "agree",
     "blur",
+    "collapse",
     "mgda",
     "pcgrad",
     "penalty",

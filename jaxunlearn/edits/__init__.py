@@ -16,32 +16,44 @@
 | `dampen` | shrinks weights by Fisher importance (SSD) | 2308.07707 |
 | `interpolate` | averages two models, leaf by leaf | 2203.05482 |
 | `task_vector` | subtracts what finetuning on the forget set added | 2212.04089 |
+| `add` | adds an update, such as a gradient, times a scale | |
+| `collapse` | shrinks the leading directions of a gradient | 2606.17168 |
+| `largest_step` | searches the largest scale of an edit within a budget | 2606.17168 |
+| `perturb` | shrinks all weights and adds noise | 2506.06278 |
 
 `gptq`, `awq` and `llm_int8` need statistics of the kernels' inputs on calibration rows;
 `collect_inputs` computes them.
 """
 
 from jaxunlearn.edits._awq import awq, llm_int8
+from jaxunlearn.edits._collapse import collapse
 from jaxunlearn.edits._dampen import dampen
 from jaxunlearn.edits._gptq import gptq
 from jaxunlearn.edits._inputs import Inputs
 from jaxunlearn.edits._inputs import collect as collect_inputs
 from jaxunlearn.edits._interpolate import interpolate
+from jaxunlearn.edits._largest_step import LargestStep, largest_step
+from jaxunlearn.edits._perturb import perturb
 from jaxunlearn.edits._prune import prune_units, remove_units, select_units, unit_scores
 from jaxunlearn.edits._prune_loop import Pruned, prune_loop
 from jaxunlearn.edits._quantize import quantize
 from jaxunlearn.edits._svd import svd_values
-from jaxunlearn.edits._task_vector import task_vector
+from jaxunlearn.edits._task_vector import add, task_vector
 
 __all__ = [
     "Inputs",
+    "LargestStep",
     "Pruned",
+    "add",
     "awq",
+    "collapse",
     "collect_inputs",
     "dampen",
     "gptq",
     "interpolate",
+    "largest_step",
     "llm_int8",
+    "perturb",
     "prune_loop",
     "prune_units",
     "quantize",

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Task vectors: forgetting by subtracting what finetuning on the forget set added."""
+"""Updates added to params, and task vectors: what finetuning added, subtracted."""
 
 import jax
 import jax.numpy as jnp
@@ -36,6 +36,31 @@ def task_vector(
         return (x.astype(wide) - jnp.asarray(scale, wide) * vector).astype(x.dtype)
 
     return jax.tree.map(leaf, params, tuned, base)
+
+
+def add(params: Params, update: Params, *, scale: float = 1.0) -> Params:
+    """params + scale * update, leaf by leaf, such as a step against a gradient.
+
+    It is computed in float32 (float64 for float64 leaves).
+
+    Args:
+        params: the model to edit, or the half of it that changes (trees.split).
+        update: a tree like params.
+        scale: factor of the update, finite.
+    Returns:
+        A tree like params, with its dtypes and sharding.
+    Raises:
+        ValueError: if scale is not finite or the trees differ.
+    """
+    _checks.finite("add", scale=scale)
+    check_same("add", params, update=update)
+
+    def leaf(x, update):
+        wide = _precision.widest([x])
+        step = jnp.asarray(scale, wide) * update.astype(wide)
+        return (x.astype(wide) + step).astype(x.dtype)
+
+    return jax.tree.map(leaf, params, update)
 
 
 def check_same(owner: str, params: Params, **others: Params) -> None:

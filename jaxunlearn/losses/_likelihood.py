@@ -90,3 +90,35 @@ def ascent(
         _checks.positive("ascent", cap=cap)
         loss = jnp.maximum(loss, jnp.asarray(-cap, loss.dtype))
     return masked(loss, where)
+
+
+def js_target(logps: Array, *, where: Array | None = None) -> Array:
+    """Jensen-Shannon divergence between the model and certainty of the target.
+
+    With q the model's probability of the target token and e the distribution that has
+    all its mass there, a function of q alone:
+
+        JS(p, e) = ln 2 + (q ln q - (1 + q) ln(1 + q)) / 2
+
+    It falls from ln 2 at q = 0 to 0 at q = 1. JensUn unlearns with it: the targets
+    are those of a refusal ("No idea"), and the loss cannot diverge, nor can its
+    gradient, which is q ln(q / (1 + q)) / 2 with respect to ln q.
+
+    Args:
+        logps: [...] float, log-probability of each target token, nats. Values above 0
+            count as 0.
+        where: [...] bool, True where the entry counts; None counts all.
+    Returns:
+        [...] float32, nats, in [0, ln 2], 0 where masked; reduce outside.
+    Raises:
+        ValueError: if where has another shape. TypeError: if it is not boolean.
+    References: https://arxiv.org/abs/2509.02820
+    """
+    _checks.mask("js_target", where, logps=logps)
+    logps = masked(_precision.at_least_float32(logps), where)
+    logps = jnp.where(logps > 0, jnp.zeros_like(logps), logps)
+    # exp is 0 there, and its product with -inf would not be a number.
+    logps = jnp.where(logps < -200, jnp.full_like(logps, -200), logps)
+    q = jnp.exp(logps)
+    ln2 = jnp.log(jnp.asarray(2, logps.dtype))
+    return masked(ln2 + 0.5 * (q * logps - (1 + q) * jnp.log1p(q)), where)

@@ -10,6 +10,7 @@
 | `load_balance` | how a mixture of experts distributes tokens |
 | `halves` | splits a term into two, over even and odd rows (independent gradients) |
 | `joint` | a weighted sum of such terms in one forward pass |
+| `displaced` | a term at other parameters: `ascend`, `gaussian`, `descend`, ... |
 
 A term returns the sum of its loss and the number of rows or tokens that count, so that
 the division happens once, after microbatches and devices. The unembedding and the loss
@@ -31,6 +32,14 @@ does not average. Hyperparameters are bound with functools.partial:
 
 from jaxunlearn.terms._bound import BoundTerm, JointTerm, joint
 from jaxunlearn.terms._chunks import target_logps, target_values
+from jaxunlearn.terms._displaced import (
+    DisplacedTerm,
+    ascend,
+    descend,
+    displaced,
+    gaussian,
+    toward_reference,
+)
 from jaxunlearn.terms._halves import halves
 from jaxunlearn.terms._hidden import on_hidden
 from jaxunlearn.terms._load_balance import load_balance
@@ -38,7 +47,12 @@ from jaxunlearn.terms._logits import on_logps, on_pairs, on_tokens
 
 __all__ = [
     "BoundTerm",
+    "DisplacedTerm",
     "JointTerm",
+    "ascend",
+    "descend",
+    "displaced",
+    "gaussian",
     "halves",
     "joint",
     "load_balance",
@@ -48,4 +62,5 @@ __all__ = [
     "on_tokens",
     "target_logps",
     "target_values",
+    "toward_reference",
 ]

@@ -46,6 +46,8 @@ COMBINERS = {
     "pcgrad_key": partial(combine.pcgrad, key=jax.random.key(1)),
     "mgda": combine.mgda,
     "mgda_normalize": partial(combine.mgda, normalize=True),
+    "agree": combine.agree,
+    "collapse": lambda: combine.collapse(combine.blur(), rank=3),
     "saliency": lambda: combine.saliency(combine.blur(), percentile=50),
 }
 each = pytest.mark.parametrize("make", COMBINERS.values(), ids=COMBINERS)

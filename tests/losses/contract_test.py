@@ -64,6 +64,15 @@ LOSSES = {
         (QUARTERS,),
         [0.5 * np.log(2 / 3) + 0.5 * np.log(2.0)] * ROWS,
     ),
+    # Probabilities 3/4, 1/2 and 1/4 of the target, in the form with two divergences.
+    "js_target": Row(
+        losses.js_target,
+        (np.log([0.75, 0.5, 0.25]),),
+        [
+            0.5 * (np.log(2 / (1 + q)) + q * np.log(2 * q / (1 + q)) + (1 - q) * LN2)
+            for q in (0.75, 0.5, 0.25)
+        ],
+    ),
     "npo": Row(
         partial(losses.npo, beta=1.0),
         (LOGPS, LOGPS - np.array([0.0, LN3, -LN3])),

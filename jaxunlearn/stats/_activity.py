@@ -1,16 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Statistics of a model on data: activity of units, importance of weights.
+"""Activity and moments of units at sites of a model."""
 
-    forget = stats.activity(model, params, forget_batches)["mlp"]
-    retain = stats.activity(model, params, retain_batches)["mlp"]
-    scores = edits.unit_scores(forget=forget.abs, retain=retain.abs)
-
-Padding is ignored. The units of the site `mlp` are the inputs of the down projection
-(in gated MLPs the product); those of `attention` are the inputs of the output
-projection.
-"""
-
-import contextlib
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import NamedTuple
@@ -20,7 +10,8 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from jaxunlearn import _checks, sharding
-from jaxunlearn.typing import Array, Batch, Model, Params, PRNGKey, Site, Streams, Term
+from jaxunlearn.stats import _mesh
+from jaxunlearn.typing import Array, Batch, Model, Params, Site
 
 _OWNER = "stats.activity"
 
@@ -98,9 +89,7 @@ def activity(
         for name, s in shapes.items()
     }
     count = jnp.int32(0)
-    grid = None if mesh is None else sharding.auto_axes(mesh)
-    place = contextlib.nullcontext() if grid is None else jax.set_mesh(grid)
-    with place:
+    with _mesh.on(mesh):
         for batch in batches:
             columns = {"tokens": batch["tokens"], "mask": batch["mask"]}
             _checks.token_ids(_OWNER, model, columns)
@@ -226,103 +215,6 @@ def pooled(activity: Activity, site: Site) -> Activity:
         over_heads(freq),
         jnp.sqrt(over_heads(jnp.square(std)) + between),
     )
-
-
-def fisher(
-    term: Term,
-    params: Params,
-    batches: Iterable[Streams],
-    key: PRNGKey,
-    *,
-    microbatch_size: int = 1,
-    ref_params: Params | None = None,
-    mesh: Mesh | None = None,
-) -> Params:
-    """Diagonal of the empirical Fisher information: the mean of squared gradients.
-
-    For `terms.on_logps(losses.nll, model, stream)` and microbatches of one row, it is
-    the mean over rows of (d log p(answer) / d weight)^2. Microbatches in which the term
-    counts nothing are ignored.
-
-    Args:
-        term: the term whose mean over a microbatch is differentiated.
-        params: the parameters; all leaves are differentiated.
-        batches: each with the streams that the term reads. Consumed once; a generator
-            is fine.
-        key: draws what the term needs, such as dropout.
-        microbatch_size: number of rows whose mean gradient is squared; it must divide
-            every batch. 1 is the definition and costs one backward pass per row. The
-            batch size costs one pass per batch; the released code of the paper of
-            `edits.dampen` does this.
-        ref_params: the reference model's parameters, if the term needs them.
-        mesh: the mesh of the params, if they are sharded. The rows of a microbatch are
-            divided over it, so data * fsdp * expert must divide microbatch_size.
-    Returns:
-        A tree like params, float32, >= 0.
-    Raises:
-        ValueError: if microbatch_size does not divide a batch, or the term counts
-            nothing in all batches. KeyError: if a batch lacks a stream.
-    References: https://arxiv.org/abs/2308.07707
-    """
-    owner = "stats.fisher"
-    _checks.positive_int(owner, microbatch_size=microbatch_size)
-    add = jax.jit(partial(_add_squares, term, microbatch_size), donate_argnums=0)
-    sums = jax.tree.map(lambda x: jnp.zeros_like(x, jnp.float32), params)
-    state = jnp.float32(0), sums
-    grid = None if mesh is None else sharding.auto_axes(mesh)
-    place = contextlib.nullcontext() if grid is None else jax.set_mesh(grid)
-    with place:
-        for index, batch in enumerate(batches):
-            _checks.has_keys(owner, "stream", term.reads, batch, "Add it.")
-            streams = {name: dict(batch[name]) for name in term.reads}
-            if hasattr(term, "check"):
-                term.check(streams)
-            if mesh is not None:
-                streams = sharding.put_rows(streams, mesh)
-            for x in jax.tree.leaves(streams):
-                if x.shape[0] % microbatch_size:
-                    raise ValueError(
-                        f"{owner} needs a microbatch_size that divides each batch, got "
-                        f"microbatch_size={microbatch_size} and a batch of "
-                        f"{x.shape[0]} rows."
-                    )
-            state = add(
-                state, params, streams, ref_params, jax.random.fold_in(key, index)
-            )
-    pieces, sums = state
-    if not float(pieces):
-        raise ValueError(
-            f"{owner} needs at least one row in which the term counts something, got "
-            "none. Check the masks, and that batches is not a generator that was "
-            "consumed before."
-        )
-    return jax.tree.map(lambda x: x / pieces, sums)
-
-
-def _add_squares(term, size, state, params, streams, ref_params, key):
-    """(microbatches so far, sum of squared gradients) with those of one batch added."""
-
-    def mean(params, piece, key):
-        total, _ = term(params, piece, ref_params, key)
-        counted = jnp.any(total.count > 0).astype(jnp.float32)
-        return jnp.sum(total.mean()), counted
-
-    def add(state, piece):
-        pieces, sums = state
-        grads, counted = jax.grad(mean, has_aux=True)(params, *piece)
-        sums = jax.tree.map(
-            lambda total, g: total + counted * jnp.square(g.astype(jnp.float32)),
-            sums,
-            grads,
-        )
-        return (pieces + counted, sums), None
-
-    cut = jax.tree.map(lambda x: x.reshape(-1, size, *x.shape[1:]), streams)
-    count = jax.tree.leaves(cut)[0].shape[0]
-    pieces = cut, jax.random.split(key, count)
-    if count == 1:  # on CPUs, convolutions in an XLA loop are several times slower
-        return add(state, jax.tree.map(lambda x: x[0], pieces))[0]
-    return jax.lax.scan(add, state, pieces)[0]
 
 
 def _shape(site: Site) -> tuple[int, int]:
