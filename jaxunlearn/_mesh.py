@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The mesh of devices; public as sharding.make_mesh and auto_axes."""
+"""The mesh of devices; public as sharding.make_mesh, auto_axes and on_mesh."""
 
+import contextlib
 import math
 from collections.abc import Mapping, Sequence
 
@@ -98,3 +99,10 @@ def _sizes(sizes: Mapping[str, int], count: int) -> dict[str, int]:
             f"got {given}. Set one of them to -1 to use all devices."
         )
     return {name: count // product if name in free else n for name, n in sizes.items()}
+
+
+def on_mesh(mesh: Mesh | None) -> contextlib.AbstractContextManager:
+    """A context in which `mesh` is set, with Auto axes; None changes nothing."""
+    if mesh is None:
+        return contextlib.nullcontext()
+    return jax.set_mesh(auto_axes(mesh))

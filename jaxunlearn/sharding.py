@@ -32,6 +32,7 @@ from jaxunlearn._mesh import AXES as AXES
 from jaxunlearn._mesh import auto_axes as auto_axes
 from jaxunlearn._mesh import explicit_axes
 from jaxunlearn._mesh import make_mesh as make_mesh
+from jaxunlearn._mesh import on_mesh as on_mesh
 from jaxunlearn._rules import axes_of as axes_of
 from jaxunlearn._rules import matches, names_of
 from jaxunlearn._rules import override as override

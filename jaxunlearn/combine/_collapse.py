@@ -112,7 +112,7 @@ def collapse(
 
     def update(grads, state, params=None, **extra):
         _common.has_terms(owner, grads, tuple(dict.fromkeys((term, basis))))
-        _common.same_trees(owner, {term: grads[term], basis: grads[basis]})
+        _common.same_trees(owner, {term: grads[term], **grads})
         average = jax.tree.map(
             lambda m, g: momentum * m + (1 - momentum) * g.astype(jnp.float32),
             state.average,

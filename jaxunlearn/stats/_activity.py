@@ -10,7 +10,6 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from jaxunlearn import _checks, sharding
-from jaxunlearn.stats import _mesh
 from jaxunlearn.typing import Array, Batch, Model, Params, Site
 
 _OWNER = "stats.activity"
@@ -89,7 +88,7 @@ def activity(
         for name, s in shapes.items()
     }
     count = jnp.int32(0)
-    with _mesh.on(mesh):
+    with sharding.on_mesh(mesh):
         for batch in batches:
             columns = {"tokens": batch["tokens"], "mask": batch["mask"]}
             _checks.token_ids(_OWNER, model, columns)

@@ -9,7 +9,6 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from jaxunlearn import _checks, sharding, trees
-from jaxunlearn.stats import _mesh
 from jaxunlearn.typing import Frozen, Params, PRNGKey, Streams, Term, Total
 
 
@@ -66,7 +65,7 @@ def gradient(
         grads = jax.grad(mean)(params)
         return jax.tree.map(lambda s, g: s + g.astype(s.dtype), sums, grads)
 
-    with _mesh.on(mesh):
+    with sharding.on_mesh(mesh):
         parts = [
             (frozen, _streams(owner, term, batch, mesh), jax.random.fold_in(key, index))
             for index, batch in enumerate(batches)
@@ -125,7 +124,7 @@ def fisher(
     add = jax.jit(partial(_add_squares, term, microbatch_size), donate_argnums=0)
     sums = jax.tree.map(lambda x: jnp.zeros_like(x, jnp.float32), params)
     state = jnp.float32(0), sums
-    with _mesh.on(mesh):
+    with sharding.on_mesh(mesh):
         for index, batch in enumerate(batches):
             streams = _streams(owner, term, batch, mesh)
             for x in jax.tree.leaves(streams):
