@@ -158,13 +158,13 @@ def jit_step(
     places = by_rules(state, mesh, rules, host)
     near = by_rules(state, mesh, rules)
 
-    def with_rules(state, streams, frozen):
+    def with_rules(state, streams, frozen, **more):
         if host is not None:
             state = jax.tree.map(
                 lambda x, there, here: x if there == here else jax.device_put(x, here),
                 *(state, places, near),
             )
-        return step(state, streams, frozen, rules=rules)
+        return step(state, streams, frozen, rules=rules, **more)
 
     jitted = jax.jit(
         with_rules,
