@@ -158,7 +158,7 @@ def jit_step(
     places = by_rules(state, mesh, rules, host)
     near = by_rules(state, mesh, rules)
 
-    def with_rules(state, streams, frozen, **more):
+    def step_with_rules(state, streams, frozen, **more):
         if host is not None:
             state = jax.tree.map(
                 lambda x, there, here: x if there == here else jax.device_put(x, here),
@@ -167,7 +167,7 @@ def jit_step(
         return step(state, streams, frozen, rules=rules, **more)
 
     jitted = jax.jit(
-        with_rules,
+        step_with_rules,
         donate_argnums=0,
         out_shardings=(places, NamedSharding(mesh, PartitionSpec())),
     )
