@@ -17,6 +17,9 @@ FLAGS = [
     "--xla_force_host_platform_device_count=8",
     "--xla_backend_optimization_level=0",
     "--xla_cpu_parallel_codegen_split_count=1",
+    # On a busy machine one simulated device can wait long for the others; by default
+    # XLA ends the process after 40 seconds.
+    "--xla_cpu_collective_call_terminate_timeout_seconds=600",
 ]
 if metadata.version("jaxlib").startswith("0.10."):
     # The older emitter of CPU code compiles four times as fast; later jaxlibs lack it.
