@@ -33,7 +33,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from jaxunlearn import _checks, losses, metrics, sharding, terms
+from jaxunlearn import _checks, _packed, losses, metrics, sharding, terms
 from jaxunlearn._generate import generate, prepare_params, rows_axis
 from jaxunlearn.data import table as tables
 from jaxunlearn.terms._chunks import aligned, chunk_size, counted_values, in_chunks
@@ -65,12 +65,9 @@ def answer_logps(
     Raises:
         ValueError: naming the row, for token ids outside the model's vocabulary.
     """
-    logps, lengths = [], []
-    for batch, valid in _batches("answer_logps", model, table, batch_size, mesh):
-        each, where = _on_mesh(_target_logps, model, params, batch, mesh)
-        logps.append(np.asarray(each).sum(axis=1)[valid])
-        lengths.append(np.asarray(where).sum(axis=1)[valid])
-    return np.concatenate(logps), np.concatenate(lengths).astype(np.int32)
+    settings = dict(batch_size=batch_size, mesh=mesh)
+    logps, where = _values(_logps, "answer_logps", model, params, table, **settings)
+    return logps.sum(axis=1), where.sum(axis=1, dtype=np.int32)
 
 
 class TokenScores(NamedTuple):
@@ -112,11 +109,9 @@ def token_scores(
     Arguments and errors are those of `answer_logps`. No array of shape [B, L, V] is
     created.
     """
-    found = []
-    for batch, valid in _batches("token_scores", model, table, batch_size, mesh):
-        each = _on_mesh(_token_scores, model, params, batch, mesh)
-        found.append([np.asarray(x)[valid] for x in each])
-    return TokenScores(*map(np.concatenate, zip(*found, strict=True)))
+    settings = dict(batch_size=batch_size, mesh=mesh)
+    found = _values(_token_scores, "token_scores", model, params, table, **settings)
+    return TokenScores(*found)
 
 
 def reference_logps(
@@ -354,10 +349,12 @@ def choose(
         ValueError: if prompts differ in their number of choices, a value is not a text,
             a text is longer than the model's positions, or the model has no cache.
     """
-    table = encode_choices(
-        model, tokenizer, prompts, choices, prompt_format=prompt_format
-    )
-    rows = max(1, batch_size // table["choices"].shape[1])
+    rows, num_choices = _choice_rows(model, tokenizer, prompts, choices, prompt_format)
+    if rows["tokens"].size and _packed.supports(model, rows):
+        logps, _ = answer_logps(model, params, rows, batch_size=batch_size)
+        return best_choice(logps.reshape(-1, num_choices))
+    table = _split_shared(rows, num_choices)
+    rows = max(1, batch_size // num_choices)
     logps = []
     for batch in tables.eval_batches(table, rows):
         valid = batch.pop("valid")
@@ -391,6 +388,13 @@ def encode_choices(
         `choice_mask` which of them are real, `choice_answer` which belong to the
         answer.
     """
+    return _split_shared(
+        *_choice_rows(model, tokenizer, prompts, choices, prompt_format)
+    )
+
+
+def _choice_rows(model, tokenizer, prompts, choices, prompt_format):
+    """(a table with a row for each prompt and choice, choices of each prompt)."""
     owner = "evaluate.choose"
     prompts = tables.begun(owner, tokenizer, prompts, prompt_format)
     for row, each in enumerate(choices):
@@ -419,7 +423,7 @@ def encode_choices(
     max_length = getattr(model.config, "max_length", None)
     if max_length is not None:
         tables.check_length(table, max_length)
-    return _split_shared(table, num_choices)
+    return table, num_choices
 
 
 def _split_shared(table, num_choices):
@@ -507,6 +511,22 @@ def _repeat(leaf, times):
     return leaf if axis is None else jnp.repeat(leaf, times, axis=axis)
 
 
+def _values(function, owner, model, params, table, *, batch_size, mesh):
+    """(*function's values of every token, 0 outside the answer; where)."""
+    _checks.positive_int(f"evaluate.{owner}", batch_size=batch_size)
+    if mesh is None and _packed.supports(model, table):
+        _checks.token_ids(f"evaluate.{owner}", model, table)
+        found, where = _packed.scores(
+            model, params, table, function, batch_size=batch_size
+        )
+        return *found, where
+    run, parts = partial(_answer_values, function=function), []
+    for batch, valid in _batches(owner, model, table, batch_size, mesh):
+        each = _on_mesh(run, model, params, batch, mesh)
+        parts.append([np.asarray(x)[valid] for x in each])
+    return tuple(map(np.concatenate, zip(*parts, strict=True)))
+
+
 def _batches(owner, model, table, batch_size, mesh):
     """(this process's rows of each batch, `valid` of all rows of the batch)."""
     owner = f"evaluate.{owner}"
@@ -528,24 +548,16 @@ def _on_mesh(function, model, params, batch, mesh):
         return function(params, sharding.put_rows(batch, mesh), model)
 
 
-@partial(jax.jit, static_argnums=2)
-def _target_logps(params, batch, model):
-    def values(logits, targets):
-        return (losses.token_logps(logits, targets),)
-
-    return _answer_values(params, batch, model, values)
+def _logps(logits, targets):
+    return (losses.token_logps(logits, targets),)
 
 
-@partial(jax.jit, static_argnums=2)
-def _token_scores(params, batch, model):
-    def values(logits, targets):
-        return (
-            losses.token_logps(logits, targets),
-            metrics.greedy_hits(logits, targets),
-            metrics.standardised_logps(logits, targets),
-        )
-
-    return _answer_values(params, batch, model, values)
+def _token_scores(logits, targets):
+    return (
+        losses.token_logps(logits, targets),
+        metrics.greedy_hits(logits, targets),
+        metrics.standardised_logps(logits, targets),
+    )
 
 
 @partial(jax.jit, static_argnums=2)
@@ -569,11 +581,12 @@ def _kl_sums(params, batch, model, *, ref_params, ref_hidden):
     return jnp.sum(values), jnp.sum(where, dtype=jnp.int32)
 
 
-def _answer_values(params, batch, model, values):
+@partial(jax.jit, static_argnames=("model", "function"))
+def _answer_values(params, batch, model, function):
     """(*values, where) of every token, zero outside the answer."""
     on_mesh = not jax.sharding.get_abstract_mesh().empty
     of_tokens = terms.target_values if on_mesh else counted_values
-    found, where = of_tokens(model, params, batch, values)
+    found, where = of_tokens(model, params, batch, function)
     found = [jnp.where(where, x, jnp.zeros_like(x)) for x in found]
     # Replicated on every device, so that every process can read all rows.
     return [sharding.constrain(x, None, None) for x in (*found, where)]

@@ -107,6 +107,9 @@ class Model(NamedTuple):
         rules: how the params are placed on a mesh, for `sharding.by_rules`.
         low_rank: whether `apply` adds x @ lora_a @ lora_b to the product of a kernel
             that has the leaves `lora_a` and `lora_b` (`wrap.lora`).
+        packs: `apply` again, if it takes the columns `positions` and `ends`, with which
+            a row holds several sequences and shared beginnings once (the decoder's
+            `apply`). A copy of the model with another `apply` is run without them.
     """
 
     init: Callable[[PRNGKey], Params]
@@ -119,6 +122,7 @@ class Model(NamedTuple):
     prepare_decode: Callable[[Params], Params] | None = None
     rules: Rules = ((".*", ()),)
     low_rank: bool = False
+    packs: Callable[..., Outputs] | None = None
 
     def __hash__(self) -> int:
         """Hash of the functions, so that a model can be a static argument of jit."""

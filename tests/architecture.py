@@ -31,7 +31,7 @@ LEAVES = (
     "sharding",
 )
 MATHS = ("losses", "combine", "edits", "metrics")
-GLUE = ("_step", "terms", "stats", "wrap", "_generate", "bilevel")
+GLUE = ("_step", "terms", "stats", "wrap", "_generate", "_packed", "bilevel")
 PROCEDURES = ("attacks", "synth", "evaluate", "_fit", "plan")
 TOP = ("workflows", "commands", "__main__")  # what runs from a shell: files allowed
 ROWS = (LEAVES, MATHS, GLUE, PROCEDURES, ("recipes",), *((room,) for room in TOP))

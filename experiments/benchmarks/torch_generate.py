@@ -77,5 +77,5 @@ def _score(model, tokens, mask, answer, size, sort):
                 logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="none"
             )
             where = answer[index, 1:width]
-            found[index] = -(nll.view(where.shape) * where).sum(1)
+            found[index] = -(nll.view(where.shape).float() * where).sum(1)
     return found.numpy()

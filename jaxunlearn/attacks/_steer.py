@@ -104,7 +104,8 @@ def steer(
         decode = model.decode and _Steered(model.decode, site)
         rules = ((rf"{_KEY}/.*", ()), *model.rules)
         apply = _Steered(model.apply, site)
-        model = model._replace(apply=apply, decode=decode, rules=rules)
+        packs = apply if model.packs is model.apply else None
+        model = model._replace(apply=apply, decode=decode, rules=rules, packs=packs)
     return model, params | {_KEY: before | {site: add}}
 
 

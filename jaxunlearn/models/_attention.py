@@ -25,18 +25,7 @@ def for_sequences(
     """
     name = _kernels.choose(config)
     if name == "xla":
-        visible = causal(mask)
-        distance = positions[:, :, None] - positions[:, None, :]
-
-        def plain(window, index):
-            return partial(
-                attend,
-                visible=visible if window is None else visible & (distance < window),
-                scale=config.attention_scale,
-                softcap=config.attention_softcap,
-            )
-
-        return plain
+        return _plain(config, causal(mask), positions)
     # A kernel needs a static window, but the layer's index is traced: one branch of a
     # switch for each distinct window.
     windows = [
@@ -65,6 +54,29 @@ def for_sequences(
         return partial(jax.lax.switch, which, branches)
 
     return kernel
+
+
+def for_trees(
+    config: DecoderConfig, mask: Array, positions: Array, ends: Array
+) -> Callable[..., Callable[..., Array]]:
+    """As `for_sequences`, for rows that hold several sequences; see decoder.apply."""
+    index = jnp.arange(mask.shape[1])
+    visible = causal(mask) & (index[None, :, None] < ends[:, None, :])
+    return _plain(config, visible, positions)
+
+
+def _plain(config, visible, positions):
+    distance = positions[:, :, None] - positions[:, None, :]
+
+    def attends(window, index):
+        return partial(
+            attend,
+            visible=visible if window is None else visible & (distance < window),
+            scale=config.attention_scale,
+            softcap=config.attention_softcap,
+        )
+
+    return attends
 
 
 def causal(mask: Array) -> Array:

@@ -96,9 +96,10 @@ def make(config: DecoderConfig) -> Model:
     }
     if config.experts is not None:
         sites = _with_experts(config, sites)
+    applied = partial(apply, config)
     return Model(
         init=partial(init, config),
-        apply=partial(apply, config),
+        apply=applied,
         unembed=partial(unembed, config),
         sites=sites,
         config=config,
@@ -107,6 +108,7 @@ def make(config: DecoderConfig) -> Model:
         prepare_decode=partial(_cache.prepare_decode, config),
         rules=RULES if config.experts is None else _EXPERT_RULES,
         low_rank=True,
+        packs=applied if config.attention in ("auto", "xla") else None,
     )
 
 
@@ -248,7 +250,10 @@ def apply(
         config: the model.
         params: params of the shapes of `shapes`.
         batch: `tokens` [B, L] int32 and `mask` [B, L] bool; positions count real tokens
-            only.
+            only. With `ends` and `positions`, each [B, L] int32, a row holds several
+            sequences: a token at index k of a row is seen by those from k to ends[k] -
+            1, and `positions` counts the tokens of its sequence before it. Attention is
+            then XLA's, and the lengths of rotary positions are those of the row.
         taps: site -> layers whose values to return.
         edits: site -> function (value, layer int32[]) -> value, applied in every layer.
         until: index of the last block to run; hidden is then the block's output,
@@ -266,9 +271,13 @@ def apply(
     num_layers = config.layers if until is None else until + 1
     _check_call(config, batch, taps, edits, num_layers)
     mask = batch["mask"]
-    positions = jnp.maximum(jnp.cumsum(mask, axis=1, dtype=jnp.int32) - 1, 0)
+    if "ends" in batch:
+        positions = batch["positions"]
+        attends = _attention.for_trees(config, mask, positions, batch["ends"])
+    else:
+        positions = jnp.maximum(jnp.cumsum(mask, axis=1, dtype=jnp.int32) - 1, 0)
+        attends = _attention.for_sequences(config, mask, positions)
     rotations = _block.rotations(config, positions)
-    attends = _attention.for_sequences(config, mask, positions)
 
     def block(x, layer):
         weights, window, rotates, index = layer

@@ -89,28 +89,62 @@ def counted_values(
     """
     hidden = model.apply(params, batch).hidden
     targets, where = aligned(batch)
-    shape, total = where.shape, where.size
-    size = min(_COUNTED, total)
-    counts = where.reshape(total)
+    shape, counts = where.shape, where.reshape(-1)
     order = jnp.argsort(~counts, stable=True)
-    order = jnp.pad(order, (0, -total % size))  # repeats token 0, which is harmless
-    states = hidden.reshape(total, hidden.shape[-1])
-    targets = jnp.where(where, targets, jnp.zeros_like(targets)).reshape(total)
+    states = hidden.reshape(-1, hidden.shape[-1])
+    targets = jnp.where(where, targets, jnp.zeros_like(targets)).reshape(-1)[order]
+    total = jnp.sum(counts, dtype=jnp.int32)
+    found = values_at(model, params, states, order, targets, total, function)
+    found = jax.tree.map(
+        lambda x: jnp.zeros_like(x).at[order].set(x).reshape(shape)[:, :-1], found
+    )
+    return found, where[:, :-1]
+
+
+def values_at(
+    model: Model,
+    params: Params,
+    states: Array,
+    index: Array,
+    targets: Array,
+    count: Array,
+    function: Callable[[Array, Array], PyTree],
+) -> PyTree:
+    """A function of the logits of some hidden states, a few at a time; forward only.
+
+    Args:
+        model, params: as `target_logps`.
+        states: [T, D], after the final norm.
+        index: [M] int32, the state of each value.
+        targets: [M] int32, the target of each value.
+        count: int32 scalar, how many of the M values are wanted, the first ones; work
+            is done for these only.
+        function: as `target_values`; B is 1 in its arguments.
+    Returns:
+        The tree of [M]; values beyond the first `count` are undefined.
+    """
+    total = index.shape[0]
+    size = min(_COUNTED, total)
+    index, targets = (jnp.pad(x, (0, -total % size)) for x in (index, targets))
 
     def piece(start):
-        index = jax.lax.dynamic_slice(order, (start,), (size,))
-        logits = model.unembed(params, states[index][None])
-        return index, function(logits, targets[index][None])
+        one, two = (
+            jax.lax.dynamic_slice(x, (start,), (size,)) for x in (index, targets)
+        )
+        return function(model.unembed(params, states[one][None]), two[None])
 
     def add(number, out):
-        index, values = piece(number * size)
-        return jax.tree.map(lambda x, new: x.at[index].set(new[0]), out, values)
+        start = number * size
+        return jax.tree.map(
+            lambda x, new: jax.lax.dynamic_update_slice(x, new[0], (start,)),
+            out,
+            piece(start),
+        )
 
-    _, like = jax.eval_shape(piece, jnp.int32(0))
-    out = jax.tree.map(lambda x: jnp.zeros((total,), x.dtype), like)
-    pieces = -(-jnp.sum(counts, dtype=jnp.int32) // size)
-    out = jax.lax.fori_loop(0, pieces, add, out)
-    return jax.tree.map(lambda x: x.reshape(shape)[:, :-1], out), where[:, :-1]
+    like = jax.eval_shape(piece, jnp.int32(0))
+    out = jax.tree.map(lambda x: jnp.zeros(index.shape, x.dtype), like)
+    out = jax.lax.fori_loop(0, -(-count // size), add, out)
+    return jax.tree.map(lambda x: x[:total], out)
 
 
 def logps_of(model, params, hidden, batch, chunk):

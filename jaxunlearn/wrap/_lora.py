@@ -108,6 +108,7 @@ def lora(model: Model, *, pattern: str, rank: int = 8, alpha: float = 16.0) -> M
         unembed=_Reading(apply, model.unembed),
         decode=decode,
         rules=(*_rules(kernels, model), *model.rules),
+        packs=apply if model.packs is model.apply else None,
     )
 
 

@@ -104,6 +104,7 @@ def projection(model: Model, sites: Mapping[str, Sequence[int]]) -> Model:
     return model._replace(
         apply=apply,
         decode=model.decode and _Decode(apply),
+        packs=apply if model.packs is model.apply else None,
         rules=((rf"{_KEY}/.*", ()), *model.rules),
     )
 

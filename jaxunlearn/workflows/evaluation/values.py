@@ -30,7 +30,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from jaxunlearn import _checks, data, evaluate, metrics, terms, trees
+from jaxunlearn import _checks, _packed, data, evaluate, metrics, terms, trees
 from jaxunlearn.data import table
 from jaxunlearn.evaluate import TokenScores
 from jaxunlearn.typing import Model, Params
@@ -139,7 +139,9 @@ def column_scores(
     batch_size: int = 32,
     mesh: Mesh | None = None,
 ) -> dict[str, TokenScores]:
-    """`evaluate.token_scores` of every column, in batches of rows of similar length.
+    """`evaluate.token_scores` of every column; answers to one prompt share its tokens.
+
+    Rows that cannot be packed are run in batches of similar length.
 
     Args:
         model, params: the model to evaluate.
@@ -153,6 +155,13 @@ def column_scores(
     for name, each in tables.items():  # before the rows are sorted
         _checks.token_ids(f"The column {name!r}", model, each)
     joined = table.concat(list(tables.values()))
+    settings = dict(batch_size=batch_size, mesh=mesh)
+    if mesh is None and _packed.supports(model, joined):
+        whole = evaluate.token_scores(model, params, joined, **settings)
+        parts = zip(*(np.split(x, len(tables)) for x in whole), strict=True)
+        return {
+            name: TokenScores(*part) for name, part in zip(tables, parts, strict=True)
+        }
     count, length = joined["tokens"].shape
     out = [np.zeros((count, length - 1), x) for x in (float, bool, float, bool)]
     for index, width in _buckets(joined["mask"].sum(1), batch_size, length):
