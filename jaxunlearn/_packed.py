@@ -218,7 +218,7 @@ def _batch_rows(count, most):
     """Rows in a batch, at most about `most`, so that the last batch is nearly full."""
     batches = -(-count // most)
     size = -(-count // batches)
-    return size if size <= 4 else -(-size // 4) * 4
+    return size if size <= 4 else -(-size // 2) * 2
 
 
 def _batch(packed, start, size):

@@ -138,7 +138,7 @@ def test_wrapped_models_are_packed_too():
     added = jax.tree.map(lambda x: x + 0.05, added)
     prompts = {name: table[name][:4] for name in ("tokens", "mask")}
     others = {name: table[name][4:8] for name in ("tokens", "mask")}
-    steered = attacks.steer(model, params, prompts, others, layers=(1,))
+    steered = attacks.steer(model, params, forget=prompts, retain=others, layers=(1,))
     for wrapped, its_params in ((lora, added), steered):
         assert _packed.supports(wrapped, table)
         found, _ = evaluate.answer_logps(wrapped, its_params, table)
