@@ -76,6 +76,21 @@ def _harness(content: Content) -> str:
     )
 
 
+def _loop(content: Content) -> str:
+    ahead, waits = content["ahead"], content["waits"]
+    trace, second = ahead["trace"], content["relearn"]["second"]
+    return (
+        f"the loop reads the metrics {ahead['reads_per_step']:g} time(s) a step, "
+        f"{ahead['reads_without_work_per_step']:g} times while the device has no "
+        f"further step to run (the last step only), {waits['reads_per_step']:g} times "
+        f"where a hook reads the state; {trace['started_before_the_last_ended']} of "
+        f"{trace['of']} steps were started before the one before had ended; the second "
+        f"relearn with another rate compiles {second['programs']} programs "
+        f"({second['seconds']:.1f} s in place of "
+        f"{content['relearn']['first']['seconds']:.1f} s)"
+    )
+
+
 def _quantize(content: Content) -> str:
     parts = []
     for kind in ("int4", "int3"):
@@ -105,6 +120,12 @@ BENCHMARKS: Mapping[str, tuple[str, str, Callable[[Content], str], str]] = {
         "step --output FILE",
         _step,
         "[JSON](results/step_smollm2_cpu.json)",
+    ),
+    "loop": (
+        "Does the training loop wait for a step, and does an attack compile twice?",
+        "loop --output FILE",
+        _loop,
+        "[JSON](results/loop.json)",
     ),
     "methods_cost": (
         "What does a step of each method cost?",
