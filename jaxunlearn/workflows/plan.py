@@ -8,7 +8,8 @@ nothing.
 Experimental: it reads compiled programs, whose text differs between versions of XLA.
 """
 
-from collections.abc import Callable, Mapping
+import itertools
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -19,6 +20,7 @@ from jaxunlearn.workflows.training import build, settings
 
 GIB = 2.0**30
 ROWS = 1024  # of the random streams that stand for files
+REMAT = ("full", "mlp", "dots")
 
 
 def with_random_streams(config: ConfigDict, rows: int, length: int) -> ConfigDict:
@@ -95,48 +97,80 @@ def candidates(
     activations of a token and layer are estimated as 2 * width bytes (remat "full"),
     those plus the activation function's inputs ("mlp"), or all results of matrix
     products ("dots"). The rest is ordered by recomputation, then by microbatches and
-    tensor parallelism.
+    tensor parallelism. Mixtures of experts are also split over the axis `expert`;
+    settings that differ in nothing else are ordered by the bytes that a device sends.
     """
     model = build.base_model(config)
     shape, recipe = model.config, build.recipe(config, model)
     params = jax.eval_shape(model.init, jax.random.key(0))
     state = sum(x.size * 4.0 for x in jax.tree.leaves(params))
     state *= 3 + len(recipe.terms)
-    heads = shape.head_dim * (2 * shape.heads + 2 * shape.kv_heads)
-    wide = shape.hidden * (2 if shape.gated else 1)
-    wide *= shape.experts.per_token if shape.experts else 1
-    dots = heads + wide + 2 * shape.width
-    mlp = wide + shape.width
-    per_layer = {"full": 2.0 * shape.width, "mlp": 2.0 * mlp, "dots": 2.0 * dots}
-    again = {"full": 1 / 3, "mlp": (1 - wide / (dots + shape.width)) / 3, "dots": 0.0}
     streams = [(s.rows, s.length) for s in config.data.values()]
     found = []
-    for tensor in (1, 2, 4, 8, 16):
-        sizes = (devices, shape.kv_heads, shape.hidden, shape.vocab)
-        sizes += (shape.experts.num,) if shape.experts else ()
-        if any(size % tensor for size in sizes):
+    for tensor, expert in _splits(shape, devices):
+        fsdp = devices // tensor // expert
+        ranks = fsdp * expert  # over which rows are split
+        if shape.width % ranks or any(rows % ranks for rows, _ in streams):
             continue
-        fsdp = devices // tensor
-        if shape.width % fsdp or any(rows % fsdp for rows, _ in streams):
-            continue
+        per_layer, again = _stored(shape, tensor, expert)
         for micro in (1, 2, 4):
-            if any((rows // fsdp) % micro for rows, _ in streams):
+            if any((rows // ranks) % micro for rows, _ in streams):
                 continue
-            tokens = max(rows * length for rows, length in streams) / fsdp / micro
+            tokens = max(rows * length for rows, length in streams) / ranks / micro
+            sent = _sent(shape, fsdp, tensor, expert, tokens) * micro
             for remat, each in per_layer.items():
                 stored = tokens * shape.layers * each / tensor
                 if chip and state / devices + stored > chip.hbm_bytes:
                     continue
                 cost = again[remat] + 0.05 * (micro - 1) + 0.02 * tensor
-                setting = dict(
-                    fsdp=fsdp, tensor=tensor, num_microbatches=micro, remat=remat
+                sizes = {"fsdp": fsdp, "tensor": tensor}
+                sizes |= {"expert": expert} if shape.experts else {}
+                found.append(
+                    (cost, sent, sizes | {"num_microbatches": micro} | {"remat": remat})
                 )
-                found.append((cost, setting))
-    found.sort(key=lambda x: x[0])
-    best = {remat: [s for _, s in found if s["remat"] == remat] for remat in per_layer}
-    return [
-        setting for _, setting in found if setting in best[setting["remat"]][:max_each]
-    ]
+    found.sort(key=lambda x: x[:2])
+    settings = [setting for *_, setting in found]
+    best = {remat: [s for s in settings if s["remat"] == remat] for remat in REMAT}
+    return [s for s in settings if s in best[s["remat"]][:max_each]]
+
+
+def _splits(shape: Any, devices: int) -> Iterator[tuple[int, int]]:
+    """Sizes of the axes tensor and expert that divide the model and the devices."""
+    wide = shape.experts.shared_hidden if shape.experts else shape.hidden
+    powers = [2**i for i in range(devices.bit_length())]
+    for tensor, expert in itertools.product((1, 2, 4, 8, 16), powers):
+        parts = tensor * expert
+        if shape.experts is None and expert > 1:
+            continue
+        rests = [shape.kv_heads % tensor, shape.vocab % tensor, wide % tensor]
+        rests += [devices % parts, shape.experts.num % parts if shape.experts else 0]
+        if not any(rests):
+            yield tensor, expert
+
+
+def _stored(shape: Any, tensor: int, expert: int) -> tuple[dict, dict]:
+    """By remat: the bytes stored for a token and layer, and the share of the step that
+    is computed again."""
+    heads = shape.head_dim * (2 * shape.heads + 2 * shape.kv_heads)
+    wide = shape.hidden * (2 if shape.gated else 1)
+    if shape.experts:
+        wide *= shape.experts.per_token
+    dots, mlp = heads + wide + 2 * shape.width, wide + shape.width
+    again = {"full": 1 / 3, "mlp": (1 - wide / (dots + shape.width)) / 3, "dots": 0.0}
+    # A device has room for the gathered rows of all devices that share its experts.
+    more = wide * (tensor * expert - 1) if shape.experts else 0
+    stored = {"full": 2.0 * shape.width, "mlp": 2.0 * mlp, "dots": 2.0 * dots}
+    return stored | {x: stored[x] + 2.0 * more for x in ("mlp", "dots")}, again
+
+
+def _sent(shape: Any, fsdp: int, tensor: int, expert: int, tokens: float) -> float:
+    """Bytes that a device receives for its experts, forward, again and backward:
+    kernels over the axis fsdp, and the activations of rows over the axis expert."""
+    if not shape.experts:
+        return 0.0
+    kernels = 3 * shape.experts.num * shape.width * shape.hidden / tensor / expert
+    rows = 2 * tokens * (expert - 1) * shape.width
+    return 3 * 2.0 * shape.layers * (kernels * (1 - 1 / fsdp) + rows)
 
 
 def search(
@@ -152,7 +186,7 @@ def search(
             setting["num_microbatches"],
             setting["remat"],
         )
-        mesh = dict(fsdp=setting["fsdp"], tensor=setting["tensor"])
+        mesh = {axis: setting[axis] for axis in sharding.AXES if axis in setting}
         try:
             report = planned(changed, topology, mesh)
         except plan.DoesNotFit as error:

@@ -125,6 +125,42 @@ def test_candidates_divide_the_model_and_fit():
     assert {c["fsdp"] for c in found} == {4}
 
 
+def test_candidates_of_a_mixture_split_its_experts():
+    rows = {f"data.{name}.rows": "32" for name in ("forget", "retain")}
+    config, chip = config_of(rows), library.CHIPS["v5e"]
+    config.model.fields.experts = dict(num=4, per_token=2)
+    found = plan.candidates(config, 8, chip, max_each=999)
+    sizes = {(c["fsdp"], c["expert"], c["tensor"]) for c in found}
+    assert all(math.prod(each) == 8 for each in sizes)
+    assert {expert for _, expert, _ in sizes} == {1, 2, 4}
+    assert {tensor * expert for _, expert, tensor in sizes} == {1, 2, 4}
+    few = plan.candidates(config, 8, chip)
+    assert any(c["expert"] > 1 for c in few) and len(few) == 6
+    # Of settings that differ in the mesh alone, that with the fewest bytes is first.
+    one = [
+        c
+        for c in found
+        if c | {"fsdp": 0, "expert": 0} == few[0] | {"fsdp": 0, "expert": 0}
+    ]
+    shape = plan.build.base_model(config).config
+    sent = [plan._sent(shape, c["fsdp"], c["tensor"], c["expert"], 64.0) for c in one]
+    assert len(one) == 3 and sent == sorted(sent)
+
+
+def test_a_search_compiles_the_meshes_with_an_expert_axis(monkeypatch):
+    config, asked = config_of({}), []
+    config.model.fields.experts = dict(num=4, per_token=2)
+
+    def planned(config, topology, mesh):
+        asked.append(dict(mesh))
+        raise library.DoesNotFit("too large")
+
+    monkeypatch.setattr(plan, "planned", planned)
+    plan.search(config, "cpu:8", lambda line: None)
+    assert {"fsdp": 2, "expert": 4, "tensor": 1} in asked
+    assert all(sharding.make_mesh(**mesh).size == 8 for mesh in asked)
+
+
 def test_a_search_ranks_what_fits_first(monkeypatch, tmp_path):
     made = {}
 

@@ -192,14 +192,22 @@ def _bytes(tree: PyTree) -> int:
     )
 
 
+# Fields of DecoderConfig that are configs, which a run's config has as dicts.
+_PARTS = {
+    "rope": models.RopeConfig,
+    "local_rope": models.RopeConfig,
+    "experts": models.ExpertsConfig,
+}
+
+
 def _decoder(fields: dict[str, Any]) -> Model:
     names = [field.name for field in dataclasses.fields(models.DecoderConfig)]
     for name in fields:
         _checks.one_of("The config's model", names, field=name)
     try:
-        rope = fields.get("rope")
-        if isinstance(rope, dict):
-            fields = fields | {"rope": models.RopeConfig(**rope)}
+        for name, kind in _PARTS.items():
+            if isinstance(fields.get(name), dict):
+                fields = fields | {name: kind(**fields[name])}
         return models.make(models.DecoderConfig(**fields))
     except TypeError as error:
         raise ValueError(
