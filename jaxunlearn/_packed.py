@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from jaxunlearn._ahead import one_behind
 from jaxunlearn.terms._chunks import values_at
 from jaxunlearn.typing import Array, Batch, Model, Params, PyTree
 
@@ -94,9 +95,13 @@ def scores(
     longest = -(-int(mask.sum(axis=1).max()) // _MULTIPLE) * _MULTIPLE
     size = _batch_rows(count, max(1, batch_size * longest // width))
     outs = None
-    for start in range(0, count, size):
+
+    def started(start):
         batch, part = _batch(packed, start, size)
-        values = jax.device_get(_scores(model, params, batch, function))
+        return _scores(model, params, batch, function), part
+
+    for values, part in one_behind(map(started, range(0, count, size))):
+        values = jax.device_get(values)
         if outs is None:
             outs = [np.zeros(where.size, value.dtype) for value in values]
         for out, value in zip(outs, values, strict=True):

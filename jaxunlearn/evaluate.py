@@ -34,6 +34,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from jaxunlearn import _checks, _packed, losses, metrics, sharding, terms
+from jaxunlearn._ahead import one_behind
 from jaxunlearn._generate import generate, prepare_params, rows_axis
 from jaxunlearn.data import table as tables
 from jaxunlearn.terms._chunks import aligned, chunk_size, counted_values, in_chunks
@@ -196,6 +197,7 @@ def kl_from(
             )
             for batch, hidden in stored
         ]
+        sums = jax.device_get(sums)  # read when all were started
         total, count = (sum(float(x) for x in part) for part in zip(*sums, strict=True))
         return total / count
 
@@ -258,7 +260,8 @@ def completions(
     texts = [""] * len(prompts)
     params = prepare_params(model, params)
     settings = dict(max_new_tokens=max_new_tokens, eos_ids=eos_ids)
-    for start in range(0, len(order), batch_size):
+
+    def started(start):
         index = order[start : start + batch_size]
         full = np.resize(index, batch_size)  # the last batch repeats its first rows
         longest = lengths[index].max()
@@ -266,11 +269,12 @@ def completions(
         width = max(longest, min(tables.rounded_length(longest), max_width))
         batch = {name: table[name][full, :width] for name in ("tokens", "mask")}
         if mesh is None:
-            new = generate(model, params, batch, **settings)
-        else:
-            with jax.set_mesh(sharding.auto_axes(mesh)):
-                rows = sharding.put_rows(batch, mesh)
-                new = generate(model, params, rows, **settings)
+            return index, generate(model, params, batch, **settings)
+        with jax.set_mesh(sharding.auto_axes(mesh)):
+            rows = sharding.put_rows(batch, mesh)
+            return index, generate(model, params, rows, **settings)
+
+    for index, new in one_behind(map(started, range(0, len(order), batch_size))):
         decoded = decode(tokenizer, new, eos_ids, prompt_format)
         for row, text in zip(index, decoded, strict=False):
             texts[row] = text
@@ -355,10 +359,11 @@ def choose(
         return best_choice(logps.reshape(-1, num_choices))
     table = _split_shared(rows, num_choices)
     rows = max(1, batch_size // num_choices)
-    logps = []
-    for batch in tables.eval_batches(table, rows):
-        valid = batch.pop("valid")
-        logps.append(np.asarray(choice_logps(model, params, batch))[valid])
+    started = (
+        (batch.pop("valid"), choice_logps(model, params, batch))
+        for batch in tables.eval_batches(table, rows)
+    )
+    logps = [np.asarray(each)[valid] for valid, each in one_behind(started)]
     return best_choice(np.concatenate(logps))
 
 
@@ -520,10 +525,14 @@ def _values(function, owner, model, params, table, *, batch_size, mesh):
             model, params, table, function, batch_size=batch_size
         )
         return *found, where
-    run, parts = partial(_answer_values, function=function), []
-    for batch, valid in _batches(owner, model, table, batch_size, mesh):
-        each = _on_mesh(run, model, params, batch, mesh)
-        parts.append([np.asarray(x)[valid] for x in each])
+    run = partial(_answer_values, function=function)
+    started = (
+        (_on_mesh(run, model, params, batch, mesh), valid)
+        for batch, valid in _batches(owner, model, table, batch_size, mesh)
+    )
+    parts = [
+        [np.asarray(x)[valid] for x in each] for each, valid in one_behind(started)
+    ]
     return tuple(map(np.concatenate, zip(*parts, strict=True)))
 
 

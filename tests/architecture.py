@@ -25,6 +25,7 @@ LEAVES = (
     "_directions",
     "_text",
     "_pixels",
+    "_ahead",
     "_hosts",
     "_mesh",
     "_rules",

@@ -21,6 +21,7 @@ import numpy as np
 import optax
 
 from jaxunlearn import _checks, evaluate, losses, terms, trees
+from jaxunlearn._ahead import one_behind
 from jaxunlearn._fit import MAX_SWALLOWED, warn_of_rounding
 from jaxunlearn._step import SWALLOWED, init_state, make_step
 from jaxunlearn.attacks import _folds, _formats
@@ -292,15 +293,15 @@ def _step(state, batch, rest, *, model, tx):
 
 def _choice_logps(model, train, *, rest, eval_facts, size) -> np.ndarray:
     """[R, n, k] float32, log-probabilities of all choices, for stacked params."""
-    found = []
     columns = {name: x for name, x in eval_facts.items() if name != "right"}
     choices = {"tokens": columns["choices"], "mask": columns["choice_mask"]}
     for rows in (columns, choices):
         _checks.token_ids("attacks.retrain: eval_facts", model, rows)
-    for batch in tables.eval_batches(columns, size):
-        valid = batch.pop("valid")
-        logps = np.asarray(_batch_logps(train, rest, batch, model=model))
-        found.append(logps[:, valid])
+    started = (
+        (batch.pop("valid"), _batch_logps(train, rest, batch, model=model))
+        for batch in tables.eval_batches(columns, size)
+    )
+    found = [np.asarray(logps)[:, valid] for valid, logps in one_behind(started)]
     return np.concatenate(found, 1)
 
 

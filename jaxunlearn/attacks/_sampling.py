@@ -5,6 +5,7 @@ Greedy decoding shows only one answer. An unlearned model may still give the for
 answer in a few of a hundred samples (leak at k).
 """
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,6 +13,7 @@ import jax
 import numpy as np
 
 from jaxunlearn import _checks, evaluate
+from jaxunlearn._ahead import one_behind
 from jaxunlearn._generate import generate, prepare_params
 from jaxunlearn.data import table as tables
 from jaxunlearn.typing import Model, Params, PRNGKey
@@ -61,9 +63,10 @@ def sample(
     _checks.token_ids(owner, model, table, tokenizer=tokenizer)
     table = {name: table[name].repeat(num_samples, 0) for name in ("tokens", "mask")}
     params, texts = prepare_params(model, params), []
-    for index, batch in enumerate(tables.eval_batches(table, batch_size)):
+
+    def started(index, batch):
         valid = batch.pop("valid")
-        new = generate(
+        return valid, generate(
             model,
             params,
             batch,
@@ -72,6 +75,9 @@ def sample(
             temperature=temperature,
             key=jax.random.fold_in(key, index),
         )
+
+    batches = tables.eval_batches(table, batch_size)
+    for valid, new in one_behind(map(started, itertools.count(), batches)):
         new = np.asarray(new)[valid]
         texts += evaluate.decode(tokenizer, new, eos_ids, prompt_format)
     return [texts[i : i + num_samples] for i in range(0, len(texts), num_samples)]
