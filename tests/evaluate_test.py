@@ -71,7 +71,7 @@ def _distance(logps, ref_logps):
 # Log-probabilities.
 
 
-@pytest.mark.parametrize("size", [4, 16])
+@pytest.mark.parametrize("size", [4, pytest.param(16, marks=pytest.mark.slow)])
 def test_answer_logps_equal_a_direct_computation(rows, size):
     model, params = tiny.tiny_model()
     logps, lengths = evaluate.answer_logps(model, params, rows, batch_size=size)
@@ -165,7 +165,7 @@ def option_logps(model, params, tokenizer, prompts, options):
     return logps.reshape(len(prompts), -1), columns
 
 
-@pytest.mark.parametrize("size", [1, 12])
+@pytest.mark.parametrize("size", [pytest.param(1, marks=pytest.mark.slow), 12])
 def test_choose_returns_the_most_probable_choice(tokenizer, size):
     model, params = tiny.tiny_model(vocab=VOCAB)
     prompts = list(PROMPTS)
@@ -180,7 +180,9 @@ def test_choose_returns_the_most_probable_choice(tokenizer, size):
     assert_array_equal(chosen, logps.argmax(1))
 
 
-@pytest.mark.parametrize("name", ["plain", "windows", "longrope"])
+@pytest.mark.parametrize(
+    "name", [pytest.param("plain", marks=pytest.mark.slow), "windows", "longrope"]
+)
 def test_choose_between_any_two_orders_them_by_summed_logps(tokenizer, name):
     settings = {
         "windows": {"windows": (4, None, 2)},
@@ -264,7 +266,7 @@ def alone(model, params, tokenizer, prompt, new):
     return np.asarray(ju.generate(model, params, columns, max_new_tokens=new))[0]
 
 
-@pytest.mark.parametrize("size", [2, 32])
+@pytest.mark.parametrize("size", [2, pytest.param(32, marks=pytest.mark.slow)])
 def test_completions_are_in_the_order_of_the_prompts(tokenizer, size):
     model, params = tiny.tiny_model(vocab=VOCAB)
     expected = one_by_one(model, params, tokenizer, PROMPTS, 5)

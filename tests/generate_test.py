@@ -59,7 +59,10 @@ def greedy():
     return model, params, slow(model, params, mixed(), NEW)
 
 
-@pytest.mark.parametrize("name", SETTINGS)
+@pytest.mark.parametrize(
+    "name",  # the plain model is compared with full passes in the next test, too
+    [x if x != "plain" else pytest.param(x, marks=pytest.mark.slow) for x in SETTINGS],
+)
 def test_greedy_equals_repeated_full_passes(name):
     model, params = tiny.tiny_model(**SETTINGS[name])
     batch = mixed()
@@ -178,7 +181,9 @@ def test_samples_depend_only_on_the_key():
     assert_array_equal(draw(3, 1e-4), slow(model, params, mixed(), NEW))
 
 
-@pytest.mark.parametrize("temperature", [0.7, 2.0])
+@pytest.mark.parametrize(
+    "temperature", [0.7, pytest.param(2.0, marks=pytest.mark.slow)]
+)
 def test_samples_follow_the_distribution(temperature):
     model, params = tiny.tiny_model()
     rows = 4000

@@ -151,6 +151,7 @@ def test_a_mesh_with_explicit_axes_in_set_mesh_is_refused_by_name():
     assert sharding.auto_axes(mesh_of((2, 2, 2))) is mesh_of((2, 2, 2))
 
 
+@pytest.mark.slow
 def test_microbatches_on_a_mesh_equal_the_whole_batch():
     expected, _ = on_one_device(blur_npo)
     params, _ = run(blur_npo, mesh_of((2, 2, 2)), num_microbatches=2)

@@ -180,6 +180,7 @@ def test_fisher_on_a_mesh_equals_that_on_one_device():
         assert_allclose(x, y, atol=1e-5 * np.abs(y).max())
 
 
+@pytest.mark.slow
 def test_dampening_by_fisher_affects_the_forget_row_most():
     _, params = tiny.tiny_model()
     forget, retain = (tiny.tiny_batch(4, seed=seed) for seed in (0, 1))

@@ -226,8 +226,12 @@ def test_inner_blur_satisfies_its_identity_on_updated_entries():
 
 @pytest.mark.parametrize(
     ("unit", "refresh"),
-    [("row", "step"), ("weight", "step"), (HEADS, "once"), ("weight", "once")],
-    ids=["row", "weight", "heads_once", "weight_once"],
+    [
+        pytest.param("row", "step", marks=pytest.mark.slow, id="row"),
+        pytest.param("weight", "step", marks=pytest.mark.slow, id="weight"),
+        pytest.param(HEADS, "once", id="heads_once"),
+        pytest.param("weight", "once", id="weight_once"),
+    ],
 )
 def test_on_a_mesh_by_rules_it_is_the_same_mask(unit, refresh):
     grads, params = gradients(), tree(0)

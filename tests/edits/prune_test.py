@@ -34,8 +34,13 @@ def some(name, share=0.4, seed=0, units=None):
 
 def logits(model, params, edit=None):
     batch = tiny.tiny_batch(answer=False)
-    out = model.apply(params, batch, edits=edit or {})
-    return np.asarray(model.unembed(params, out.hidden))[np.asarray(batch["mask"])]
+
+    @jax.jit
+    def run(params):
+        out = model.apply(params, batch, edits=edit or {})
+        return model.unembed(params, out.hidden)
+
+    return np.asarray(run(params))[np.asarray(batch["mask"])]
 
 
 def masked(gone, means=None):
@@ -65,7 +70,7 @@ def test_two_sites_can_be_pruned_in_one_call():
         assert_allclose(logits(model, pruned), wanted, atol=1e-5)
 
 
-@pytest.mark.parametrize("kv_heads", [1, 2, 4])
+@pytest.mark.parametrize("kv_heads", [1, 2, pytest.param(4, marks=pytest.mark.slow)])
 def test_a_shared_value_unit_is_removed_from_all_its_heads(kv_heads):
     model, params = tiny.tiny_model(kv_heads=kv_heads, qkv_bias=True)
     shared = some("attention", units=4 * kv_heads)
@@ -98,7 +103,7 @@ def test_a_removed_unit_is_inactive_and_has_no_gradient():
     def loss(params):
         return jnp.sum(jnp.square(model.apply(params, batch).hidden))
 
-    mlp = jax.grad(loss)(pruned)["blocks"]["mlp"]
+    mlp = jax.jit(jax.grad(loss))(pruned)["blocks"]["mlp"]
     dead = np.asarray(gone)
     assert not np.asarray(mlp["up"]["kernel"]).transpose(0, 2, 1)[dead].any()
     assert not np.asarray(mlp["down"]["kernel"])[dead].any()
@@ -152,7 +157,9 @@ def test_sharding_is_kept():
         assert y.sharding.is_equivalent_to(x.sharding, x.ndim)
 
 
-@pytest.mark.parametrize("name", ["gated, biases", "plain gelu"])
+@pytest.mark.parametrize(
+    "name", ["gated, biases", pytest.param("plain gelu", marks=pytest.mark.slow)]
+)
 def test_smaller_matrices_give_the_same_logits(name):
     model, params = tiny.tiny_model(**DECODERS[name])
     scores = jax.random.uniform(jax.random.key(0), (3, 24))

@@ -139,7 +139,15 @@ def test_error_on_normal_weights(settings, expected):
     assert_allclose(error, expected, rtol=0.06)
 
 
-@pytest.mark.parametrize("settings", GRIDS + BOOKS, ids=str)
+# Of each kind one group and scheme; all 28 are slow.
+FEW = [0, 9, 14, 23, 24, 27]
+ALL = [
+    pytest.param(x, id=str(x), marks=[] if i in FEW else [pytest.mark.slow])
+    for i, x in enumerate(GRIDS + BOOKS)
+]
+
+
+@pytest.mark.parametrize("settings", ALL)
 def test_quantizing_twice_equals_once_bit_by_bit(settings):
     w = kernel(3, 24, 40, seed=1)
     once = one(w, **settings)
@@ -148,7 +156,14 @@ def test_quantizing_twice_equals_once_bit_by_bit(settings):
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16], ids=str)
-@pytest.mark.parametrize("kind", ["int8", "int4", "int3", "int2"])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "int8",
+        "int2",
+        *(pytest.param(x, marks=pytest.mark.slow) for x in ("int4", "int3")),
+    ],
+)
 def test_asymmetric_twice_equals_once_if_both_ends_are_halfway(kind, dtype):
     """One channel in 1,000 has such ends for float32 weights, ten for bfloat16."""
     w = kernel(64, 8192, dtype=dtype).astype(jnp.float32)
@@ -235,7 +250,7 @@ def test_sharded_leaves_give_the_values_of_one_device_and_keep_their_sharding(se
     )
 
 
-@pytest.mark.parametrize("settings", [*GRIDS[::5], *BOOKS], ids=str)
+@pytest.mark.parametrize("settings", [GRIDS[0], GRIDS[9], GRIDS[23], BOOKS[0]], ids=str)
 def test_jit_equals_eager(settings):
     _, params = tiny.tiny_model()
     edit = partial(edits.quantize, **settings)
@@ -329,7 +344,10 @@ def test_gguf_kinds_by_hand():
     assert_array_equal(one(w, "q8_0")[:5, 0], [127.0, -1.0, 0.0, 3.0, 0.0])
 
 
-@pytest.mark.parametrize("kind", GGUF)
+@pytest.mark.parametrize(
+    "kind",
+    ["q4_1", *(pytest.param(x, marks=pytest.mark.slow) for x in GGUF if x != "q4_1")],
+)
 def test_gguf_kinds_keep_sharding_and_dtypes(kind):
     _, params = tiny.tiny_model(width=32, hidden=64, heads=4, kv_heads=2, head_dim=8)
     mesh = sharding.make_mesh(fsdp=4, tensor=2)

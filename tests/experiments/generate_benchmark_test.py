@@ -26,6 +26,7 @@ def folder(tmp_path, monkeypatch):
     return tmp_path
 
 
+@pytest.mark.slow
 def test_both_libraries_get_the_same_rows_and_give_the_same(folder, capsys):
     pytest.importorskip("torch")
     runs = {}

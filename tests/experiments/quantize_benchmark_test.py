@@ -30,6 +30,7 @@ def test_every_kernel_is_counted_on_rows_seen_and_unseen():
         assert gptq["seen"] != gptq["unseen"]
 
 
+@pytest.mark.slow
 def test_error_is_that_of_the_outputs():
     model, params = tiny.tiny_model()
     batch = tiny.tiny_batch(8, 24, answer=False)

@@ -34,7 +34,9 @@ def as_dtype(arrays, dtype):
     return {**arrays, **floating}
 
 
-@pytest.mark.parametrize("dtype", TOLERANCES)
+@pytest.mark.parametrize(
+    "dtype", [pytest.param("float32", marks=pytest.mark.slow), "float64"]
+)
 @pytest.mark.parametrize("name", PUBLIC)
 def test_public_case(name, dtype):
     case = PUBLIC[name]

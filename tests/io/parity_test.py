@@ -59,7 +59,14 @@ def compare(torch_model, same_logits, tmp_path, family, shards="5GB", **settings
     return model, worst
 
 
-@pytest.mark.parametrize("kind", ROPES)
+# rope_test compares the angles of every kind with transformers.
+@pytest.mark.parametrize(
+    "kind",
+    [
+        x if x in ("dynamic", "longrope") else pytest.param(x, marks=pytest.mark.slow)
+        for x in ROPES
+    ],
+)
 def test_llama_with_every_rope(torch_model, same_logits, tmp_path, kind):
     rope = {"rope_type": kind, "rope_theta": 1000.0, **ROPES[kind]}
     positions = 32 if kind == "dynamic" else 128

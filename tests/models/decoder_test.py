@@ -109,8 +109,17 @@ def slow_decoder(config, params, batch):
     return norm(x, p["final_norm"]["scale"]), sites
 
 
-@pytest.mark.parametrize("wrap", [lambda f: f, jax.jit], ids=["eager", "jit"])
-@pytest.mark.parametrize("side", ["left", "right", "holes"])
+@pytest.mark.parametrize(
+    ("side", "wrap"),
+    [
+        pytest.param("left", jax.jit, id="left-jit"),
+        pytest.param("right", jax.jit, id="right-jit"),
+        pytest.param("holes", lambda f: f, id="holes-eager"),
+        pytest.param("left", lambda f: f, id="left-eager", marks=pytest.mark.slow),
+        pytest.param("right", lambda f: f, id="right-eager", marks=pytest.mark.slow),
+        pytest.param("holes", jax.jit, id="holes-jit", marks=pytest.mark.slow),
+    ],
+)
 def test_equals_the_slow_decoder_at_real_tokens(setting, side, wrap):
     model, params = setting
     batch = tiny.tiny_batch(side="left" if side == "left" else "right")

@@ -81,7 +81,9 @@ def test_rmu_moves_three_kernels_of_the_chosen_layers_only():
     assert not jnp.any(merged[down][2:] != trees.paths(params)[down][2:])
 
 
-@pytest.mark.parametrize("name", ["sure.npo", "sure.graddiff"])
+@pytest.mark.parametrize(
+    "name", ["sure.npo", pytest.param("sure.graddiff", marks=pytest.mark.slow)]
+)
 def test_sure_moves_only_rows_that_the_mask_keeps(name):
     _, params = tiny.tiny_model(remat="none")
     state, log, _, _ = run(name, steps=1)

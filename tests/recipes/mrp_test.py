@@ -2,6 +2,7 @@
 """MRP: defaults, trainable leaves, and topics that are removed one after another."""
 
 import inspect
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -116,7 +117,7 @@ def test_initial_directions_are_orthogonal_to_earlier_and_protected_ones():
     before, new = (second["projection"]["mlp_out"][k] for k in ("old", "new"))
     assert_allclose(before, wrap.projection_basis(first)["mlp_out"], atol=1e-6)
     assert np.abs(jnp.einsum("nku,nju->nkj", before, new)).max() < 1e-5
-    values = model.apply(first, RETAIN, taps=PLACES).taps["mlp_out"]
+    values = jax.jit(partial(model.apply, taps=PLACES))(first, RETAIN).taps["mlp_out"]
     values = np.asarray(values)[:, np.asarray(RETAIN["mask"])]
     for layer, rows in enumerate(values):
         top = np.linalg.svd(rows, full_matrices=False)[2][:3]

@@ -38,6 +38,7 @@ DEFAULTS = {
     "simnpo": SUM | {"gamma": 0.125, "alpha": 1.0, "beta": 4.5, "delta": 0.0} | SORT,
 }
 FORGETS = [name for name in RECIPES if name != "ascent"]
+SLOW = pytest.mark.slow
 each = pytest.mark.parametrize("name", RECIPES)
 
 
@@ -180,7 +181,13 @@ def test_the_joint_gradient_is_the_weighted_sum(name, bare):
     assert float(trees.norm(expected)) > 0.1
 
 
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize(
+    "name",
+    [
+        name if name in ("blur.npo", "npo") else pytest.param(name, marks=SLOW)
+        for name in RECIPES
+    ],
+)
 def test_a_clip_bounds_the_combined_update(name, bare):
     model, params = small()
     updates = []
@@ -229,7 +236,9 @@ def test_gamma_may_follow_a_schedule(bare):
     assert_allclose(rates, [0.0, 0.25, 0.5], atol=1e-4)
 
 
-@pytest.mark.parametrize("name", ["blur.npo", "blur.graddiff"])
+@pytest.mark.parametrize(
+    "name", ["blur.npo", pytest.param("blur.graddiff", marks=SLOW)]
+)
 def test_several_retain_streams_are_one_upper_objective(name):
     model, params = small()
     weights = {"retain": 0.5, "prose": 2.0}
@@ -340,7 +349,7 @@ def test_sure_takes_either_retain_loss(forget, retain, needs_ref):
 
 
 def test_sure_as_released_applies_npo_to_raw_logits():
-    model, params = tiny.tiny_model()
+    model, params = small()
     batch, key = {"forget": tiny.tiny_batch(2, 8)}, jax.random.key(0)
     term = recipes.sure.npo(model, compat="released").terms["forget"]
     ref = jax.tree.map(lambda x: 0.9 * x, params)

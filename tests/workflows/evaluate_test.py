@@ -315,6 +315,7 @@ def test_choices_give_an_accuracy(made, tmp_path):
     assert_allclose(got["value"], right / 6)
 
 
+@pytest.mark.slow
 def test_an_evaluation_on_a_mesh_gives_the_same(made, scored, retrained, tmp_path):
     model, params, tokenizer = made
     mesh = sharding.make_mesh(data=2, fsdp=2, devices=jax.devices()[:4])

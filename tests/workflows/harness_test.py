@@ -245,6 +245,7 @@ def test_texts_over_the_positions_are_counted_and_refused(made, decoder):
         harness.Decoder(*made, batch_size=0)
 
 
+@pytest.mark.slow
 def test_a_local_task_gives_the_accuracy_of_our_own_scoring(made, tmp_path):
     model, params, tokenizer = made
     found = choices()

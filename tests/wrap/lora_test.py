@@ -37,7 +37,8 @@ def low_rank(*, pattern=KERNELS, rank=2, trained=True, **settings):
 
 
 def logits(model, params, batch):
-    return model.unembed(params, model.apply(params, batch).hidden)
+    run = jax.jit(lambda p, b: model.unembed(p, model.apply(p, b).hidden))
+    return run(params, batch)
 
 
 def test_new_leaves_do_not_change_the_outputs():

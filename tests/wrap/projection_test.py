@@ -16,8 +16,9 @@ from tests import tiny
 BOTH = {"attention_out": (0,), "mlp_out": (2, 1)}
 
 
-def logits(model, params, batch, **kwargs):
-    return model.unembed(params, model.apply(params, batch, **kwargs).hidden)
+def logits(model, params, batch):
+    run = jax.jit(lambda p, b: model.unembed(p, model.apply(p, b).hidden))
+    return run(params, batch)
 
 
 def drawn(model, places, count=2, seed=0):
@@ -77,7 +78,7 @@ def test_only_new_directions_train_and_gradients_equal_differences():
     def loss(train):
         return jnp.mean(jnp.square(logits(model, trees.merge(train, rest), batch)))
 
-    grads = jax.grad(loss)(train)
+    grads = jax.jit(jax.grad(loss))(train)
     step = jax.tree.map(lambda g: g / jnp.linalg.norm(g), grads)
     both = map(jax.tree.leaves, (grads, step))
     slope = sum(jnp.sum(g * s) for g, s in zip(*both, strict=True))
@@ -117,8 +118,8 @@ def test_decoding_with_a_cache_includes_the_projection():
     base, model, params = projected(tasks=1)
     batch = tiny.tiny_batch()
     cache = model.init_cache(*batch["tokens"].shape)
-    hidden, _ = model.decode(params, batch, cache)
-    expected = model.apply(params, batch).hidden
+    hidden, _ = jax.jit(model.decode)(params, batch, cache)
+    expected = jax.jit(model.apply)(params, batch).hidden
     real = np.asarray(batch["mask"])
     assert_allclose(hidden[real], expected[real], atol=1e-4)
 
