@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxunlearn import _checks, sharding
-from jaxunlearn.models import _attention, _block, _cache
+from jaxunlearn.models import _attention, _block, _cache, _matmul
 from jaxunlearn.models._config import DecoderConfig
 from jaxunlearn.sharding import ROWS
 from jaxunlearn.typing import Array, Batch, Model, Outputs, Params, PRNGKey, Site
@@ -323,14 +323,13 @@ def unembed(config: DecoderConfig, params: Params, hidden: Array) -> Array:
     # Without these constraints every fsdp rank computes the full product: the result is
     # right but slow.
     if config.tied:
-        kernel, form = params["embed"]["embedding"], "...d,vd->...v"
-        kernel = sharding.constrain(kernel.astype(dtype), "tensor", None)
+        kernel, split = params["embed"]["embedding"], ("tensor", None)
     else:
-        kernel, form = params["unembed"]["kernel"], "...d,dv->...v"
-        kernel = sharding.constrain(kernel.astype(dtype), None, "tensor")
+        kernel, split = params["unembed"]["kernel"], (None, "tensor")
+    kernel = sharding.constrain(_matmul.cast(kernel, dtype), *split)
     leading = [*ROWS, *[None] * hidden.ndim][: hidden.ndim - 1]
     hidden = sharding.constrain(hidden.astype(dtype), *leading, None)
-    logits = jnp.einsum(form, hidden, kernel, preferred_element_type=jnp.float32)
+    logits = _matmul.logits(hidden, kernel, transposed=config.tied)
     if not config.tied and "lora_a" in params["unembed"]:
         logits += _block.low_rank(params["unembed"], hidden).astype(jnp.float32)
     if config.unembed_bias:
