@@ -30,11 +30,12 @@ def run(config, weights, x, rotation, attend, edits, index, mask=None):
     """
     batch, length, _ = x.shape
     attention, mlp = weights["attention"], weights["mlp"]
+    dtype = jnp.dtype(config.compute_dtype)
     normed = norm(config, attention.get("norm"), x) if config.pre_norms else x
     attention_in = _edit(edits, "attention_in", normed, index)
 
     def heads(name):
-        y = _dense(attention[name], attention_in)
+        y = _dense(attention[name], attention_in, dtype)
         if config.qk_norm and config.qk_norm_over == "all" and name != "v":
             y = norm(config, attention.get(f"{name}_norm"), y)
         if config.qkv_clip is not None:
@@ -48,12 +49,13 @@ def run(config, weights, x, rotation, attend, edits, index, mask=None):
     if rotation is not None:
         neighbours = config.rope.interleaved
         q, k = (_rope.rotate(x, *rotation, interleaved=neighbours) for x in (q, k))
+    q, k, v = (x.astype(dtype) for x in (q, k, v))
     # On the mesh axis `context` queries are sharded, keys and values are gathered.
     q = sharding.constrain(q, *ROWS, "tensor", None)
     k, v = (sharding.constrain(x, BATCH, None, "tensor", None) for x in (k, v))
     mixed = attend(q, k, v).reshape(batch, length, -1)
     mixed = _edit(edits, "attention", mixed, index)
-    attention_out = _dense(attention["o"], mixed)
+    attention_out = _dense(attention["o"], mixed.astype(x.dtype), dtype)
     if config.post_norms:
         attention_out = norm(config, attention.get("post_norm"), attention_out)
     if config.residual_scale is not None:
@@ -66,7 +68,7 @@ def run(config, weights, x, rotation, attend, edits, index, mask=None):
     mlp_in = _edit(edits, "mlp_in", normed, index)
     if config.experts is None:
         units = _edit(edits, "mlp", _units(config, mlp, mlp_in), index)
-        mlp_out, values = _dense(mlp["down"], units), {"mlp": units}
+        mlp_out, values = _dense(mlp["down"], units, dtype), {"mlp": units}
     else:
         mlp_out, values = _mixture(config, mlp, mlp_in, edits, index, mask)
     if config.post_norms:
@@ -90,13 +92,16 @@ def run(config, weights, x, rotation, attend, edits, index, mask=None):
 def _units(config, mlp, x):
     """The hidden units of an MLP, [B, L, F]."""
     activation = _ACTIVATIONS[config.activation]
+    dtype = jnp.dtype(config.compute_dtype)
     if config.gated:
-        return activation(_wide(mlp["gate"], x)) * _wide(mlp["up"], x)
-    return activation(_wide(mlp["up"], x))
+        return activation(_wide(mlp["gate"], x, dtype)) * _wide(mlp["up"], x, dtype)
+    return activation(_wide(mlp["up"], x, dtype))
 
 
 def _mixture(config, mlp, x, edits, index, mask):
     """The output of a mixture of experts, [B, L, D], and {site: value}."""
+    dtype, wide = jnp.dtype(config.compute_dtype), x.dtype
+    x = x.astype(dtype)
     logits = _experts.router_logits(mlp["router"], x)
     logits = _edit(edits, "router", logits, index)
     probs, weights, chosen = _experts.choose(config.experts, logits)
@@ -107,12 +112,13 @@ def _mixture(config, mlp, x, edits, index, mask):
     activation = _ACTIVATIONS[config.activation]
     out = _experts.run(mlp["experts"], x, weights, chosen, activation)
     if "shared" in mlp:
-        shared = _dense(mlp["shared"]["down"], _units(config, mlp["shared"], x))
-        out += jax.nn.sigmoid(_dense(mlp["shared_gate"], x)) * shared
+        units = _units(config, mlp["shared"], x)
+        shared = _dense(mlp["shared"]["down"], units, dtype)
+        out += jax.nn.sigmoid(_dense(mlp["shared_gate"], x, dtype)) * shared
     values = {"router": logits, "experts": each}
     if mask is not None:
         values["routing"] = _experts.routing(probs, chosen, mask)
-    return out, values
+    return out.astype(wide), values
 
 
 def attention(config: DecoderConfig, visible: Array) -> Callable[..., Array]:
@@ -151,12 +157,12 @@ def embed(
     positions: Array,
     mask: Array | None = None,
 ) -> Array:
-    """The input of the first block, [B, L, D] in the compute dtype.
+    """The input of the first block, [B, L, D] in the dtype of activations.
 
     With a mask [B, L] it is NaN for real tokens outside the vocabulary, which a
     compiled program cannot refuse.
     """
-    dtype = jnp.dtype(config.compute_dtype)
+    dtype = _matmul.activations(jnp.dtype(config.compute_dtype))
     x = params["embed"]["embedding"][tokens].astype(dtype)
     if mask is not None:
         outside = mask & ((tokens < 0) | (tokens >= config.vocab))
@@ -224,23 +230,24 @@ def _edit(edits, site, value, index):
     return edits[site](value, index) if site in edits else value
 
 
-def _dense(layer: Params, x: Array) -> Array:
+def _dense(layer: Params, x: Array, dtype: jnp.dtype) -> Array:
     # Batch and sequence are merged into one axis: with two, the gradient makes XLA
     # transpose activations on CPU, an eighth of the step's time at 135M parameters.
     # When both are sharded they stay two axes, because merging would gather one.
     rows = x if sharding.parts_of("context") > 1 else x.reshape(-1, x.shape[-1])
-    y = _matmul.dot(rows, layer["kernel"])
+    y = _matmul.dot(rows, layer["kernel"], dtype)
     if "lora_a" in layer:
-        y += low_rank(layer, rows)
+        y += low_rank(layer, rows, dtype)
     y = y.reshape(*x.shape[:-1], y.shape[-1])
     return y + layer["bias"].astype(x.dtype) if "bias" in layer else y
 
 
-def _wide(layer: Params, x: Array) -> Array:
+def _wide(layer: Params, x: Array, dtype: jnp.dtype) -> Array:
     # The name lets remat="mlp" save this product.
-    return checkpoint_name(_dense(layer, x), "mlp")
+    return checkpoint_name(_dense(layer, x, dtype), "mlp")
 
 
-def low_rank(layer: Params, x: Array) -> Array:
+def low_rank(layer: Params, x: Array, dtype: jnp.dtype) -> Array:
     """The product of x with LoRA's leaves, without forming an array like the kernel."""
-    return _matmul.dot(_matmul.dot(x, layer["lora_a"]), layer["lora_b"])
+    low = _matmul.dot(x, layer["lora_a"], dtype)
+    return _matmul.dot(low, layer["lora_b"], dtype)

@@ -126,7 +126,8 @@ def decode(
         "positions": all_positions,
         "used": start + tokens.shape[1],
     }
-    return _block.norm(config, params.get("final_norm"), x), cache
+    x = _block.norm(config, params.get("final_norm"), x)
+    return x.astype(jnp.dtype(config.compute_dtype)), cache
 
 
 def _unrolled(config, body, x, blocks, keys, values):

@@ -143,6 +143,8 @@ class DecoderConfig:
             all tokens.
         experts: the mixture of experts in every layer; None for an MLP.
         compute_dtype: dtype of activations and matrix products; params keep theirs.
+            On CPUs bfloat16 is the dtype of what is multiplied, and activations
+            between products stay float32.
         remat: what the backward pass recomputes in each block: "none", "dots"
             (everything but the products with weight matrices), "offload" (the same, but
             these products wait in pinned memory of the host), "mlp" (everything but

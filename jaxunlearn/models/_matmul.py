@@ -5,7 +5,8 @@ In float32, and on accelerators, these are XLA's products as they are. On CPUs X
 fast bfloat16 products in one form: the left operand contracts its last axis, both are
 stored row by row, and the result is float32. It casts the operands of every other form
 to float32, so that they take longer than float32 products. There the product and both
-its gradients are written in the fast form. docs/design/low-precision.md has the times.
+its gradients are written in the fast form, and activations between products stay
+float32, as in torch's autocast. docs/design/products.md has the times.
 """
 
 from functools import partial
@@ -17,15 +18,19 @@ from jaxunlearn import sharding
 from jaxunlearn.typing import Array
 
 
-def dot(x: Array, kernel: Array) -> Array:
-    """x [..., D] times kernel [D, F], in x's dtype.
+def activations(dtype: jnp.dtype) -> jnp.dtype:
+    """The dtype of activations between products, where `dtype` is that of operands."""
+    return jnp.dtype("float32") if _fast_form(dtype) else dtype
 
-    The kernel is cast to x's dtype, and its gradient has the kernel's. The fast form has
-    gradients, and forward mode over gradients (Hessian products), but no forward mode
-    alone.
+
+def dot(x: Array, kernel: Array, dtype: jnp.dtype) -> Array:
+    """x [..., D] times kernel [D, F], operands in `dtype`, the product in x's dtype.
+
+    Gradients have the dtypes of x and of the kernel. The fast form has gradients, and
+    forward mode over gradients (Hessian products), but no forward mode alone.
     """
-    if _fast_form(x.dtype):
-        return _on_rows(x, kernel, False, x.dtype)
+    if _fast_form(dtype):
+        return _on_rows(x, kernel, False)
     return x @ kernel.astype(x.dtype)
 
 
@@ -36,7 +41,7 @@ def logits(x: Array, kernel: Array, *, transposed: bool) -> Array:
     rounded to bfloat16 before the two products that use it.
     """
     if _fast_form(x.dtype):
-        return _on_rows(x, kernel, transposed, jnp.dtype("float32"))
+        return _on_rows(x.astype(jnp.float32), kernel, transposed)
     form = "...d,vd->...v" if transposed else "...d,dv->...v"
     return jnp.einsum(form, x, kernel, preferred_element_type=jnp.float32)
 
@@ -55,29 +60,29 @@ def _fast_form(dtype) -> bool:
     )
 
 
-def _on_rows(x, kernel, transposed, dtype):
-    y = _dot(x.reshape(-1, x.shape[-1]), kernel, transposed, dtype)
+def _on_rows(x, kernel, transposed):
+    y = _dot(x.reshape(-1, x.shape[-1]), kernel, transposed)
     return y.reshape(*x.shape[:-1], y.shape[-1])
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def _dot(x, kernel, transposed, dtype):
-    """bfloat16 x [R, D] times kernel [D, F], or [F, D] transposed, in `dtype`."""
-    return _rows_times(x, kernel.astype(x.dtype), transposed).astype(dtype)
+@partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _dot(x, kernel, transposed):
+    """float32 x [R, D] times kernel [D, F], or [F, D] transposed, in float32."""
+    return _forward(x, kernel, transposed)[0]
 
 
-def _forward(x, kernel, transposed, dtype):
-    return _dot(x, kernel, transposed, dtype), (x, kernel)
+def _forward(x, kernel, transposed):
+    x = x.astype(jnp.bfloat16)
+    return _rows_times(x, kernel.astype(x.dtype), transposed), (x, kernel)
 
 
-def _backward(transposed, dtype, saved, grad):
-    del dtype
+def _backward(transposed, saved, grad):
     x, kernel = saved
     grad = grad.astype(x.dtype)
     dx = _rows_times(grad, kernel.astype(x.dtype), not transposed)
     left, right = (grad, x) if transposed else (x, grad)
     dkernel = _rows_times(_stored_transposed(left), right, False)
-    return dx.astype(x.dtype), dkernel.astype(kernel.dtype)
+    return dx, dkernel.astype(kernel.dtype)
 
 
 _dot.defvjp(_forward, _backward)

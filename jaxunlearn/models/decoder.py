@@ -279,12 +279,16 @@ def apply(
         attends = _attention.for_sequences(config, mask, positions)
     rotations = _block.rotations(config, positions)
 
+    dtype = jnp.dtype(config.compute_dtype)
+    dtypes = {s: jnp.float32 if s in _EXPERT_SITES else dtype for s in taps}
+
     def block(x, layer):
         weights, window, rotates, index = layer
         attend = attends(window, index)
         rotation = _block.layer_rotation(rotations, window, rotates)
         x, values = _block.run(config, weights, x, rotation, attend, edits, index, mask)
-        return x, {site: values[site] for site in taps}, values.get("routing")
+        found = {site: values[site].astype(dtypes[site]) for site in taps}
+        return x, found, values.get("routing")
 
     if config.remat != "none":
         block = jax.checkpoint(block, policy=_POLICIES[config.remat], prevent_cse=False)
@@ -294,7 +298,7 @@ def apply(
     tapped = {
         site: jnp.zeros(
             (len(layers), *mask.shape, _units(config, site)),
-            jnp.float32 if site in _EXPERT_SITES else x.dtype,
+            dtypes[site],
         )
         for site, layers in taps.items()
     }
@@ -314,7 +318,7 @@ def apply(
     (x, tapped), routing = jax.lax.scan(body, (x, tapped), layers)
     if until is None:
         x = _block.norm(config, params.get("final_norm"), x)
-    return Outputs(x, tapped, routing)
+    return Outputs(x.astype(dtype), tapped, routing)
 
 
 def unembed(config: DecoderConfig, params: Params, hidden: Array) -> Array:
@@ -331,7 +335,8 @@ def unembed(config: DecoderConfig, params: Params, hidden: Array) -> Array:
     hidden = sharding.constrain(hidden.astype(dtype), *leading, None)
     logits = _matmul.logits(hidden, kernel, transposed=config.tied)
     if not config.tied and "lora_a" in params["unembed"]:
-        logits += _block.low_rank(params["unembed"], hidden).astype(jnp.float32)
+        low = _block.low_rank(params["unembed"], hidden, dtype)
+        logits += low.astype(jnp.float32)
     if config.unembed_bias:
         logits += params["unembed"]["bias"].astype(jnp.float32)
     if config.logit_divisor is not None:
