@@ -13,16 +13,26 @@ def warned(module, category):
 
 
 @pytest.mark.parametrize("module", ["jaxunlearn", "jaxunlearn.io.hf", "experiments.a"])
-@pytest.mark.parametrize("category", [DeprecationWarning, UserWarning])
+@pytest.mark.parametrize("category", [DeprecationWarning, FutureWarning])
 def test_a_warning_about_our_call_is_an_error(module, category):
     with pytest.raises(category):
         warned(module, category)
 
 
-@pytest.mark.parametrize("module", ["jax.numpy", "jaxunlearn_user"])
-def test_other_warnings_are_not(module):
-    with pytest.warns(DeprecationWarning):
-        warned(module, DeprecationWarning)
+def test_a_librarys_message_about_our_call_is_an_error():
+    with pytest.raises(UserWarning):
+        warned("jaxunlearn._fit", UserWarning)
+
+
+@pytest.mark.parametrize(
+    ("module", "category"),
+    [
+        ("jax.numpy", DeprecationWarning),
+        ("jaxunlearn_user", DeprecationWarning),
+        ("jaxunlearn.workflows.evaluation.run", UserWarning),
+    ],
+)
+def test_other_warnings_are_not(module, category):
     with warnings.catch_warnings(record=True) as found:
-        warned(module, DeprecationWarning)
+        warned(module, category)
     assert len(found) == 1

@@ -9,10 +9,15 @@ To draw it again:
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from experiments.benchmarks import accelerator
 from experiments.shared import command
 from experiments.shared.page import Content, redraw, table
 
 FOLDER = Path(__file__).resolve().parent
+_PREPARED = (
+    "Prepared, and not yet run on a device: [`accelerator`](results/accelerator.md), "
+    "correctness, time and memory of 1B to 8B models on one GPU or TPU host."
+)
 
 
 def readme(results: Mapping[str, Content]) -> list[str]:
@@ -35,6 +40,7 @@ def readme(results: Mapping[str, Content]) -> list[str]:
         "rows with each other. Run a command with `--help` for its options.",
         "",
         *table(["question", "command", "answer", "more"], rows),
+        *(() if "accelerator" in results else (_PREPARED, "")),
         "Not in the table: `gguf --output FILE` (size and perplexity of SmolLM2-135M "
         "as GGUF, by scheme; no committed result) and [attention.md]"
         "(results/attention.md) (splash attention planned for TPUs, never run on one). "
@@ -144,6 +150,12 @@ BENCHMARKS: Mapping[str, tuple[str, str, Callable[[Content], str], str]] = {
         "harness --model FOLDER --output PREFIX",
         _harness,
         "[page](results/harness_mmlu.md)",
+    ),
+    "accelerator": (
+        "Are steps right on an accelerator, and what do 1B to 8B models cost there?",
+        "accelerator --output PREFIX",
+        accelerator.answer,
+        "[page](results/accelerator.md)",
     ),
     "quantize": (
         "How long do rounding, GPTQ and AWQ take, and how much do they err?",

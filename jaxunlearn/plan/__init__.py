@@ -15,17 +15,19 @@ Experimental, as it reads the text of compiled programs: any release may change 
 | `topology_devices` | the devices of a topology such as v5e:8x8 or cpu:8 |
 | `compile_step` | a `Report` about a step of `sharding.jit_step` |
 | `CHIPS`, `Chip` | public peak numbers of each type of chip |
+| `GPUS`, `peak_flops` | those of GPUs, and FLOP/s of devices of this machine |
 | `collectives` | bytes sent between devices, from a compiled text |
 | `model_flops`, `dot_flops` | FLOPs, by formula and from the program |
 """
 
-from jaxunlearn.plan._chips import CHIPS, Chip, topology_devices
+from jaxunlearn.plan._chips import CHIPS, GPUS, Chip, peak_flops, topology_devices
 from jaxunlearn.plan._flops import dot_flops, model_flops
 from jaxunlearn.plan._hlo import Collective, collectives
 from jaxunlearn.plan._report import DoesNotFit, Report, compile_step
 
 __all__ = [
     "CHIPS",
+    "GPUS",
     "Chip",
     "DoesNotFit",
     "Collective",
@@ -35,4 +37,5 @@ __all__ = [
     "topology_devices",
     "dot_flops",
     "model_flops",
+    "peak_flops",
 ]

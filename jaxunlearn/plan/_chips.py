@@ -41,6 +41,41 @@ CHIPS = {
 """From the tables "key specifications" on Google Cloud's pages about each TPU version,
 in 2026. These give capacities in GB or GiB; both are taken as 2^30 bytes."""
 
+GPUS = {
+    "a100": Chip(312e12, 80 * GIB, 2.039e12, 300e9),
+    "h100": Chip(989e12, 80 * GIB, 3.35e12, 450e9),
+    "h200": Chip(989e12, 141 * GIB, 4.8e12, 450e9),
+}
+"""NVIDIA's SXM modules, from its data sheets, without sparsity; ici_rate is NVLink's.
+These GPUs cannot be described to the compiler: they serve to rate a measured step."""
+
+# Part of jax's device_kind, in lower case -> name; the first that is found counts.
+_KINDS = {
+    "v5 lite": "v5e",
+    "v5e": "v5e",
+    "v5": "v5p",
+    "v6": "v6e",
+    "v4": "v4",
+    "tpu7x": "tpu7x",
+    "h200": "h200",
+    "h100": "h100",
+    "a100": "a100",
+}
+
+
+def peak_flops(devices: Sequence[jax.Device]) -> float | None:
+    """bfloat16 FLOP/s of devices of this machine together; None for an unknown kind.
+
+    The numbers are those of CHIPS and GPUS. On v4 and tpu7x two devices are one chip.
+    """
+    kind = devices[0].device_kind.lower()
+    name = next((name for part, name in _KINDS.items() if part in kind), None)
+    if name is None:
+        return None
+    if name in GPUS:
+        return GPUS[name].flops * len(devices)
+    return CHIPS[name].flops * len(devices) / per_chip(devices)
+
 
 def topology_devices(topology: str) -> Sequence[jax.Device]:
     """The devices of a topology, for a mesh.

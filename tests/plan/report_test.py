@@ -3,6 +3,7 @@
 
 import functools
 import re
+import types
 
 import jax
 import jax.numpy as jnp
@@ -144,3 +145,29 @@ def test_unknown_topologies_are_errors():
     with pytest.raises(NotImplementedError, match="h100:8"):
         plan.topology_devices("h100:8")
     assert len(plan.topology_devices("cpu:4")) == 4
+
+
+@pytest.mark.parametrize(
+    ("kind", "count", "tflops"),
+    [
+        ("NVIDIA H200", 1, 989),
+        ("NVIDIA H100 80GB HBM3", 8, 8 * 989),
+        ("NVIDIA A100-SXM4-80GB", 1, 312),
+        ("TPU v5 lite", 4, 4 * 197),
+        ("TPU v5p", 4, 4 * 459),
+        ("TPU v6 lite", 1, 918),
+        ("cpu", 8, None),
+    ],
+)
+def test_peaks_are_known_by_the_kind_of_a_device(kind, count, tflops):
+    devices = [types.SimpleNamespace(device_kind=kind, id=i) for i in range(count)]
+    found = plan.peak_flops(devices)
+    assert found == (None if tflops is None else tflops * 1e12)
+
+
+def test_two_cores_of_a_v4_chip_share_its_peak():
+    cores = [
+        types.SimpleNamespace(device_kind="TPU v4", id=i, coords=(i // 2, 0, 0))
+        for i in range(8)
+    ]
+    assert plan.peak_flops(cores) == 4 * 275e12
