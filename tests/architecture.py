@@ -16,7 +16,7 @@ from typing import NamedTuple
 ROOT = Path(__file__).resolve().parent.parent
 
 # From the bottom row up. A room may import the rows below it and, except in the maths
-# row, rooms of its own row.
+# row, rooms of the same row.
 LEAVES = (
     "typing",
     "trees",
@@ -80,7 +80,7 @@ class Source(NamedTuple):
 
     @property
     def room(self) -> str | None:
-        """Its room in jaxunlearn; "" for the package's own file, None outside."""
+        """Its room in jaxunlearn; "" for a file of the package itself, None outside."""
         top, *rest = Path(self.path).with_suffix("").parts
         return None if top != "jaxunlearn" else rest[0].replace("__init__", "")
 

@@ -69,7 +69,7 @@ def needed(names):
     return found
 
 
-def test_an_own_loop_forgets_and_needs_only_the_core_dependencies():
+def test_a_custom_loop_forgets_and_needs_only_the_core_dependencies():
     core = needed(CORE) | {"jaxunlearn"}
     others = [
         name

@@ -196,15 +196,15 @@ def test_the_unembedding_is_split_over_every_axis(sizes, tied):
         )
         text = gradient.lower(params, batch).compile().as_text()
     # What a device computes of logits (again in the backward pass), and of the gradient
-    # of the states: its own rows and its own part of the vocabulary.
+    # of the states: its rows and its part of the vocabulary.
     dots = re.findall(r"= f32\[([\d,]+)\]\S* dot\(.*?op_name=\"([^\"]*)\"", text)
     shapes = {shape for shape, name in dots if "...v" in name}
     data, fsdp, tensor = sizes
-    own, width = rows // (data * fsdp) * chunk, SETTINGS["width"]
+    tokens, width = rows // (data * fsdp) * chunk, SETTINGS["width"]
     kernel = (
         f"{vocab // tensor},{width}"  # its gradient, summed over devices afterwards
     )
-    assert shapes == {f"{own},{vocab // tensor}", f"{own},{width}", kernel}
+    assert shapes == {f"{tokens},{vocab // tensor}", f"{tokens},{width}", kernel}
 
 
 @pytest.mark.parametrize(

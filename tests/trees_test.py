@@ -55,7 +55,7 @@ def test_merge_undoes_split(tree, data):
         )
 
 
-def test_split_matches_whole_paths_only():
+def test_split_matches_complete_paths_only():
     tree = {"mlp": {"down": 1, "downer": 2}, "x": {"mlp": {"down": 3}}}
     matching, rest = trees.split(tree, "mlp/down")
     assert matching == {

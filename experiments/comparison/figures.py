@@ -177,8 +177,8 @@ def readme(results: Mapping[str, Content]) -> list[str]:
         "",
         "![Forget quality against utility](results/small.png)",
         "",
-        "Four of these models in TOFU's complete evaluation, as version 0.1.0 drew it: "
-        "[report](results/report/report.md).",
+        "Four of these models in TOFU's complete evaluation, measured with version "
+        "0.1.0: [report](results/report/report.md).",
         "",
     ]
     header = ["method", "setting", "rate", "seeds", "log10 forget quality"]

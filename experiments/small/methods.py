@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Every method, as it runs in the small world: the recipes, by their names.
 
-Whatever `jaxunlearn.recipes` has is here without a line of its own, with the numbers
+Every recipe of `jaxunlearn.recipes` is included automatically, with the numbers that
 its paper published. `ADAPTED` holds arguments that a decoder of five layers forces to
 be another number; `SUMS` adds to every BLUR recipe the weighted sum of the same two
 losses under the same optimizer, so that the two differ by the combiner alone.

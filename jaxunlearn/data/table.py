@@ -171,8 +171,8 @@ def streams(
     """One batch of every stream per step, endlessly: {"forget": batch, ...}.
 
     Streams are shuffled independently, except that tables which `data.paired` returned
-    together, and tables with the same column `id`, are drawn in one order: row i of
-    one is then in the batch beside row i of the other.
+    together, and tables with the same column `id`, are drawn in one order: their
+    batches have the same rows in the same places.
 
     Args:
         tables: stream name -> table or source.

@@ -53,7 +53,7 @@ def parse(text: str, *, compute_dtype: str = "float32", remat: str = "full"):
             f"{_OWNER} needs JSON in config.json, got text that does not parse "
             f"({error}). Copy or download it again."
         ) from error
-    whole, inner = given, _families.text_model(given)
+    complete, inner = given, _families.text_model(given)
     if inner is not None:
         given, text = inner, json.dumps(inner, indent=2)
     family = given.get("model_type")
@@ -90,22 +90,22 @@ def parse(text: str, *, compute_dtype: str = "float32", remat: str = "full"):
         **fields | _families.FAMILIES[family].fields(c),
         compute_dtype=compute_dtype,
         remat=remat,
-        eos_ids=_eos_ids(whole, given),
+        eos_ids=_eos_ids(complete, given),
         source=text,
     )
 
 
-def _eos_ids(whole: Mapping[str, Any], given: Mapping[str, Any]) -> tuple[int, ...]:
+def _eos_ids(complete: Mapping[str, Any], given: Mapping[str, Any]) -> tuple[int, ...]:
     """The ids of generation_config.json and of config.json, in increasing order.
 
     Where neither names any, those of the class in transformers that the model has.
 
     Args:
-        whole: the content of config.json.
+        complete: the content of config.json.
         given: that of the text model, if it is multimodal.
     """
     found: set[int | None] = set()
-    parts = (whole, whole.get("text_config"), whole.get(GENERATION))
+    parts = (complete, complete.get("text_config"), complete.get(GENERATION))
     named = [x["eos_token_id"] for x in parts if x and "eos_token_id" in x]
     for ids in named:
         found |= set(ids if isinstance(ids, list) else [ids])

@@ -62,7 +62,7 @@ def checkpoint(
         if _hub.ADAPTER in names:
             warnings.warn(
                 f"{folder} has the weights of a model and {_hub.ADAPTER}; the adapter "
-                "is not merged. Move it to a folder of its own to merge it.",
+                "is not merged. Move it to a separate folder to merge it.",
                 stacklevel=3,
             )
         return _open_folder(folder, compute_dtype, remat)

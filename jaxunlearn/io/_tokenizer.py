@@ -112,7 +112,7 @@ def load(folder: Path) -> Any:
 
 
 def _with_template(built: Any, folder: Path) -> Any:
-    """The tokenizer, with the chat template of a file of its own if it has none.
+    """The tokenizer, with the chat template of a separate file if it has none.
 
     transformers reads chat_template.jinja for tokenizers since 4.50, and
     chat_template.json for processors only.

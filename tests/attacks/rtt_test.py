@@ -147,11 +147,11 @@ def test_lion_at_the_papers_rates_moves_float32_but_not_bfloat16(world, folds, d
 
 
 def test_lora_recovers_hidden_facts(world, folds):
-    # Of three folds the one with the largest recovery, 0.17 to 0.72: on the others it
-    # is small enough for the rounding of a machine to decide.
-    how = HOW | dict(learning_rates=(1e-2,), rank=4, rotations=[2])
-    (sweep,) = attacks.rtt(world.model, world.unlearned, world.tokenizer, folds, **how)
-    assert sweep.accuracy.max() > sweep.accuracy[0, 0] + 0.2
+    """Means over all folds; single folds of 18 questions differ widely."""
+    how = HOW | dict(learning_rates=(1e-2,), rank=4, epochs=12, rotations=range(4))
+    sweeps = attacks.rtt(world.model, world.unlearned, world.tokenizer, folds, **how)
+    before = np.mean([sweep.accuracy[0, 0] for sweep in sweeps])
+    assert attacks.best_accuracy(sweeps) > before + 0.2
 
 
 def test_a_batch_size_above_the_number_of_facts_uses_all_facts(world, folds):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Moments in few bytes: their size, their mean, and Adam with them beside float32."""
+"""Moments in few bytes: their size, their mean, and Adam with them against float32."""
 
 from functools import partial
 

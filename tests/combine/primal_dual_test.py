@@ -21,7 +21,7 @@ def run(tx, retains):
     return updates, state
 
 
-def test_a_step_uses_the_multiplier_before_its_own_update():
+def test_a_step_uses_the_multiplier_before_updating_it():
     tx = combine.primal_dual(epsilon=1.0, initial_dual=2.0, step_size=0.5, weight=3.0)
     updates, state = run(tx, [5.0, 1.0, -99.0])
     assert_allclose(updates[0], [5.0, 2.0])  # mu = 2

@@ -62,7 +62,7 @@ def test_weight_one_is_exactly_the_other_model():
 
 
 @pytest.mark.parametrize("name", EDITS)
-def test_dtypes_and_sharding_are_kept(name):
+def test_dtypes_and_sharding_do_not_change(name):
     place = jax.NamedSharding(jax.make_mesh((8,), ("data",)), jax.P("data"))
     cut = {"a": PARAMS["a"], "b": {"c": jax.device_put(PARAMS["b"]["c"], place)}}
     new = EDITS[name](cut, **{"dampen": {"all_data": ONES}}.get(name, {"other": ONES}))

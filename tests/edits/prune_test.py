@@ -84,7 +84,7 @@ def test_a_shared_value_unit_is_removed_from_all_its_heads(kv_heads):
     assert_array_equal((np.asarray(values["kernel"]) == 0).all(1), np.asarray(shared))
 
 
-def test_a_value_that_another_head_reads_is_kept():
+def test_a_value_that_another_head_reads_is_not_removed():
     model, params = tiny.tiny_model()  # heads 0 and 1 read value head 0
     gone = jnp.zeros((3, 16), bool).at[:, 0].set(True)
     pruned = edits.prune_units(model, params, {"attention": gone})
@@ -136,7 +136,7 @@ def test_lora_of_a_kernel_is_pruned_with_it():
         edits.prune_units(model, params, {"mlp": gone}, offset={"mlp": gone})
 
 
-def test_removing_nothing_is_the_identity_and_dtypes_are_kept():
+def test_removing_nothing_is_the_identity_and_dtypes_do_not_change():
     model, params = tiny.tiny_model()
     params = jax.tree.map(lambda x: x.astype(jnp.bfloat16), params)
     none = {site: jnp.zeros((3, n), bool) for site, n in UNITS.items()}
@@ -146,7 +146,7 @@ def test_removing_nothing_is_the_identity_and_dtypes_are_kept():
     assert {x.dtype for x in jax.tree.leaves(pruned)} == {jnp.bfloat16.dtype}
 
 
-def test_sharding_is_kept():
+def test_sharding_does_not_change():
     model, params = tiny.tiny_model()
     mesh = sharding.make_mesh(fsdp=4, tensor=2)
     cut = jax.device_put(params, sharding.by_rules(params, mesh, decoder.RULES))
@@ -266,7 +266,7 @@ def test_the_highest_scores_of_all_layers_are_selected(wrapper):
 @pytest.mark.parametrize(
     ("fraction", "count"), [(0.0, 0), (1.0, 200), (0.29, 58), (0.004, 0), (0.0149, 2)]
 )
-def test_fractions_are_rounded_down_to_whole_units(fraction, count):
+def test_fractions_are_rounded_down_to_a_number_of_units(fraction, count):
     scores = jnp.arange(200.0).reshape(2, 100)
     assert edits.select_units(scores, fraction).sum() == count
 

@@ -77,7 +77,7 @@ def test_pruning_singular_directions_equals_masking_them():
     assert_allclose(logits(model, pruned), wanted, atol=1e-5)
 
 
-def test_dtypes_and_sharding_are_kept():
+def test_dtypes_and_sharding_do_not_change():
     model, params = tiny.tiny_model()
     half = jax.tree.map(lambda x: x.astype(jnp.bfloat16), params)
     assert {x.dtype for x in jax.tree.leaves(edits.svd_values(model, half))} == {

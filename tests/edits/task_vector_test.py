@@ -19,13 +19,13 @@ def test_the_vector_is_subtracted_scale_times():
     assert_array_equal(new["a"], [1.5, 2.5])
 
 
-def test_scale_0_is_the_identity_and_dtypes_are_kept():
+def test_scale_0_is_the_identity_and_dtypes_do_not_change():
     new = edits.task_vector(PARAMS, TUNED, scale=0.0)
     jax.tree.map(assert_array_equal, new, PARAMS)
     assert new["b"]["c"].dtype == jnp.bfloat16
 
 
-def test_sharding_is_kept():
+def test_sharding_does_not_change():
     place = jax.NamedSharding(jax.make_mesh((8,), ("data",)), jax.P("data"))
     cut = {"c": jax.device_put(PARAMS["b"]["c"], place)}
     new = edits.task_vector(cut, TUNED["b"])["c"]

@@ -62,7 +62,7 @@ def test_the_original_knows_what_the_retrained_does_not(evaluated):
     assert "forget_quality" not in found["retrained"]["overall"]
 
 
-def test_the_log_of_unlearning_lies_beside_and_the_report_shows_it(evaluated, tmp_path):
+def test_the_training_log_is_in_the_folder_and_in_the_report(evaluated, tmp_path):
     folder, *_ = evaluated
     lines = (folder / "blur_npo" / "training.jsonl").read_text().splitlines()
     steps = [json.loads(line)["step"] for line in lines]

@@ -97,7 +97,7 @@ def test_the_notes_name_modules_to_run():
     assert {"README.md", "jobset.yaml", "hosts.py"} <= found
 
 
-def test_the_jobset_has_what_jobset_and_gke_ask_for():
+def test_the_jobset_has_what_jobset_and_gke_require():
     job_set = yaml.safe_load((NOTES / "jobset.yaml").read_text())
     assert job_set["apiVersion"] == "jobset.x-k8s.io/v1alpha2"
     assert job_set["kind"] == "JobSet"
@@ -173,7 +173,7 @@ def test_until_done_does_not_repeat_what_fails_by_itself(cloud):
     assert verbs(calls) == ["create", "ssh", "ssh"]
 
 
-def test_until_done_repeats_what_was_told_to_stop(cloud):
+def test_until_done_restarts_a_run_that_stopped_with_status_75(cloud):
     done, calls = cloud(
         "until_done.sh", "train", outcomes=["well", "saved", "well", "well"]
     )

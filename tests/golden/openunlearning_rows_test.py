@@ -43,7 +43,7 @@ def test_a_conversation_by_tags():
     assert row["attention_mask"] == [1] * 13
 
 
-def test_the_tokenizers_own_template_is_not_cut():
+def test_the_tokenizers_template_is_not_cut():
     row = openunlearning.chat(Letters(), ["x"], ["1"], template=OWN, length=3)
     assert row["input_ids"] == [*codes("<ss><ux><a1>"), 2]
     assert row["labels"] == [IGNORE] * 10 + [*codes("1>"), 2]

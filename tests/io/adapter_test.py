@@ -237,7 +237,7 @@ def test_shards_of_merged_weights(bases, tmp_path):
         np.testing.assert_allclose(leaf, trees.paths(params)[path], atol=1e-6)
 
 
-def test_an_adapter_beside_the_weights_of_a_model_is_reported(bases, tmp_path):
+def test_an_adapter_in_the_folder_of_a_model_is_reported(bases, tmp_path):
     folder = adapter(tmp_path / "a", bases / "llama", low_rank(Q, 16, 16))
     for file in (bases / "llama").iterdir():
         (folder / file.name).write_bytes(file.read_bytes())

@@ -150,7 +150,7 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(filled, damage):
     assert (filled / "damaged" / "3").is_dir()
 
 
-def test_nothing_whole_is_an_error(filled):
+def test_a_folder_without_an_intact_checkpoint_is_an_error(filled):
     for step in (1, 2, 3):
         damage_by_cut(filled / str(step))
     with pytest.raises(OSError, match="all in .* are damaged .*Move the folder away"):

@@ -132,7 +132,7 @@ def test_every_spelling_of_the_tensors_loads(gemma3, tmp_path, prefixes):
     assert json.loads(files["generation_config.json"])["eos_token_id"] == [1, 2]
 
 
-def test_ids_that_end_a_text_are_those_of_the_whole_model_and_of_its_text_model():
+def test_end_ids_are_those_of_the_multimodal_model_and_of_its_text_model():
     inner = TEXT | {"eos_token_id": 1}
     given = {"model_type": "gemma3", "eos_token_id": [1, 90], "text_config": inner}
     config = _hf_config.parse(json.dumps(given))

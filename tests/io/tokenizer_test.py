@@ -256,7 +256,7 @@ def test_a_sentencepiece_model_alone_is_read(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["chat_template.jinja", "chat_template.json"])
-def test_a_chat_template_in_a_file_of_its_own_is_read(tmp_path, name):
+def test_a_chat_template_in_a_separate_file_is_read(tmp_path, name):
     place(tmp_path, "llama", CORES["one"], tokenizer_class="LlamaTokenizer")
     template = "{% for m in messages %}[{{ m['content'] }}]{% endfor %}"
     text = json.dumps({"chat_template": template})

@@ -262,7 +262,7 @@ def test_a_model_without_a_tokenizer_is_refused_by_its_path(place, tmp_path):
         attack.attack(c)
 
 
-def test_an_attack_that_diverges_is_told_and_others_run(place, tmp_path):
+def test_an_attack_that_diverges_is_reported_and_others_run(place, tmp_path):
     c = config(place, tmp_path, only="benign,prefix")
     c["attacks"]["benign"]["learning_rates"] = (1e30,)
     numbers, text = attack.attack(c)
@@ -295,7 +295,7 @@ def test_without_an_original_there_is_no_rate(place, tmp_path):
     assert "recovery" not in text
 
 
-def test_an_attack_that_cannot_run_is_told_and_others_run(place, tmp_path):
+def test_an_attack_that_cannot_run_is_reported_and_others_run(place, tmp_path):
     c = config(place, tmp_path, only="rtt,quantize,prefix")
     c["attacks"]["rtt"]["folds"] = 8
     c["attacks"]["quantize"]["group"] = 7

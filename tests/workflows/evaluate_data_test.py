@@ -16,7 +16,7 @@ from tests.data.official_test import DATA, lines, there
 from tests.workflows.invented_questions import SETTINGS, all_tasks, rows, score
 
 
-def test_a_retain_log_of_other_data_is_refused(made, retrained, tmp_path):
+def test_a_retrained_evaluation_of_other_data_is_refused(made, retrained, tmp_path):
     found = all_tasks(forget=rows("f", 6, start=1))
     message = (
         rf"{retrained.name}.*\(retrained\) has digest \w{{16}}\.\.\. for the task "
@@ -32,7 +32,7 @@ def test_a_retain_log_of_other_data_is_refused(made, retrained, tmp_path):
     assert not (tmp_path / "rows").exists()
 
 
-def test_rows_over_the_length_are_counted_told_and_left_out(made, tmp_path):
+def test_rows_over_the_length_are_counted_reported_and_left_out(made, tmp_path):
     found = {"forget": rows("f")}
     found["forget"][2]["perturbed_answer"][1] = "the city of the river " * 12
     with pytest.warns(UserWarning, match="1 of 6 rows are longer than 64.*'f2' has"):
@@ -70,7 +70,7 @@ def test_rows_that_cannot_be_scored_are_named(made, tmp_path, change, message):
         score(made, tmp_path, {"forget": found})
 
 
-def test_a_tokenizer_that_makes_nothing_of_an_answer_is_told(made, tmp_path):
+def test_an_answer_without_tokens_is_refused(made, tmp_path):
     import tokenizers
 
     model, params, _ = made
@@ -82,7 +82,7 @@ def test_a_tokenizer_that_makes_nothing_of_an_answer_is_told(made, tmp_path):
         score((model, params, tokenizer), tmp_path, {"forget": found})
 
 
-def test_rows_in_forget_and_retain_are_told_with_their_ids(made, tmp_path):
+def test_rows_in_both_forget_and_retain_are_reported_by_id(made, tmp_path):
     found = all_tasks(retain=[*rows("r", 3), *rows("f", 2, start=4)])
     with pytest.warns(UserWarning, match="2 of the values of 'id' .*'f4', 'f5'"):
         score(made, tmp_path, found)
@@ -108,7 +108,7 @@ def test_a_model_without_a_tokenizer_is_refused_by_its_path(made, tmp_path, name
         evaluate.evaluate(c)
 
 
-def test_the_configs_tasks_read_tofu_and_what_is_wrong_is_said(tmp_path):
+def test_the_configs_tasks_read_tofu_and_errors_name_what_is_wrong(tmp_path):
     c = config_file.get_config("05")
     assert c.tasks.forget.table == "forget05_perturbed"
     with pytest.raises(FileNotFoundError, match="forget05_perturbed.json"):
@@ -142,7 +142,7 @@ def test_columns_of_a_file_get_our_names(tmp_path):
 
 
 @there("tofu", "forget05_perturbed.jsonl")
-def test_tofus_own_tables_are_tasks():
+def test_tables_of_tofu_are_tasks():
     found = sources.read(config_file.get_config("05").tasks.to_dict(), str(DATA))
     sizes = {name: len(task.rows) for name, task in found.items()}
     assert sizes == {

@@ -168,7 +168,7 @@ def test_gradnorm_is_the_norm_of_each_row_by_itself(made):
         assert_allclose(got[i], norm, rtol=1e-4)
 
 
-def test_parity_mode_has_the_peers_habits(made, tmp_path):
+def test_compat_gives_the_numbers_of_openunlearning(made, tmp_path):
     settings = SETTINGS._replace(compat="openunlearning")
     score(made, tmp_path, settings=settings)
     found = folders.read_rows(tmp_path, "forget")
@@ -187,7 +187,9 @@ def forbid(monkeypatch):
     )
 
 
-def test_the_same_again_does_nothing_and_says_so(made, scored, retrained, monkeypatch):
+def test_a_repeated_evaluation_is_skipped_with_a_message(
+    made, scored, retrained, monkeypatch
+):
     forbid(monkeypatch)
     lines = []
     before = {x: x.stat().st_mtime_ns for x in scored.rglob("*") if x.is_file()}
@@ -230,7 +232,7 @@ def test_only_what_changed_is_done_again(made, other, tmp_path, monkeypatch):
     assert set(again["tasks"]) == {"retain"} and not file.exists()
 
 
-def test_a_retain_log_that_comes_later_asks_nothing_again(
+def test_a_retrained_evaluation_added_later_repeats_no_task(
     made, retrained, tmp_path, monkeypatch
 ):
     assert "forget_quality" not in score(made, tmp_path)["overall"]
@@ -269,7 +271,7 @@ def test_a_model_that_is_not_finite_gets_no_number(made, tmp_path):
     assert folders.read_rows(tmp_path, "forget")[0]["probability"] is None
 
 
-def test_chats_are_asked_in_the_tokenizers_template(made, retrained, tmp_path):
+def test_chat_prompts_use_the_tokenizers_template(made, retrained, tmp_path):
     model, params, _ = made
     tokenizer = tiny.tiny_tokenizer()
     tokenizer.chat_template = (

@@ -64,7 +64,7 @@ def test_log_probabilities_are_those_of_our_scoring(made, decoder):
     assert not any(greedy for _, greedy in found)
 
 
-def test_what_greedy_decoding_gives_is_told(made, decoder):
+def test_continuations_of_greedy_decoding_are_marked(made, decoder):
     model, params, tokenizer = made
     ids = tokenizer.encode("The city")
     batch = {"tokens": np.asarray([ids]), "mask": np.ones((1, len(ids)), bool)}
@@ -76,7 +76,7 @@ def test_what_greedy_decoding_gives_is_told(made, decoder):
     assert [greedy for _, greedy in found] == [True, False, True]
 
 
-def test_a_rolling_text_is_scored_whole_whatever_its_windows(made, decoder):
+def test_every_token_of_a_rolling_text_is_scored_with_any_windows(made, decoder):
     model, params, tokenizer = made
     short, long = "The city is here.", "The river flows to the sea. " * 40
     assert len(tokenizer.encode(long)) > 2 * model.config.max_length
@@ -157,7 +157,7 @@ def test_the_prompt_format_is_that_of_the_training(monkeypatch):
         separator="\n",
         end="\n\n",
     )
-    decoder, asked = chatting("Gemma", prompt_format=chat), {}
+    decoder, given = chatting("Gemma", prompt_format=chat), {}
     assert decoder.chat_template(True) == template
     text = decoder.apply_chat_template(CHAT[1:])
     (row,) = table.render(decoder.tokenizer, ["Where?"], ["Paris."], chat)
@@ -169,14 +169,14 @@ def test_the_prompt_format_is_that_of_the_training(monkeypatch):
     assert begun == "5 May[system]Be.[user]Q: Where?[assistant]In"
 
     def completions(model, params, tokenizer, prompts, **more):
-        asked.update(more, prompts=prompts)
+        given.update(more, prompts=prompts)
         return ["\nParis.\n\nQ: And?"] * len(prompts)
 
     monkeypatch.setattr(evaluate, "completions", completions)
     stops = {"until": ["", "?"], "max_gen_toks": 2}  # the empty one says nothing
     got = decoder.generate_until([request(x, stops) for x in (text, "plain\n")])
     assert got == ["Paris."] * 2
-    assert asked["prompts"] == [row.prompt, "plain\n"]
+    assert given["prompts"] == [row.prompt, "plain\n"]
     other = chatting("Gemma").tokenizer_name
     assert decoder.tokenizer_name != other
     with pytest.raises(ValueError, match="chat=True"):
@@ -184,14 +184,14 @@ def test_the_prompt_format_is_that_of_the_training(monkeypatch):
 
 
 def test_a_turn_ends_where_the_template_ends_it(monkeypatch):
-    gemma, asked = chatting("Gemma"), {}
+    gemma, given = chatting("Gemma"), {}
     monkeypatch.setattr(
-        evaluate, "completions", lambda *x, **more: asked.update(more) or ["a"]
+        evaluate, "completions", lambda *x, **more: given.update(more) or ["a"]
     )
     text = gemma.apply_chat_template(CHAT[1:])
     gemma.generate_until([request(text, {"until": [], "max_gen_toks": 2})])
     end = gemma.tokenizer.convert_tokens_to_ids("<end_of_turn>")
-    assert asked["eos_ids"] == [gemma.eot_token_id, end]
+    assert given["eos_ids"] == [gemma.eot_token_id, end]
 
 
 def test_contexts_and_lists_may_be_empty(decoder):
@@ -246,7 +246,7 @@ def test_texts_over_the_positions_are_counted_and_refused(made, decoder):
 
 
 @pytest.mark.slow
-def test_a_local_task_gives_the_accuracy_of_our_own_scoring(made, tmp_path):
+def test_a_local_task_gives_the_accuracy_of_choose(made, tmp_path):
     model, params, tokenizer = made
     found = choices()
     benchmark.write_task(found, tmp_path)

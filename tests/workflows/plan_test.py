@@ -148,17 +148,17 @@ def test_candidates_of_a_mixture_split_its_experts():
 
 
 def test_a_search_compiles_the_meshes_with_an_expert_axis(monkeypatch):
-    config, asked = config_of({}), []
+    config, tried = config_of({}), []
     config.model.fields.experts = dict(num=4, per_token=2)
 
     def planned(config, topology, mesh):
-        asked.append(dict(mesh))
+        tried.append(dict(mesh))
         raise library.DoesNotFit("too large")
 
     monkeypatch.setattr(plan, "planned", planned)
     plan.search(config, "cpu:8", lambda line: None)
-    assert {"fsdp": 2, "expert": 4, "tensor": 1} in asked
-    assert all(sharding.make_mesh(**mesh).size == 8 for mesh in asked)
+    assert {"fsdp": 2, "expert": 4, "tensor": 1} in tried
+    assert all(sharding.make_mesh(**mesh).size == 8 for mesh in tried)
 
 
 def test_a_search_ranks_what_fits_first(monkeypatch, tmp_path):

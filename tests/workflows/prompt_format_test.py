@@ -90,13 +90,13 @@ def test_what_a_run_trained_is_what_an_evaluation_scores(place, name, monkeypatc
             other = evaluated(run / "model", place, place / "other-eval", **other)
         assert other["probability"] < 0.5 and other["end_nll"] > 3
     # The run's own format is the default of its evaluation and of its attacks.
-    asked = {}
+    seen = {}
 
     def attacked(path, fact_set, output, *, settings, **more):
-        asked["attack"] = settings.prompt_format
+        seen["attack"] = settings.prompt_format
 
     def scored(run, record, eval_tasks, options, **more):
-        asked["evaluation"] = options.settings.prompt_format
+        seen["evaluation"] = options.settings.prompt_format
 
     monkeypatch.setattr(attack_run, "attack_model", attacked)
     monkeypatch.setattr(evaluation.of_run, "evaluate_run", scored)
@@ -105,7 +105,7 @@ def test_what_a_run_trained_is_what_an_evaluation_scores(place, name, monkeypatc
     task = {"source": "file", "path": rows}
     given = {"forget": task, "retain": task}
     evaluation.evaluate({"model": str(run), "tasks": given})
-    assert asked == dict.fromkeys(("attack", "evaluation"), record.prompt_format)
+    assert seen == dict.fromkeys(("attack", "evaluation"), record.prompt_format)
 
 
 def test_settings_that_need_a_chat_are_refused():

@@ -41,7 +41,7 @@ def runs(tmp_path):
     return folders.three(tmp_path / "runs")
 
 
-def test_the_page_holds_every_model_and_needs_nothing_beside_it(runs, tmp_path):
+def test_the_page_holds_every_model_and_is_self_contained(runs, tmp_path):
     out = tmp_path / "out"
     note, command = "2 < 3 & so on", "jaxunlearn report"
     report.write(read.load([runs]), out, note=note, command=command)
@@ -132,7 +132,7 @@ def test_parts_of_a_joint_term_share_a_panel_with_terms_that_stand_apart(runs):
     }
 
 
-def test_examples_are_spread_and_as_many_as_asked(runs):
+def test_as_many_examples_as_requested_are_spread_over_the_rows(runs):
     found = read.load([runs])
     rows = [dict(found[0].tokens["forget"][0], id=i) for i in range(10)]
     many = [
@@ -183,9 +183,12 @@ def test_attacks_and_the_card_are_shown_where_they_are(runs, tmp_path):
 
 
 def test_what_the_attack_driver_writes_is_shown(runs, tmp_path):
-    own, both = {"completion": 0.0, "choice": 0.25}, {"choice": {"attack": "relearn"}}
+    values, both = (
+        {"completion": 0.0, "choice": 0.25},
+        {"choice": {"attack": "relearn"}},
+    )
     both["choice"] |= {"before": 0.25, "after": 0.75}
-    row = {"name": "relearn", "num_facts": 4, "before": own, "forget": own}
+    row = {"name": "relearn", "num_facts": 4, "before": values, "forget": values}
     card = {"about": {"chance": 0.25}, "rows": [row], "strongest": both}
     card |= {"leak": {"unlearned": {"1": 0.1, "10": 0.4}}, "rtt": {"rate": 0.5}}
     folders.put(runs / "npo" / "card.json", card | {"not_run": {"gguf": "no file"}})

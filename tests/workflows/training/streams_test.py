@@ -58,7 +58,7 @@ def test_files_and_tables_become_streams(write, tmp_path):
     assert got["retain"]["tokens"].shape == (1, 32)
 
 
-def test_chats_of_the_tokenizers_own_template(write, monkeypatch):
+def test_chats_with_the_tokenizers_template(write, monkeypatch):
     tokenizer = tiny.tiny_tokenizer()
     tokenizer.chat_template = "{% for m in messages %}[{{ m['content'] }}]{% endfor %}"
     monkeypatch.setattr(tiny, "tiny_tokenizer", lambda: tokenizer)
@@ -75,7 +75,7 @@ def test_chats_of_the_tokenizers_own_template(write, monkeypatch):
     assert tokenizer.decode(row[got["answer"][0]]) == "Town 1.]"
 
 
-def test_running_text_is_cut_into_whole_rows(write, tmp_path):
+def test_running_text_is_cut_into_full_rows(write, tmp_path):
     tokenizer = tiny.tiny_tokenizer()
     texts = [f"The river {i} flows to the sea, and on." for i in range(9)]
     ids = tokenizer("\n\n".join(texts))["input_ids"]
