@@ -82,6 +82,17 @@ def _harness(content: Content) -> str:
     )
 
 
+def _cost(content: Content) -> str:
+    parts = [
+        f"{name} {axis['exponent']:.2f}{'' if axis['met'] else ' (**not met**)'}"
+        for name, axis in content["axes"].items()
+    ]
+    return (
+        f"exponents, where 1 is linear and at most {content['limit']:g} is asked: "
+        + ", ".join(parts)
+    )
+
+
 def _loop(content: Content) -> str:
     ahead, waits = content["ahead"], content["waits"]
     trace, second = ahead["trace"], content["relearn"]["second"]
@@ -126,6 +137,12 @@ BENCHMARKS: Mapping[str, tuple[str, str, Callable[[Content], str], str]] = {
         "step --output FILE",
         _step,
         "[JSON](results/step_smollm2_cpu.json)",
+    ),
+    "cost": (
+        "How does the cost of steps, evaluations and attacks grow with the work?",
+        "cost --output PREFIX",
+        _cost,
+        "[plot](results/cost.png), [JSON](results/cost.json)",
     ),
     "loop": (
         "Does the training loop wait for a step, and does an attack compile twice?",

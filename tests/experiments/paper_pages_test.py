@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 pytest.importorskip("sklearn")
+from experiments.benchmarks import cost, generate, harness, methods, plan_table
 from experiments.benchmarks import figures as benchmarks
-from experiments.benchmarks import generate, harness, methods, plan_table
 from experiments.bilevel import figures as bilevel
 from experiments.blur import run as blur
 from experiments.comparison import figures as comparison
@@ -40,6 +40,7 @@ BENCHMARKS = {
     "plan": plan_table.markdown,
 }
 PLOTS = {
+    "benchmarks/cost": cost.draw,
     "bilevel/weigh": bilevel.draw_weigh,
     "bilevel/error": bilevel.draw_error,
     "comparison/small": comparison.draw,
