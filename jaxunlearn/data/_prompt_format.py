@@ -38,8 +38,9 @@ def _template_text(template: str) -> str:
         text = path.read_text(encoding="utf-8")
         if path.suffix == ".json":
             text = json.loads(text)["chat_template"]
-        if problem := _checks.not_text(text):
-            raise ValueError(problem)
+        problem = _checks.not_text(text)
+        if problem or "{" not in text:
+            raise ValueError(problem or "a text without Jinja")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(
             "The prompt format needs a chat template, as Jinja text or a file (.jinja, "

@@ -42,18 +42,24 @@ NEW_TOKENS = 256  # the harness's default, for tasks that set no number
 
 CHAT = table.PromptFormat(chat=True)
 _MESSAGE = "MESSAGEx7Q9ZxMESSAGE"  # no template changes it and no text contains it
+# A conversation that is a text already, with the special tokens that it shows.
+_WRITTEN = table.PromptFormat(
+    chat=True, template="{% for m in messages %}{{ m['content'] }}{% endfor %}"
+)
 
 
 class _Turn(NamedTuple):
-    """What a chat format writes around an answer.
+    """What a chat format writes around a conversation and an answer.
 
     Attributes:
+        starts: the texts before the first message, of a user or of the system.
         opening: the text between the user's message and the separator.
         separator: the text between `opening` and the answer.
         eos_ids: the special tokens in the end of an answer.
         stops: the end of an answer that is ordinary text.
     """
 
+    starts: tuple[str, ...] = ()
     opening: str = ""
     separator: str = ""
     eos_ids: tuple[int, ...] = ()
@@ -98,7 +104,7 @@ class Decoder(api.TemplateLM):
                 "harness.Decoder needs a prompt_format with chat=True, got chat=False. "
                 "Leave it out for texts without a chat, which the task writes."
             )
-        self._format, self._chats = prompt_format, False
+        self._format = prompt_format
         self._eos_ids = set(evaluate.eos_ids(model, tokenizer))
 
     @property
@@ -124,8 +130,8 @@ class Decoder(api.TemplateLM):
 
     def chat_template(self, chat_template: bool | str = False) -> str | None:
         """The chat template as text; the harness asks for it before it applies one."""
-        self._chats = self._chats or bool(chat_template)
-        return self._format.template or super().chat_template(chat_template)
+        given = self._format.template if chat_template else ""
+        return given or super().chat_template(chat_template)
 
     def apply_chat_template(
         self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True
@@ -144,7 +150,6 @@ class Decoder(api.TemplateLM):
         Warns:
             UserWarning: if the template takes no system message, which is left out.
         """
-        self._chats = True
         write = self._opened if add_generation_prompt else self._continued
         messages = [
             {**x, "content": self._format.worded(x["content"])}
@@ -185,21 +190,39 @@ class Decoder(api.TemplateLM):
 
     @functools.cached_property
     def _turn(self) -> _Turn:
-        written = dataclasses.replace(self._format, system="")
-        (row,) = table.render(self.tokenizer, [_MESSAGE], ["x"], written)
+        """That of the format; empty if there is no template that can be used."""
+        written = dataclasses.replace(self._format.unworded, system="")
+        user = [{"role": "user", "content": _MESSAGE}]
+        system = [{"role": "system", "content": _MESSAGE}, *user]
+        try:
+            (row,) = table.render(self.tokenizer, [user], ["x"], written)
+        except ValueError:
+            return _Turn()
+        starts = {row.prompt.partition(_MESSAGE)[0]}
+        try:
+            (other,) = table.render(self.tokenizer, [system], None, written)
+            starts.add(other.prompt.partition(_MESSAGE)[0])
+        except ValueError:
+            pass  # a template without system messages
         ids = table.end_ids(self.tokenizer, written)
-        stops = (row.end,) if row.end and not ids else ()
-        return _Turn(row.prompt.rpartition(_MESSAGE)[2], row.separator, ids, stops)
+        return _Turn(
+            tuple(starts - {""}),
+            row.prompt.rpartition(_MESSAGE)[2],
+            row.separator,
+            ids,
+            (row.end,) if row.end and not ids else (),
+        )
 
     def tok_encode(
         self, string: str, add_special_tokens: bool | None = None, **more: Any
     ) -> list[int]:
         """The tokens of a text; by default with the tokenizer's special tokens, except
-        before a text that starts with the begin token."""
+        before a conversation and a text that starts with the begin token."""
         begin = self.tokenizer.bos_token
         special = add_special_tokens
         if special is None:
-            special = not (begin and string.startswith(begin))
+            begun = begin and string.startswith(begin)
+            special = not (begun or string.startswith(self._turn.starts))
         return self.tokenizer.encode(string, add_special_tokens=special)
 
     def loglikelihood_rolling(
@@ -236,9 +259,7 @@ class Decoder(api.TemplateLM):
             ValueError: if a task needs sampling.
         """
         texts = [""] * len(requests)
-        empty = self.tokenizer.decode([self.prefix_token_id])
-        turn = self._turn if self._chats and requests else _Turn()
-        groups: dict[tuple[int, tuple[str, ...]], list[int]] = {}
+        groups: dict[tuple[int, tuple[str, ...], bool], list[int]] = {}
         for number, request in enumerate(requests):
             settings = request.args[1]
             if settings.get("do_sample") or settings.get("temperature"):
@@ -248,28 +269,31 @@ class Decoder(api.TemplateLM):
                 )
             stops = settings.get("until") or []
             stops = [stops] if isinstance(stops, str) else stops
-            stops = [*filter(None, stops), *turn.stops]
             new = settings.get("max_gen_toks", NEW_TOKENS)
-            groups.setdefault((new, tuple(stops)), []).append(number)
-        for (new, stops), numbers in groups.items():
+            chat = request.args[0].startswith(self._turn.starts)
+            key = (new, tuple(filter(None, stops)), chat)
+            groups.setdefault(key, []).append(number)
+        empty = self.tokenizer.decode([self.prefix_token_id])
+        for (new, stops, chat), numbers in groups.items():
+            turn = self._turn if chat else _Turn()
+            opened = turn.opening + turn.separator
             contexts = [requests[number].args[0] or empty for number in numbers]
-            if turn.separator:  # it is generated with the answer
-                opened = turn.opening + turn.separator
-                contexts = [
-                    text.removesuffix(turn.separator) if text.endswith(opened) else text
-                    for text in contexts
-                ]
+            contexts = [  # the separator is generated with the answer
+                text.removesuffix(turn.separator) if text.endswith(opened) else text
+                for text in contexts
+            ]
             found = evaluate.completions(
                 self._model,
                 self._params,
                 self.tokenizer,
                 contexts,
+                prompt_format=_WRITTEN if chat else table.PLAIN,
                 eos_ids=sorted(self._eos_ids.union(turn.eos_ids)),
                 max_new_tokens=new,
                 batch_size=self._rows,
             )
             for number, text in zip(numbers, found, strict=True):
-                texts[number] = metrics.truncate_at_stop(text, stops)
+                texts[number] = metrics.truncate_at_stop(text, [*stops, *turn.stops])
         return texts
 
     def _loglikelihood_tokens(

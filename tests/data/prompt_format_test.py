@@ -130,12 +130,13 @@ def test_templates_in_files(tmp_path):
     (tmp_path / "b.json").write_text("{}")
     (tmp_path / "c.json").write_text('{"chat_template": [1]}')
     (tmp_path / "d.json").write_text("[]")
+    (tmp_path / "e.json").write_text('{"chat_template": "x"}')
     for name in ("a.jinja", "a.json"):
         found = CHAT.with_settings({"template": str(tmp_path / name)})
         assert found.template == template
         assert found == data.PromptFormat(**json.loads(json.dumps(found.as_dict())))
         assert found == data.PromptFormat(chat=True, template=str(tmp_path / name))
-    broken = [str(tmp_path / f"{name}.json") for name in "bcd"]
+    broken = [str(tmp_path / f"{name}.json") for name in "bcde"]
     for value in (*broken, "nowhere.jinja"):
         with pytest.raises(ValueError, match=f"template='{value}'"):
             CHAT.with_settings({"template": value})

@@ -157,7 +157,7 @@ def test_the_prompt_format_is_that_of_the_training(monkeypatch):
         separator="\n",
         end="\n\n",
     )
-    decoder, given = chatting("Gemma", prompt_format=chat), {}
+    decoder, seen = chatting("Gemma", prompt_format=chat), []
     assert decoder.chat_template(True) == template
     text = decoder.apply_chat_template(CHAT[1:])
     (row,) = table.render(decoder.tokenizer, ["Where?"], ["Paris."], chat)
@@ -168,19 +168,46 @@ def test_the_prompt_format_is_that_of_the_training(monkeypatch):
     begun = decoder.apply_chat_template(begun, add_generation_prompt=False)
     assert begun == "5 May[system]Be.[user]Q: Where?[assistant]In"
 
-    def completions(model, params, tokenizer, prompts, **more):
-        given.update(more, prompts=prompts)
+    def completions(model, params, tokenizer, prompts, **_):
+        seen.extend(prompts)
         return ["\nParis.\n\nQ: And?"] * len(prompts)
 
     monkeypatch.setattr(evaluate, "completions", completions)
     stops = {"until": ["", "?"], "max_gen_toks": 2}  # the empty one says nothing
     got = decoder.generate_until([request(x, stops) for x in (text, "plain\n")])
-    assert got == ["Paris."] * 2
-    assert given["prompts"] == [row.prompt, "plain\n"]
+    assert got == ["Paris.", "Paris.\n\nQ: And"]  # a task's own text has no such end
+    assert seen == [row.prompt, "plain\n"]
     other = chatting("Gemma").tokenizer_name
     assert decoder.tokenizer_name != other
     with pytest.raises(ValueError, match="chat=True"):
         chatting("Gemma", prompt_format=table.PLAIN)
+
+
+def test_only_the_template_writes_the_begin_token_of_a_conversation(monkeypatch):
+    """The tokenizer adds one to other texts; a template of Phi-3's form writes none."""
+    phi, given = chatting("Phi-3"), {}
+    backend = phi.tokenizer.backend_tokenizer
+    backend.post_processor = tiny.tiny_tokenizer(
+        template="<s> $A"
+    ).backend_tokenizer.post_processor
+    text = phi.apply_chat_template(CHAT[1:])
+    trained = table.encode(
+        phi.tokenizer, ["Where?"], ["Paris."], prompt_format=harness.CHAT
+    )
+    ids = trained["tokens"][0][trained["mask"][0]].tolist()
+    before, after = phi._encode_pair(text, "Paris.")
+    assert before + after == ids[: len(before + after)]
+    assert phi.tok_encode("Where?")[0] == phi.tokenizer.bos_token_id
+
+    def generate(model, params, batch, **more):
+        given["tokens"] = batch["tokens"][0][batch["mask"][0]].tolist()
+        return np.zeros((len(batch["tokens"]), 1), int)
+
+    monkeypatch.setattr(evaluate, "generate", generate)
+    phi.generate_until([request(text, {"until": [], "max_gen_toks": 1})])
+    assert given["tokens"] == phi.tok_encode(text) == ids[: len(given["tokens"])]
+    phi.generate_until([request("Where?", {"until": [], "max_gen_toks": 1})])
+    assert given["tokens"] == phi.tok_encode("Where?")
 
 
 def test_a_turn_ends_where_the_template_ends_it(monkeypatch):

@@ -132,14 +132,15 @@ def test_chat_settings_of_a_stream_without_a_chat_are_refused(place, name, value
     config.prompt_format.update({"chat": True, name: value})
     config.data.retain.prompt_format = {"chat": False}
     settings.check(config)
-    given = {"prompt_format": {name: value}, "output": "unused"}
-    rows = str(place / "rows.jsonl")
+    given, rows = {"prompt_format": {name: value}}, str(place / "rows.jsonl")
+    task = {"source": "file", "path": rows}
     for door, more in (
-        (evaluation.evaluate, {"tasks": {"forget": {"source": "file", "path": rows}}}),
-        (attack.attack, {"forget": rows, "retain": rows}),
+        (evaluation.evaluate, {"tasks": {"forget": task}, **given}),
+        (evaluation.evaluate, {"tasks": {"forget": task | {"score": given}}}),
+        (attack.attack, {"forget": rows, "retain": rows, **given}),
     ):
         with pytest.raises(ValueError, match=f"{name}='.*chat=False"):
-            door({"model": str(place / "model"), **given, **more})
+            door({"model": str(place / "model"), "output": "unused", **more})
 
 
 def test_the_template_of_a_stream_is_read_and_recorded(tmp_path):

@@ -70,6 +70,9 @@ def evaluate(
     given = config.get("prompt_format", {})
     prompt_format = prompt_format.with_settings(given)
     prompt_format.check_chat("The evaluation's prompt_format", given)
+    for name, task in c["tasks"].items():
+        given = (task.get("score") or {}).get("prompt_format", {})
+        prompt_format.with_settings(given).check_chat(f"The task {name!r}", given)
     options = evaluation.Options(
         settings=tasks.Settings(prompt_format, **c["score"]),
         judges={name: _judge(name, where) for name, where in c["judges"].items()},
