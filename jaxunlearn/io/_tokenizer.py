@@ -241,7 +241,8 @@ def _as_in_file(transformers, folder: Path, config, core, built) -> Any:
             token = getattr(built, name, None)  # some classes have defaults
             if getattr(found, name, None) is None and token in vocabulary:
                 setattr(found, name, token)
-    if _around(found.backend_tokenizer) != _around(core):
+    word = _word(core)
+    if _around(found.backend_tokenizer, word) != _around(core, word):
         found.backend_tokenizer.post_processor = core.post_processor
     for name in _ADDED:
         found.init_kwargs.pop(name, None)
@@ -261,7 +262,8 @@ def _report(file: Path, config, core, built) -> None:
             stacklevel=7,
         )
         return
-    text, inside = _plain(core, "a"), core.encode("a").ids
+    word = _word(core)
+    text, inside = _plain(core, word), core.encode(word).ids
     starts = [i for i in range(len(inside)) if inside[i : i + len(text)] == text]
     begins = bool(starts) and starts[0] > 0
     ends = bool(starts) and len(inside) > starts[0] + len(text)
@@ -308,17 +310,25 @@ def _same_parts(one: Any, other: Any) -> bool:
 
 def _same_words(one: Any, other: Any) -> bool:
     """Whether two Tokenizers give the same tokens for the probes."""
+    return all(_plain(one, text) == _plain(other, text) for text in PROBES)
+
+
+def _plain(core: Any, text: str) -> list[int] | None:
+    """The tokens of a text; None if it has one that is unknown and there is no token
+    for that."""
     try:
-        return all(_plain(one, text) == _plain(other, text) for text in PROBES)
-    except Exception:  # of a rebuilt tokenizer, for example without an unknown token
-        return False
+        return core.encode(text, add_special_tokens=False).ids
+    except Exception:  # tokenizers raises Exception itself
+        return None
 
 
-def _plain(core: Any, text: str) -> list[int]:
-    return core.encode(text, add_special_tokens=False).ids
-
-
-def _around(core: Any) -> list[list[int]]:
+def _around(core: Any, word: str) -> list[list[int]]:
     """The begin and end tokens of one text and of a pair."""
-    texts = (("a",), ("a", "a"))
+    texts = ((word,), (word, word))
     return [core.encode(*text).ids for text in texts]
+
+
+def _word(core: Any) -> str:
+    """A text that a Tokenizer can encode; one of words may have no unknown token."""
+    words = ("a", *core.get_vocab())
+    return next((word for word in words if _plain(core, word) is not None), "a")
