@@ -63,3 +63,23 @@ def test_decoding_continues_after_the_last_real_token_of_a_right_padded_prompt()
     both = {name: jnp.concatenate([left[name], new[name]], axis=1) for name in new}
     expected = model.apply(params, both).hidden[:, -1:]
     assert_allclose(hidden, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_prepared_kernels_have_the_compute_dtype_and_decode_the_same():
+    model, params = tiny.tiny_model(compute_dtype="bfloat16", qkv_bias=True)
+    batch = tiny.tiny_batch(rows=3, length=10, answer=False)
+    expected, _ = model.decode(params, batch, model.init_cache(3, 10))
+    ready = model.prepare_decode(params)
+    dtypes = {
+        path[-1].key: leaf.dtype
+        for path, leaf in jax.tree_util.tree_leaves_with_path(ready)
+    }
+    assert dtypes == {
+        "kernel": jnp.bfloat16,
+        "embedding": jnp.bfloat16,
+        "scale": jnp.float32,
+        "bias": jnp.float32,
+    }
+    hidden, _ = model.decode(ready, batch, model.init_cache(3, 10))
+    assert_allclose(hidden.astype(float), expected.astype(float), rtol=1e-6)
+    assert_allclose(model.unembed(ready, hidden), model.unembed(params, hidden))
