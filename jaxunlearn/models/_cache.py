@@ -11,7 +11,7 @@ from jaxunlearn.models import _block
 from jaxunlearn.models._config import DecoderConfig
 from jaxunlearn.typing import Array, Batch, Params, PyTree
 
-_CAST = ("kernel", "embedding", "lora_a", "lora_b")  # leaves cast to the compute dtype
+_CAST = ("kernel", "lora_a", "lora_b")  # leaves that are cast to the compute dtype
 
 
 def empty(
@@ -49,13 +49,21 @@ def empty(
     }
 
 
-def prepare_decode(config: DecoderConfig, params: Params) -> Params:
+def prepare_decode(
+    config: DecoderConfig, params: Params, *, split: bool = True
+) -> Params:
     """The params in the layout that `decode` reads fastest, for a loop over tokens.
 
     On CPUs `blocks` becomes a tuple with a copy of each layer's weights. Otherwise XLA
-    would copy every layer out of the stack for every token. Kernels and embeddings are
-    cast to the compute dtype there, as every use of them does, so that a loop reads
-    half of the bytes in bfloat16 and casts nothing.
+    would copy every layer out of the stack for every token. Kernels are cast to the
+    compute dtype there, as every product does, so that a loop reads half of the bytes
+    in bfloat16 and casts nothing. A tied embedding is cast for the logits only, as the
+    leaf `embed/unembedding`.
+
+    Args:
+        config: the model.
+        params: from `decoder.init`, or the result of an earlier call.
+        split: False only casts, for a loop over `decoder.apply`.
     """
     if sharding.platform() != "cpu" or isinstance(params["blocks"], tuple):
         return params
@@ -65,11 +73,21 @@ def prepare_decode(config: DecoderConfig, params: Params) -> Params:
         return leaf.astype(dtype) if path[-1].key in _CAST else leaf
 
     params = jax.tree_util.tree_map_with_path(ready, params)
-    blocks = tuple(
-        jax.tree.map(lambda leaf, index=index: leaf[index], params["blocks"])
+    embed = params["embed"]
+    if config.tied and dtype != embed["embedding"].dtype:
+        both = embed | {"unembedding": embed["embedding"].astype(dtype)}
+        params = params | {"embed": both}
+    if not split:
+        return params
+    return params | {"blocks": _layers(config, params["blocks"])}
+
+
+def _layers(config, blocks):
+    """The stacked leaves of all layers as a tuple with those of each."""
+    return tuple(
+        jax.tree.map(lambda leaf, index=index: leaf[index], blocks)
         for index in range(config.layers)
     )
-    return {**params, "blocks": blocks}
 
 
 def decode(
@@ -143,7 +161,7 @@ def decode(
 def _unrolled(config, body, x, blocks, keys, values):
     """Like `lax.scan` of the body, over layers in separate arrays."""
     if not isinstance(blocks, tuple):
-        blocks = prepare_decode(config, {"blocks": blocks})["blocks"]
+        blocks = _layers(config, blocks)
     _, *others = _block.scan_inputs(config, None, config.layers)
     caches = []
     for i, (block, k, v) in enumerate(zip(blocks, keys, values, strict=True)):

@@ -327,7 +327,9 @@ def unembed(config: DecoderConfig, params: Params, hidden: Array) -> Array:
     # Without these constraints every fsdp rank computes the full product: the result is
     # right but slow.
     if config.tied:
-        kernel, split = params["embed"]["embedding"], ("tensor", None)
+        embed = params["embed"]  # `prepare_decode` adds a copy in the compute dtype
+        kernel = embed.get("unembedding", embed["embedding"])
+        split = ("tensor", None)
     else:
         kernel, split = params["unembed"]["kernel"], (None, "tensor")
     kernel = sharding.constrain(_matmul.cast(kernel, dtype), *split)

@@ -66,7 +66,8 @@ def test_decoding_continues_after_the_last_real_token_of_a_right_padded_prompt()
 
 
 def test_prepared_kernels_have_the_compute_dtype_and_decode_the_same():
-    model, params = tiny.tiny_model(compute_dtype="bfloat16", qkv_bias=True)
+    settings = dict(compute_dtype="bfloat16", qkv_bias=True, tied=True)
+    model, params = tiny.tiny_model(**settings)
     batch = tiny.tiny_batch(rows=3, length=10, answer=False)
     expected, _ = model.decode(params, batch, model.init_cache(3, 10))
     ready = model.prepare_decode(params)
@@ -76,10 +77,15 @@ def test_prepared_kernels_have_the_compute_dtype_and_decode_the_same():
     }
     assert dtypes == {
         "kernel": jnp.bfloat16,
-        "embedding": jnp.bfloat16,
+        "embedding": jnp.float32,
+        "unembedding": jnp.bfloat16,
         "scale": jnp.float32,
         "bias": jnp.float32,
     }
     hidden, _ = model.decode(ready, batch, model.init_cache(3, 10))
     assert_allclose(hidden.astype(float), expected.astype(float), rtol=1e-6)
     assert_allclose(model.unembed(ready, hidden), model.unembed(params, hidden))
+    stacked = model.prepare_decode(params, split=False)
+    assert stacked["blocks"]["mlp"]["up"]["kernel"].dtype == jnp.bfloat16
+    found, full = (model.apply(x, batch).hidden for x in (stacked, params))
+    assert_allclose(found.astype(float), full.astype(float), rtol=1e-6)
