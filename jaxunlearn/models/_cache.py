@@ -49,9 +49,7 @@ def empty(
     }
 
 
-def prepare_decode(
-    config: DecoderConfig, params: Params, *, split: bool = True
-) -> Params:
+def prepare_decode(config: DecoderConfig, params: Params) -> Params:
     """The params in the layout that `decode` reads fastest, for a loop over tokens.
 
     On CPUs `blocks` becomes a tuple with a copy of each layer's weights. Otherwise XLA
