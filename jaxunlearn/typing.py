@@ -102,9 +102,8 @@ class Model(NamedTuple):
             arrays with five axes, which have all layers; a scalar counts the tokens of
             a row so far.
         decode: (params, batch, cache) -> (hidden, cache), appends the batch's tokens.
-        prepare_decode: (params, *, split=True) -> params in the layout that a loop of
-            `decode` reads fastest, or with split=False a loop of `apply`, which `packs`
-            needs; None if that is their usual layout.
+        prepare_decode: params -> params in the layout that a loop of `decode` reads
+            fastest; None if that is their usual layout.
         rules: how the params are placed on a mesh, for `sharding.by_rules`.
         low_rank: whether `apply` adds x @ lora_a @ lora_b to the product of a kernel
             that has the leaves `lora_a` and `lora_b` (`wrap.lora`).

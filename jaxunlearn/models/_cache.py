@@ -57,11 +57,6 @@ def prepare_decode(config: DecoderConfig, params: Params) -> Params:
     compute dtype there, as every product does, so that a loop reads half of the bytes
     in bfloat16 and casts nothing. A tied embedding is cast for the logits only, as the
     leaf `embed/unembedding`.
-
-    Args:
-        config: the model.
-        params: from `decoder.init`, or the result of an earlier call.
-        split: False only casts, for a loop over `decoder.apply`.
     """
     if sharding.platform() != "cpu" or isinstance(params["blocks"], tuple):
         return params
@@ -75,8 +70,6 @@ def prepare_decode(config: DecoderConfig, params: Params) -> Params:
     if config.tied and dtype != embed["embedding"].dtype:
         both = embed | {"unembedding": embed["embedding"].astype(dtype)}
         params = params | {"embed": both}
-    if not split:
-        return params
     return params | {"blocks": _layers(config, params["blocks"])}
 
 

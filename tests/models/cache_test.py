@@ -85,7 +85,3 @@ def test_prepared_kernels_have_the_compute_dtype_and_decode_the_same():
     hidden, _ = model.decode(ready, batch, model.init_cache(3, 10))
     assert_allclose(hidden.astype(float), expected.astype(float), rtol=1e-6)
     assert_allclose(model.unembed(ready, hidden), model.unembed(params, hidden))
-    stacked = model.prepare_decode(params, split=False)
-    assert stacked["blocks"]["mlp"]["up"]["kernel"].dtype == jnp.bfloat16
-    found, full = (model.apply(x, batch).hidden for x in (stacked, params))
-    assert_allclose(found.astype(float), full.astype(float), rtol=1e-6)
