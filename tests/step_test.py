@@ -132,7 +132,7 @@ def test_ragged_microbatches_equal_the_whole_batch(name):
         parts = {"both": terms.joint(parts, {"forget": 0.5, "retain": 2.0})}
     tx = optax.chain(COMBINERS[name](), optax.sgd(0.1))
     results = []
-    for num_microbatches in (1, 2, 4) if name == "blur" else (1, 2):
+    for num_microbatches in (1, 4) if name == "blur" else (1, 2):
         step = jax.jit(steps.make_step(parts, tx, num_microbatches=num_microbatches))
         state = steps.init_state(params, tx, KEY)
         state, metrics = step(state, language_streams(), Frozen())

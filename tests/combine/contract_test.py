@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The contract of all combiners. A new combiner is one row of COMBINERS."""
 
-from functools import partial
+from functools import cache, partial
 
 import jax
 import jax.numpy as jnp
@@ -51,6 +51,16 @@ COMBINERS = {
     "saliency": lambda: combine.saliency(combine.blur(), percentile=50),
 }
 each = pytest.mark.parametrize("make", COMBINERS.values(), ids=COMBINERS)
+# Other settings of a combiner in this table; some promises are slow for them.
+VARIANTS = {x for x in COMBINERS for base in COMBINERS if x.startswith(f"{base}_")}
+
+
+@cache
+def jitted(make):
+    """A combiner and its update, jitted once for all tests."""
+    tx = make()
+    return tx, jax.jit(tx.update)
+
 
 SHAPES = {
     "embed": (16, 8),
@@ -97,10 +107,6 @@ def test_state_has_count_and_float32_stats_of_fixed_keys_from_init_on(make):
     assert shapes(after) == shapes(state)
 
 
-# One setting of each combiner in bfloat16: schedules and scopes do not change dtypes.
-NARROW = ("weighted_sum", "penalty", "primal_dual", "blur", "mgda", "saliency")
-
-
 @pytest.mark.parametrize(
     ("make", "dtype"),
     [
@@ -108,30 +114,32 @@ NARROW = ("weighted_sum", "penalty", "primal_dual", "blur", "mgda", "saliency")
             COMBINERS[name],
             dtype,
             id=f"{dtype}-{name}",
-            marks=[] if dtype == "float32" or name in NARROW else [pytest.mark.slow],
+            marks=[pytest.mark.slow]
+            if dtype == "bfloat16" and name in VARIANTS
+            else [],
         )
         for dtype in ("float32", "bfloat16")
         for name in COMBINERS
     ],
 )
 def test_output_is_one_tree_like_the_params_and_jit_equals_eager(make, dtype):
-    tx = make()
+    tx, run = jitted(make)
     grads, state = gradients(dtype=dtype), tx.init(tree(0))
     update, after = tx.update(grads, state, tree(0))
     assert shapes(update) == shapes(tree(0, dtype=dtype))
     assert after.count == 1
-    jitted = jax.jit(tx.update)(grads, state, tree(0))
+    found = run(grads, state, tree(0))
     close = {"rtol": 2e-2} if dtype == "bfloat16" else {"rtol": 1e-5, "atol": 1e-6}
-    assert_trees_close(jitted[0], update, **close)
-    assert_trees_close(jitted[1].stats, after.stats, rtol=1e-4, atol=1e-5)
+    assert_trees_close(found[0], update, **close)
+    assert_trees_close(found[1].stats, after.stats, rtol=1e-4, atol=1e-5)
 
 
 @each
 @pytest.mark.parametrize("zero", [("forget",), ("retain",), ("forget", "retain")])
 def test_zero_gradients_are_safe(make, zero):
-    tx, grads = make(), gradients()
+    (tx, run), grads = jitted(make), gradients()
     grads |= {name: jax.tree.map(jnp.zeros_like, grads[name]) for name in zero}
-    update, state = jax.jit(tx.update)(grads, tx.init(tree(0)))
+    update, state = run(grads, tx.init(tree(0)), tree(0))
     assert all(np.isfinite(x).all() for x in jax.tree.leaves((update, state)))
     if len(zero) == 2:
         assert not any(np.any(x) for x in jax.tree.leaves(update))
@@ -156,7 +164,15 @@ def test_sharded_equals_unsharded(make, size):
     assert not update["embed"].sharding.is_fully_replicated
 
 
-@each
+@pytest.mark.parametrize(
+    "make",
+    [
+        pytest.param(
+            make, marks=[pytest.mark.slow] if name in VARIANTS else [], id=name
+        )
+        for name, make in COMBINERS.items()
+    ],
+)
 def test_it_works_first_in_a_chain_with_extra_arguments(make):
     tx = optax.chain(make(), optax.clip_by_global_norm(1.0), optax.adamw(1e-2))
     params = tree(0)
