@@ -8,9 +8,9 @@ loop starts a step before it reads the metrics of the one before, and with a hoo
 reads it, where the loop waits for every step. For both it counts how often the loop
 reads from the device, and how often it does so while no later step was started: the
 device then has nothing to do. On CPUs it also reads JAX's trace of the run: how many
-steps were started before the one before had ended, and the time from the end of a step
-to the beginning of the next. Then `attacks.relearn` runs twice, with another rate and
-seed the second time, and the compilations of both calls are counted.
+steps were started before the one before had ended, and how long at most the device had
+nothing to do between two steps. Then `attacks.relearn` runs twice, with another rate
+and seed the second time, and the compilations of both calls are counted.
 """
 
 import argparse

@@ -31,6 +31,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from jaxunlearn import _checks, _packed, data, evaluate, metrics, terms, trees
+from jaxunlearn._ahead import one_behind
 from jaxunlearn.data import table
 from jaxunlearn.evaluate import TokenScores
 from jaxunlearn.typing import Model, Params
@@ -115,10 +116,16 @@ def gradnorms(
         stacked = None  # the model's layers are not stacked in one leaf
     drop_last = settings.compat == "openunlearning"
     found = np.zeros(len(rows["tokens"]), np.float32)
-    for index, width in _buckets(rows["mask"].sum(1), 1, rows["mask"].shape[1]):
-        for i in index:
-            row = {name: np.asarray(x)[i : i + 1, :width] for name, x in rows.items()}
-            found[i] = _gradnorm(params, row, model, stacked, drop_last)
+
+    def started(place):
+        i, width = place
+        row = {name: np.asarray(x)[i : i + 1, :width] for name, x in rows.items()}
+        return i, _gradnorm(params, row, model, stacked, drop_last)
+
+    buckets = _buckets(rows["mask"].sum(1), 1, rows["mask"].shape[1])
+    places = [(i, width) for index, width in buckets for i in index]
+    for i, norm in one_behind(map(started, places)):
+        found[i] = norm
     return found
 
 
