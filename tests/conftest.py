@@ -40,6 +40,16 @@ jax.config.update("jax_numpy_dtype_promotion", "strict")
 gc.set_threshold(50_000, 50, 100)  # tracing makes many objects and few cycles
 
 
+@pytest.fixture(scope="session", autouse=True)
+def auto_is_float32_on_every_machine():
+    """Numbers of tests do not depend on the processor; tests of "auto" name theirs."""
+    from jaxunlearn.models import _matmul
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_matmul, "_processor_flags", frozenset)
+        yield
+
+
 # Linux gives a process 65,530 memory maps, and each loaded program holds several.
 MAPS = Path("/proc/self/maps")
 MAX_MAPS = 40_000

@@ -69,6 +69,7 @@ def main(argv: list[str] | None = None) -> dict:
     texts_before = show.completions(model, params, tokenizer, task)
 
     print(f"Unlearning with {options.method}: {options.steps} steps")
+    print(f"Computing in {model.config.compute_dtype}")
     try:
         unlearned, history, speed = unlearn(model, params, task, options, output)
     except ju.NotFinite as error:
@@ -94,6 +95,7 @@ def main(argv: list[str] | None = None) -> dict:
         "steps": options.steps,
         "seconds": time.perf_counter() - start,
         **speed,
+        "compute_dtype": model.config.compute_dtype,
         "versions": versions(),
         "facts": {
             name: {"evaluated": task.num_evaluated[name], "known": len(known)}
@@ -193,7 +195,7 @@ def load(path):
     try:
         path = hf.smollm2_path() if path is None else path
         print(f"Loading {path}")
-        model, params, tokenizer = hf.load(path)
+        model, params, tokenizer = hf.load(path, compute_dtype="auto")
         if tokenizer is None:
             raise ValueError(
                 f"The quickstart needs a model with a tokenizer, got {path} without "

@@ -75,7 +75,8 @@ def load(
         base: the base model of an adapter, onto which it is merged; None for
             base_model_name_or_path of adapter_config.json.
         dtype: dtype of the params; use float32 for training.
-        compute_dtype: dtype of activations and matrix products.
+        compute_dtype: dtype of activations and matrix products, or "auto", the faster
+            of bfloat16 and float32 here; `model.config` says which.
         remat: what the backward pass recomputes, as in DecoderConfig.
         attention: implementation of attention, as in DecoderConfig.
         mesh: creates every leaf in its shards on this mesh; None for the default

@@ -5,6 +5,7 @@ another."""
 import dataclasses
 
 from jaxunlearn import _checks
+from jaxunlearn.models import _matmul
 
 ROPE_KINDS = ("default", "linear", "dynamic", "yarn", "longrope", "llama3")
 NORMS = ("rms", "rms_plus_one", "layer", "layer_unscaled")
@@ -144,7 +145,8 @@ class DecoderConfig:
         experts: the mixture of experts in every layer; None for an MLP.
         compute_dtype: dtype of activations and matrix products; params keep theirs.
             On CPUs bfloat16 is the dtype of what is multiplied, and activations
-            between products stay float32.
+            between products stay float32. "auto" becomes the faster of bfloat16 and
+            float32 on the platform where the config is made.
         remat: what the backward pass recomputes in each block: "none", "dots"
             (everything but the products with weight matrices), "offload" (the same, but
             these products wait in pinned memory of the host), "mlp" (everything but
@@ -215,7 +217,10 @@ class DecoderConfig:
         )
         _checks.one_of("DecoderConfig", REMAT, remat=self.remat)
         _checks.one_of("DecoderConfig", ATTENTION, attention=self.attention)
-        _checks.one_of("DecoderConfig", DTYPES, compute_dtype=self.compute_dtype)
+        dtypes = ("auto", *DTYPES)
+        _checks.one_of("DecoderConfig", dtypes, compute_dtype=self.compute_dtype)
+        if self.compute_dtype == "auto":
+            object.__setattr__(self, "compute_dtype", _matmul.fastest_dtype())
         _checks.one_of("DecoderConfig", NORMS, norm=self.norm)
         _checks.one_of("DecoderConfig", ACTIVATIONS, activation=self.activation)
         _checks.one_of("DecoderConfig", QK_NORMS, qk_norm_over=self.qk_norm_over)

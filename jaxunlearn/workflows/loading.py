@@ -18,7 +18,7 @@ def load(
     path: str | os.PathLike,
     *,
     dtype: str = "float32",
-    compute_dtype: str = "float32",
+    compute_dtype: str = "auto",
     mesh: Mesh | None = None,
 ) -> tuple[Model, Params, Any]:
     """(model, params, tokenizer) for a workflow that reads texts.
@@ -27,7 +27,7 @@ def load(
         path: as in hf.load: a folder, a GGUF file, an adapter, a name on the hub, or
             "smollm2".
         dtype: of the params.
-        compute_dtype: of the activations.
+        compute_dtype: as in hf.load; `model.config` has what "auto" stands for.
         mesh: where the params are placed; one device if None.
     Raises:
         FileNotFoundError, ValueError: if there is no such model, or no tokenizer.

@@ -2,6 +2,7 @@
 """The product of activations and kernels, and its two gradients, in bfloat16."""
 
 import re
+import types
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
+from jaxunlearn import models, sharding
 from jaxunlearn.models import _matmul
 
 ROWS, IN, OUT = (4, 16), 32, 48
@@ -141,3 +143,27 @@ def test_products_of_few_rows_or_columns_run(rows, width, out):
     assert_array_equal(y, np.full((rows, out), 0.125 * width))
     assert_array_equal(dx, np.full((rows, width), 0.25 * out))
     assert_array_equal(dkernel, np.full((width, out), 0.5 * rows))
+
+
+@pytest.mark.parametrize(
+    "platform, flags, capabilities, expected",
+    [
+        ("cpu", {"avx512f", "avx512_bf16"}, (), "bfloat16"),
+        ("cpu", {"avx512f"}, (), "float32"),
+        ("cpu", set(), (), "float32"),
+        ("gpu", set(), ("7.5",), "float32"),
+        ("gpu", set(), ("9.0",), "bfloat16"),
+        ("tpu", set(), (), "bfloat16"),
+    ],
+)
+def test_auto_is_the_faster_dtype(monkeypatch, platform, flags, capabilities, expected):
+    devices = [types.SimpleNamespace(compute_capability=c) for c in capabilities]
+    monkeypatch.setattr(sharding, "platform", lambda: platform)
+    monkeypatch.setattr(jax, "local_devices", lambda: devices)
+    monkeypatch.setattr(_matmul, "_processor_flags", lambda: frozenset(flags))
+    assert _matmul.fastest_dtype() == expected
+    config = models.DecoderConfig(
+        **dict(family="llama", vocab=32, width=16, layers=3, heads=4, kv_heads=2),
+        **dict(head_dim=4, hidden=24, positions=64, compute_dtype="auto"),
+    )
+    assert config.compute_dtype == expected

@@ -104,13 +104,15 @@ def markdown(card: Mapping[str, Any], about: Mapping[str, Any]) -> str:
     """The card as Markdown text."""
     facts = about["facts"]
     known = f" (known to the original by {about['known']})" if about["known"] else ""
+    dtype = about.get("compute_dtype")
+    dtype = f", computed in {dtype}" if dtype else ""
     out = [
         f"# Robustness card of {about['model']}",
         "",
         f"Made by `{about['command']}`: {facts['forget']} facts to forget, "
         f"{facts['retain']} to retain{known}, seed {about['seed']}, "
-        f"{about['seconds']:.0f} s. *Completion*: share of facts whose answer is in "
-        "the greedy completion. *Choice*: share of facts whose right choice has the "
+        f"{about['seconds']:.0f} s{dtype}. *Completion*: share of facts whose answer is "
+        "in the greedy completion. *Choice*: share of facts whose right choice has the "
         "highest "
         f"log-probability (chance level {about['chance']:.2f}). *Probability*: of a "
         "token of the answer (geometric mean over its tokens). Numbers are means over "

@@ -30,7 +30,7 @@ def defaults() -> dict[str, Any]:
         "attacks": {name: dict(x) for name, x in jobs.THOROUGH.items()},
         "only": "",  # names of attacks between commas; all if empty
         "dtype": "float32",
-        "compute_dtype": "float32",
+        "compute_dtype": "auto",  # the faster of bfloat16 and float32
     }
 
 

@@ -41,7 +41,7 @@ def attack_model(
     known: str = "",
     seed: int = 0,
     dtype: str = "float32",
-    compute_dtype: str = "float32",
+    compute_dtype: str = "auto",
     command: str = "",
     progress: bool = False,
 ) -> tuple[dict[str, Any], str]:
@@ -81,12 +81,14 @@ def attack_model(
     models = _Models({"original": original, "model": path}, dtype, compute_dtype)
     results: dict[str, dict[str, Any]] = {}
     not_run: dict[str, str] = {}
+    ran_in = None
     bar = tqdm(
         work, disable=not progress, unit="attack", dynamic_ncols=True, file=sys.stderr
     )
     for job in bar:
         bar.set_postfix_str(job.name)
         model_key, *loaded = models.load(job.target)
+        ran_in = getattr(loaded[0].config, "compute_dtype", None)
         context = jobs.Context(*loaded, fact_set, settings, seed, progress)
         del loaded
         key = records.digest(
@@ -131,6 +133,7 @@ def attack_model(
         "seconds": time.perf_counter() - start,
         "versions": records.versions(*LIBRARIES),
         "devices": records.devices(),
+        "compute_dtype": ran_in,
     }
     text = card.markdown(numbers, about)
     records.write(output / "card.json", {"about": about, **numbers})

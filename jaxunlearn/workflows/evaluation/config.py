@@ -32,7 +32,7 @@ def defaults() -> dict[str, Any]:
         "batch_size": 32,
         "num_resamples": 1000,  # of the bootstrap
         "dtype": "float32",
-        "compute_dtype": "float32",
+        "compute_dtype": "auto",  # the faster of bfloat16 and float32
         "mesh": dict.fromkeys(sharding.AXES, 1),
     }
 

@@ -50,7 +50,7 @@ class Options(NamedTuple):
     num_resamples: int = 1000
     mesh: Mesh | None = None
     dtype: str = "float32"
-    compute_dtype: str = "float32"
+    compute_dtype: str = "auto"
     command: str = ""
     log_fn: Callable[[str], None] = lambda line: None
 
@@ -195,6 +195,7 @@ def evaluate_model(
         "command": options.command,
         "seconds": seconds,
         "devices": records.devices(),
+        "compute_dtype": getattr(model.config, "compute_dtype", None),
         "settings": common,
     }
     records.write(output / "about.json", about)

@@ -19,7 +19,15 @@ from jaxunlearn.workflows.evaluation import tasks
 
 ROLES = ("original", "retrained", "unlearned")
 PARTS = ("about.json", "metrics.json")
-OPTIONAL = ("method", "seed", "seconds", "devices", "params_digest", "command")
+OPTIONAL = (
+    "method",
+    "seed",
+    "seconds",
+    "devices",
+    "compute_dtype",
+    "params_digest",
+    "command",
+)
 NOT_COMPARED = ("gradnorm",)  # settings that change no number of another name
 
 Number = Mapping[str, Any]

@@ -76,7 +76,7 @@ def run(
     tokenizer = hf.load_tokenizer(config.model.path) if config.model.path else None
     pairs = build.pairs(config, model)
     rows = streams.read(config, model, tokenizer, pairs=pairs)
-    config = _completed(config, rows)
+    config = _completed(config, rows, model)
     built = build.pieces(config)
     plain = json.loads(json.dumps(config.to_dict()))
 
@@ -148,10 +148,14 @@ def run(
     return result
 
 
-def _completed(config: ConfigDict, rows: Mapping[str, streams.Stream]) -> ConfigDict:
-    """The config with what the rows gave: columns, lengths, and the number of steps."""
+def _completed(
+    config: ConfigDict, rows: Mapping[str, streams.Stream], model: Model
+) -> ConfigDict:
+    """The config with what the rows gave: columns, lengths, and the number of steps;
+    and with the dtype that the model computes in."""
     config = config.copy_and_resolve_references()
     with config.unlocked():
+        config.model.compute_dtype = model.config.compute_dtype
         for name, stream in rows.items():
             config.data[name] = stream.settings
     if not config.steps:

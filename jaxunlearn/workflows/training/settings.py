@@ -91,7 +91,7 @@ def defaults() -> ConfigDict:
                 "preset": "",  # or a name in training/presets.py, random weights
                 "fields": {},  # or, or in addition, fields of DecoderConfig
                 "dtype": "float32",
-                "compute_dtype": "float32",
+                "compute_dtype": "auto",  # the faster of bfloat16 and float32
                 "remat": "full",
                 "attention": "xla",  # or "auto", "cudnn", "splash"
             },
