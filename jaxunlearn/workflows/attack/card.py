@@ -111,9 +111,9 @@ def markdown(card: Mapping[str, Any], about: Mapping[str, Any]) -> str:
         "",
         f"Made by `{about['command']}`: {facts['forget']} facts to forget, "
         f"{facts['retain']} to retain{known}, seed {about['seed']}, "
-        f"{about['seconds']:.0f} s{dtype}. *Completion*: share of facts whose answer is "
-        "in the greedy completion. *Choice*: share of facts whose right choice has the "
-        "highest "
+        f"{about['seconds']:.0f} s{dtype}. *Completion*: share of facts whose answer "
+        "is in the greedy completion. *Choice*: share of facts whose right choice has "
+        "the highest "
         f"log-probability (chance level {about['chance']:.2f}). *Probability*: of a "
         "token of the answer (geometric mean over its tokens). Numbers are means over "
         "facts.",
