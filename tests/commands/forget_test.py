@@ -111,6 +111,7 @@ def test_finetune_reads_csv_and_finds_the_columns(run, files, tmp_path):
     assert record.action == "finetune"
     assert record.streams["train"].prompt == "question"
     assert record.config["steps"] == 4  # 5 passes over 10 rows, 16 at a time
+    assert record.config["model"]["compute_dtype"] == "float32"  # of "auto"
     scores = json.loads((tmp_path / "result.json").read_text())["scores"]
     assert scores["after"]["train"]["nll"] < scores["before"]["train"]["nll"]
 

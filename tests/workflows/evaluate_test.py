@@ -23,6 +23,7 @@ def numbers(folder):
 
 def test_the_folder_holds_what_is_promised(scored):
     about = json.loads((scored / "about.json").read_text())
+    assert about["compute_dtype"] == "float32"  # of "auto"
     assert about["name"] == "eval" and about["role"] == "unlearned"
     assert (about["method"], about["seed"], about["command"]) == ("npo", 3, "here")
     assert set(about["data"]) == set(all_tasks()) and about["seconds"] > 0
