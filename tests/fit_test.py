@@ -18,7 +18,7 @@ from numpy.testing import assert_array_equal
 
 import jaxunlearn as ju
 from jaxunlearn import combine, sharding
-from jaxunlearn.io import log
+from jaxunlearn.io import log, preempt
 from jaxunlearn.typing import Frozen, Total
 from tests import tiny
 
@@ -361,3 +361,35 @@ def test_seconds_add_up_to_the_time_of_the_loop():
     begin = time.perf_counter()
     _, entries = run(5)
     assert 0 < sum(x["seconds"] for x in entries) <= time.perf_counter() - begin
+
+
+def test_the_hook_of_checkpoints_waits_for_regular_steps_and_after_a_signal(
+    monkeypatch,
+):
+    saved, taken, signal = [], [], []
+
+    def save(_, done, state, *, data, config):
+        saved.append((done, int(state.step), data))
+
+    def counted():
+        for number in itertools.count():
+            taken.append(number)
+            yield batch(number)
+
+    def arrives(_, entry):
+        if entry["step"] == 3:
+            signal.append("SIGTERM")
+
+    monkeypatch.setattr(preempt.checkpoint, "save", save)
+    hook = preempt.hook(
+        None, every=3, steps=9, stop=lambda: bool(signal), data=lambda _: len(taken)
+    )
+    step, state = make()
+    step, events = spied(monkeypatch, step)
+    hooks = [does_not_read(arrives), hook]
+    state, entries = ju.fit(step, state, counted(), steps=9, hooks=hooks)
+    # The signal came while the fifth step ran, which is saved, and so is the position
+    # of the loader after as many batches.
+    assert saved == [(3, 3, 3), (5, 5, 5)]
+    assert int(state.step) == len(entries) == 5
+    assert events[:6] == ["start", "start", "read", "start", "read", "read"]
