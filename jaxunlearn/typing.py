@@ -110,6 +110,9 @@ class Model(NamedTuple):
         packs: `apply` again, if it takes the columns `positions` and `ends`, with which
             a row holds several sequences and shared beginnings once (the decoder's
             `apply`). A copy of the model with another `apply` is run without them.
+        target_logps: (params, hidden [B, L, D], targets [B, L]) -> their
+            log-probabilities [B, L] float32, without an array of logits; None to
+            compute them from `unembed`.
     """
 
     init: Callable[[PRNGKey], Params]
@@ -123,6 +126,7 @@ class Model(NamedTuple):
     rules: Rules = ((".*", ()),)
     low_rank: bool = False
     packs: Callable[..., Outputs] | None = None
+    target_logps: Callable[[Params, Array, Array], Array] | None = None
 
     def __hash__(self) -> int:
         """Hash of the functions, so that a model can be a static argument of jit."""

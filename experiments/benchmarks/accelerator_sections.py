@@ -81,9 +81,20 @@ def _device(sizes: shared.Sizes) -> dict[str, Any]:
         "peak_tflops": None if peak is None else peak / 1e12,
         "matmul_size": sizes.matmul,
         "matmul_tflops": 2e-12 * sizes.matmul**3 / seconds,
-        "versions": {name: metadata.version(name) for name in checkpoint.LIBRARIES},
+        "versions": _versions(),
         "rehearsal": sizes.tiny,
     }
+
+
+def _versions() -> dict[str, str]:
+    """Of what is installed; a machine for this run may lack the rest."""
+    found = {}
+    for name in (*checkpoint.LIBRARIES, "tokamax", "torch"):
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
 
 
 def step_is_right(run: Run) -> None:
@@ -216,10 +227,10 @@ def one_b(run: Run) -> None:
         partial(shared.timed_step, plain, "npo", run.sizes),
     )
     if util.find_spec("tokamax"):
-        other = dataclasses.replace(config, attention="tokamax")
-        run.add(
-            "step 1b npo, tokamax", partial(shared.timed_step, other, "npo", run.sizes)
-        )
+        for setting, part in (("attention", "attention"), ("unembed", "cross-entropy")):
+            other = dataclasses.replace(config, **{setting: "tokamax"})
+            name = f"step 1b npo, tokamax's {part}"
+            run.add(name, partial(shared.timed_step, other, "npo", run.sizes))
 
 
 def three_b(run: Run) -> None:

@@ -36,6 +36,9 @@ def for_sequences(
     settings = {"scale": config.attention_scale or config.head_dim**-0.5}
     if name == "cudnn":
         function, rows = _kernels.cudnn, _kernels.real_first(mask)
+    elif name == "tokamax":
+        function, rows = _kernels.tokamax, _kernels.real_first(mask)
+        settings["softcap"] = config.attention_softcap
     else:
         function, rows = _kernels.splash, mask
         settings["softcap"] = config.attention_softcap

@@ -13,7 +13,8 @@ QK_NORMS = ("head", "all")
 ACTIVATIONS = ("silu", "gelu", "gelu_tanh", "relu")
 REMAT = ("none", "dots", "offload", "mlp", "full")
 DTYPES = ("float32", "bfloat16", "float16")
-ATTENTION = ("xla", "cudnn", "splash", "auto")
+ATTENTION = ("xla", "cudnn", "splash", "tokamax", "auto")
+UNEMBED = ("xla", "tokamax")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -154,9 +155,14 @@ class DecoderConfig:
             of width F) or "full".
         attention: implementation for complete sequences: "xla", correct on every
             platform; "cudnn" on NVIDIA GPUs; "splash", a Pallas kernel, on TPUs, and
-            slowly on CPUs; or "auto", the kernel of the platform if it supports the
-            other settings, else "xla". With "splash" and windows, real tokens must be
-            contiguous. Decoding with a cache always uses "xla".
+            slowly on CPUs; "tokamax", the best kernel of that library for the platform
+            (the extra tokamax, Python 3.12); or "auto", the kernel of the platform if
+            it supports the other settings ("cudnn" or "splash"), else "xla". With
+            "splash" and windows, real tokens must be contiguous. Decoding with a cache
+            always uses "xla".
+        unembed: how terms get the log-probabilities of targets: "xla", from chunks of
+            logits, or "tokamax", by a fused linear cross-entropy of that library, which
+            has a kernel for TPUs and takes logits without cap, divisor and bias.
         eos_ids: ids of the tokens at which generation stops, as the checkpoint names
             them.
         source: text of the config.json the model came from, for saving it again.
@@ -202,6 +208,7 @@ class DecoderConfig:
     compute_dtype: str = "float32"
     remat: str = "full"
     attention: str = "xla"
+    unembed: str = "xla"
     eos_ids: tuple[int, ...] = ()
     source: str = "{}"
 
@@ -221,6 +228,16 @@ class DecoderConfig:
         _checks.one_of("DecoderConfig", dtypes, compute_dtype=self.compute_dtype)
         if self.compute_dtype == "auto":
             object.__setattr__(self, "compute_dtype", _matmul.fastest_dtype())
+        _checks.one_of("DecoderConfig", UNEMBED, unembed=self.unembed)
+        if self.unembed == "tokamax":
+            settings = ("logit_softcap", "logit_divisor", "unembed_bias")
+            for name in settings:
+                if getattr(self, name):
+                    raise ValueError(
+                        "DecoderConfig needs logits without cap, divisor and bias for "
+                        f"unembed='tokamax', got {name}={getattr(self, name)}. Set "
+                        "unembed='xla'."
+                    )
         _checks.one_of("DecoderConfig", NORMS, norm=self.norm)
         _checks.one_of("DecoderConfig", ACTIVATIONS, activation=self.activation)
         _checks.one_of("DecoderConfig", QK_NORMS, qk_norm_over=self.qk_norm_over)

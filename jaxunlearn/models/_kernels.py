@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Attention kernels of single platforms: cuDNN on GPUs, splash (Pallas) on TPUs.
+"""Attention kernels: cuDNN on GPUs, splash (Pallas) on TPUs, tokamax's on both.
 
-Neither creates an array of scores, [B, H, L, L]. For real tokens both compute what
-`_attention.attend` computes. A padded query gets other finite values, which no real
-token reads. Neither is partitioned automatically under jit, so on a mesh each device
-runs its rows and heads under shard_map.
+None creates an array of scores, [B, H, L, L], except tokamax where it has no kernel.
+For real tokens all compute what `_attention.attend` computes. A padded query gets other
+finite values, which no real token reads. None is partitioned automatically under jit,
+so on a mesh each device runs its rows and heads under shard_map.
 
 In bfloat16 splash rounds the scaled queries once more than XLA's form does. In float32
 a TPU multiplies with its default precision, as in XLA's form.
@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jax.extend import backend
 from jax.sharding import PartitionSpec
 
-from jaxunlearn import sharding
+from jaxunlearn import _checks, sharding
 from jaxunlearn.models._config import DecoderConfig
 from jaxunlearn.sharding import BATCH
 from jaxunlearn.typing import Array
@@ -35,7 +35,7 @@ def choose(config: DecoderConfig) -> str:
 
     Raises:
         ValueError: if the named kernel does not support the config, the mesh or the
-            platform.
+            platform. ImportError: for "tokamax" without that library.
     """
     platform = sharding.platform()
     if config.attention == "auto":
@@ -47,6 +47,8 @@ def choose(config: DecoderConfig) -> str:
             f"attention={config.attention!r} needs {needed}, got {came}. Change it, or "
             "set attention='auto', which uses 'xla' where a kernel cannot run."
         )
+    if config.attention == "tokamax":
+        _checks.library("attention='tokamax'", "tokamax", "tokamax")
     return config.attention
 
 
@@ -59,6 +61,8 @@ def _unsupported(
     parts, dtype = sharding.parts_of("context"), config.compute_dtype
     if parts > 1:
         return "unsharded sequences", f"a mesh with context={parts}"
+    if kernel == "tokamax":
+        return None
     if kernel == "splash":
         if platform not in ("tpu", "cpu"):
             return "a TPU (or a CPU, where it is interpreted)", f"a {platform}"
@@ -116,6 +120,39 @@ def cudnn(
         key_value_seq_lengths=lengths,
         local_window_size=None if window is None else (window - 1, 0),
         implementation="cudnn",
+    )
+    return _take(mixed, back)
+
+
+def tokamax(
+    q: Array,
+    k: Array,
+    v: Array,
+    order: tuple[Array, Array, Array],
+    *,
+    scale: float,
+    softcap: float | None = None,
+    window: int | None = None,
+) -> Array:
+    """The best of tokamax's kernels for the platform, for one device.
+
+    Real tokens are moved as in `cudnn`, with the same arguments and result. `softcap`
+    is c, if scaled scores x become c * tanh(x / c). Where tokamax has no kernel, on
+    CPUs for example, it creates the scores.
+    """
+    from tokamax import dot_product_attention
+
+    forth, back, lengths = order
+    q, k, v = (_take(x, forth) for x in (q, k, v))
+    mixed = dot_product_attention(
+        q,
+        k,
+        v,
+        scale=scale,
+        is_causal=True,
+        key_value_seq_lengths=lengths,
+        local_window_size=None if window is None else (window - 1, 0),
+        logits_soft_cap=softcap,
     )
     return _take(mixed, back)
 

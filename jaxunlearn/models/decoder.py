@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxunlearn import _checks, sharding
-from jaxunlearn.models import _attention, _block, _cache, _matmul
+from jaxunlearn.models import _attention, _block, _cache, _fused, _matmul
 from jaxunlearn.models._config import DecoderConfig
 from jaxunlearn.sharding import ROWS
 from jaxunlearn.typing import Array, Batch, Model, Outputs, Params, PRNGKey, Site
@@ -108,6 +108,11 @@ def make(config: DecoderConfig) -> Model:
         prepare_decode=partial(_cache.prepare_decode, config),
         rules=RULES if config.experts is None else _EXPERT_RULES,
         low_rank=True,
+        target_logps=(
+            partial(_fused.target_logps, config)
+            if config.unembed == "tokamax"
+            else None
+        ),
         packs=applied if config.attention in ("auto", "xla") else None,
     )
 

@@ -156,9 +156,15 @@ def logps_of(model, params, hidden, batch, chunk):
         # of masked tokens from the value and the gradient equally well.
         hidden = jnp.where(where[..., None], hidden, jnp.zeros_like(hidden))
         targets = jnp.where(where, targets, jnp.zeros_like(targets))
-        logps = losses.token_logps(model.unembed(params, hidden), targets)
+        if fused:
+            logps = model.target_logps(params, hidden, targets)
+        else:
+            logps = losses.token_logps(model.unembed(params, hidden), targets)
         return jnp.where(where, logps, 0.0)
 
+    fused = model.target_logps is not None and chunk is None
+    if fused:  # without logits there is no reason for chunks
+        return piece(hidden, targets, where)[:, :-1], where[:, :-1]
     chunk = chunk_size(model, params, hidden) if chunk is None else chunk
     return in_chunks(piece, chunk, hidden, targets, where), where[:, :-1]
 

@@ -107,6 +107,7 @@ def lora(model: Model, *, pattern: str, rank: int = 8, alpha: float = 16.0) -> M
         apply=apply,
         unembed=_Reading(apply, model.unembed),
         decode=decode,
+        target_logps=model.target_logps and _Reading(apply, model.target_logps),
         rules=(*_rules(kernels, model), *model.rules),
         packs=apply if model.packs is model.apply else None,
     )

@@ -93,7 +93,7 @@ def defaults() -> ConfigDict:
                 "dtype": "float32",
                 "compute_dtype": "auto",  # the faster of bfloat16 and float32
                 "remat": "full",
-                "attention": "xla",  # or "auto", "cudnn", "splash"
+                "attention": "xla",  # or "auto", "cudnn", "splash", "tokamax"
             },
             "data": {},  # stream -> source, rows a step, length, and the source's keys
             # How prompts and answers are joined: the fields of data.PromptFormat.
