@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Results are read one behind those that are started."""
+"""Results are read one behind those that are started, and programs compiled once."""
 
+import jax
 import numpy as np
 import pytest
 
@@ -55,3 +56,27 @@ def test_evaluation_starts_a_batch_before_it_reads_the_last_one(monkeypatch, sit
     assert count > 1
     wanted = [x for i in range(1, count) for x in (f"start {i}", f"read {i - 1}")]
     assert events == ["start 0", *wanted, f"read {count - 1}"]
+
+
+def test_a_second_evaluation_of_equal_shapes_compiles_nothing():
+    """Other params, and the same rows in another order."""
+    tokenizer = tiny.tiny_tokenizer()
+    model, params = tiny.tiny_model(vocab=len(tokenizer), layers=1)
+    rows = {name: np.asarray(x) for name, x in tiny.tiny_batch(11, 16).items()}
+    choices = [["is", "was here"]] * 3
+
+    def run(params, order, prompts):
+        part = {name: column[order] for name, column in rows.items()}
+        evaluate.answer_logps(model, params, part, batch_size=4)
+        evaluate.token_scores(model, params, part, batch_size=4)
+        evaluate.perplexity(model, params, part, batch_size=4)
+        how = dict(max_new_tokens=2, batch_size=2)
+        evaluate.completions(model, params, tokenizer, prompts, **how)
+        evaluate.choose(model, params, tokenizer, prompts, choices, batch_size=4)
+
+    prompts = ["The sea", "The capital of France", "A young dog is"]
+    run(params, np.arange(11), prompts)
+    half = jax.tree.map(lambda x: x * 0.5, params)
+    with tiny.compilations() as compiled:
+        run(half, np.random.default_rng(0).permutation(11), prompts[::-1])
+    assert compiled == []

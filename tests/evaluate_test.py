@@ -388,25 +388,3 @@ def test_caches_are_sharded_over_the_mesh():
     for leaf in (*cache["keys"], *cache["values"]):
         assert leaf.shape == (8, 2, 16, 4)
         assert leaf.addressable_shards[0].data.shape == (2, 1, 16, 4)
-
-
-def test_a_second_evaluation_of_equal_shapes_compiles_nothing(tokenizer, rows):
-    """Other params, and the same rows in another order."""
-    model, params = tiny.tiny_model(vocab=VOCAB, layers=1)
-    order = np.random.default_rng(0).permutation(11)
-    choices = [OPTIONS[:2]] * len(PROMPTS)
-
-    def run(params, index, prompts):
-        part = {name: column[index] for name, column in rows.items()}
-        evaluate.answer_logps(model, params, part, batch_size=4)
-        evaluate.token_scores(model, params, part, batch_size=4)
-        evaluate.perplexity(model, params, part, batch_size=4)
-        how = dict(max_new_tokens=2, batch_size=2)
-        evaluate.completions(model, params, tokenizer, prompts, **how)
-        evaluate.choose(model, params, tokenizer, prompts, choices, batch_size=4)
-
-    run(params, np.arange(11), PROMPTS)
-    half = jax.tree.map(lambda x: x * 0.5, params)
-    with tiny.compilations() as compiled:
-        run(half, order, PROMPTS[::-1])
-    assert compiled == []
