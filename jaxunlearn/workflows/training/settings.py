@@ -76,6 +76,9 @@ def defaults() -> ConfigDict:
             # How updates of params below float32 are rounded (model.dtype): "nearest",
             # "stochastic" or "masters", as combine.with_rounding describes them.
             "rounding": "nearest",
+            # How moments of the optimizer are stored: "float32", "bfloat16" or "int8",
+            # as combine.with_moments describes them.
+            "moments": "float32",
             "save_every": 10,  # steps between checkpoints
             "keep": 3,  # checkpoints that stay
             # join: joins the other processes of a cluster first. Where JAX does not
@@ -190,6 +193,7 @@ def check(config: ConfigDict) -> ConfigDict:
     _known(config.to_dict(), defaults().to_dict(), "")
     _checks.one_of("The config", MODES, mode=config.mode)
     _checks.one_of("The config", combine.ROUNDINGS, rounding=config.rounding)
+    _checks.one_of("The config", combine.MOMENTS, moments=config.moments)
     if not config.output:
         raise ValueError(
             "A run needs an output folder, got none. Give --output FOLDER."

@@ -7,6 +7,7 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from experiments.configs import capitals, llama31_8b, tiny
+from jaxunlearn import trees
 from jaxunlearn.workflows.training import build, settings
 
 
@@ -44,6 +45,22 @@ def test_rounding_reaches_the_optimizer_and_is_placed_on_the_mesh():
     assert {x.dtype for x in jax.tree.leaves(built.state.opt_state)} == {
         x.dtype for x in jax.tree.leaves(plain.state.opt_state)
     }
+    with jax.numpy_dtype_promotion("standard"):
+        built.step.trace(built.state, built.streams, built.frozen)
+
+
+def test_small_moments_reach_the_optimizer_with_the_rounding_of_params():
+    config = config_of(data=2, fsdp=2, tensor=2)
+    config.model.fields.update(vocab=512)
+    config.model.dtype, config.rounding, config.moments = (
+        *("bfloat16", "stochastic"),
+        "int8",
+    )
+    built = build.pieces(settings.check(config))
+    leaves = trees.paths(built.state.opt_state)
+    codes = [x for path, x in leaves.items() if path.endswith("nu/embed/embedding")]
+    dtypes = {str(x.dtype): x.sharding.spec for x in codes}
+    assert dtypes == {"uint8": P("tensor", "fsdp"), "float32": P("tensor", None)}
     with jax.numpy_dtype_promotion("standard"):
         built.step.trace(built.state, built.streams, built.frozen)
 
@@ -89,6 +106,7 @@ WRONG = {
         mode="finetune"
     ),
     "rounding='up'": lambda c: c.update(rounding="up"),
+    "moments='int4'.*'int8'": lambda c: c.update(moments="int4"),
     "steps >= 0, got steps=-1": lambda c: c.update(steps=-1),
     "output folder, got none": lambda c: c.update(output=""),
     "stream 'retain', but there is 'forget'": lambda c: c.data.__delitem__("retain"),
