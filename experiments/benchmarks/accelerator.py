@@ -35,7 +35,7 @@ SECTIONS = {
     "step_is_right": 70,
     "attention_is_right": 70,
     "1b": 130,
-    "8b_int8": 100,
+    "8b_int8": 130,
     "8b_lora": 80,
     "3b": 70,
     "torch": 60,

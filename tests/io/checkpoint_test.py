@@ -78,6 +78,27 @@ def test_what_is_saved_comes_back_bit_for_bit(filled):
     assert checkpoint.restore(checkpoint.open(filled / "new"), small()) is None
 
 
+def test_orbax_reports_no_deprecated_use(tmp_path):
+    """It reports some by an event of jax.monitoring, not by a warning."""
+    events = []
+
+    def record(name, **_):
+        events.append(name)
+
+    jax.monitoring.register_event_listener(record)
+    try:
+        saved = checkpoint.open(tmp_path, keep=1)
+        for step in (1, 2):
+            checkpoint.save(saved, step, small(float(step)), config={"a": 1})
+        checkpoint.wait(saved)
+        assert checkpoint.restore(saved, shapes_of(small())).step == 2
+        assert checkpoint.steps(saved) == [2]
+        checkpoint.close(saved)
+    finally:
+        jax.monitoring.unregister_event_listener(record)
+    assert events and not [name for name in events if "deprecat" in name]
+
+
 def test_a_step_is_never_used_twice(filled):
     saved = checkpoint.open(filled)
     with pytest.raises(ValueError, match="a new step, after 3, got step=3"):
