@@ -220,10 +220,12 @@ def _places(sizes, width):
 
 
 def _batch_rows(count, most):
-    """Rows in a batch, at most about `most`, so that the last batch is nearly full."""
-    batches = -(-count // most)
-    size = -(-count // batches)
-    return size if size <= 4 else -(-size // 2) * 2
+    """Rows in a batch: of `most`, three quarters and half of it, the one with which the
+    last batch is fullest, so that tables of any size need few shapes."""
+    if 2 * count <= most:
+        return count
+    sizes = dict.fromkeys((most, max(1, 3 * most // 4), max(1, most // 2)))
+    return min(sizes, key=lambda size: -(-count // size) * size)
 
 
 def _batch(packed, start, size):

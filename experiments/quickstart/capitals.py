@@ -7,6 +7,7 @@ knows: greedy completion is right in at least half of the evaluated statements.
 """
 
 import dataclasses
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,9 @@ BATCH_SIZE = 64
 PROSE_ROWS = 64
 
 
+Hits = dict[str, dict[str, np.ndarray]]
+
+
 @dataclasses.dataclass(frozen=True)
 class Task:
     """The facts that the model knows, and the tables that unlearning trains on.
@@ -31,7 +35,8 @@ class Task:
     Attributes:
         facts: {"forget": known capitals of Europe, "retain": other known capitals}.
         num_evaluated: how many facts of each set were evaluated to find these.
-        completion: {set: {split: completion accuracy}} of the original model.
+        hits: {set: {split: [facts, statements] bool}}, whether the original model
+            completes each statement correctly.
         pool: every capital; wrong choices are drawn from it.
         tables: {"forget", "retain", "prose"}: what the streams draw from.
         held_out: prose that is never trained on.
@@ -39,7 +44,7 @@ class Task:
 
     facts: dict[str, list[facts.Fact]]
     num_evaluated: dict[str, int]
-    completion: dict[str, dict[str, float]]
+    hits: Hits
     pool: list[facts.Fact]
     tables: dict[str, dict[str, np.ndarray]]
     held_out: dict[str, np.ndarray]
@@ -52,10 +57,7 @@ def make_task(model: Model, params: Params, tokenizer: Any) -> Task:
         ValueError: if it knows fewer than 4 capitals of either set.
     """
     pool = facts.capitals()
-    hits = {
-        split: completion_hits(model, params, tokenizer, pool, statements(split))
-        for split in SPLITS
-    }
+    hits = completion_hits(model, params, tokenizer, pool)
     known = np.concatenate(list(hits.values()), axis=1).mean(axis=1) >= 0.5
     europe = np.array([fact.group == "Europe" for fact in pool])
     sides = {"forget": europe, "retain": ~europe}
@@ -80,10 +82,8 @@ def make_task(model: Model, params: Params, tokenizer: Any) -> Task:
     return Task(
         facts=chosen,
         num_evaluated={name: int(side.sum()) for name, side in sides.items()},
-        completion={
-            name: {
-                split: float(rows[known & side].mean()) for split, rows in hits.items()
-            }
+        hits={
+            name: {split: rows[known & side] for split, rows in hits.items()}
             for name, side in sides.items()
         },
         pool=pool,
@@ -119,10 +119,12 @@ def completion_hits(
     params: Params,
     tokenizer: Any,
     chosen: list[facts.Fact],
-    phrasings: list[str],
-) -> np.ndarray:
-    """Whether greedy completion begins with the capital: [facts, phrasings] bool."""
-    cells = [(fact, phrasing) for fact in chosen for phrasing in phrasings]
+    splits: Iterable[str] = tuple(SPLITS),
+) -> dict[str, np.ndarray]:
+    """Whether greedy completion begins with the capital: {split: [facts, statements]
+    bool}. All statements are generated together."""
+    phrasings = [(split, each) for split in splits for each in statements(split)]
+    cells = [(fact, phrasing) for fact in chosen for _, phrasing in phrasings]
     texts = evaluate.completions(
         model,
         params,
@@ -131,70 +133,86 @@ def completion_hits(
         max_new_tokens=MAX_NEW_TOKENS,
         batch_size=BATCH_SIZE,
     )
-    hits = [
-        facts.is_answer(fact, text)
-        for (fact, _), text in zip(cells, texts, strict=True)
-    ]
-    return np.array(hits).reshape(len(chosen), len(phrasings))
+    hits = np.array(
+        [
+            facts.is_answer(fact, text)
+            for (fact, _), text in zip(cells, texts, strict=True)
+        ]
+    ).reshape(len(chosen), len(phrasings))
+    of_column = np.array([split for split, _ in phrasings])
+    return {split: hits[:, of_column == split] for split in splits}
 
 
-def completion_accuracy(
-    model: Model, params: Params, tokenizer: Any, chosen: list[facts.Fact], split: str
-) -> float:
-    """Accuracy of greedy completion over the statements of one split."""
-    hits = completion_hits(model, params, tokenizer, chosen, statements(split))
-    return float(hits.mean())
+def task_hits(model: Model, params: Params, tokenizer: Any, task: Task) -> Hits:
+    """`completion_hits` of the task's facts, {set: {split: [facts, statements]}}."""
+    names = list(task.facts)
+    chosen = [fact for name in names for fact in task.facts[name]]
+    hits = completion_hits(model, params, tokenizer, chosen)
+    cut = np.cumsum([len(task.facts[name]) for name in names])[:-1]
+    found: Hits = {name: {} for name in names}
+    for split, rows in hits.items():
+        for name, part in zip(names, np.split(rows, cut), strict=True):
+            found[name][split] = part
+    return found
 
 
 def choice_accuracy(
-    model: Model,
-    params: Params,
-    tokenizer: Any,
-    chosen: list[facts.Fact],
-    pool: list[facts.Fact],
-    split: str,
-) -> float:
-    """Accuracy of four-way choice over the questions of one split; chance is 0.25."""
-    questions = facts.phrasings("question", SPLITS[split])[:NUM_QUESTIONS]
-    options = [facts.choices(fact, pool) for fact in chosen for _ in questions]
-    prompts = [fact.prompt(question) for fact in chosen for question in questions]
+    model: Model, params: Params, tokenizer: Any, task: Task
+) -> dict[str, dict[str, float]]:
+    """{set: {split: accuracy of four-way choice over its questions}}; chance is 0.25.
+
+    All questions are scored together.
+    """
+    cells = [
+        (name, split, fact, question)
+        for name, chosen in task.facts.items()
+        for split, wording in SPLITS.items()
+        for fact in chosen
+        for question in facts.phrasings("question", wording)[:NUM_QUESTIONS]
+    ]
+    options = [facts.choices(fact, task.pool) for _, _, fact, _ in cells]
     picks = evaluate.choose(
         model,
         params,
         tokenizer,
-        prompts,
+        [fact.prompt(question) for _, _, fact, question in cells],
         [names for names, _ in options],
         batch_size=BATCH_SIZE,
     )
-    return float(np.mean(picks == np.array([index for _, index in options])))
+    right = picks == np.array([index for _, index in options])
+    where = np.array([(name, split) for name, split, _, _ in cells])
+    return {
+        name: {
+            split: float(right[(where == (name, split)).all(1)].mean())
+            for split in SPLITS
+        }
+        for name in task.facts
+    }
 
 
 def score(
-    model: Model,
-    params: Params,
-    tokenizer: Any,
-    task: Task,
-    completion: dict[str, dict[str, float]] | None = None,
+    model: Model, params: Params, tokenizer: Any, task: Task, hits: Hits
 ) -> dict[str, Any]:
     """Accuracy over the known facts, by completion and by choice, and prose perplexity.
 
     Args:
         model, params, tokenizer: what is evaluated.
         task: the facts.
-        completion: completion accuracies if they are known already, as in
-            `task.completion`.
+        hits: `task_hits` of these params.
     """
-    scores: dict[str, Any] = {}
-    for name, chosen in task.facts.items():
-        scores[name] = {}
-        for split in SPLITS:
-            scores[name][f"greedy_{split}"] = (
-                completion[name][split]
-                if completion
-                else completion_accuracy(model, params, tokenizer, chosen, split)
+    choices = choice_accuracy(model, params, tokenizer, task)
+    scores: dict[str, Any] = {
+        name: {
+            f"{kind}_{split}": value
+            for split in SPLITS
+            for kind, value in (
+                ("greedy", float(hits[name][split].mean())),
+                ("choice", choices[name][split]),
             )
-            scores[name][f"choice_{split}"] = choice_accuracy(
-                model, params, tokenizer, chosen, task.pool, split
-            )
-    scores["prose_perplexity"] = evaluate.perplexity(model, params, task.held_out)
+        }
+        for name in task.facts
+    }
+    scores["prose_perplexity"] = evaluate.perplexity(
+        model, params, task.held_out, batch_size=PROSE_ROWS // 4
+    )
     return scores

@@ -58,42 +58,50 @@ def main(argv: list[str] | None = None) -> dict:
         compilation_cache.enable()
     output = Path(options.output)
     output.mkdir(parents=True, exist_ok=True)
-    start = time.perf_counter()
+    phases = Phases()
 
     model, params, tokenizer = load(options.model)
+    phases.end("load")
     print("Evaluating every capital in several statements ...")
     task = capitals.make_task(model, params, tokenizer)
     for name, known in task.facts.items():
         print(f"  {name}: the model knows {len(known)} of {task.num_evaluated[name]}")
-    before = capitals.score(model, params, tokenizer, task, task.completion)
+    before = capitals.score(model, params, tokenizer, task, task.hits)
     texts_before = show.completions(model, params, tokenizer, task)
+    phases.end("evaluate before")
 
     print(f"Unlearning with {options.method}: {options.steps} steps")
     print(f"Computing in {model.config.compute_dtype}")
+    recipe, tables = plan(model, params, task, options)
+    setup = recipe.setup(model, params, key=jax.random.key(options.seed))
+    del params  # the state has its copy
     try:
-        unlearned, history, speed = unlearn(model, params, task, options, output)
+        unlearned, history, speed = train(setup, tables, options, output)
     except ju.NotFinite as error:
         raise SystemExit(f"error: {error}") from error
-    after = capitals.score(model, unlearned, tokenizer, task)
+    del setup
+    hf.save(model, unlearned, output / "model", tokenizer=tokenizer)
+    phases.end("unlearn")
+    hits = capitals.task_hits(model, unlearned, tokenizer, task)
+    after = capitals.score(model, unlearned, tokenizer, task, hits)
+    texts_after = show.completions(model, unlearned, tokenizer, task)
     samples = [
         {"prompt": prompt, "before": first, "after": second}
-        for (prompt, first), (_, second) in zip(
-            texts_before,
-            show.completions(model, unlearned, tokenizer, task),
-            strict=True,
-        )
+        for (prompt, first), (_, second) in zip(texts_before, texts_after, strict=True)
     ]
     print(show.samples(samples))
+    phases.end("evaluate after")
 
     print("Attack: finetuning on half of the forgotten capitals, evaluating the others")
-    relearn = relearn_attack(model, params, unlearned, tokenizer, task, options.seed)
+    relearn = relearn_attack(model, unlearned, tokenizer, task, hits, options.seed)
+    phases.end("attack")
 
-    hf.save(model, unlearned, output / "model", tokenizer=tokenizer)
     result = {
         "method": options.method,
         "seed": options.seed,
         "steps": options.steps,
-        "seconds": time.perf_counter() - start,
+        "seconds": phases.seconds,
+        "phases": phases.found,
         **speed,
         "compute_dtype": model.config.compute_dtype,
         "versions": versions(),
@@ -115,13 +123,8 @@ def main(argv: list[str] | None = None) -> dict:
     return result
 
 
-def unlearn(model, params, task, options, output):
-    """Unlearns the forget table.
-
-    Returns:
-        (params, log of every step, {"unlearn_seconds", "tokens_per_second"}); the
-        tokens include padding.
-    """
+def plan(model, params, task, options):
+    """(the recipe, the tables of its streams with reference log-probabilities)."""
     schedule = optax.warmup_cosine_decay_schedule(
         LEARNING_RATE / 4,
         LEARNING_RATE,
@@ -133,11 +136,26 @@ def unlearn(model, params, task, options, output):
     names = recipe.reads()  # the streams that its terms read
     tables = {name: task.tables[name] for name in BATCH_SIZES if name in names}
     # NPO compares with the original model: its log-probabilities are a column.
-    tables["forget"] = evaluate.reference_logps(model, params, tables["forget"])
-    sizes = {name: BATCH_SIZES[name] for name in tables}
+    tables["forget"] = evaluate.reference_logps(
+        model, params, tables["forget"], batch_size=capitals.BATCH_SIZE
+    )
+    return recipe, tables
 
-    key = jax.random.key(options.seed)
-    step, state, frozen = recipe.setup(model, params, key=key)
+
+def train(setup, tables, options, output):
+    """Unlearns the forget table.
+
+    Args:
+        setup: of the recipe; its state is donated.
+        tables: stream -> table.
+        options: the command line.
+        output: folder of metrics.jsonl.
+    Returns:
+        (params, log of every step, {"unlearn_seconds", "tokens_per_second"}); the
+        tokens include padding.
+    """
+    step, state, frozen = setup
+    sizes = {name: BATCH_SIZES[name] for name in tables}
     start = time.perf_counter()
     state, history = ju.fit(
         step,
@@ -155,39 +173,77 @@ def unlearn(model, params, task, options, output):
     return trees.merge(state.params, frozen.params), history, speed
 
 
-def relearn_attack(model, original, unlearned, tokenizer, task, seed):
+def relearn_attack(model, unlearned, tokenizer, task, hits, seed):
     """Finetunes the unlearned model on half of the forgotten facts.
 
+    Args:
+        model, unlearned, tokenizer: what is attacked.
+        task: the facts, with the hits of the original model.
+        hits: `capitals.task_hits` of the unlearned model.
+        seed: picks the half and orders its rows.
     Returns:
         Completion accuracy, in unseen statements, over the other half for the original,
         the unlearned and the attacked model, and over the half that was trained on.
     """
     forget = task.facts["forget"]
     order = np.random.default_rng(seed).permutation(len(forget))
-    half = len(order) // 2
-    train_facts = [forget[i] for i in order[:half]]
-    eval_facts = [forget[i] for i in order[half:]]
+    trained, others = np.split(order, [len(order) // 2])
     relearned, _ = attacks.relearn(
         model,
         unlearned,
-        capitals.statements_table(tokenizer, train_facts),
+        capitals.statements_table(tokenizer, [forget[i] for i in trained]),
         steps=RELEARN_STEPS,
         learning_rate=RELEARN_RATE,
         seed=seed,
         progress=True,
     )
+    attacked = capitals.completion_hits(model, relearned, tokenizer, forget, ["unseen"])
 
-    def accuracy(params, chosen):
-        return capitals.completion_accuracy(model, params, tokenizer, chosen, "unseen")
+    def accuracy(hits, facts):
+        return float(hits["unseen"][facts].mean())
 
     return {
-        "facts_trained": len(train_facts),
-        "facts_evaluated": len(eval_facts),
-        "original": accuracy(original, eval_facts),
-        "unlearned": accuracy(unlearned, eval_facts),
-        "relearned": accuracy(relearned, eval_facts),
-        "trained_half": accuracy(relearned, train_facts),
+        "facts_trained": len(trained),
+        "facts_evaluated": len(others),
+        "original": accuracy(task.hits["forget"], others),
+        "unlearned": accuracy(hits["forget"], others),
+        "relearned": accuracy(attacked, others),
+        "trained_half": accuracy(attacked, trained),
     }
+
+
+class Phases:
+    """Seconds of each phase, and the peak resident memory of the process so far.
+
+    Attributes:
+        found: {phase: {"seconds", "peak_gigabytes"}}; the peak is None on systems
+            without Python's module `resource`.
+    """
+
+    def __init__(self) -> None:
+        self._start = self._last = time.perf_counter()
+        self.found: dict[str, dict[str, float | None]] = {}
+
+    @property
+    def seconds(self) -> float:
+        """From the start until the end of the last phase."""
+        return self._last - self._start
+
+    def end(self, name: str) -> None:
+        """Ends the phase that began at the end of the last one."""
+        now = time.perf_counter()
+        entry = {"seconds": now - self._last, "peak_gigabytes": peak_gigabytes()}
+        self.found[name], self._last = entry, now
+
+
+def peak_gigabytes() -> float | None:
+    """The largest resident memory of this process so far, 1e9 bytes."""
+    try:
+        import resource
+    except ImportError:
+        return None
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
 
 
 def load(path):

@@ -30,6 +30,7 @@ RELEARN = {
     "relearned",
     "trained_half",
 }
+PHASES = ["load", "evaluate before", "unlearn", "evaluate after", "attack"]
 KEYS = {
     *("method", "seed", "steps", "seconds", "tokens_per_second", "versions"),
     *("before", "after", "relearn"),
@@ -105,15 +106,14 @@ def folders(quick, tmp_path_factory):
 def run(folder, output, *flags):
     """What main returned, what it wrote, and the params that it made."""
     made = {}
-    unlearn = quickstart.unlearn
+    train = quickstart.train
 
-    def spy(model, params, *rest):
-        made["before"] = params
-        made["after"], *others = unlearn(model, params, *rest)
+    def spy(*arguments):
+        made["after"], *others = train(*arguments)
         return made["after"], *others
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(quickstart, "unlearn", spy)
+        patch.setattr(quickstart, "train", spy)
         result = quickstart.main(
             ["--model", str(folder), "--output", str(output), *flags]
         )
@@ -123,6 +123,7 @@ def run(folder, output, *flags):
         written=json.loads((output / "quickstart.json").read_text()),
         metrics=[json.loads(line) for line in lines],
         output=output,
+        before=hf.load(folder)[1],
         **made,
     )
 
@@ -145,6 +146,12 @@ def check(written, method, steps, seed):
     assert (written["method"], written["steps"]) == (method, steps)
     assert written["seed"] == seed
     assert written["seconds"] > 0 and written["tokens_per_second"] > 0
+    phases = written["phases"]
+    assert list(phases) == PHASES
+    total = sum(each["seconds"] for each in phases.values())
+    assert total == pytest.approx(written["seconds"])
+    peaks = [each["peak_gigabytes"] for each in phases.values()]
+    assert peaks[0] > 0.05 and peaks == sorted(peaks)
     assert {"python", "jaxunlearn", "jax", "flax", "optax"} <= set(written["versions"])
     for when in ("before", "after"):
         assert set(written[when]) == {"forget", "retain", "prose_perplexity"}
@@ -176,7 +183,7 @@ def test_every_program_of_the_model_is_compiled_once(blur):
     found = [text for text in blur.programs if text.count("ShapedArray") > 8]
     names = [text.split(" with ")[0].removeprefix("Compiling ") for text in found]
     assert sum("step" in name for name in names) == 2  # to unlearn, and the attack
-    assert {"jit(_target_logps)", "jit(choice_logps)"} <= set(names)
+    assert {"jit(_scores)", "jit(_continue)"} <= set(names)
     # Prompts of one shape are also run with caches of several sizes, a static argument.
     fixed = [text for text in found if "jit(_start)" not in text]
     assert [text[:60] for text, n in Counter(fixed).items() if n > 1] == []
