@@ -8,34 +8,36 @@ from pathlib import Path
 import numpy as np
 
 PIECES = (64, 16)  # prompts that `generate` gets at a time
+DTYPES = ("float32", "bfloat16")  # of the weights and of computing
 LOOPS = ((8, False), (32, False), (32, True))  # rows of scoring, sorted by length?
 
 
 def tasks(folder: Path, new: int) -> dict[str, Callable[[], np.ndarray]]:
-    """Name -> what runs it; all of a task give the same values."""
+    """Name -> what runs it; all of a task in one dtype give the same values."""
     import torch
     import transformers
 
-    model = transformers.AutoModelForCausalLM.from_pretrained(
-        folder / "model", dtype=torch.float32
-    ).eval()
     saved = np.load(folder / "rows.npz")
     prompts, mask = (
         torch.from_numpy(saved[f"prompt_{name}"]).long() for name in ("tokens", "mask")
     )
     rows = [torch.from_numpy(saved[f"row_{x}"]) for x in ("tokens", "mask", "answer")]
     found = {}
-    for size in PIECES:
-        found[f"generate, {size} at a time"] = partial(
-            _generate, model, prompts, mask, size, new
-        )
-    for size, sort in LOOPS:
-        how = "sorted by length" if sort else "as they come"
-        found[f"score, {size} at a time, {how}"] = partial(
-            _score, model, *rows, size, sort
-        )
-    _generate(model, prompts[:2], mask[:2], 2, 2)  # warms up
-    _score(model, *(x[:8] for x in rows), 8, False)
+    for dtype in DTYPES:
+        model = transformers.AutoModelForCausalLM.from_pretrained(
+            folder / "model", dtype=getattr(torch, dtype)
+        ).eval()
+        for size in PIECES:
+            found[f"generate, {size} at a time, {dtype}"] = partial(
+                _generate, model, prompts, mask, size, new
+            )
+        for size, sort in LOOPS:
+            how = "sorted by length" if sort else "as they come"
+            found[f"score, {size} at a time, {how}, {dtype}"] = partial(
+                _score, model, *rows, size, sort
+            )
+        _generate(model, prompts[:2], mask[:2], 2, 2)  # warms up
+        _score(model, *(x[:8] for x in rows), 8, False)
     return found
 
 

@@ -36,14 +36,17 @@ def test_both_libraries_get_the_same_rows_and_give_the_same(folder, capsys):
     ):
         measure(folder, 1)
         runs[variant] = [json.loads(capsys.readouterr().out.splitlines()[-1])]
-    assert set(runs["jaxunlearn"][0]) == {"generate", "score"}
-    assert len(runs["transformers"][0]) == 5
+    ours = {"generate", "score", "generate, float32", "score, float32"}
+    assert set(runs["jaxunlearn"][0]) == ours
+    assert len(runs["transformers"][0]) == 10
     pair = [generate.read(folder, variant) for variant in runs]
     assert pair[0]["generate"].shape == (6, 5) and pair[0]["score"].shape == (11,)
     np.testing.assert_allclose(pair[0]["score"], pair[1]["score"], rtol=1e-4)
     found = generate.summary(runs, *pair)
     assert found["same"]["positions"] == 1.0
     assert found["same"]["largest_gap_of_answer_logps_nats"] < 1e-2
+    assert 0 < found["auto"]["until_first_difference"] <= found["auto"]["positions"]
+    assert found["auto"]["median_gap_of_answer_logps_nats"] < 0.1
 
 
 def test_rows_have_the_lengths_of_the_docstring(folder, monkeypatch):
@@ -101,3 +104,4 @@ def test_medians_are_compared_with_the_fastest_and_differences_counted():
     text = "\n".join(generate.in_words(found | about))
     assert "| jaxunlearn: score | 3.00 | 2 | 9.00 | 20 |" in text
     assert "of all positions | 0.99 | 0.8750 | not met |" in text
+    assert "compared with ours in float32" not in text
