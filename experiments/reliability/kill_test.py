@@ -134,6 +134,7 @@ def start(output: Path, folder: Path) -> subprocess.Popen:
         f"--output={output}",
         f"--steps={STEPS}",
         f"--save-every={EVERY}",
+        "--set=model.compute_dtype=float32",  # on every machine the same bits
         "--mesh=" + ",".join(f"{name}={size}" for name, size in MESH.items()),
     ]
     devices = f"--xla_force_host_platform_device_count={DEVICES}"
