@@ -49,12 +49,23 @@ def readme(results: Mapping[str, Content]) -> list[str]:
 
 
 def _step(content: Content) -> str:
-    ratios = content["ratios"]
+    ratios, low = content["ratios"], ""
+    if "auto" in content:
+        low = (
+            f'; in {content["auto_dtype"]}, which is `compute_dtype="auto"`, '
+            f"{ratios['auto_tokens_per_second_over_float32']:.2f} times the tokens a "
+            "second of float32, "
+            f"{ratios['auto_tokens_per_second_over_torchs_best']:.2f} times those of "
+            "torch's faster dtype (float32 or autocast), and "
+            f"{ratios['auto_peak_over_torch_bfloat16']:.2f} times the peak memory of "
+            "autocast"
+        )
     return (
         f"BLUR {ratios['blur_seconds_over_weighted_sum']:.2f} times the seconds of the "
         f"weighted sum and {ratios['blur_minus_weighted_sum_peak_gb']:.2f} GB more; "
         f"the weighted sum {ratios['tokens_per_second_over_torch']:.2f} times torch's "
         f"tokens a second with {ratios['peak_over_torch']:.2f} times its peak memory"
+        f"{low}"
     )
 
 
@@ -133,7 +144,8 @@ def _plan(content: Content) -> str:
 # Result -> (question, command, answer, link).
 BENCHMARKS: Mapping[str, tuple[str, str, Callable[[Content], str], str]] = {
     "step_smollm2_cpu": (
-        "What does a BLUR step of SmolLM2-135M cost, next to a weighted sum and torch?",
+        "What do a BLUR step and a step in bfloat16 of SmolLM2-135M cost, next to a "
+        "weighted sum and torch?",
         "step --output FILE",
         _step,
         "[JSON](results/step_smollm2_cpu.json)",

@@ -10,8 +10,14 @@ import time
 from pathlib import Path
 
 
-def measure(folder: Path, steps: int) -> dict:
-    """Seconds of each step after the first, and the process's peak memory."""
+def measure(folder: Path, steps: int, *, autocast: bool = False) -> dict:
+    """Seconds of each step after the first, its losses, and the process's peak memory.
+
+    Args:
+        folder: from `step`, with the model and the batch.
+        steps: with the first, which is not timed.
+        autocast: whether the forward passes run under autocast to bfloat16.
+    """
     import numpy as np
     import torch
     import transformers
@@ -35,19 +41,21 @@ def measure(folder: Path, steps: int) -> dict:
             logits.flatten(0, 1), tokens[:, 1:].flatten(), reduction=reduction
         )
 
-    seconds = []
+    seconds, losses = [], []
     for _ in range(steps):
         start = time.perf_counter()
         optimizer.zero_grad(set_to_none=True)
-        logps = -nll(forget, "none").view(len(forget), -1).sum(1)
-        ratio = logps - ref_logps
-        npo = (-2 / beta * functional.logsigmoid(-beta * ratio)).mean()
-        loss = npo + nll(retain, "mean")
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            logps = -nll(forget, "none").view(len(forget), -1).sum(1)
+            ratio = logps - ref_logps
+            npo = (-2 / beta * functional.logsigmoid(-beta * ratio)).mean()
+            loss = npo + nll(retain, "mean")
         loss.backward()
         optimizer.step()
+        losses.append(loss.item())
         seconds.append(time.perf_counter() - start)
     return {
         "seconds": seconds[1:],
         "peak_gb": peak_gb(),
-        "loss": float(loss),
+        "losses": losses,
     }
