@@ -43,6 +43,7 @@ LOSSES = {
     "token_logps": with_targets(losses.token_logps),
     "nll": of_tokens(losses.nll),
     "ascent": of_tokens(losses.ascent),
+    "js_target": of_tokens(losses.js_target),
     "wga": of_tokens(losses.wga),
     "satimp": of_tokens(losses.satimp),
     "npo": of_tokens(losses.npo, -2.0),
