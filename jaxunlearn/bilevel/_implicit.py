@@ -166,7 +166,8 @@ def gauss_newton(
     with every damping > 0, also where that of the Hessian is not.
 
     Args:
-        outputs: y -> tree of outputs.
+        outputs: y -> tree of outputs. A decoder on CPUs needs compute_dtype "float32",
+            because its bfloat16 products have no forward mode.
         loss: outputs -> scalar, convex.
         y: the point at which it is computed.
     Returns:
