@@ -248,6 +248,7 @@ class Phases:
         now = time.perf_counter()
         entry = {"seconds": now - self._last, "peak_gigabytes": peak_gigabytes()}
         self.found[name], self._last = entry, now
+        trim_memory()
 
 
 def peak_gigabytes() -> float | None:
