@@ -44,9 +44,9 @@ def readme(results: Mapping[str, Content]) -> list[str]:
         "Not in the table: `gguf --output FILE` (size and perplexity of SmolLM2-135M "
         "as GGUF, by scheme; no committed result) and [attention.md]"
         "(results/attention.md) (splash attention planned for TPUs, never run on one), "
-        "and [step_before_after.json](results/step_before_after.json) (the float32 step "
-        "at commit d09bea9 and after the model families of version 0.2 were added: the "
-        "same losses and temporaries, times within their noise). "
+        "and [step_before_after.json](results/step_before_after.json) (the float32 "
+        "step at commit d09bea9 and after the model families of version 0.2 were "
+        "added: the same losses and temporaries, times within their noise). "
         "Plans read the text of compiled programs, which is experimental.",
     ]
 
