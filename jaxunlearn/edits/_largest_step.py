@@ -39,10 +39,12 @@ def largest_step(
 ) -> LargestStep:
     """Searches the largest scale at which an edit does no more damage than `budget`.
 
-        update = edits.collapse(stats.gradient(term, kernels, batches, rest), rank=48)
+        kernels, rest = trees.split(params, r".*/mlp/(gate|up|down)/kernel")
+        gradient = stats.gradient(forget, kernels, batches, ju.Frozen(rest))
+        update = edits.collapse(gradient, rank=48)  # of the loss to be raised
         found = edits.largest_step(
-            lambda scale: edits.add(params, update, scale=-scale),
-            lambda params: evaluate.kl(model, params, original, prose),
+            lambda scale: trees.merge(edits.add(kernels, update, scale=scale), rest),
+            evaluate.kl_from(model, params, prose),
             budget=0.01,
         )
 

@@ -25,7 +25,10 @@ def gradient(
 
         kernels, rest = trees.split(params, r".*/mlp/(gate|up|down)/kernel")
         forget = terms.on_logps(losses.nll, model, "forget", reduce="token")
-        batches = [{"forget": batch} for batch in data.batches(table, 16)]
+        batches = [
+            {"forget": {name: column[i : i + 16] for name, column in table.items()}}
+            for i in range(0, len(table["tokens"]), 16)
+        ]
         g = stats.gradient(forget, kernels, batches, ju.Frozen(rest))
 
     It is the gradient of (sum of the loss over all batches) / (number of rows or tokens
@@ -37,7 +40,7 @@ def gradient(
         term: the loss.
         params: the leaves to differentiate, None in the places of the others.
         batches: each with the streams that the term reads, of one shape if possible (a
-            shape compiles once). All are in host memory at a time.
+            shape compiles once), each row once. All are in memory at a time.
         frozen: the other leaves, and the reference model where the term needs it.
         key: draws what the term needs, such as dropout; None for key 0.
         mesh: the mesh of the params, if they are sharded; rows are put onto it.
